@@ -1,0 +1,185 @@
+"""The checkpoint format: a JSON file and a safetensors file, written so that a reader sees the old or the new state.
+
+    hyperadapter.json              format, library version, backbone and its fingerprint, model, tasks, weights file
+    adapters-<digest>.safetensors  everything trained, under the names of the model's parameters
+
+The weights file carries its digest in its name, so writing a new one never touches the old; replacing the JSON file
+is the one step that makes the new state current. Each file holds a checksum of the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from hyperadapters._version import __version__
+from hyperadapters.config import ModelConfig, StrictModel, Task, parse
+from hyperadapters.errors import CheckpointError, OutputError
+from hyperadapters.hosts.backbone import load_backbone
+from hyperadapters.model import HyperAdapterModel
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "hyperadapter.json"
+_WEIGHTS_PATTERN = "adapters-*.safetensors"
+
+
+class BackboneReference(StrictModel):
+    """Which backbone a checkpoint belongs to."""
+
+    name: str
+    fingerprint: str
+
+
+class WeightsReference(StrictModel):
+    """The weights file of a checkpoint and its checksum."""
+
+    file: str
+    sha256: str
+
+
+class CheckpointConfig(StrictModel):
+    """Contents of the JSON file."""
+
+    format: Literal["hyperadapters"] = "hyperadapters"
+    format_version: int
+    library_version: str
+    backbone: BackboneReference
+    model: ModelConfig
+    tasks: tuple[Task, ...]
+    weights: WeightsReference | None = None
+
+    def digest(self) -> str:
+        """Checksum of everything but the reference to the weights; stored inside the weights file."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"weights"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def save_model(model: HyperAdapterModel, folder: Path) -> None:
+    """Write a checkpoint of a model into a folder, replacing one that is there.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    config = CheckpointConfig(
+        format_version=FORMAT_VERSION,
+        library_version=__version__,
+        backbone=BackboneReference(name=model.backbone_name, fingerprint=model.backbone_fingerprint),
+        model=model.config,
+        tasks=model.tasks,
+    )
+    state = {name: value.detach().cpu().contiguous() for name, value in model.adapter_state_dict().items()}
+    weights = safetensors.torch.save(state, metadata={"config_sha256": config.digest()})
+    sha256 = hashlib.sha256(weights).hexdigest()
+    name = f"adapters-{sha256[:12]}.safetensors"
+    config = config.model_copy(update={"weights": WeightsReference(file=name, sha256=sha256)})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, weights)
+        write_atomically(folder / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
+        for old in folder.glob(_WEIGHTS_PATTERN):
+            if old.name != name:
+                old.unlink()
+    except OSError as error:
+        raise OutputError(f"{folder}: the checkpoint cannot be written: {error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that at any moment it has its old contents or all of the new ones, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterModel:
+    """Load a checkpoint into its backbone, or into one that is given.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
+        BackboneError: the backbone cannot be loaded.
+    """
+    config = read_config(folder)
+    state = read_weights(folder, config)
+    backbone = load_backbone(config.backbone.name) if backbone is None else backbone
+    model = HyperAdapterModel(backbone, config.tasks, config.model, backbone_name=config.backbone.name)
+    if model.backbone_fingerprint != config.backbone.fingerprint:
+        model.detach()
+        raise CheckpointError(
+            f"{folder}: was trained on backbone '{config.backbone.name}' with fingerprint "
+            f"{config.backbone.fingerprint[:12]}, found one with {model.backbone_fingerprint[:12]}; "
+            "load it with the same weights and revision that it was trained with"
+        )
+    try:
+        model.load_adapter_state_dict(state)
+    except (KeyError, ValueError) as error:
+        model.detach()
+        raise CheckpointError(f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}") from None
+    return model.eval()
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """Read and check the JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, not readable, or of a newer format.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no checkpoint here; expected a file {CONFIG_FILE} in it") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable: {error}; the checkpoint is damaged") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: has format {version}, this library ({__version__}) reads up to {FORMAT_VERSION}; upgrade it"
+        )
+    return parse(CheckpointConfig, values, CheckpointError, str(path))
+
+
+def read_weights(folder: Path, config: CheckpointConfig) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint after comparing both checksums.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or altered, or does not belong to this JSON file.
+    """
+    if config.weights is None or Path(config.weights.file).name != config.weights.file:
+        raise CheckpointError(f"{folder}: {CONFIG_FILE} names no weights file in this folder; the checkpoint is damaged")
+    path = folder / config.weights.file
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: the weights cannot be read: {error}") from None
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != config.weights.sha256:
+        raise CheckpointError(
+            f"{path}: expected sha256 {config.weights.sha256[:12]}, found {sha256[:12]}; "
+            "the file is truncated or altered: copy it again"
+        )
+    try:
+        state = safetensors.torch.load(data)
+        with safetensors.safe_open(path, framework="pt") as file:
+            digest = (file.metadata() or {}).get("config_sha256")
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
+    if digest != config.digest():
+        raise CheckpointError(f"{folder}: {CONFIG_FILE} was altered after it was written: copy both files again")
+    return state

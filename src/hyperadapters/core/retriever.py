@@ -1,0 +1,39 @@
+"""The instance-dense retriever: pooled hidden states to instance vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def masked_mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean of the hidden states over the real tokens of each row.
+
+    Args:
+        hidden: hidden states [B, S, d].
+        attention_mask: 1 for real tokens, 0 for padding [B, S].
+
+    Returns:
+        [B, d] in float32. A row without any real token gives zeros (the released code divides by zero there).
+    """
+    mask = attention_mask.to(torch.float32)[..., None]
+    return (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+
+
+class InstanceRetriever(nn.Module):
+    """G in z = G(h): linear, ReLU, linear (Zhao et al. 2023, section 3, instance-dense retriever).
+
+    The instance vector feeds the contrastive losses and the choice of a prototype; the outputs of the model depend
+    on it only through that choice. It is not normalised here: the losses and the similarity do that.
+    """
+
+    def __init__(self, width: int, hidden_dim: int = 128, instance_dim: int = 64) -> None:
+        """Args: width: d, size of the hidden states; hidden_dim: of the MLP; instance_dim: p, as the prototypes."""
+        super().__init__()
+        self.down = nn.Linear(width, hidden_dim)
+        self.up = nn.Linear(hidden_dim, instance_dim)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map pooled hidden states [B, d] to instance vectors [B, p]."""
+        vectors: Tensor = self.up(torch.relu(self.down(pooled)))
+        return vectors

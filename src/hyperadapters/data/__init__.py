@@ -1,0 +1,1 @@
+"""Tasks as data: reading rows, checking them, drawing batches, making tensors."""

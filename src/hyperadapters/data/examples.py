@@ -1,0 +1,98 @@
+"""Rows of a task as the rest of the library sees them: checked, and free of column names and files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from hyperadapters.config import Split, Task
+from hyperadapters.errors import DataError, did_you_mean
+from hyperadapters.data.sources import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input of one task.
+
+    Attributes:
+        task_id: index of its task in the model, or None when it is to be routed.
+        text, text_pair: the fields.
+        target: index of the label (classification), number (regression), text (text-to-text), or None when unknown.
+    """
+
+    task_id: int | None
+    text: str
+    text_pair: str | None = None
+    target: int | float | str | None = None
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its labels known, and its examples for each split."""
+
+    task: Task
+    splits: dict[Split, list[Example]] = field(default_factory=dict)
+
+
+def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
+    """Return the text and the second text (None unless the task has pairs) of a row.
+
+    Raises:
+        DataError: a field is missing or is not a text.
+    """
+    texts = []
+    for name in task.fields:
+        value = row.values.get(name)
+        if not isinstance(value, str):
+            raise DataError(f"{row.place}: expected a text in '{name}', found {value!r}")
+        texts.append(value)
+    return texts[0], texts[1] if task.is_pair else None
+
+
+def read_target(row: Row, task: Task) -> int | float | str:
+    """Return the target of a row: label index, number or text.
+
+    Raises:
+        DataError: it is missing, an unknown label, not a number, or not finite.
+    """
+    value = row.values.get("label")
+    if task.kind == "classification":
+        label = _label_name(row, value)
+        if label not in task.labels:
+            raise DataError(
+                f"{row.place}: unknown label '{label}' of task '{task.name}'."
+                f"{did_you_mean(label, task.labels)} Known: {', '.join(task.labels)}"
+            )
+        return task.labels.index(label)
+    if task.kind == "regression":
+        return _number(row, value)
+    if not isinstance(value, str):
+        raise DataError(f"{row.place}: expected a target text, found {value!r}")
+    return value
+
+
+def infer_labels(rows: list[Row]) -> tuple[str, ...]:
+    """Return the sorted labels of the rows."""
+    return tuple(sorted({_label_name(row, row.values.get("label")) for row in rows}))
+
+
+def _label_name(row: Row, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{row.place}: expected a label, found {value!r}")
+    return value
+
+
+def _number(row: Row, value: object) -> float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError
+        number = float(value)
+    except ValueError:
+        raise DataError(f"{row.place}: expected a number as target, found {value!r}") from None
+    if not math.isfinite(number):
+        raise DataError(f"{row.place}: expected a finite number as target, found {value!r}; remove or mend the row")
+    return number

@@ -1,0 +1,131 @@
+"""From the tasks of a recipe to checked examples: splits, cuts, nested subsets."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+from hyperadapters.config import SPLITS, DataConfig, Split, Task, TaskEntry
+from hyperadapters.data.examples import Example, TaskData, infer_labels, read_fields, read_target
+from hyperadapters.data.sources import Row, read_source
+from hyperadapters.errors import DataError
+
+MIN_ROWS_PER_LABEL = 2
+
+
+def load_tasks(entries: Sequence[TaskEntry], data: DataConfig, seed: int) -> list[TaskData]:
+    """Read and check all tasks; the index of a task in `entries` is the `task_id` of its examples.
+
+    Raises:
+        DataError: see `load_task`.
+    """
+    return [load_task(entry, task_id, data, seed) for task_id, entry in enumerate(entries)]
+
+
+def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> TaskData:
+    """Read one task, find out its labels, cut its splits and take its subset.
+
+    Raises:
+        DataError: a file or a row is wrong, or a label never occurs in the training rows.
+    """
+    rows = {split: found for split in SPLITS if (found := read_source(entry.source, split)) is not None}
+    for split, cut in entry.source.cut.items():
+        if split in rows:
+            raise DataError(f"task '{entry.name}': {split} is given by the source and also cut; remove one of them")
+        if cut.from_split not in rows:
+            raise DataError(f"task '{entry.name}': {split} is to be cut from {cut.from_split}, which has no rows")
+        rows[cut.from_split], rows[split] = _cut(rows[cut.from_split], cut.size, f"{seed}/{entry.name}/{split}")
+        if not rows[cut.from_split] or not rows[split]:
+            raise DataError(
+                f"task '{entry.name}': cutting {cut.size} rows of {cut.from_split} for {split} leaves one of them empty"
+            )
+    if "train" not in rows:
+        raise DataError(f"task '{entry.name}': no training rows; its source must have a train split")
+    task = _with_labels(entry, rows["train"])
+    splits = {split: [_example(row, task, task_id) for row in found] for split, found in rows.items()}
+    _check_labels_seen(task, splits["train"])
+    splits["train"] = subset(splits["train"], task, data, seed)
+    if "validation" in splits and data.n_validation is not None:
+        order = nested_order(splits["validation"], task, seed)
+        splits["validation"] = [splits["validation"][index] for index in order[: data.n_validation]]
+    return TaskData(task, splits)
+
+
+def subset(examples: list[Example], task: Task, data: DataConfig, seed: int) -> list[Example]:
+    """Take the training subset that `data` asks for (see `DataConfig`), in an order drawn by the seed."""
+    order = nested_order(examples, task, seed)
+    labels = len(task.labels)
+    if data.k_per_label is not None:
+        if not labels:
+            order = order[: data.k_per_label]
+        else:
+            order = _first_of_each(order, [example.target for example in examples], data.k_per_label)
+    elif data.n_train is not None or data.fraction is not None:
+        size = data.n_train or math.ceil(len(examples) * (data.fraction or 1.0))
+        least = len(_first_of_each(order, [example.target for example in examples], MIN_ROWS_PER_LABEL))
+        order = order[: max(size, least) if labels else size]
+    return [examples[index] for index in order]
+
+
+def nested_order(examples: Sequence[Example], task: Task, seed: int) -> list[int]:
+    """Order of which every beginning is a stratified subset: first two rows of each label, then in proportion."""
+    shuffled = list(range(len(examples)))
+    random.Random(f"{seed}/{task.name}").shuffle(shuffled)
+    if not task.labels:
+        return shuffled
+    counts: dict[object, int] = defaultdict(int)
+    for example in examples:
+        counts[example.target] += 1
+    seen: dict[object, int] = defaultdict(int)
+    place: dict[int, tuple[bool, float]] = {}
+    for index in shuffled:
+        label = examples[index].target
+        place[index] = (seen[label] >= MIN_ROWS_PER_LABEL, (seen[label] + 0.5) / counts[label])
+        seen[label] += 1
+    return sorted(shuffled, key=place.__getitem__)
+
+
+def _first_of_each(order: list[int], labels: Sequence[object], count: int) -> list[int]:
+    seen: dict[object, int] = defaultdict(int)
+    kept = []
+    for index in order:
+        seen[labels[index]] += 1
+        if seen[labels[index]] <= count:
+            kept.append(index)
+    return kept
+
+
+def _cut(rows: list[Row], size: int | float, seed: str) -> tuple[list[Row], list[Row]]:
+    count = math.ceil(size * len(rows)) if size < 1 else int(size)
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    taken = set(order[:count])
+    rest = [row for index, row in enumerate(rows) if index not in taken]
+    return rest, [row for index, row in enumerate(rows) if index in taken]
+
+
+def _with_labels(entry: TaskEntry, train: list[Row]) -> Task:
+    task = entry.task
+    if task.kind != "classification" or task.labels:
+        return task
+    labels = infer_labels(train)
+    if len(labels) < 2:
+        raise DataError(f"task '{task.name}': expected at least two labels in the training rows, found {list(labels)}")
+    return Task.model_validate({**task.model_dump(), "labels": labels})
+
+
+def _example(row: Row, task: Task, task_id: int) -> Example:
+    text, text_pair = read_fields(row, task)
+    return Example(task_id, text, text_pair, read_target(row, task))
+
+
+def _check_labels_seen(task: Task, train: list[Example]) -> None:
+    seen = {example.target for example in train}
+    unseen = [label for index, label in enumerate(task.labels) if index not in seen]
+    if unseen:
+        raise DataError(
+            f"task '{task.name}': label(s) {', '.join(unseen)} never occur in the training rows; "
+            "add rows for them or remove them from labels"
+        )

@@ -1,0 +1,104 @@
+"""Batches of mixed tasks."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Literal
+
+from torch.utils.data import Sampler
+
+Strategy = Literal["proportional", "temperature", "balanced"]
+
+LOOK_AHEAD = 16
+
+
+class MixedTaskBatchSampler(Sampler[list[int]]):
+    """Draws batches in which each task present has at least two rows, so that the contrast has positives.
+
+    Rows are drawn in pairs of one task. "proportional" goes through every row once an epoch, in an order drawn anew
+    for each epoch (as the released code does, whose sampler by temperature is commented out). "temperature" and
+    "balanced" draw tasks with probability n ** (1 / temperature) and 1, and go through the rows of each task in
+    rounds; an epoch then has as many rows as the data, but not each of them once.
+
+    A task's last row of an odd number joins one of its pairs; a task of one row stands alone. Batches have
+    `batch_size` rows, or one less where a group did not fit.
+    """
+
+    def __init__(
+        self,
+        task_ids: Sequence[int],
+        batch_size: int,
+        strategy: Strategy = "proportional",
+        temperature: float = 10.0,
+        seed: int = 0,
+    ) -> None:
+        """Args: task_ids: task of each row of the data set; the rest as above."""
+        self.batch_size, self.strategy, self.temperature, self.seed = batch_size, strategy, temperature, seed
+        self.epoch = 0
+        self._rows: dict[int, list[int]] = {}
+        for index, task_id in enumerate(task_ids):
+            self._rows.setdefault(task_id, []).append(index)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches are drawn; called by the data loader."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = random.Random(f"{self.seed}/{self.epoch}")
+        groups = self._groups_once(generator) if self.strategy == "proportional" else self._groups_drawn(generator)
+        return _pack(groups, self.batch_size)
+
+    def _groups_once(self, generator: random.Random) -> list[list[int]]:
+        groups: list[list[int]] = []
+        for rows in self._rows.values():
+            shuffled = generator.sample(rows, len(rows))
+            pairs = [shuffled[start : start + 2] for start in range(0, len(shuffled), 2)]
+            if len(pairs) > 1 and len(pairs[-1]) == 1:
+                pairs[-2] += pairs.pop()
+            groups += pairs
+        generator.shuffle(groups)
+        return groups
+
+    def _groups_drawn(self, generator: random.Random) -> list[list[int]]:
+        exponent = 0.0 if self.strategy == "balanced" else 1.0 / self.temperature
+        tasks = list(self._rows)
+        weights = [len(self._rows[task]) ** exponent for task in tasks]
+        rounds = {task: _endless(self._rows[task], generator) for task in tasks}
+        total = sum(len(rows) for rows in self._rows.values())
+        drawn = generator.choices(tasks, weights, k=max(1, total // 2))
+        return [_pair(rounds[task], len(self._rows[task])) for task in drawn]
+
+
+def _endless(rows: list[int], generator: random.Random) -> Iterator[int]:
+    while True:
+        yield from generator.sample(rows, len(rows))
+
+
+def _pair(rows: Iterator[int], count: int) -> list[int]:
+    first, second = next(rows), next(rows)
+    if first == second and count > 1:  # the last of one round and the first of the next
+        second = next(rows)
+    return [first] if first == second else [first, second]
+
+
+def _pack(groups: list[list[int]], batch_size: int) -> Iterator[list[int]]:
+    """Fill batches in order; where the next group does not fit, take one of those after it that does."""
+    waiting = deque(
+        group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)
+    )
+    while waiting:
+        batch = list(waiting.popleft())
+        while True:
+            room = batch_size - len(batch)
+            fitting = next((group for group in islice(waiting, LOOK_AHEAD) if len(group) <= room), None)
+            if fitting is None:
+                break
+            waiting.remove(fitting)
+            batch += fitting
+        yield batch

@@ -1,0 +1,55 @@
+"""Errors caused by what came from outside: a recipe, a data file, a checkpoint, an argument.
+
+Each message says what was expected, what was found and what to do. The command line turns every one of them
+into exit code 2; any other exception is a failure of the program (exit code 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HyperAdaptersError(Exception):
+    """Base of all errors this library raises on purpose."""
+
+
+class RecipeError(HyperAdaptersError):
+    """A recipe or a model configuration is wrong."""
+
+
+class DataError(HyperAdaptersError):
+    """A data file or one of its rows is wrong."""
+
+
+class TaskError(HyperAdaptersError):
+    """A task is defined wrongly, unknown, or addressed by a wrong index."""
+
+
+class BackboneError(HyperAdaptersError):
+    """A backbone cannot be loaded or is not one that adapters can be put into."""
+
+
+class CheckpointError(HyperAdaptersError):
+    """A checkpoint is missing, damaged, of another format, or of another backbone."""
+
+
+class OutputError(HyperAdaptersError):
+    """A result cannot be written where it was asked for."""
+
+
+class MissingPackageError(HyperAdaptersError):
+    """An optional package is needed and not installed."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the known name closest to `name`, or `""` if none is close."""
+    close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence for an unknown name: what it is, the nearest known one, and all known ones."""
+    names = sorted(str(item) for item in known)
+    listed = ", ".join(names) if names else "none"
+    return f"Unknown {what} '{name}'.{did_you_mean(name, names)} Known: {listed}."

@@ -1,0 +1,1 @@
+"""Putting adapters into backbones; the only place that knows module paths of Hugging Face models."""

@@ -1,0 +1,87 @@
+"""What the wrapped modules of a backbone read while a batch passes through it.
+
+A wrapped module deep inside the backbone cannot be given an argument, so the batch's generated weights are put here
+for the time of one forward. Three things make that delicate, and each has its answer here:
+recomputation under gradient checkpointing happens after the forward has ended, so the state is taken up again from
+`checkpoint_contexts`; beams multiply the rows after the weights were activated, so `rows_of` repeats them;
+an exception must not leave a state behind, so it is only ever set in a context manager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hyperadapters.core import BottleneckWeights, bottleneck
+
+
+@dataclass
+class BatchState:
+    """State of one forward: `weights` of the distinct tasks and, for each row, the index `rows` [B] of its task.
+
+    `on_features` is called with the hidden states that enter the first adapted layer, before any adapter is used; it
+    may fill in the weights.
+    """
+
+    weights: BottleneckWeights | None = None
+    rows: Tensor | None = None
+    on_features: Callable[[Tensor], None] | None = None
+    enabled: bool = True
+
+
+class ActiveAdapters:
+    """Holds the state of the forward that is under way. One forward at a time: not for use by several threads."""
+
+    def __init__(self) -> None:
+        self._state: BatchState | None = None
+
+    @contextmanager
+    def use(self, state: BatchState) -> Iterator[None]:
+        """Make `state` the one that wrapped modules read; the one before is put back on leaving, however that is."""
+        before, self._state = self._state, state
+        try:
+            yield
+        finally:
+            self._state = before
+
+    @property
+    def enabled(self) -> bool:
+        """False while adapters are switched off."""
+        return self._state is None or self._state.enabled
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts for the forward and the recomputation of a checkpointed layer (`context_fn` of torch's checkpoint)."""
+        state = self._state
+        return nullcontext(), self.use(state) if state is not None else nullcontext()
+
+    def enter_first_layer(self, module: nn.Module, args: tuple[object, ...]) -> None:
+        """Forward pre-hook of the first adapted layer: hands its input to `on_features`."""
+        if self._state is not None and self._state.on_features is not None:
+            hidden = args[0]
+            assert isinstance(hidden, Tensor)
+            self._state.on_features(hidden)
+
+    def adapt(self, inputs: Tensor, site: int) -> Tensor:
+        """The generated adapters' output at a site for inputs [rows, S, d].
+
+        Raises:
+            RuntimeError: no weights are active: the backbone was called by itself, not through its model.
+        """
+        state = self._state
+        if state is None or state.weights is None or state.rows is None:
+            raise RuntimeError(
+                "the backbone holds generated adapters, but no task is active: call the HyperAdapterModel, "
+                "not its backbone, or detach the adapters first"
+            )
+        return bottleneck(inputs, state.weights.site(site), _repeat(state.rows, len(inputs)))
+
+
+def _repeat(rows: Tensor, count: int) -> Tensor:
+    """Repeat each row for its beams or return sequences, which `generate` puts next to each other."""
+    times, rest = divmod(count, len(rows))
+    if rest:
+        raise RuntimeError(f"{count} rows reached the adapters of a batch of {len(rows)}; expected a multiple")
+    return rows if times == 1 else rows.repeat_interleave(times)

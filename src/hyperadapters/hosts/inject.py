@@ -1,0 +1,101 @@
+"""Freeze a backbone, wrap its feed-forward sublayers, and give it back exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from hyperadapters.hosts.active import ActiveAdapters
+from hyperadapters.hosts.sites import Placement, Sites, Stack
+
+Adapter = Callable[[Tensor], Tensor]
+
+
+class _Wrapped(nn.Module):
+    """A submodule of the backbone with an adapter beside it. The adapter is not registered: it belongs to the model."""
+
+    def __init__(self, inner: nn.Module, adapter: Adapter, active: ActiveAdapters, norm_input: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        self._host = (adapter, active)
+        self._norm_input = norm_input
+
+
+class AfterSublayer(_Wrapped):
+    """`inner(x) + adapter(norm(x))`, or `adapter(x)` where the adapter's input is not normed."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map hidden states [B, S, d] to [B, S, d]."""
+        adapter, active = self._host
+        output: Tensor = self.inner(hidden)
+        if not active.enabled:
+            return output
+        return output + adapter(self.inner.layer_norm(hidden) if self._norm_input else hidden)  # type: ignore[operator]
+
+
+class BeforeResidual(_Wrapped):
+    """`inner(hidden, residual + adapter(residual))`: inside the sum that the inner module norms."""
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """Map the feed-forward's hidden states [B, S, f] and its input [B, S, d] to [B, S, d]."""
+        adapter, active = self._host
+        output: Tensor = self.inner(hidden, residual + adapter(residual) if active.enabled else residual)
+        return output
+
+
+_WRAPPERS: dict[Placement, type[_Wrapped]] = {"after_sublayer": AfterSublayer, "before_residual": BeforeResidual}
+
+
+class Injection:
+    """Adapters put into a backbone, until `restore`."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        sites: Sites,
+        first_layer: int,
+        shared: nn.ModuleList,
+        active: ActiveAdapters,
+        norm_input: bool,
+    ) -> None:
+        """Freeze and wrap.
+
+        Args:
+            backbone: the model that `sites` were found in.
+            sites: where.
+            first_layer: generated adapters go into the layers from this one on.
+            shared: learned adapters, one for each layer of the shared stack; empty for none.
+            active: state that generated adapters read.
+            norm_input: see `ModelConfig.adapter_norm_input`.
+        """
+        self._backbone, self._training = backbone, backbone.training
+        self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
+        backbone.requires_grad_(False)
+        generated = [partial(active.adapt, site=site) for site in range(len(sites.generated.layers) - first_layer)]
+        self._wrap(sites.generated, first_layer, generated, active, norm_input)
+        if sites.shared is not None:
+            self._wrap(sites.shared, 0, list(shared), active, norm_input)
+        self._hook = sites.generated.layers[first_layer].register_forward_pre_hook(active.enter_first_layer)
+
+    def restore(self) -> None:
+        """Put every module, hook, mode and `requires_grad` of the backbone back."""
+        self._hook.remove()
+        for owner, attribute, module in self._replaced:
+            setattr(owner, attribute, module)
+        self._replaced.clear()
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+        self._backbone.train(self._training)
+
+    def _wrap(
+        self, stack: Stack, first_layer: int, adapters: list[Adapter], active: ActiveAdapters, norm_input: bool
+    ) -> None:
+        for owner, adapter in zip(stack.owners[first_layer:], adapters, strict=True):
+            inner = owner.get_submodule(stack.attribute)
+            wrapper = _WRAPPERS[stack.placement](inner, adapter, active, norm_input)
+            wrapper.train(inner.training)
+            setattr(owner, stack.attribute, wrapper)
+            self._replaced.append((owner, stack.attribute, inner))

@@ -1,0 +1,121 @@
+"""Checkpoints of the released implementation (Bumble666/PHA), under its own parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from hyperadapters.config import ModelConfig, Task
+from hyperadapters.errors import CheckpointError, did_you_mean
+from hyperadapters.model import HyperAdapterModel
+
+_SUPPORTED = {
+    "encoder_adapter": "manual",
+    "decoder_adapter": "pro-hyper",
+    "process_encoder_output": True,
+}
+_TIED_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+def load_official(
+    state_dict: Mapping[str, Tensor], config: Mapping[str, Any], tasks: Sequence[str | Task]
+) -> HyperAdapterModel:
+    """Make a model of the preset "official" from a checkpoint of the released implementation.
+
+    Args:
+        state_dict: all parameters, backbone included, under the official names. Tied copies may be there or not.
+        config: the T5 configuration with the adapter settings, as its `config.json` has them.
+        tasks: in the order of the prototype table. Names stand for text-to-text tasks.
+
+    Raises:
+        CheckpointError: an adapter mode that the released code cannot run itself, or tensors that do not fit.
+    """
+    for key, expected in _SUPPORTED.items():
+        if config.get(key, expected) != expected:
+            raise CheckpointError(f"official config: {key} must be {expected!r}, found {config[key]!r}")
+    backbone = _backbone(state_dict, config)
+    table = _tensor(state_dict, "decoder.adapter_task_embedding.weight")
+    if len(table) != len(tasks):
+        raise CheckpointError(f"expected {len(table)} tasks, one for each prototype, found {len(tasks)}: {list(tasks)}")
+    model = HyperAdapterModel(
+        backbone,
+        [task if isinstance(task, Task) else Task.text_to_text(task) for task in tasks],
+        ModelConfig(
+            preset="official",
+            prototype_dim=table.shape[1],
+            hidden_dim=len(_tensor(state_dict, "decoder.mlp.0.weight")),
+            adapter_dim=len(_tensor(state_dict, "decoder.param_gen.decoder.bias_down.bias")),
+            shared_adapter_dim=len(
+                _tensor(state_dict, "encoder.block.0.layer.1.adapter_layer.adapter_down_manual.weight")
+            ),
+            adapter_norm_input=config.get("adapter_norm_input", True),
+        ),
+    )
+    parameters = official_parameters(model)
+    unknown = state_dict.keys() - parameters.keys() - {*_TIED_COPIES, "lm_head.weight"}
+    if unknown:
+        name = min(unknown)
+        raise CheckpointError(f"unknown tensor '{name}' in the checkpoint.{did_you_mean(name, parameters)}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            tensor = _tensor(state_dict, name)
+            if tensor.shape != parameter.shape:
+                raise CheckpointError(
+                    f"'{name}': expected shape {tuple(parameter.shape)}, found {tuple(tensor.shape)}"
+                )
+            parameter.copy_(tensor)
+    return model
+
+
+def official_parameters(model: HyperAdapterModel) -> dict[str, nn.Parameter]:
+    """The parameters of a model of the preset "official" under their official names, each tied weight once."""
+    backbone = {
+        name.removeprefix("backbone.").replace(".inner.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith("backbone.")
+    }
+    own: dict[str, nn.Parameter] = {}
+    for stack, sublayer, adapters in (("encoder", 1, model.shared_adapters), ("decoder", 2, model.unused_adapters)):
+        for index, adapter in enumerate(adapters):
+            prefix = f"{stack}.block.{index}.layer.{sublayer}.adapter_layer.adapter"
+            for side in ("down", "up"):
+                for part, parameter in adapter.get_submodule(side).named_parameters():
+                    own[f"{prefix}_{side}_manual.{part}"] = parameter
+    own["decoder.adapter_task_embedding.weight"] = model.prototypes.weight
+    own["decoder.param_gen.layer_embed.weight"] = model.hypernetwork.site_embeddings
+    trunk = model.hypernetwork.trunk
+    modules: dict[str, nn.Module] = {
+        "decoder.mlp.0": model.retriever.down,
+        "decoder.mlp.2": model.retriever.up,
+        "decoder.param_gen.decoder.linear1": trunk[0],
+        "decoder.param_gen.decoder.linear2": trunk[2],
+        "decoder.param_gen.decoder.LayerNorm": trunk[3],
+        "decoder.param_gen.decoder.weight_up": model.hypernetwork.up_weight,
+        "decoder.param_gen.decoder.weight_down": model.hypernetwork.down_weight,
+        "decoder.param_gen.decoder.bias_up": model.hypernetwork.up_bias,
+        "decoder.param_gen.decoder.bias_down": model.hypernetwork.down_bias,
+    }
+    for prefix, module in modules.items():
+        own.update({f"{prefix}.{part}": parameter for part, parameter in module.named_parameters()})
+    return {**backbone, **own}
+
+
+def _backbone(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> T5ForConditionalGeneration:
+    known = {*T5Config().to_dict(), "tie_word_embeddings", "decoder_start_token_id"}
+    settings = {key: value for key, value in config.items() if key in known}
+    backbone_config = T5Config(**{"decoder_start_token_id": 0, **settings})
+    backbone = T5ForConditionalGeneration(backbone_config)
+    if not config.get("tie_word_embeddings", True):
+        # transformers 5 always ties the weights that a checkpoint does not hold apart; here they are apart.
+        backbone.lm_head.weight = nn.Parameter(torch.empty_like(_tensor(state_dict, "lm_head.weight")))
+    return backbone.eval()
+
+
+def _tensor(state_dict: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state_dict:
+        raise CheckpointError(f"expected a tensor '{name}' in the checkpoint.{did_you_mean(name, state_dict)}")
+    return state_dict[name]

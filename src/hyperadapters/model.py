@@ -1,0 +1,449 @@
+"""HyperAdapterModel: a frozen backbone, and the network that writes an adapter for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+from hyperadapters.config import ModelConfig, Task, check_task_names, parse
+from hyperadapters.core import (
+    BottleneckWeights,
+    InstanceRetriever,
+    LearnedBottleneck,
+    Losses,
+    PrototypeTable,
+    PrototypicalHypernetwork,
+    Reduction,
+    instance_contrastive_loss,
+    masked_mean,
+    prototype_contrastive_loss,
+    sequence_loss,
+    total_loss,
+)
+from hyperadapters.errors import RecipeError, TaskError
+from hyperadapters.hosts.active import ActiveAdapters, BatchState
+from hyperadapters.hosts.backbone import fingerprint, load_backbone, load_tokenizer
+from hyperadapters.hosts.heads import TaskHeads
+from hyperadapters.hosts.inject import Injection
+from hyperadapters.hosts.sites import find_sites
+
+
+@dataclass
+class HyperAdapterOutput(ModelOutput):
+    """Result of a forward.
+
+    Attributes:
+        loss: the total, if labels were given.
+        losses: the total and its terms, if labels were given.
+        logits: [B, S, V] for text-to-text backbones, [B, C] for heads (see `TaskHeads.forward`).
+        instances: instance vectors [B, p].
+        task_ids: the tasks used [B]: those given, or those of the nearest prototypes.
+    """
+
+    loss: Tensor | None = None
+    losses: Losses | None = None
+    logits: Tensor | None = None
+    instances: Tensor | None = None
+    task_ids: Tensor | None = None
+
+
+class HyperAdapterModel(nn.Module):
+    """A frozen backbone with generated adapters, one task or many in a batch.
+
+    Make one with `from_backbone`, load one with `from_pretrained`, or pass a transformers model to the constructor.
+    The backbone is changed in place (frozen and wrapped); `detach` gives it back as it was.
+
+    Attributes:
+        backbone: the frozen model.
+        tasks: the tasks, the index of each being its `task_id`.
+        config: sizes and preset.
+        retriever, prototypes, hypernetwork, shared_adapters, heads: the trained parts.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tasks: Sequence[Task],
+        config: ModelConfig | None = None,
+        backbone_name: str | None = None,
+    ) -> None:
+        """Put adapters into a backbone.
+
+        Args:
+            backbone: a transformers model of a known architecture; for encoders the plain one, without a task head.
+            tasks: at least one; their order fixes the task ids.
+            config: sizes and preset.
+            backbone_name: under which a checkpoint finds the backbone again; default: the backbone's `name_or_path`.
+
+        Raises:
+            BackboneError: unknown architecture, or a module is missing. Nothing has been changed then.
+            TaskError: no task, two of one name, a text-to-text task for a backbone with heads, or labels not known.
+            RecipeError: a setting does not fit the backbone.
+        """
+        super().__init__()
+        config = config or ModelConfig()
+        self._sites = find_sites(backbone)
+        self.text_to_text = self._sites.kind == "encoder-decoder"
+        self.tasks = tuple(tasks)
+        _check_tasks(self.tasks, self.text_to_text)
+        self.config = _with_defaults(config, self.text_to_text, len(self._sites.generated.layers))
+        self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or "unnamed"
+        self.backbone_fingerprint = fingerprint(backbone)
+
+        width, dim, hidden = self._sites.width, self.config.prototype_dim, self.config.hidden_dim
+        first_layer = self.config.feature_layer or 0
+        num_sites = len(self._sites.generated.layers) - first_layer
+        self.retriever = InstanceRetriever(width, hidden, dim)
+        self.prototypes = PrototypeTable(len(self.tasks), dim)
+        self.hypernetwork = PrototypicalHypernetwork(num_sites, width, self.config.adapter_dim, dim, hidden)
+        num_shared = len(self._sites.shared.layers) if self._sites.shared else 0
+        shared_dim = self.config.shared_adapter_dim or self.config.adapter_dim
+        self.shared_adapters = nn.ModuleList(LearnedBottleneck(width, shared_dim) for _ in range(num_shared))
+        self.unused_adapters = nn.ModuleList()
+        if self.config.preset == "official":
+            # The released code allocates, counts, saves and never uses them; its checkpoints hold them.
+            self.unused_adapters.extend(LearnedBottleneck(width, self.config.adapter_dim) for _ in range(num_sites))
+        self.heads = None if self.text_to_text else TaskHeads(width, self.tasks)
+
+        self._active = ActiveAdapters()
+        self.backbone = backbone
+        self._injection = Injection(
+            backbone, self._sites, first_layer, self.shared_adapters, self._active, self.config.adapter_norm_input
+        )
+        self.to(next(backbone.parameters()).device)
+
+    @classmethod
+    def from_backbone(
+        cls, name: str, tasks: Sequence[Task], preset: str = "paper", **settings: Any
+    ) -> HyperAdapterModel:
+        """Load a backbone and make a model with fresh adapters.
+
+        Args:
+            name: on the Hub, or a folder.
+            tasks: see the constructor.
+            preset: "paper" or "official".
+            **settings: other settings of `ModelConfig`.
+
+        Raises:
+            BackboneError, TaskError, RecipeError: see the constructor.
+        """
+        config = parse(ModelConfig, {"preset": preset, **settings})
+        return cls(load_backbone(name), tasks, config, backbone_name=name)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, backbone: nn.Module | None = None) -> HyperAdapterModel:
+        """Load a checkpoint, and its backbone unless one is given.
+
+        Raises:
+            CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
+        """
+        from hyperadapters.checkpoint import load_model
+
+        return load_model(Path(folder), backbone)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint: everything trained and the tasks, nothing of the backbone."""
+        from hyperadapters.checkpoint import save_model
+
+        save_model(self, Path(folder))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The backbone's tokenizer, loaded when first asked for."""
+        return load_tokenizer(self.backbone_name)
+
+    # Forward
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> HyperAdapterOutput:
+        """Run a batch of one task or of several.
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: 1 for real tokens [B, S]; default: all real.
+            task_ids: task of each row [B]; default: the nearest prototype's.
+            labels: token ids [B, T] with -100 for padding (text-to-text), or label index or number [B] (heads).
+            token_type_ids: [B, S], for encoders that have them.
+            decoder_input_ids: [B, T]; default: the labels moved right.
+            label_smoothing, reduction: of the task loss.
+
+        Raises:
+            TaskError: `task_ids` has a wrong shape or type or is out of range, or labels come without `task_ids`.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        self._check_task_ids(task_ids, len(input_ids), labels is not None)
+        if self.text_to_text:
+            output = self._sequence_forward(input_ids, attention_mask, task_ids, labels, decoder_input_ids)
+        else:
+            output = self._head_forward(input_ids, attention_mask, task_ids, token_type_ids)
+        if labels is not None:
+            output.losses = self._losses(output, labels, label_smoothing, reduction)
+            output.loss = output.losses.total
+        return output
+
+    def training_loss(
+        self, batch: Mapping[str, Tensor], reduction: Reduction = "mean", label_smoothing: float = 0.1
+    ) -> Losses:
+        """The objective for a batch: the total, the task loss and both contrastive terms.
+
+        Args:
+            batch: arguments of `forward`, with `task_ids` and `labels`.
+            reduction: of the task loss: "mean" or "sum" over target tokens or rows.
+            label_smoothing: of the task loss.
+        """
+        losses: Losses = self(**batch, reduction=reduction, label_smoothing=label_smoothing).losses
+        return losses
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """Generate with the backbone's `generate`, each row with its task's adapters.
+
+        The encoder, the retriever and the hypernetwork run once, whatever the length and the number of beams.
+
+        Args:
+            input_ids, attention_mask, task_ids: as in `forward`.
+            **options: of transformers' `generate`.
+
+        Raises:
+            TaskError: see `forward`, or the backbone has heads and generates nothing.
+        """
+        if not self.text_to_text:
+            raise TaskError("generate needs a text-to-text backbone; this one has task heads: use forward")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        self._check_task_ids(task_ids, len(input_ids), False)
+        encoded, instances = self._encode(input_ids, attention_mask)
+        task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
+        with self._active.use(self._state_for(task_ids)):
+            return self.backbone.generate(  # type: ignore[operator]
+                encoder_outputs=encoded, attention_mask=attention_mask, **options
+            )
+
+    def instances(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Instance vectors [B, p], without running the adapted layers' adapters."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if self.text_to_text:
+            return self._encode(input_ids, attention_mask)[1]
+        found: list[Tensor] = []
+        state = BatchState(enabled=False, on_features=found.append)
+        with self._active.use(state):
+            self.backbone(**_given(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids))
+        return self._instances(found[0], attention_mask)
+
+    def _sequence_forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        task_ids: Tensor | None,
+        labels: Tensor | None,
+        decoder_input_ids: Tensor | None,
+    ) -> HyperAdapterOutput:
+        if decoder_input_ids is None:
+            if labels is None:
+                raise TaskError("forward of a text-to-text backbone needs labels or decoder_input_ids; or use generate")
+            decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
+        encoded, instances = self._encode(input_ids, attention_mask)
+        task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
+        with self._active.use(self._state_for(task_ids)):
+            logits = self.backbone(
+                encoder_outputs=encoded,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                use_cache=False,
+            ).logits
+        return HyperAdapterOutput(logits=logits, instances=instances, task_ids=task_ids)
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[BaseModelOutput, Tensor]:
+        with self._active.use(BatchState()):
+            encoded = self.backbone.encoder(input_ids=input_ids, attention_mask=attention_mask)  # type: ignore[operator]
+        return encoded, self._instances(encoded.last_hidden_state, attention_mask)
+
+    def _head_forward(
+        self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None, token_type_ids: Tensor | None
+    ) -> HyperAdapterOutput:
+        state = BatchState()
+        output = HyperAdapterOutput(task_ids=task_ids)
+
+        def on_features(hidden: Tensor) -> None:
+            output.instances = self._instances(hidden, attention_mask)
+            if output.task_ids is None:
+                output.task_ids = self.prototypes.nearest(output.instances)
+            generated = self._state_for(output.task_ids)
+            state.weights, state.rows = generated.weights, generated.rows
+
+        state.on_features = on_features
+        with self._active.use(state):
+            hidden = self.backbone(
+                **_given(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            ).last_hidden_state
+        assert self.heads is not None
+        output.logits = self.heads(masked_mean(hidden, attention_mask), output.task_ids)
+        return output
+
+    def _instances(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        vectors: Tensor = self.retriever(masked_mean(hidden, attention_mask))
+        return vectors
+
+    def _state_for(self, task_ids: Tensor) -> BatchState:
+        """Generate the adapters of the distinct tasks of a batch, once each."""
+        distinct, rows = task_ids.unique(return_inverse=True)
+        weights: BottleneckWeights = self.hypernetwork(self.prototypes(distinct))
+        return BatchState(weights.to(next(self.backbone.parameters()).dtype), rows)
+
+    def _losses(
+        self, output: HyperAdapterOutput, labels: Tensor, label_smoothing: float, reduction: Reduction
+    ) -> Losses:
+        official = self.config.preset == "official"
+        assert output.logits is not None and output.instances is not None and output.task_ids is not None
+        if self.heads is not None:
+            task = self.heads.loss(output.logits, labels, output.task_ids, label_smoothing, reduction)
+        else:
+            ignored = (-100, self.backbone.config.pad_token_id) if official else (-100,)  # type: ignore[union-attr]
+            task = sequence_loss(output.logits, labels, label_smoothing, reduction, ignored, count_ignored=official)  # type: ignore[arg-type]
+        instance = instance_contrastive_loss(output.instances, output.task_ids, self.config.temperature)
+        prototype = prototype_contrastive_loss(
+            output.instances,
+            self.prototypes.weight,
+            output.task_ids,
+            self.config.temperature,
+            positive_in_denominator=not official,
+        )
+        return total_loss(task, instance, prototype, self.config.contrastive_weight)
+
+    def _check_task_ids(self, task_ids: Tensor | None, rows: int, has_labels: bool) -> None:
+        if task_ids is None:
+            if has_labels:
+                raise TaskError("labels need task_ids: a loss is not computed for tasks that were guessed")
+            return
+        if not isinstance(task_ids, Tensor) or task_ids.dtype != torch.long or task_ids.shape != (rows,):
+            found = (
+                f"{task_ids.dtype} of shape {tuple(task_ids.shape)}" if isinstance(task_ids, Tensor) else repr(task_ids)
+            )
+            raise TaskError(f"task_ids: expected a LongTensor of shape ({rows},), one task a row; found {found}")
+        low, high = int(task_ids.min()), int(task_ids.max())
+        if low < 0 or high >= len(self.tasks):
+            raise TaskError(
+                f"task_ids: expected 0 to {len(self.tasks) - 1} ({len(self.tasks)} tasks), "
+                f"found {low if low < 0 else high}"
+            )
+
+    # Parameters and state
+
+    def adapter_state_dict(self) -> dict[str, Tensor]:
+        """All parameters and buffers but the backbone's, by name."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
+
+    def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Set all parameters and buffers but the backbone's.
+
+        Raises:
+            KeyError: a name is missing or unknown.
+            ValueError: a tensor has another shape.
+        """
+        own = self.adapter_state_dict()
+        if own.keys() != state.keys():
+            raise KeyError(f"expected and found names differ in {sorted(own.keys() ^ state.keys())}")
+        for name, value in state.items():
+            if own[name].shape != value.shape:
+                raise ValueError(f"'{name}': expected shape {tuple(own[name].shape)}, found {tuple(value.shape)}")
+        with torch.no_grad():
+            for name, value in state.items():
+                own[name].copy_(value)
+
+    def num_trainable_parameters(self) -> int:
+        """Number of parameters that training changes."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation mode; layers below the features stay in evaluation mode.
+
+        Their outputs do not depend on anything trained, so there is nothing for dropout to regularise.
+        """
+        super().train(mode)
+        if self.config.feature_layer is not None:
+            self.backbone.get_submodule("embeddings").eval()
+            for layer in self._sites.generated.layers[: self.config.feature_layer]:
+                layer.eval()
+        return self
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Switch on gradient checkpointing of the backbone's layers, keeping the batch's tasks for recomputation.
+
+        Called by `transformers.Trainer`. Checkpointing is always the non-reentrant kind.
+        """
+        settings = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
+        settings["context_fn"] = self._active.checkpoint_contexts
+        self.backbone.activation_checkpointing_enable(  # type: ignore[operator]
+            activation_checkpointing_kwargs=settings, **options
+        )
+
+    def detach(self) -> nn.Module:
+        """Take all adapters out and return the backbone exactly as it was. The model cannot be used afterwards."""
+        self._injection.restore()
+        return self.backbone
+
+
+def _check_tasks(tasks: Sequence[Task], text_to_text: bool) -> None:
+    try:
+        check_task_names(tuple(tasks))
+    except ValueError as error:
+        raise TaskError(str(error)) from None
+    for task in tasks:
+        if task.kind == "text-to-text" and not text_to_text:
+            raise TaskError(
+                f"task '{task.name}' is text-to-text, which needs an encoder-decoder backbone such as T5; "
+                "this backbone has classification and regression heads"
+            )
+        if task.kind == "classification" and not task.labels:
+            raise TaskError(f"task '{task.name}': labels are not known; give them")
+
+
+def _with_defaults(config: ModelConfig, text_to_text: bool, num_layers: int) -> ModelConfig:
+    if text_to_text:
+        if config.feature_layer is not None:
+            raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
+        return config
+    if config.preset == "official":
+        raise RecipeError("preset 'official' is for encoder-decoder backbones, as the released code is; use 'paper'")
+    if config.shared_adapter_dim is not None:
+        raise RecipeError("shared_adapter_dim: encoder backbones have no shared adapters; remove it")
+    feature_layer = num_layers // 2 if config.feature_layer is None else config.feature_layer
+    if feature_layer >= num_layers:
+        raise RecipeError(
+            f"feature_layer: expected 0 to {num_layers - 1} (the backbone has {num_layers} layers, and adapters are "
+            f"generated above it), found {feature_layer}"
+        )
+    return config.model_copy(update={"feature_layer": feature_layer})
+
+
+def _given(**arguments: Tensor | None) -> dict[str, Tensor]:
+    return {name: value for name, value in arguments.items() if value is not None}
