@@ -76,7 +76,7 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         format_version=FORMAT_VERSION,
         library_version=__version__,
         backbone=BackboneReference(name=model.backbone_name, fingerprint=model.backbone_fingerprint),
-        model=model.config,
+        model=model.adapter_config,
         tasks=model.tasks,
     )
     state = {name: value.detach().cpu().contiguous() for name, value in model.adapter_state_dict().items()}
@@ -130,7 +130,9 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
         model.load_adapter_state_dict(state)
     except (KeyError, ValueError) as error:
         model.detach()
-        raise CheckpointError(f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}") from None
+        raise CheckpointError(
+            f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
+        ) from None
     return model.eval()
 
 
@@ -162,7 +164,9 @@ def read_weights(folder: Path, config: CheckpointConfig) -> dict[str, Tensor]:
         CheckpointError: the file is missing, truncated or altered, or does not belong to this JSON file.
     """
     if config.weights is None or Path(config.weights.file).name != config.weights.file:
-        raise CheckpointError(f"{folder}: {CONFIG_FILE} names no weights file in this folder; the checkpoint is damaged")
+        raise CheckpointError(
+            f"{folder}: {CONFIG_FILE} names no weights file in this folder; the checkpoint is damaged"
+        )
     path = folder / config.weights.file
     try:
         data = path.read_bytes()

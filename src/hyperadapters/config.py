@@ -318,9 +318,7 @@ def check_task_names(tasks: tuple[Task, ...]) -> None:
             raise ValueError(f"task names must be different from each other, found '{name}' {names.count(name)} times")
 
 
-def parse(
-    model: type[Model], values: object, error: type[HyperAdaptersError] = RecipeError, where: str = ""
-) -> Model:
+def parse(model: type[Model], values: object, error: type[HyperAdaptersError] = RecipeError, where: str = "") -> Model:
     """Validate `values` as `model`, reporting all faults together with the nearest known keys.
 
     Raises:

@@ -1,7 +1,7 @@
 """Errors caused by what came from outside: a recipe, a data file, a checkpoint, an argument.
 
-Each message says what was expected, what was found and what to do. The command line turns every one of them
-into exit code 2; any other exception is a failure of the program (exit code 1).
+Each message says what was expected, what was found and what to do. The command line ends with the exit code of the
+error (2: the call or what it was given is wrong); any other exception is a failure of the program (1).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 class HyperAdaptersError(Exception):
     """Base of all errors this library raises on purpose."""
+
+    exit_code = 2
 
 
 class RecipeError(HyperAdaptersError):
@@ -40,6 +42,8 @@ class OutputError(HyperAdaptersError):
 
 class MissingPackageError(HyperAdaptersError):
     """An optional package is needed and not installed."""
+
+    exit_code = 1
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,12 @@ class HyperAdapterOutput(ModelOutput):
     task_ids: Tensor | None = None
 
 
+class _Result(NamedTuple):
+    logits: Tensor
+    instances: Tensor
+    task_ids: Tensor
+
+
 class HyperAdapterModel(nn.Module):
     """A frozen backbone with generated adapters, one task or many in a batch.
 
@@ -64,7 +71,7 @@ class HyperAdapterModel(nn.Module):
     Attributes:
         backbone: the frozen model.
         tasks: the tasks, the index of each being its `task_id`.
-        config: sizes and preset.
+        adapter_config: sizes and preset.
         retriever, prototypes, hypernetwork, shared_adapters, heads: the trained parts.
     """
 
@@ -94,29 +101,36 @@ class HyperAdapterModel(nn.Module):
         self.text_to_text = self._sites.kind == "encoder-decoder"
         self.tasks = tuple(tasks)
         _check_tasks(self.tasks, self.text_to_text)
-        self.config = _with_defaults(config, self.text_to_text, len(self._sites.generated.layers))
+        self.adapter_config = _with_defaults(config, self.text_to_text, len(self._sites.generated.layers))
         self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or "unnamed"
         self.backbone_fingerprint = fingerprint(backbone)
 
-        width, dim, hidden = self._sites.width, self.config.prototype_dim, self.config.hidden_dim
-        first_layer = self.config.feature_layer or 0
+        width, dim, hidden = self._sites.width, self.adapter_config.prototype_dim, self.adapter_config.hidden_dim
+        first_layer = self.adapter_config.feature_layer or 0
         num_sites = len(self._sites.generated.layers) - first_layer
         self.retriever = InstanceRetriever(width, hidden, dim)
         self.prototypes = PrototypeTable(len(self.tasks), dim)
-        self.hypernetwork = PrototypicalHypernetwork(num_sites, width, self.config.adapter_dim, dim, hidden)
+        self.hypernetwork = PrototypicalHypernetwork(num_sites, width, self.adapter_config.adapter_dim, dim, hidden)
         num_shared = len(self._sites.shared.layers) if self._sites.shared else 0
-        shared_dim = self.config.shared_adapter_dim or self.config.adapter_dim
+        shared_dim = self.adapter_config.shared_adapter_dim or self.adapter_config.adapter_dim
         self.shared_adapters = nn.ModuleList(LearnedBottleneck(width, shared_dim) for _ in range(num_shared))
         self.unused_adapters = nn.ModuleList()
-        if self.config.preset == "official":
+        if self.adapter_config.preset == "official":
             # The released code allocates, counts, saves and never uses them; its checkpoints hold them.
-            self.unused_adapters.extend(LearnedBottleneck(width, self.config.adapter_dim) for _ in range(num_sites))
+            self.unused_adapters.extend(
+                LearnedBottleneck(width, self.adapter_config.adapter_dim) for _ in range(num_sites)
+            )
         self.heads = None if self.text_to_text else TaskHeads(width, self.tasks)
 
         self._active = ActiveAdapters()
         self.backbone = backbone
         self._injection = Injection(
-            backbone, self._sites, first_layer, self.shared_adapters, self._active, self.config.adapter_norm_input
+            backbone,
+            self._sites,
+            first_layer,
+            self.shared_adapters,
+            self._active,
+            self.adapter_config.adapter_norm_input,
         )
         self.to(next(backbone.parameters()).device)
 
@@ -191,13 +205,17 @@ class HyperAdapterModel(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
         if self.text_to_text:
-            output = self._sequence_forward(input_ids, attention_mask, task_ids, labels, decoder_input_ids)
+            result = self._sequence_forward(input_ids, attention_mask, task_ids, labels, decoder_input_ids)
         else:
-            output = self._head_forward(input_ids, attention_mask, task_ids, token_type_ids)
-        if labels is not None:
-            output.losses = self._losses(output, labels, label_smoothing, reduction)
-            output.loss = output.losses.total
-        return output
+            result = self._head_forward(input_ids, attention_mask, task_ids, token_type_ids)
+        losses = None if labels is None else self._losses(result, labels, label_smoothing, reduction)
+        return HyperAdapterOutput(
+            loss=None if losses is None else losses.total,
+            losses=losses,
+            logits=result.logits,
+            instances=result.instances,
+            task_ids=result.task_ids,
+        )
 
     def training_loss(
         self, batch: Mapping[str, Tensor], reduction: Reduction = "mean", label_smoothing: float = 0.1
@@ -264,7 +282,7 @@ class HyperAdapterModel(nn.Module):
         task_ids: Tensor | None,
         labels: Tensor | None,
         decoder_input_ids: Tensor | None,
-    ) -> HyperAdapterOutput:
+    ) -> _Result:
         if decoder_input_ids is None:
             if labels is None:
                 raise TaskError("forward of a text-to-text backbone needs labels or decoder_input_ids; or use generate")
@@ -278,7 +296,7 @@ class HyperAdapterModel(nn.Module):
                 decoder_input_ids=decoder_input_ids,
                 use_cache=False,
             ).logits
-        return HyperAdapterOutput(logits=logits, instances=instances, task_ids=task_ids)
+        return _Result(logits, instances, task_ids)
 
     def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[BaseModelOutput, Tensor]:
         with self._active.use(BatchState()):
@@ -287,25 +305,24 @@ class HyperAdapterModel(nn.Module):
 
     def _head_forward(
         self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None, token_type_ids: Tensor | None
-    ) -> HyperAdapterOutput:
-        state = BatchState()
-        output = HyperAdapterOutput(task_ids=task_ids)
+    ) -> _Result:
+        assert self.heads is not None
+        instances = torch.empty(0)
 
         def on_features(hidden: Tensor) -> None:
-            output.instances = self._instances(hidden, attention_mask)
-            if output.task_ids is None:
-                output.task_ids = self.prototypes.nearest(output.instances)
-            generated = self._state_for(output.task_ids)
+            nonlocal instances, task_ids
+            instances = self._instances(hidden, attention_mask)
+            task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
+            generated = self._state_for(task_ids)
             state.weights, state.rows = generated.weights, generated.rows
 
-        state.on_features = on_features
+        state = BatchState(on_features=on_features)
         with self._active.use(state):
             hidden = self.backbone(
                 **_given(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
             ).last_hidden_state
-        assert self.heads is not None
-        output.logits = self.heads(masked_mean(hidden, attention_mask), output.task_ids)
-        return output
+        assert task_ids is not None
+        return _Result(self.heads(masked_mean(hidden, attention_mask), task_ids), instances, task_ids)
 
     def _instances(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         vectors: Tensor = self.retriever(masked_mean(hidden, attention_mask))
@@ -317,25 +334,22 @@ class HyperAdapterModel(nn.Module):
         weights: BottleneckWeights = self.hypernetwork(self.prototypes(distinct))
         return BatchState(weights.to(next(self.backbone.parameters()).dtype), rows)
 
-    def _losses(
-        self, output: HyperAdapterOutput, labels: Tensor, label_smoothing: float, reduction: Reduction
-    ) -> Losses:
-        official = self.config.preset == "official"
-        assert output.logits is not None and output.instances is not None and output.task_ids is not None
+    def _losses(self, result: _Result, labels: Tensor, label_smoothing: float, reduction: Reduction) -> Losses:
+        official = self.adapter_config.preset == "official"
         if self.heads is not None:
-            task = self.heads.loss(output.logits, labels, output.task_ids, label_smoothing, reduction)
+            task = self.heads.loss(result.logits, labels, result.task_ids, label_smoothing, reduction)
         else:
             ignored = (-100, self.backbone.config.pad_token_id) if official else (-100,)  # type: ignore[union-attr]
-            task = sequence_loss(output.logits, labels, label_smoothing, reduction, ignored, count_ignored=official)  # type: ignore[arg-type]
-        instance = instance_contrastive_loss(output.instances, output.task_ids, self.config.temperature)
+            task = sequence_loss(result.logits, labels, label_smoothing, reduction, ignored, count_ignored=official)  # type: ignore[arg-type]
+        instance = instance_contrastive_loss(result.instances, result.task_ids, self.adapter_config.temperature)
         prototype = prototype_contrastive_loss(
-            output.instances,
+            result.instances,
             self.prototypes.weight,
-            output.task_ids,
-            self.config.temperature,
+            result.task_ids,
+            self.adapter_config.temperature,
             positive_in_denominator=not official,
         )
-        return total_loss(task, instance, prototype, self.config.contrastive_weight)
+        return total_loss(task, instance, prototype, self.adapter_config.contrastive_weight)
 
     def _check_task_ids(self, task_ids: Tensor | None, rows: int, has_labels: bool) -> None:
         if task_ids is None:
@@ -387,9 +401,9 @@ class HyperAdapterModel(nn.Module):
         Their outputs do not depend on anything trained, so there is nothing for dropout to regularise.
         """
         super().train(mode)
-        if self.config.feature_layer is not None:
+        if self.adapter_config.feature_layer is not None:
             self.backbone.get_submodule("embeddings").eval()
-            for layer in self._sites.generated.layers[: self.config.feature_layer]:
+            for layer in self._sites.generated.layers[: self.adapter_config.feature_layer]:
                 layer.eval()
         return self
 
@@ -405,6 +419,10 @@ class HyperAdapterModel(nn.Module):
         self.backbone.activation_checkpointing_enable(  # type: ignore[operator]
             activation_checkpointing_kwargs=settings, **options
         )
+
+    def adapters_disabled(self) -> AbstractContextManager[None]:
+        """A context in which `model.backbone(...)` gives the bare backbone's outputs."""
+        return self._active.use(BatchState(enabled=False))
 
     def detach(self) -> nn.Module:
         """Take all adapters out and return the backbone exactly as it was. The model cannot be used afterwards."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 class BottleneckWeights(NamedTuple):
     """Weights of U tasks at L sites: down_weight [L, U, d, a], down_bias [L, U, a], up_weight [L, U, a, d],
-    up_bias [L, U, d]. `weights.site(l)` drops the first dimension."""
+    up_bias [L, U, d]. `weights.site(l)` drops the first dimension.
+    """
 
     down_weight: Tensor
     down_bias: Tensor

@@ -30,7 +30,8 @@ class PrototypicalHypernetwork(nn.Module):
         hidden_dim: int = 128,
     ) -> None:
         """Args: num_sites: L; width: d; bottleneck_dim: a; prototype_dim: p, also of site embeddings and codes;
-        hidden_dim: of the trunk."""
+        hidden_dim: of the trunk.
+        """
         super().__init__()
         self.width, self.bottleneck_dim = width, bottleneck_dim
         self.site_embeddings = nn.Parameter(torch.randn(num_sites, prototype_dim))

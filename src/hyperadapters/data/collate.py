@@ -31,6 +31,7 @@ class Collator:
         self.max_length, self.max_target_length = max_length, max_target_length
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Make the tensors of a batch."""
         batch = dict(self._inputs(examples))
         if all(example.task_id is not None for example in examples):
             batch["task_ids"] = torch.tensor([example.task_id for example in examples], dtype=torch.long)
@@ -42,7 +43,9 @@ class Collator:
         options = {"padding": True, "truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
         if self.text_to_text:
             return self.tokenizer([self._prompt(example) for example in examples], **options)
-        texts = [example.text if example.text_pair is None else (example.text, example.text_pair) for example in examples]
+        texts = [
+            example.text if example.text_pair is None else (example.text, example.text_pair) for example in examples
+        ]
         return self.tokenizer(texts, **options)
 
     def _labels(self, examples: Sequence[Example]) -> torch.Tensor:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from hyperadapters.config import Split, Task
-from hyperadapters.errors import DataError, did_you_mean
 from hyperadapters.data.sources import Row
+from hyperadapters.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)

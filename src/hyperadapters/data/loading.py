@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from hyperadapters.config import SPLITS, DataConfig, Split, Task, TaskEntry
+from hyperadapters.config import SPLITS, DataConfig, Task, TaskEntry
 from hyperadapters.data.examples import Example, TaskData, infer_labels, read_fields, read_target
 from hyperadapters.data.sources import Row, read_source
 from hyperadapters.errors import DataError

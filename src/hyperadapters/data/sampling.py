@@ -89,9 +89,7 @@ def _pair(rows: Iterator[int], count: int) -> list[int]:
 
 def _pack(groups: list[list[int]], batch_size: int) -> Iterator[list[int]]:
     """Fill batches in order; where the next group does not fit, take one of those after it that does."""
-    waiting = deque(
-        group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)
-    )
+    waiting = deque(group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size))
     while waiting:
         batch = list(waiting.popleft())
         while True:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperadapters.config import SPLITS, Source, Split
-from hyperadapters.errors import DataError, did_you_mean
+from hyperadapters.errors import DataError, did_you_mean, unknown_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ def _read_path(source: Source, split: Split) -> list[Row] | None:
     if source.demo is not None:
         folder = files("hyperadapters") / "demo_data" / source.demo
         if not folder.is_dir():
-            known = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
-            raise DataError(f"unknown demo task '{source.demo}'.{did_you_mean(source.demo, known)}")
+            known = [item.name for item in (files("hyperadapters") / "demo_data").iterdir() if item.is_dir()]
+            raise DataError(unknown_name("demo task", source.demo, known))
         return read_file(Path(str(folder / f"{split}.jsonl")))
     if isinstance(source.path, dict):
         return read_file(Path(source.path[split])) if split in source.path else None

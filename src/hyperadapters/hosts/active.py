@@ -53,7 +53,7 @@ class ActiveAdapters:
         return self._state is None or self._state.enabled
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Contexts for the forward and the recomputation of a checkpointed layer (`context_fn` of torch's checkpoint)."""
+        """Contexts for forward and recomputation of a checkpointed layer: the `context_fn` of torch's checkpoint."""
         state = self._state
         return nullcontext(), self.use(state) if state is not None else nullcontext()
 

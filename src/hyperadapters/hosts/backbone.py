@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -85,13 +87,37 @@ def load_backbone(name: str) -> nn.Module:
         if config.model_type not in SITES:
             raise BackboneError(f"backbone '{name}': " + unknown_name("architecture", config.model_type, SITES))
         model: nn.Module
-        if SITES[config.model_type].kind == "encoder-decoder":
-            model = AutoModelForSeq2SeqLM.from_pretrained(where, config=config)
-        else:
-            model = AutoModel.from_pretrained(where, config=config, add_pooling_layer=False)
+        with _quiet_loading():
+            if SITES[config.model_type].kind == "encoder-decoder":
+                model, report = AutoModelForSeq2SeqLM.from_pretrained(where, config=config, output_loading_info=True)
+            else:
+                model, report = AutoModel.from_pretrained(
+                    where, config=config, add_pooling_layer=False, output_loading_info=True
+                )
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone '{name}' cannot be loaded: {error}") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise BackboneError(
+            f"backbone '{name}': the weights lack {len(report['missing_keys'])} tensors: {missing}, ..."
+        )
     return model.eval()
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' report of keys (what is missing is raised, heads left over are expected) and its bar."""
+    from transformers.utils import logging
+
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(name: str) -> Any:
@@ -111,9 +137,10 @@ def load_tokenizer(name: str) -> Any:
 def fingerprint(backbone: nn.Module) -> str:
     """A hash that tells one set of weights from another, whatever floating-point type they were loaded in.
 
-    The pooler is left out: nothing here uses it, and loading may initialise it at random. Taken over names, shapes and up to 256 evenly spaced values of each parameter, rounded to bfloat16: it takes
+    Taken over names, shapes and up to 256 evenly spaced values of each parameter, rounded to bfloat16: it takes
     milliseconds for billions of parameters, and recognises another model or revision. It is no proof against
-    somebody who changes single values on purpose.
+    somebody who changes single values on purpose. The pooler is left out: nothing here uses it, and loading may
+    initialise it at random.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(backbone.named_parameters()):

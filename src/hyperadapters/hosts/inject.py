@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class Injection:
         self._backbone.train(self._training)
 
     def _wrap(
-        self, stack: Stack, first_layer: int, adapters: list[Adapter], active: ActiveAdapters, norm_input: bool
+        self, stack: Stack, first_layer: int, adapters: Sequence[Adapter], active: ActiveAdapters, norm_input: bool
     ) -> None:
         for owner, adapter in zip(stack.owners[first_layer:], adapters, strict=True):
             inner = owner.get_submodule(stack.attribute)

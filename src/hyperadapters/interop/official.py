@@ -64,9 +64,7 @@ def load_official(
         for name, parameter in parameters.items():
             tensor = _tensor(state_dict, name)
             if tensor.shape != parameter.shape:
-                raise CheckpointError(
-                    f"'{name}': expected shape {tuple(parameter.shape)}, found {tuple(tensor.shape)}"
-                )
+                raise CheckpointError(f"'{name}': expected shape {tuple(parameter.shape)}, found {tuple(tensor.shape)}")
             parameter.copy_(tensor)
     return model
 

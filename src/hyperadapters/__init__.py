@@ -1,0 +1,39 @@
+"""Prototype-based HyperAdapter: one frozen language model, one small hypernetwork, sixty-four numbers per task.
+
+The names below load torch and transformers when first used, so that importing the package stays fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from hyperadapters._version import __version__
+
+if TYPE_CHECKING:
+    from hyperadapters.config import ModelConfig as ModelConfig
+    from hyperadapters.config import Recipe as Recipe
+    from hyperadapters.config import Task as Task
+    from hyperadapters.config import load_recipe as load_recipe
+    from hyperadapters.errors import HyperAdaptersError as HyperAdaptersError
+    from hyperadapters.model import HyperAdapterModel as HyperAdapterModel
+    from hyperadapters.training.run import train as train
+
+_HOME = {
+    "HyperAdapterModel": "model",
+    "HyperAdaptersError": "errors",
+    "ModelConfig": "config",
+    "Recipe": "config",
+    "Task": "config",
+    "load_recipe": "config",
+    "train": "training.run",
+}
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hyperadapters' has no attribute '{name}'")
+    return getattr(import_module(f"hyperadapters.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

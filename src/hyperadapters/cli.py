@@ -1,0 +1,195 @@
+"""The command line: a thin layer, which loads torch only inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hyperadapters._version import __version__
+from hyperadapters.errors import HyperAdaptersError
+
+app = typer.Typer(
+    name="hyperadapters",
+    help="One frozen language model, one small hypernetwork, sixty-four numbers per task.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, see recipes/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; can be repeated."),
+]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters train recipes/helpdesk.yaml --output runs/helpdesk\n\n"
+    "hyperadapters train recipes/helpdesk.yaml --output runs/small --set data.n_train=100 --set seed=1\n\n"
+    "hyperadapters train recipes/helpdesk.yaml --output runs/helpdesk --resume"
+)
+def train(
+    recipe: RecipeFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint and metrics.json.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train on the tasks of a recipe and measure the result."""
+    from hyperadapters.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    from hyperadapters.training.run import train as train_run
+
+    run = train_run(loaded, output, resume=resume, overwrite=overwrite)
+    _print_scores(run.metrics)
+    typer.echo(f"Checkpoint and metrics.json are in {output}/")
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters evaluate runs/helpdesk\n\n"
+    "hyperadapters evaluate runs/helpdesk --split validation --output scores.json"
+)
+def evaluate(
+    folder: RunFolder,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the scores as JSON.")] = None,
+) -> None:
+    """Score a run on the data of its recipe."""
+    import json
+    import time
+
+    from hyperadapters.checkpoint import write_atomically
+    from hyperadapters.config import SPLITS
+    from hyperadapters.errors import DataError, RecipeError, unknown_name
+    from hyperadapters.training import run as runs
+
+    if split not in SPLITS:
+        raise RecipeError(unknown_name("split", split, SPLITS))
+    model, recipe = runs.load_run(folder)
+    tasks = runs.load_run_tasks(model, recipe)
+    started = time.monotonic()
+    collator = runs.make_collator(model, recipe.data)
+    found = runs.evaluate_splits(model, tasks, collator, recipe.training.eval_batch_size, [split])
+    if not found:
+        raise DataError(f"the recipe of {folder} has no {split} rows")
+    metrics = runs.metrics_of(found, model.num_trainable_parameters(), time.monotonic() - started)
+    _print_scores(metrics)
+    if output is not None:
+        write_atomically(output, (json.dumps(metrics, indent=2) + "\n").encode())
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters predict runs/helpdesk --input texts.jsonl\n\n"
+    "hyperadapters predict runs/helpdesk --input texts.csv --task refunds --output answers.csv\n\n"
+    "The input has a column 'text' (and 'text_pair' for pairs). A column 'task' names the task of each row; "
+    "rows without one go to the task whose prototype is nearest."
+)
+def predict(
+    folder: RunFolder,
+    input_file: Annotated[Path, typer.Option("--input", "-i", help="JSON-lines, CSV, TSV or Parquet file.")],
+    task: Annotated[str | None, typer.Option(help="Task of all rows; default: each row's own, or routed.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON-lines or CSV file; default: JSON-lines to the screen.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 64,
+) -> None:
+    """Answer new inputs, routing those whose task is not named."""
+    from hyperadapters.inference.files import predict_file
+
+    predict_file(folder, input_file, task, output, batch_size)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters validate recipes/helpdesk.yaml\n\n"
+    "hyperadapters validate recipes/helpdesk.yaml --data"
+)
+def validate(
+    recipe: RecipeFile,
+    data: Annotated[bool, typer.Option("--data", help="Also read and check all rows.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Check a recipe without training."""
+    from hyperadapters.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    typer.echo(f"{recipe}: {len(loaded.tasks)} tasks on {loaded.backbone}")
+    if data:
+        from hyperadapters.data.loading import load_tasks
+
+        for found in load_tasks(loaded.tasks, loaded.data, loaded.seed):
+            sizes = ", ".join(f"{len(rows)} {split}" for split, rows in found.splits.items())
+            labels = f", {len(found.task.labels)} labels" if found.task.labels else ""
+            typer.echo(f"  {found.task.name}: {sizes}{labels}")
+    typer.echo("valid")
+
+
+@app.command(epilog="[bold]Example[/bold]\n\nhyperadapters demo --output runs/demo")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")] = Path("runs/demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+) -> None:
+    """Train on six small tasks that come with the package, and show what was learned."""
+    from rich.console import Console
+
+    from hyperadapters.demo import run_demo
+
+    run_demo(output, overwrite, Console())
+
+
+def _print_scores(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    splits = list(metrics["mean"])
+    table = Table("task", "metric")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name, scores in metrics["tasks"].items():
+        for metric in next(iter(scores.values())):
+            cells = [f"{scores[split][metric]:.4f}" if split in scores else "" for split in splits]
+            table.add_row(name, metric, *cells)
+    table.add_section()
+    table.add_row("mean", "", *(f"{metrics['mean'][split]:.4f}" for split in splits), style="bold")
+    console = Console()
+    console.print(table)
+    if metrics["routing_accuracy"] is not None:
+        console.print(f"routing accuracy {metrics['routing_accuracy']:.4f}")
+
+
+def main() -> None:
+    """Run the command line; what a user did wrong ends with a message and exit code 2."""
+    try:
+        app()
+    except HyperAdaptersError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The demo: six small tasks, one frozen MiniLM, compared with a linear probe on the same features."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from hyperadapters.checkpoint import write_atomically
+from hyperadapters.config import load_recipe
+from hyperadapters.data.examples import Example
+from hyperadapters.inference.predictor import answer_name, predict
+from hyperadapters.report.plots import task_map
+from hyperadapters.training.baselines import linear_probe, majority
+from hyperadapters.training.run import Run, examples_of, train
+
+COMPARISON_FILE = "comparison.json"
+MAP_FILE = "task_map.png"
+
+NEW_INPUTS = (
+    Example(
+        None, "The parcel was supposed to be here last Tuesday and the tracking page hasn't moved since. Any news?"
+    ),
+    Example(None, "I bought this kettle a month ago and it already leaks from the handle. Save your money."),
+    Example(None, "CONGRATS!! your number was picked for a free cruise, reply YES with your card details to claim"),
+    Example(None, "which explorer first sailed around the southern tip of Africa?"),
+    Example(None, "How do I get candle wax out of a carpet?", "What removes wax that dripped onto my rug?"),
+    Example(None, "Central bank holds rates as factory orders slump for third month"),
+)
+
+
+def run_demo(output: Path, overwrite: bool, console: Console) -> Run:
+    """Train the demo recipe, print the comparison and some routed answers, and write the map of the tasks.
+
+    Args:
+        output: folder of the run.
+        overwrite: replace an earlier run.
+        console: where to print.
+    """
+    run = train(load_recipe(recipe_path()), output, overwrite=overwrite)
+    comparison = compare(run)
+    write_atomically(output / COMPARISON_FILE, (json.dumps(comparison, indent=2) + "\n").encode())
+    _draw_map(run, output / MAP_FILE)
+    _print_comparison(comparison, console)
+    _print_answers(run, console)
+    console.print(f"\nCheckpoint, metrics.json and {MAP_FILE} are in {output}/")
+    return run
+
+
+def recipe_path() -> Path:
+    """The demo's recipe: beside the data in an installed package, in `recipes/` in a checkout."""
+    package = Path(str(files("hyperadapters")))
+    installed = package / "demo_data" / "recipe.yaml"
+    return installed if installed.is_file() else package.parents[1] / "recipes" / "demo.yaml"
+
+
+def compare(run: Run) -> dict[str, Any]:
+    """Test scores of the majority class, a linear probe on the frozen features, and the trained model."""
+    methods: dict[str, dict[str, float]] = {"majority": {}, "linear_probe": {}, "pha": {}}
+    for data in run.tasks:
+        name, metric = data.task.name, data.task.main_metric
+        methods["majority"][name] = majority(data)[metric]
+        methods["linear_probe"][name] = linear_probe(run.model, data, run.collator)[metric]
+        methods["pha"][name] = run.evaluations["test"].tasks[name][metric]
+    return {
+        "test": methods,
+        "mean": {method: sum(scores.values()) / len(scores) for method, scores in methods.items()},
+        "routing_accuracy": run.metrics["routing_accuracy"],
+        "seconds": run.metrics["seconds"],
+    }
+
+
+def _draw_map(run: Run, path: Path) -> None:
+    examples = examples_of(run.tasks, "test")
+    task_map(
+        np.array([prediction.instance for prediction in run.evaluations["test"].predictions]),
+        [example.task_id for example in examples if example.task_id is not None],
+        run.model.prototypes.weight.detach().cpu().numpy(),
+        [data.task.name for data in run.tasks],
+        path,
+    )
+
+
+def _print_comparison(comparison: dict[str, Any], console: Console) -> None:
+    table = Table(title="Accuracy on test rows, per cent")
+    table.add_column("task")
+    for title in ("majority class", "linear probe", "PHA"):
+        table.add_column(title, justify="right")
+    methods = comparison["test"]
+    for name in methods["pha"]:
+        table.add_row(name, *(f"{100 * scores[name]:.1f}" for scores in methods.values()))
+    table.add_section()
+    table.add_row("mean", *(f"{100 * comparison['mean'][method]:.1f}" for method in methods), style="bold")
+    console.print(table)
+    console.print(f"Routing: {100 * comparison['routing_accuracy']:.1f} % of test rows are nearest to their own task.")
+    console.print(f"Training took {comparison['seconds']:.0f} s.")
+
+
+def _print_answers(run: Run, console: Console) -> None:
+    table = Table(title="New inputs, task not told", show_lines=True)
+    table.add_column("input", ratio=3)
+    table.add_column("task", no_wrap=True)
+    table.add_column("answer", no_wrap=True)
+    for example, prediction in zip(NEW_INPUTS, predict(run.model, NEW_INPUTS, run.collator), strict=True):
+        task = run.model.tasks[prediction.task_id]
+        text = example.text if example.text_pair is None else f"{example.text} / {example.text_pair}"
+        likely = "" if prediction.probabilities is None else f" ({max(prediction.probabilities):.2f})"
+        table.add_row(text, task.name, f"{answer_name(task, prediction.answer)}{likely}")
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Answers for examples: labels, numbers or texts."""

@@ -1,0 +1,1 @@
+"""Training on many tasks, and measuring the result."""

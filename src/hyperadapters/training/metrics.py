@@ -1,0 +1,51 @@
+"""Scores of a task, by scikit-learn and scipy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics as sk
+
+from hyperadapters.config import Task
+
+NO_ANSWER = -1
+
+
+def score(task: Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:
+    """All metrics of a task, each as a fraction or a correlation.
+
+    Args:
+        task: names the metrics.
+        targets: label indices, numbers or texts.
+        answers: the same; None where there is none. It counts as wrong (labels, texts), or as the mean of the other
+            answers (numbers), which says nothing about the target.
+    """
+    if task.kind == "text-to-text":
+        hits = [str(target).strip() == answer for target, answer in zip(targets, answers, strict=True)]
+        return {"exact_match": float(np.mean(hits))}
+    if task.kind == "regression":
+        return {name: _correlation(name, targets, answers) for name in task.metrics}
+    guesses = [NO_ANSWER if answer is None else answer for answer in answers]
+    return {name: _classification(name, task, targets, guesses) for name in task.metrics}
+
+
+def _classification(name: str, task: Task, targets: Sequence[int], guesses: Sequence[int]) -> float:
+    if name == "accuracy":
+        return float(sk.accuracy_score(targets, guesses))
+    if name == "matthews_correlation":
+        return float(sk.matthews_corrcoef(targets, guesses))
+    labels = [len(task.labels) - 1] if name == "f1" else list(range(len(task.labels)))
+    return float(sk.f1_score(targets, guesses, labels=labels, average="macro", zero_division=0.0))
+
+
+def _correlation(name: str, targets: Sequence[float], answers: Sequence[float | None]) -> float:
+    found = [answer for answer in answers if answer is not None and np.isfinite(answer)]
+    filler = float(np.mean(found)) if found else 0.0
+    guesses = [answer if answer is not None and np.isfinite(answer) else filler for answer in answers]
+    if len(set(guesses)) < 2 or len(set(targets)) < 2:
+        return 0.0  # a constant correlates with nothing
+    correlate = stats.pearsonr if name == "pearson" else stats.spearmanr
+    return float(correlate(targets, guesses).statistic)

@@ -1,0 +1,190 @@
+"""A training run from a recipe to a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hyperadapters.checkpoint import is_checkpoint, write_atomically
+from hyperadapters.config import DataConfig, Recipe, Split, load_recipe
+from hyperadapters.data.collate import Collator
+from hyperadapters.data.examples import Example, TaskData
+from hyperadapters.data.loading import load_tasks
+from hyperadapters.errors import CheckpointError, DataError, OutputError
+from hyperadapters.hosts.backbone import load_backbone
+from hyperadapters.model import HyperAdapterModel
+from hyperadapters.training.evaluation import Evaluation, evaluate
+from hyperadapters.training.trainer import HyperAdapterTrainer
+
+RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: the model, its data, and the scores of each split that has rows."""
+
+    model: HyperAdapterModel
+    tasks: list[TaskData]
+    collator: Collator
+    evaluations: dict[Split, Evaluation]
+    metrics: dict[str, Any]
+
+
+def train(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Run:
+    """Train, keep the best checkpoint, measure it on validation and test rows, and write everything to a folder.
+
+    The folder then holds the checkpoint, `metrics.json` and `recipe.yaml`, and until the run has ended the
+    Trainer's own checkpoints. Nothing is written before the recipe, the data and the backbone have been checked.
+
+    Args:
+        recipe: what to train.
+        output: the folder.
+        resume: go on from the last of the Trainer's checkpoints in the folder.
+        overwrite: remove what an earlier run left in the folder.
+
+    Raises:
+        OutputError: the folder holds a run and neither `resume` nor `overwrite` is given, or is not a run's.
+        HyperAdaptersError: recipe, data or backbone are wrong.
+    """
+    check_output(output, resume, overwrite)
+    tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
+    set_seed(recipe.seed)
+    model = HyperAdapterModel(
+        load_backbone(recipe.backbone), [data.task for data in tasks], recipe.model, backbone_name=recipe.backbone
+    )
+    collator = make_collator(model, recipe.data)
+    _set_target_scales(model, tasks)
+
+    checkpoints = output / CHECKPOINTS_FOLDER
+    if overwrite:
+        remove_run(output)
+    last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
+    started = time.monotonic()
+    trainer = HyperAdapterTrainer(
+        model, recipe, collator, examples_of(tasks, "train"), examples_of(tasks, "validation"), checkpoints
+    )
+    trainer.train(resume_from_checkpoint=last)
+    seconds = time.monotonic() - started
+    evaluations = evaluate_splits(model, tasks, collator, recipe.training.eval_batch_size)
+    metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
+    model.eval().save_pretrained(output)
+    write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return Run(model, tasks, collator, evaluations, metrics)
+
+
+def load_run(folder: Path) -> tuple[HyperAdapterModel, Recipe]:
+    """Load the model and the recipe of a finished run.
+
+    Raises:
+        CheckpointError: the folder does not hold a finished run.
+    """
+    model = HyperAdapterModel.from_pretrained(folder)
+    if not (folder / RECIPE_FILE).is_file():
+        raise CheckpointError(f"{folder}: expected a {RECIPE_FILE} beside the checkpoint; it was not made by `train`")
+    return model, load_recipe(folder / RECIPE_FILE)
+
+
+def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
+    """Read the data of a run again.
+
+    Raises:
+        DataError: it has changed so much that tasks or labels differ from the model's.
+    """
+    tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
+    if tuple(data.task for data in tasks) != model.tasks:
+        raise DataError("the tasks or labels that the recipe and its data describe are not those of the checkpoint")
+    return tasks
+
+
+def make_collator(model: HyperAdapterModel, data: DataConfig) -> Collator:
+    """The collator for a model with the lengths of a recipe."""
+    return Collator(model.tokenizer, model.tasks, model.text_to_text, data.max_length, data.max_target_length)
+
+
+def examples_of(tasks: Sequence[TaskData], split: Split) -> list[Example]:
+    """The examples of all tasks in one split, task after task."""
+    return [example for data in tasks for example in data.splits.get(split, [])]
+
+
+def evaluate_splits(
+    model: HyperAdapterModel,
+    tasks: Sequence[TaskData],
+    collator: Collator,
+    batch_size: int,
+    splits: Sequence[Split] = ("validation", "test"),
+) -> dict[Split, Evaluation]:
+    """Evaluate those of the splits that have rows."""
+    found = {split: examples_of(tasks, split) for split in splits}
+    return {split: evaluate(model, rows, collator, batch_size) for split, rows in found.items() if rows}
+
+
+def metrics_of(evaluations: dict[Split, Evaluation], trainable_parameters: int, seconds: float) -> dict[str, Any]:
+    """The contents of `metrics.json`; the routing accuracy is of the last split evaluated (test, if there is one)."""
+    names = dict.fromkeys(name for result in evaluations.values() for name in result.tasks)
+    last = list(evaluations.values())[-1:]
+    return {
+        "tasks": {
+            name: {split: result.tasks[name] for split, result in evaluations.items() if name in result.tasks}
+            for name in names
+        },
+        "mean": {split: result.mean for split, result in evaluations.items()},
+        "routing_accuracy": last[0].routing_accuracy if last else None,
+        "trainable_parameters": trainable_parameters,
+        "seconds": round(seconds, 1),
+    }
+
+
+def check_output(output: Path, resume: bool, overwrite: bool) -> None:
+    """Raise OutputError unless a run may be written to the folder."""
+    if resume and overwrite:
+        raise OutputError("--resume and --overwrite exclude each other: one goes on with a run, the other removes it")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: expected a folder, found a file")
+    holds_run = is_run(output)
+    if output.is_dir() and any(output.iterdir()) and not holds_run:
+        raise OutputError(f"{output}: expected an empty or new folder, or one of a run; found other files in it")
+    if holds_run and not (resume or overwrite):
+        raise OutputError(f"{output}: already holds a run; use --overwrite to replace it or --resume to go on with it")
+    if resume and not (output / CHECKPOINTS_FOLDER).is_dir():
+        finished = " It has finished." if is_checkpoint(output) else ""
+        raise OutputError(f"{output}: nothing to resume: no {CHECKPOINTS_FOLDER} in it.{finished}")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder holds a run, finished or not."""
+    return is_checkpoint(folder) or (folder / RECIPE_FILE).is_file()
+
+
+def remove_run(folder: Path) -> None:
+    """Remove a run; other files in the folder stay."""
+    shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
+    for pattern in ("hyperadapter.json", "adapters-*.safetensors", METRICS_FILE, RECIPE_FILE):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    values = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _set_target_scales(model: HyperAdapterModel, tasks: Sequence[TaskData]) -> None:
+    if model.heads is None:
+        return
+    for task_id, data in enumerate(tasks):
+        if data.task.kind == "regression":
+            model.heads.set_target_scale(task_id, [float(e.target) for e in data.splits["train"]])  # type: ignore[arg-type]

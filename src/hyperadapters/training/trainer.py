@@ -1,0 +1,192 @@
+"""`transformers.Trainer` with mixed-task batches, the terms of the objective in the log, and scores by task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer, TrainerControl, TrainingArguments
+
+from hyperadapters.checkpoint import read_config, read_weights
+from hyperadapters.config import Recipe
+from hyperadapters.core import Losses
+from hyperadapters.data.collate import Collator
+from hyperadapters.data.examples import Example
+from hyperadapters.data.sampling import MixedTaskBatchSampler
+from hyperadapters.model import HyperAdapterModel
+from hyperadapters.training.evaluation import evaluate
+from hyperadapters.training.optimizers import OfficialAdamW
+
+
+class HyperAdapterTrainer(Trainer):
+    """Trains a `HyperAdapterModel`; accelerate, mixed precision, accumulation, loggers and resuming are the Trainer's.
+
+    The contrastive losses see the rows of one forward: with gradient accumulation, those of one micro-batch.
+    """
+
+    model: HyperAdapterModel
+    data_collator: Collator
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: HyperAdapterModel,
+        recipe: Recipe,
+        collator: Collator,
+        train_examples: list[Example],
+        validation_examples: list[Example],
+        folder: Path,
+        **options: Any,
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            model: trained in place.
+            recipe: its `training`, `data` and `seed` are used.
+            collator: makes the batches.
+            train_examples, validation_examples: of all tasks; without validation examples the last state is kept.
+            folder: for the Trainer's checkpoints and logs.
+            **options: of `transformers.Trainer`.
+        """
+        self.recipe = recipe
+        callbacks = list(options.pop("callbacks", ()))
+        patience = recipe.training.early_stopping_patience
+        if patience is not None and validation_examples:
+            callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
+        super().__init__(
+            model=model,
+            args=training_arguments(recipe, folder, bool(validation_examples)),
+            data_collator=collator,
+            train_dataset=train_examples,
+            eval_dataset=validation_examples or None,
+            callbacks=callbacks,
+            **options,
+        )
+        # The loss is a mean over the micro-batch, so the Trainer has to divide by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self._terms: list[torch.Tensor] = []
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of mixed tasks, in which each task present has at least two rows."""
+        data, examples = self.recipe.data, self.train_dataset
+        sampler = MixedTaskBatchSampler(
+            [example.task_id for example in examples],
+            self.args.per_device_train_batch_size,
+            data.sampling,
+            data.temperature,
+            self.recipe.seed,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            examples,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """One group for the heads' learning rate and one for everything else, each with and without weight decay."""
+        if self.optimizer is None:
+            training = self.recipe.training
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault((name.startswith("heads."), name in decayed), []).append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if self.model.adapter_config.preset == "official":
+                optimizer_class, options = OfficialAdamW, {"lr": training.learning_rate}
+            self.optimizer = optimizer_class(
+                [
+                    {
+                        "params": parameters,
+                        "weight_decay": training.weight_decay if decays else 0.0,
+                        "lr": (training.head_learning_rate if is_head else None) or training.learning_rate,
+                    }
+                    for (is_head, decays), parameters in groups.items()
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The total objective; its terms are collected for the log."""
+        training = self.recipe.training
+        output = model(**inputs, label_smoothing=training.label_smoothing, reduction=training.reduction)
+        self._terms.append(torch.stack([term.detach() for term in output.losses]))
+        return (output.loss, output) if return_outputs else output.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of each term since the last log to the Trainer's own values."""
+        if "loss" in logs and self._terms:
+            means = torch.stack(self._terms).mean(dim=0).tolist()
+            logs.update({f"loss_{name}": mean for name, mean in zip(Losses._fields[1:], means[1:], strict=True)})
+            self._terms.clear()
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score every task; `eval_mean`, the mean of the tasks' scores, chooses the best checkpoint."""
+        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        result = evaluate(self.model, examples, self.data_collator, self.args.per_device_eval_batch_size)
+        values = {f"{metric_key_prefix}_mean": result.mean}
+        values[f"{metric_key_prefix}_routing_accuracy"] = result.routing_accuracy
+        for task, scores in result.tasks.items():
+            values.update({f"{metric_key_prefix}_{task}_{name}": value for name, value in scores.items()})
+        self.log(values)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
+        return values
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        self.model.load_adapter_state_dict(read_weights(folder, read_config(folder)))
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def training_arguments(recipe: Recipe, folder: Path, has_validation: bool) -> TrainingArguments:
+    """The Trainer's arguments for a recipe."""
+    training = recipe.training
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=training.max_steps or -1,
+        num_train_epochs=training.num_train_epochs or 1.0,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup_steps,
+        lr_scheduler_type="linear",
+        max_grad_norm=training.max_grad_norm,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=training.eval_steps,
+        save_strategy="steps",
+        save_steps=training.eval_steps,
+        save_total_limit=2,
+        load_best_model_at_end=has_validation,
+        metric_for_best_model="mean" if has_validation else None,
+        greater_is_better=True,
+        logging_steps=training.logging_steps,
+        report_to=list(training.report_to) or "none",
+        seed=recipe.seed,
+        bf16=training.bf16,
+        fp16=training.fp16,
+        activation_checkpointing=training.gradient_checkpointing,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=False,
+    )
