@@ -1,0 +1,100 @@
+"""Retriever, prototypes, hypernetwork and the bottleneck form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import Golden
+
+from hyperadapters.core import (
+    BottleneckWeights,
+    InstanceRetriever,
+    LearnedBottleneck,
+    PrototypeTable,
+    PrototypicalHypernetwork,
+    bottleneck,
+    masked_mean,
+)
+from hyperadapters.interop.official import load_official
+
+
+def test_masked_mean_ignores_padding() -> None:
+    hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
+    assert masked_mean(hidden, torch.tensor([[1, 1, 0]])).item() == 2.0
+
+
+def test_masked_mean_of_no_token_is_zero() -> None:
+    assert masked_mean(torch.ones(1, 2, 3), torch.zeros(1, 2)).abs().max() == 0.0
+
+
+def test_nearest_prototype_is_by_direction_not_by_length() -> None:
+    table = PrototypeTable(2, 2)
+    with torch.no_grad():
+        table.weight.copy_(torch.tensor([[0.1, 0.0], [50.0, 50.0]]))
+    assert table.nearest(torch.tensor([[9.0, 1.0], [1.0, 1.2]])).tolist() == [0, 1]
+    assert table.similarity(torch.tensor([[2.0, 0.0]])).tolist() == [pytest.approx([1.0, math.sqrt(0.5)])]
+
+
+def test_retriever_has_the_published_size() -> None:
+    assert sum(p.numel() for p in InstanceRetriever(768).parameters()) == 106_688
+
+
+def test_hypernetwork_has_the_published_size() -> None:
+    network = PrototypicalHypernetwork(num_sites=12, width=768, bottleneck_dim=64)
+    assert sum(p.numel() for p in network.parameters()) == 768 + 24_896 + 2 * 3_194_880 + 49_920 + 4_160
+
+
+def test_hypernetwork_starts_within_the_published_bounds() -> None:
+    network = PrototypicalHypernetwork(num_sites=2, width=768, bottleneck_dim=64)
+    for head, bound in (
+        (network.up_weight, 2.706e-5),
+        (network.down_weight, 7.813e-6),
+        (network.up_bias, 2.165e-4),
+        (network.down_bias, 2.165e-4),
+    ):
+        largest = head.weight.abs().max().item()
+        assert 0.95 * bound < largest <= 1.001 * bound
+        assert head.bias.abs().max() == 0.0
+
+
+def test_learned_adapter_starts_within_the_published_bound() -> None:
+    adapter = LearnedBottleneck(768, 64)
+    assert 8e-6 < adapter.down.weight.abs().max().item() <= 8.5e-6
+    assert adapter.up.bias.abs().max() == 0.0
+
+
+def test_generated_weights_and_hidden_codes_equal_the_golden_values(golden: Golden) -> None:
+    model = load_official(golden.under("params/"), golden.facts["config"], golden.facts["tasks"])
+    tasks = golden.tensors["inputs/task_ids"]
+    prototypes = model.prototypes(tasks)
+    codes, weights = model.hypernetwork.codes(prototypes), model.hypernetwork(prototypes)
+    for site in range(len(codes)):
+        torch.testing.assert_close(codes[site], golden.tensors[f"hyper/{site}/hidden"], atol=1e-5, rtol=0)
+        for name, value in weights.site(site)._asdict().items():
+            torch.testing.assert_close(value, golden.tensors[f"generated/{site}/{name}"], atol=1e-5, rtol=0)
+
+
+def _weights(tasks: int, width: int = 5, size: int = 3) -> BottleneckWeights:
+    return BottleneckWeights(
+        torch.randn(tasks, width, size), torch.randn(tasks, size), torch.randn(tasks, size, width), torch.randn(tasks, width)
+    )
+
+
+def test_mixed_rows_equal_a_loop_over_single_rows() -> None:
+    weights, rows, inputs = _weights(3), torch.tensor([2, 0, 0, 1, 2]), torch.randn(5, 4, 5)
+    together = bottleneck(inputs, weights, rows)
+    for index, row in enumerate(rows.tolist()):
+        own = BottleneckWeights(*(tensor[row : row + 1] for tensor in weights))
+        alone = bottleneck(inputs[index : index + 1], own, torch.tensor([0]))
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_bottleneck_by_hand() -> None:
+    weights = BottleneckWeights(
+        torch.tensor([[[1.0], [2.0]]]), torch.tensor([[-1.0]]), torch.tensor([[[3.0, -1.0]]]), torch.tensor([[0.5, 0.0]])
+    )
+    # relu(1 * 1 + 1 * 2 - 1) = 2, and relu(-1 - 2 - 1) = 0
+    outputs = bottleneck(torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]]), weights, torch.tensor([0]))
+    assert outputs.tolist() == [[[6.5, -2.0], [0.5, 0.0]]]
