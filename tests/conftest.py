@@ -42,6 +42,8 @@ ENCODER_SIZES: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
     "max_position_embeddings": 80,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
     "pad_token_id": 0,
 }
 T5_SIZES: dict[str, Any] = {
@@ -52,6 +54,7 @@ T5_SIZES: dict[str, Any] = {
     "num_layers": 2,
     "num_decoder_layers": 3,
     "num_heads": 2,
+    "dropout_rate": 0.0,
     "decoder_start_token_id": 0,
 }
 

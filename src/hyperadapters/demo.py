@@ -26,7 +26,7 @@ NEW_INPUTS = (
     Example(
         None, "The parcel was supposed to be here last Tuesday and the tracking page hasn't moved since. Any news?"
     ),
-    Example(None, "I bought this kettle a month ago and it already leaks from the handle. Save your money."),
+    Example(None, "Two hours of beautiful fog and a script that never finds its way out of it. I left before the end."),
     Example(None, "CONGRATS!! your number was picked for a free cruise, reply YES with your card details to claim"),
     Example(None, "which explorer first sailed around the southern tip of Africa?"),
     Example(None, "How do I get candle wax out of a carpet?", "What removes wax that dripped onto my rug?"),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
@@ -256,6 +257,9 @@ class HyperAdapterModel(nn.Module):
         self._check_task_ids(task_ids, len(input_ids), False)
         encoded, instances = self._encode(input_ids, attention_mask)
         task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
+        if len(self._sites.generated.layers) > len(self._sites.shared.layers):  # type: ignore[union-attr]
+            # transformers makes a cache with as many layers as the encoder has; this one grows with the decoder.
+            options.setdefault("past_key_values", EncoderDecoderCache(DynamicCache(), DynamicCache()))
         with self._active.use(self._state_for(task_ids)):
             return self.backbone.generate(  # type: ignore[operator]
                 encoder_outputs=encoded, attention_mask=attention_mask, **options

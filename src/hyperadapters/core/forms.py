@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -67,9 +68,13 @@ class LearnedBottleneck(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map [..., d] to [..., d]."""
-        outputs: Tensor = self.up(torch.relu(self.down(inputs)))
-        return outputs
+        """Map [..., d] to [..., d], in the inputs' floating-point type."""
+        hidden = torch.relu(_linear(inputs, self.down))
+        return _linear(hidden, self.up)
+
+
+def _linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
+    return F.linear(inputs, layer.weight.to(inputs.dtype), layer.bias.to(inputs.dtype))
 
 
 def head_bound(fan_in: int, fan_out: int) -> float:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from hyperadapters.core.prototypes import cosine_similarity
 
 Reduction = Literal["mean", "sum"]
 
@@ -48,13 +49,12 @@ def instance_contrastive_loss(instances: Tensor, task_ids: Tensor, temperature: 
 
     Differs from the released code: that one returns nan when no row has a positive.
     """
-    z = F.normalize(instances.float(), dim=-1)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    similarity = z @ z.T / temperature
+    similarity = cosine_similarity(instances, instances) / temperature
+    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     positives = (task_ids[:, None] == task_ids[None, :]) & ~itself
     count = positives.sum(dim=1)
     # The row itself is pushed out with a finite number: a batch of one row must not become a sum over nothing.
-    log_denominator = similarity.masked_fill(itself, torch.finfo(z.dtype).min).logsumexp(dim=1, keepdim=True)
+    log_denominator = similarity.masked_fill(itself, torch.finfo(torch.float32).min).logsumexp(dim=1, keepdim=True)
     log_probability = (similarity - log_denominator).masked_fill(~positives, 0.0)
     row_loss = -log_probability.sum(dim=1) / count.clamp(min=1)
     return row_loss.sum() / (count > 0).sum().clamp(min=1)
@@ -89,12 +89,10 @@ def prototype_contrastive_loss(
     gives the same numbers; the loss can then be negative) by subtracting it from the full sum, which loses all
     precision for well-separated prototypes and is minus infinity for a single task. Here it is masked instead.
     """
-    z = F.normalize(instances.float(), dim=-1)
-    c = F.normalize(prototypes.float(), dim=-1)
-    similarity = z @ c.T / temperature
+    similarity = cosine_similarity(instances, prototypes) / temperature
     positive = similarity.gather(1, task_ids[:, None])[:, 0]
     if not positive_in_denominator:
-        if len(c) == 1:
+        if len(prototypes) == 1:
             return similarity.sum() * 0.0
         similarity = similarity.scatter(1, task_ids[:, None], -torch.inf)
     return (similarity.logsumexp(dim=1) - positive).mean()

@@ -7,6 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine similarity [M, N] of every row of [M, p] to every row of [N, p], in float32, also under autocast.
+
+    A zero vector has similarity 0 to everything.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).T
+
+
 class PrototypeTable(nn.Module):
     """T learned prototypes of p numbers, row t belonging to task t (Zhao et al. 2023, section 3).
 
@@ -24,7 +33,7 @@ class PrototypeTable(nn.Module):
 
     def similarity(self, instances: Tensor) -> Tensor:
         """Cosine similarity [B, T] of instance vectors [B, p] to every prototype."""
-        return F.normalize(instances.float(), dim=-1) @ F.normalize(self.weight.float(), dim=-1).T
+        return cosine_similarity(instances, self.weight)
 
     def nearest(self, instances: Tensor) -> Tensor:
         """Index [B] of the prototype most similar to each instance vector [B, p]; the lower index wins a tie."""

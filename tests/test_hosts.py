@@ -1,0 +1,227 @@
+"""Promise 4: the backbone is frozen, wrapped, and given back as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import ENCODER_DECODERS, ENCODERS, tiny_backbone
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from hyperadapters.config import ModelConfig, Task
+from hyperadapters.errors import BackboneError, RecipeError, TaskError
+from hyperadapters.hosts.backbone import PACKAGED, PackagedBackbone, fingerprint, load_backbone, locate
+from hyperadapters.model import HyperAdapterModel
+
+HEAD_TASKS = [
+    Task.classification("colour", ["red", "blue", "green"]),
+    Task.regression("size"),
+    Task.classification("mood", ["bad", "good"]),
+]
+TEXT_TASKS = [Task.text_to_text("colour"), Task.text_to_text("size"), Task.text_to_text("mood")]
+
+
+def make_model(kind: str, seed: int = 0, **settings: Any) -> HyperAdapterModel:
+    """A model on a tiny backbone, its adapters large enough to show."""
+    backbone = tiny_backbone(kind)
+    torch.manual_seed(seed + 1)
+    tasks = HEAD_TASKS if kind in ENCODERS else TEXT_TASKS
+    model = HyperAdapterModel(backbone, tasks, ModelConfig(**{"adapter_dim": 4, **settings}))
+    with torch.no_grad():
+        for module in (model.hypernetwork, model.shared_adapters):
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def make_batch(kind: str, rows: int = 6, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(rows, 7, dtype=torch.long)
+    for row in range(rows):
+        mask[row, 7 - row % 3 :] = 0
+    task_ids = torch.tensor([1, 0, 2, 0, 1, 2, 2, 1])[:rows]
+    ids = torch.randint(3, 40, (rows, 7), generator=generator).masked_fill(mask == 0, 0)
+    batch = {"input_ids": ids, "attention_mask": mask, "task_ids": task_ids}
+    if kind in ENCODERS:
+        batch["labels"] = torch.tensor([0.3, 2.0, 1.0, 0.0, -1.5, 0.0, 1.0, 0.4])[:rows]
+    else:
+        batch["labels"] = torch.randint(3, 40, (rows, 4), generator=generator)
+    return batch
+
+
+def _backbone_outputs(backbone: nn.Module, kind: str, batch: dict[str, Tensor]) -> Tensor:
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        if kind in ENCODERS:
+            return backbone(**inputs).last_hidden_state
+        return backbone(**inputs, labels=batch["labels"]).logits
+
+
+ALL = [*ENCODERS, *ENCODER_DECODERS]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_detaching_gives_the_backbone_back_bit_for_bit(kind: str) -> None:
+    batch = make_batch(kind)
+    backbone = tiny_backbone(kind).train()
+    names = [name for name, _ in backbone.named_modules()]
+    flags = {name: parameter.requires_grad for name, parameter in backbone.named_parameters()}
+    before = _backbone_outputs(backbone.eval(), kind, batch)
+    backbone.train()
+    model = HyperAdapterModel(backbone, HEAD_TASKS if kind in ENCODERS else TEXT_TASKS, ModelConfig(adapter_dim=4))
+    model.train().training_loss(batch).total.backward()
+    model.eval()
+    assert model.detach() is backbone
+    assert [name for name, _ in backbone.named_modules()] == names
+    assert {name: parameter.requires_grad for name, parameter in backbone.named_parameters()} == flags
+    assert all(module.training for module in backbone.modules())
+    assert torch.equal(_backbone_outputs(backbone.eval(), kind, batch), before)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_adapters_switched_off_give_the_bare_backbone(kind: str) -> None:
+    batch = make_batch(kind)
+    before = _backbone_outputs(tiny_backbone(kind), kind, batch)
+    model = make_model(kind)
+    with model.adapters_disabled():
+        assert torch.equal(_backbone_outputs(model.backbone, kind, batch), before)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_only_declared_parameters_receive_gradients(kind: str) -> None:
+    model = make_model(kind).train()
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    model.training_loss(make_batch(kind)).total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (not name.startswith("backbone.")), name
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_adapters_change_the_output_and_differ_by_task(kind: str) -> None:
+    model, batch = make_model(kind), make_batch(kind)
+    batch.pop("labels")
+    if kind in ENCODER_DECODERS:
+        batch["decoder_input_ids"] = torch.full((6, 3), 5)
+    states = []
+    for task_id in range(3):
+        seen: list[Tensor] = []
+        stack = model.backbone.encoder.layer if kind in ENCODERS else model.backbone.decoder.block
+        handle = stack[-1].register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
+        model(**{**batch, "task_ids": torch.full((6,), task_id)})
+        handle.remove()
+        states.append(seen[0] if isinstance(seen[0], Tensor) else seen[0][0])
+    assert (states[0] - states[1]).abs().max() > 1e-3
+    assert (states[1] - states[2]).abs().max() > 1e-3
+
+
+def test_features_do_not_depend_on_the_adapters_above_them() -> None:
+    batch, model = make_batch("bert"), make_model("bert", feature_layer=2)
+    layers = tiny_backbone("bert")(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+    ).hidden_states
+    from hyperadapters.core import masked_mean
+
+    expected = model.retriever(masked_mean(layers[2], batch["attention_mask"]))
+    assert torch.equal(model(**batch).instances, expected)
+    assert torch.equal(model.instances(batch["input_ids"], batch["attention_mask"]), expected)
+
+
+def test_layers_below_the_features_stay_in_evaluation_mode() -> None:
+    model = make_model("bert", feature_layer=2).train()
+    assert [layer.training for layer in model.backbone.encoder.layer] == [False, False, True, True]
+    assert not model.backbone.embeddings.training
+    assert not any(module.training for module in model.backbone.embeddings.modules())
+
+
+def test_the_bare_backbone_refuses_to_run_without_a_task() -> None:
+    model, batch = make_model("bert"), make_batch("bert")
+    with pytest.raises(RuntimeError, match="no task is active: call the HyperAdapterModel"):
+        model.backbone(input_ids=batch["input_ids"])
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
+    backbone = GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(BackboneError, match=r"Unknown architecture 'gpt2'.*Known: bert, mt5, roberta, t5, xlm-roberta"):
+        HyperAdapterModel(backbone, TEXT_TASKS)
+
+
+def test_a_model_with_a_task_head_is_refused_with_the_module_that_was_expected() -> None:
+    backbone = BertForSequenceClassification(BertConfig(vocab_size=10, hidden_size=8, num_attention_heads=1))
+    with pytest.raises(BackboneError, match=r"expected a module at 'encoder\.layer'.*without a task head"):
+        HyperAdapterModel(backbone, HEAD_TASKS)
+
+
+def test_a_missing_module_is_named_and_nothing_has_been_changed() -> None:
+    backbone = tiny_backbone("bert")
+    del backbone.encoder.layer[2].output
+    with pytest.raises(BackboneError, match=r"expected a module at 'encoder\.layer\.2\.output'"):
+        HyperAdapterModel(backbone, HEAD_TASKS)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_something_that_is_no_transformers_model_is_refused() -> None:
+    with pytest.raises(BackboneError, match="expected a transformers model with a config.*found Linear"):
+        HyperAdapterModel(nn.Linear(2, 2), HEAD_TASKS)
+
+
+def test_settings_that_do_not_fit_the_backbone_are_refused() -> None:
+    with pytest.raises(RecipeError, match="feature_layer: expected 0 to 3"):
+        make_model("bert", feature_layer=4)
+    with pytest.raises(RecipeError, match="encoder-decoder reads features from its encoder's output"):
+        make_model("t5", feature_layer=1)
+    with pytest.raises(RecipeError, match="preset 'official' is for encoder-decoder"):
+        make_model("bert", preset="official")
+    with pytest.raises(RecipeError, match="shared_adapter_dim: encoder backbones have no shared adapters"):
+        make_model("bert", shared_adapter_dim=4)
+
+
+def test_tasks_that_do_not_fit_the_backbone_are_refused() -> None:
+    with pytest.raises(TaskError, match="'colour' is text-to-text, which needs an encoder-decoder"):
+        HyperAdapterModel(tiny_backbone("bert"), TEXT_TASKS)
+    with pytest.raises(TaskError, match="labels are not known"):
+        HyperAdapterModel(tiny_backbone("bert"), [Task(name="any")])
+    with pytest.raises(TaskError, match="expected at least one task"):
+        HyperAdapterModel(tiny_backbone("bert"), [])
+    with pytest.raises(TaskError, match="found 'size' 2 times"):
+        HyperAdapterModel(tiny_backbone("bert"), [Task.regression("size"), Task.regression("size")])
+
+
+def test_fingerprint_recognises_other_weights_but_not_another_floating_point_type() -> None:
+    assert fingerprint(tiny_backbone("bert")) == fingerprint(tiny_backbone("bert"))
+    assert fingerprint(tiny_backbone("bert")) == fingerprint(tiny_backbone("bert").bfloat16())
+    assert fingerprint(tiny_backbone("bert")) != fingerprint(tiny_backbone("bert", seed=1))
+
+
+def test_a_backbone_that_cannot_be_loaded_is_named(tmp_path: Any) -> None:
+    with pytest.raises(BackboneError, match="backbone '.*nowhere' cannot be loaded"):
+        load_backbone(str(tmp_path / "nowhere"))
+    GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path / "gpt")
+    with pytest.raises(BackboneError, match="Unknown architecture 'gpt2'"):
+        load_backbone(str(tmp_path / "gpt"))
+
+
+def test_a_backbone_with_missing_weights_is_refused(tmp_path: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny_backbone("bert").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"the weights lack 1 tensors: encoder\.layer\.1\.output\.dense\.weight"):
+        load_backbone(str(tmp_path))
+
+
+def test_the_packaged_minilm_is_found_and_its_weights_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert locate(name).endswith("model")
+    assert locate("some/other-model") == "some/other-model"
+    wrong = PackagedBackbone(PACKAGED[name].module, PACKAGED[name].folder, "0" * 64)
+    monkeypatch.setitem(PACKAGED, name, wrong)
+    with pytest.raises(BackboneError, match="expected sha256 0000"):
+        locate(name)
