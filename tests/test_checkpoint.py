@@ -133,7 +133,7 @@ def test_another_backbone_is_refused_and_left_unwrapped(run: Path) -> None:
 def test_truncated_weights_are_refused(run: Path) -> None:
     path = _weights_file(run)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="expected sha256 .* the file is truncated or altered"):
+    with pytest.raises(CheckpointError, match=r"expected sha256 .* the file is truncated or altered"):
         _load(run)
 
 

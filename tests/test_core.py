@@ -78,7 +78,10 @@ def test_generated_weights_and_hidden_codes_equal_the_golden_values(golden: Gold
 
 def _weights(tasks: int, width: int = 5, size: int = 3) -> BottleneckWeights:
     return BottleneckWeights(
-        torch.randn(tasks, width, size), torch.randn(tasks, size), torch.randn(tasks, size, width), torch.randn(tasks, width)
+        torch.randn(tasks, width, size),
+        torch.randn(tasks, size),
+        torch.randn(tasks, size, width),
+        torch.randn(tasks, width),
     )
 
 
@@ -93,7 +96,10 @@ def test_mixed_rows_equal_a_loop_over_single_rows() -> None:
 
 def test_bottleneck_by_hand() -> None:
     weights = BottleneckWeights(
-        torch.tensor([[[1.0], [2.0]]]), torch.tensor([[-1.0]]), torch.tensor([[[3.0, -1.0]]]), torch.tensor([[0.5, 0.0]])
+        torch.tensor([[[1.0], [2.0]]]),
+        torch.tensor([[-1.0]]),
+        torch.tensor([[[3.0, -1.0]]]),
+        torch.tensor([[0.5, 0.0]]),
     )
     # relu(1 * 1 + 1 * 2 - 1) = 2, and relu(-1 - 2 - 1) = 0
     outputs = bottleneck(torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]]), weights, torch.tensor([0]))

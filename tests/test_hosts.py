@@ -166,7 +166,7 @@ def test_a_missing_module_is_named_and_nothing_has_been_changed() -> None:
 
 
 def test_something_that_is_no_transformers_model_is_refused() -> None:
-    with pytest.raises(BackboneError, match="expected a transformers model with a config.*found Linear"):
+    with pytest.raises(BackboneError, match=r"expected a transformers model with a config.*found Linear"):
         HyperAdapterModel(nn.Linear(2, 2), HEAD_TASKS)
 
 
@@ -199,7 +199,7 @@ def test_fingerprint_recognises_other_weights_but_not_another_floating_point_typ
 
 
 def test_a_backbone_that_cannot_be_loaded_is_named(tmp_path: Any) -> None:
-    with pytest.raises(BackboneError, match="backbone '.*nowhere' cannot be loaded"):
+    with pytest.raises(BackboneError, match=r"backbone '.*nowhere' cannot be loaded"):
         load_backbone(str(tmp_path / "nowhere"))
     GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path / "gpt")
     with pytest.raises(BackboneError, match="Unknown architecture 'gpt2'"):

@@ -1,0 +1,578 @@
+"""The command line: what a user did wrong ends with exit code 2, a message, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from conftest import save_backbone
+from transformers import GPT2Config
+
+from hyperadapters import HyperAdapterModel, Task, __version__
+from hyperadapters.cli import main
+
+COMMANDS = ("train", "evaluate", "predict", "validate", "demo")
+# `hyperadapters.config` stands for pydantic, which typer itself loads where it is installed
+HEAVY = ("torch", "transformers", "datasets", "hyperadapters.config", "yaml", "sklearn", "scipy", "numpy")
+ROWS = {
+    "train": [("good w1", "yes"), ("bad w2", "no"), ("good w3", "yes"), ("bad w4", "no")],
+    "validation": [("good w5", "yes"), ("bad w6", "no")],
+    "test": [("good w7", "yes"), ("bad w8", "no"), ("bad w9", "no")],
+}
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Calls the command line in this process; any exception but an exit is a failure of the program."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["hyperadapters", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = (re.sub(r"\x1b\[[0-9;]*m", "", text) for text in capsys.readouterr())
+        return Result(int(ended.value.code or 0), out, err)
+
+    return call
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_rows(folder: Path, **splits: list[tuple[str, str]]) -> None:
+    folder.mkdir(exist_ok=True)
+    for split, rows in splits.items():
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def values_of(backbone: Path, **changes: Any) -> dict[str, Any]:
+    task = {"name": "mood", "labels": ["no", "yes"], "source": {"path": "../data/{split}.jsonl"}}
+    return {"backbone": str(backbone), "training": {"max_steps": 1}, "tasks": [task], **changes}
+
+
+def write_recipe(path: Path, **values: Any) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, bert_folder: Path) -> Path:
+    """A recipe that could be trained."""
+    write_rows(tmp_path / "data", **ROWS)
+    return write_recipe(tmp_path / "recipes" / "mood.yaml", **values_of(bert_folder))
+
+
+@pytest.fixture
+def run(tmp_path: Path, bert_folder: Path) -> Path:
+    """A folder as a finished run leaves it."""
+    write_rows(tmp_path / "data", **ROWS)
+    model = HyperAdapterModel.from_backbone(
+        str(bert_folder), [Task.classification("mood", ["no", "yes"])], adapter_dim=2, prototype_dim=4, hidden_dim=4
+    )
+    model.save_pretrained(tmp_path / "run")
+    write_recipe(tmp_path / "run" / "recipe.yaml", **values_of(bert_folder))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "good w1"}\n{"text": "bad w2"}\n')
+    return path
+
+
+def assert_refused(result: Result, *messages: str) -> None:
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert [message for message in messages if message not in result.err] == []
+
+
+# Help and version
+
+
+def test_help_lists_the_commands(cli: Cli) -> None:
+    result = cli("--help")
+    assert result.code == 0
+    assert all(re.search(rf"^\W*{command}\s", result.out, re.MULTILINE) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_has_an_example(cli: Cli, command: str) -> None:
+    result = cli(command, "--help")
+    assert result.code == 0
+    assert re.search(rf"^\s*Examples?\s+hyperadapters {command} ", result.out, re.MULTILINE)
+
+
+def test_version_is_printed(cli: Cli) -> None:
+    assert cli("--version") == (0, f"{__version__}\n", "")
+
+
+def loaded_by(code: str) -> set[str]:
+    """Those of the heavy packages that a new Python process has loaded after the code."""
+    check = f"{code}\nimport sys; print('loaded', *[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_loads_none_of_the_heavy_packages(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from hyperadapters.cli import main
+sys.argv = {["hyperadapters", *arguments]}
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+"""
+    assert loaded_by(code) == set()
+
+
+def test_import_of_the_package_loads_none_of_the_heavy_packages() -> None:
+    assert loaded_by("import hyperadapters; hyperadapters.__version__; dir(hyperadapters)") == set()
+
+
+def test_task_of_the_package_is_loaded_without_torch() -> None:
+    assert "torch" not in loaded_by("from hyperadapters import Task; Task.classification('a', ['b', 'c'])")
+
+
+def test_package_refuses_unknown_names() -> None:
+    import hyperadapters
+
+    with pytest.raises(AttributeError, match="module 'hyperadapters' has no attribute 'Tsk'"):
+        _ = hyperadapters.Tsk
+
+
+# Calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "a.yaml", "--outptu", "out"], "No such option"),
+        (["train", "a.yaml"], "Missing option"),
+        (["train", "--output", "out"], "Missing argument"),
+        (["trian"], "No such command 'trian'"),
+        (["predict", "run", "--input", "a.jsonl", "--batch-size", "0"], "--batch-size"),
+        (["predict", "run", "--input", "a.jsonl", "--batch-size", "many"], "--batch-size"),
+    ],
+)
+def test_wrong_call_ends_with_code_2(cli: Cli, arguments: list[str], message: str) -> None:
+    result = cli(*arguments)
+    assert result.code == 2
+    assert message in result.err
+
+
+# validate
+
+
+def test_validate_counts_the_tasks(cli: Cli, recipe: Path, bert_folder: Path) -> None:
+    assert cli("validate", recipe) == (0, f"{recipe}: 1 tasks on {bert_folder}\nvalid\n", "")
+
+
+def test_validate_with_data_counts_the_rows(cli: Cli, recipe: Path) -> None:
+    result = cli("validate", recipe, "--data", "--set", "data.n_validation=1")
+    assert result.code == 0
+    assert result.out.splitlines()[1:] == ["  mood: 4 train, 1 validation, 3 test, 2 labels", "valid"]
+
+
+def test_validate_refuses_what_train_would_refuse(cli: Cli, recipe: Path) -> None:
+    assert_refused(cli("validate", recipe, "--set", "data.n_trian=3"), "unknown key. Did you mean 'n_train'?")
+
+
+def test_validate_reads_no_rows_unless_asked_to(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "train.jsonl").unlink()
+    assert cli("validate", recipe).code == 0
+    result = cli("validate", recipe, "--data")
+    assert result.code == 2
+    assert "train.jsonl: no such file" in result.err
+    assert "valid\n" not in result.out
+
+
+# train
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"sed": 1}, ["mood.yaml: 1 fault(s)", "sed: unknown key. Did you mean 'seed'?"]),
+        ({"training": {}}, ["training: expected exactly one of max_steps, num_train_epochs"]),
+        ({"tasks": []}, ["expected at least one task"]),
+        (
+            {"tasks": [{"name": "mood", "source": {"demo": "message_spam"}}] * 2},
+            ["task names must be different", "'mood'"],
+        ),
+        ({"tasks": [{"name": "a", "source": {"path": "gone.csv"}}]}, ["gone.csv: no such file"]),
+        ({"backbone": "./gone"}, ["gone' cannot be loaded"]),
+        ({"model": {"feature_layer": 9}}, ["feature_layer: expected 0 to 3", "found 9"]),
+        ({"model": {"preset": "official"}}, ["preset 'official' is for encoder-decoder backbones"]),
+        (
+            {"tasks": [{"name": "a", "kind": "text-to-text", "source": {"demo": "message_spam"}}]},
+            ["task 'a' is text-to-text, which needs an encoder-decoder backbone"],
+        ),
+    ],
+)
+def test_train_refuses_a_wrong_recipe(
+    cli: Cli, tmp_path: Path, recipe: Path, bert_folder: Path, changes: dict[str, Any], messages: list[str]
+) -> None:
+    write_recipe(recipe, **{**values_of(bert_folder), **changes})
+    assert_refused(cli("train", recipe, "--output", tmp_path / "out"), *messages)
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_a_missing_recipe(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    result = cli("train", recipe.with_name("moood.yaml"), "--output", tmp_path / "out")
+    assert_refused(result, "moood.yaml: no such recipe. Did you mean", "/mood.yaml'?")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("override", ["data.n_trian=3", "seed", "seed=soon", "seed=[1"])
+def test_train_refuses_a_wrong_override(cli: Cli, tmp_path: Path, recipe: Path, override: str) -> None:
+    assert_refused(cli("train", recipe, "--output", tmp_path / "out", "--set", override))
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_a_missing_data_file(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    (tmp_path / "data" / "train.jsonl").rename(tmp_path / "data" / "trains.jsonl")
+    result = cli("train", recipe, "--output", tmp_path / "out")
+    assert_refused(result, "train.jsonl: no such file. Did you mean", "trains.jsonl'?")
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_an_unknown_label_with_file_and_line(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    write_rows(tmp_path / "data", test=[("good", "yes"), ("good", "yess")])
+    result = cli("train", recipe, "--output", tmp_path / "out")
+    assert_refused(result, "test.jsonl, line 2: unknown label 'yess' of task 'mood'. Did you mean 'yes'?")
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_labels_in_the_data_that_do_not_fit_the_metric(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    write_rows(
+        tmp_path / "data", train=[("w1", "a"), ("w2", "b"), ("w3", "c")], validation=[("w1", "a")], test=[("w1", "a")]
+    )
+    values = yaml.safe_load(recipe.read_text())
+    values["tasks"][0] |= {"labels": [], "metrics": ["f1"]}
+    result = cli("train", write_recipe(recipe, **values), "--output", tmp_path / "out")
+    assert_refused(result, "f1 needs two labels, found 3: use macro_f1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_an_unknown_architecture(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    result = cli("train", recipe, "--output", tmp_path / "out", "--set", f"backbone={tmp_path / 'gpt2'}")
+    assert_refused(result, "Unknown architecture 'gpt2'", "Known: ", "bert")
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_a_folder_that_holds_a_run(cli: Cli, recipe: Path, run: Path) -> None:
+    before = contents(run)
+    assert_refused(cli("train", recipe, "--output", run), "already holds a run", "--overwrite", "--resume")
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"], ["--resume"]])
+def test_train_refuses_a_folder_with_foreign_files(cli: Cli, tmp_path: Path, recipe: Path, options: list[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    result = cli("train", recipe, "--output", tmp_path / "out", *options)
+    assert_refused(result, "expected an empty or new folder, or one of a run; found other files in it")
+    assert contents(tmp_path / "out") == {"thesis.tex": b"years of work"}
+
+
+def test_train_refuses_a_file_as_folder(cli: Cli, texts: Path, recipe: Path) -> None:
+    before = texts.read_bytes()
+    assert_refused(cli("train", recipe, "--output", texts), "expected a folder, found a file")
+    assert texts.read_bytes() == before
+
+
+def test_train_refuses_a_folder_that_cannot_be_made(cli: Cli, texts: Path, recipe: Path) -> None:
+    before = texts.read_bytes()
+    assert_refused(cli("train", recipe, "--output", texts / "out"), str(texts / "out"))
+    assert texts.read_bytes() == before
+
+
+def test_resume_without_a_run_is_refused(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    assert_refused(cli("train", recipe, "--output", tmp_path / "out", "--resume"), "nothing to resume")
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_of_a_finished_run_is_refused(cli: Cli, recipe: Path, run: Path) -> None:
+    before = contents(run)
+    assert_refused(cli("train", recipe, "--output", run, "--resume"), "nothing to resume", "It has finished")
+    assert contents(run) == before
+
+
+def test_resume_and_overwrite_exclude_each_other(cli: Cli, recipe: Path, run: Path) -> None:
+    before = contents(run)
+    result = cli("train", recipe, "--output", run, "--resume", "--overwrite")
+    assert_refused(result, "--resume and --overwrite exclude each other")
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("override", ["backbone=/gone/model", "model.feature_layer=9", "seed=soon"])
+def test_overwrite_keeps_the_earlier_run_when_the_new_one_cannot_start(
+    cli: Cli, recipe: Path, run: Path, override: str
+) -> None:
+    before = contents(run)
+    assert_refused(cli("train", recipe, "--output", run, "--overwrite", "--set", override))
+    assert contents(run) == before
+
+
+# Checkpoints
+
+
+def read_run(cli: Cli, command: str, run: Path, texts: Path, output: Path) -> Result:
+    inputs = ["--input", texts] if command == "predict" else []
+    return cli(command, run, *inputs, "--output", output)
+
+
+def break_nothing_there(run: Path) -> None:
+    for path in run.iterdir():
+        path.unlink()
+
+
+def break_folder_gone(run: Path) -> None:
+    break_nothing_there(run)
+    run.rmdir()
+
+
+def break_weights_gone(run: Path) -> None:
+    next(run.glob("*.safetensors")).unlink()
+
+
+def break_weights_truncated(run: Path) -> None:
+    path = next(run.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def break_weights_altered(run: Path) -> None:
+    path = next(run.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def break_json_truncated(run: Path) -> None:
+    path = run / "hyperadapter.json"
+    path.write_text(path.read_text()[:-30])
+
+
+def break_json_altered(run: Path) -> None:
+    path = run / "hyperadapter.json"
+    text = path.read_text()
+    path.write_text(text.replace('"yes"', '"yep"'))
+    assert path.read_text() != text
+
+
+def break_json_unknown_key(run: Path) -> None:
+    path = run / "hyperadapter.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modle": {}}))
+
+
+def break_json_newer(run: Path) -> None:
+    path = run / "hyperadapter.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99, "future": True}))
+
+
+def break_json_points_outside(run: Path) -> None:
+    path = run / "hyperadapter.json"
+    values = json.loads(path.read_text())
+    values["weights"]["file"] = "../" + values["weights"]["file"]
+    path.write_text(json.dumps(values))
+
+
+def break_backbone_replaced(run: Path) -> None:
+    save_backbone(run.parent / "bert", "bert", seed=1)
+
+
+def break_backbone_gone(run: Path) -> None:
+    (run.parent / "bert").rename(run.parent / "moved")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize(
+    ("damage", "messages"),
+    [
+        (break_nothing_there, ["no checkpoint here; expected a file hyperadapter.json"]),
+        (break_folder_gone, ["no checkpoint here"]),
+        (break_weights_gone, [".safetensors: the weights cannot be read"]),
+        (break_weights_truncated, ["expected sha256", "truncated or altered"]),
+        (break_weights_altered, ["expected sha256", "truncated or altered"]),
+        (break_json_truncated, ["hyperadapter.json: not readable", "the checkpoint is damaged"]),
+        (break_json_altered, ["hyperadapter.json was altered after it was written"]),
+        (break_json_unknown_key, ["hyperadapter.json: 1 fault(s)", "modle: unknown key. Did you mean 'model'?"]),
+        (break_json_newer, ["has format 99", "upgrade"]),
+        (break_json_points_outside, ["names no weights file in this folder"]),
+        (break_backbone_replaced, ["was trained on backbone", "with fingerprint", "found one with"]),
+        (break_backbone_gone, ["bert' cannot be loaded"]),
+    ],
+    ids=lambda value: value.__name__.removeprefix("break_") if callable(value) else "",
+)
+def test_damaged_checkpoint_is_refused(
+    cli: Cli,
+    tmp_path: Path,
+    run: Path,
+    texts: Path,
+    command: str,
+    damage: Callable[[Path], None],
+    messages: list[str],
+) -> None:
+    damage(run)
+    assert_refused(read_run(cli, command, run, texts, tmp_path / "result.jsonl"), *messages)
+    assert not (tmp_path / "result.jsonl").exists()
+
+
+# predict
+
+
+def test_predict_prints_one_json_object_a_row(cli: Cli, run: Path, texts: Path) -> None:
+    result = cli("predict", run, "--input", texts, "--task", "mood")
+    records = [json.loads(line) for line in result.out.splitlines()]
+    assert result.code == 0
+    assert [record["text"] for record in records] == ["good w1", "bad w2"]
+    assert all(record["task"] == "mood" and not record["routed"] for record in records)
+    assert all(record["answer"] == max(record["probabilities"], key=record["probabilities"].get) for record in records)
+
+
+def test_predict_writes_the_file_it_is_asked_for(cli: Cli, tmp_path: Path, run: Path, texts: Path) -> None:
+    result = cli("predict", run, "--input", texts, "--output", tmp_path / "answers.csv")
+    assert (result.code, result.out) == (0, "")
+    header, *rows = (tmp_path / "answers.csv").read_text().splitlines()
+    assert header == "text,task,routed,answer,probabilities"
+    assert [row.split(",")[:3] for row in rows] == [["good w1", "mood", "True"], ["bad w2", "mood", "True"]]
+
+
+def test_predict_refuses_an_unknown_task(cli: Cli, tmp_path: Path, run: Path, texts: Path) -> None:
+    result = cli("predict", run, "--input", texts, "--task", "mod", "--output", tmp_path / "answers.jsonl")
+    assert_refused(result, "Unknown task 'mod'. Did you mean 'mood'? Known: mood.")
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "messages"),
+    [
+        ('{"text": "a"}\n{"text": "b", "task": "mod"}\n', ["line 2: Unknown task 'mod'. Did you mean 'mood'?"]),
+        ('{"text": "a", "task": ["mood"]}\n', ["line 1: Unknown task"]),
+        ('{"sentence": "a"}\n', ["line 1: expected a text in 'text', found None"]),
+        ('{"text": "a"}\n{"text": 3}\n', ["line 2: expected a text in 'text', found 3"]),
+        ('{"text": "a", "text_pair": 3}\n', ["line 1: expected a text in 'text_pair', found 3"]),
+        ('{"text": "a"}\nb\n', ["line 2: expected one JSON object a line"]),
+        ('{"text": "half \\ud83d"}\n', ["line 1: expected a text in 'text'"]),
+        ("", ["no rows; expected at least one"]),
+    ],
+)
+def test_predict_refuses_wrong_rows(
+    cli: Cli, tmp_path: Path, run: Path, texts: Path, rows: str, messages: list[str]
+) -> None:
+    texts.write_text(rows)
+    result = cli("predict", run, "--input", texts, "--output", tmp_path / "answers.jsonl")
+    assert_refused(result, "texts.jsonl", *messages)
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_predict_refuses_a_missing_input(cli: Cli, tmp_path: Path, run: Path, texts: Path) -> None:
+    result = cli("predict", run, "--input", texts.with_name("text.jsonl"), "--output", tmp_path / "answers.jsonl")
+    assert_refused(result, "text.jsonl: no such file. Did you mean", "texts.jsonl'?")
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["answers.parquet", "answers", "answers.json"])
+def test_predict_refuses_an_output_of_another_ending(
+    cli: Cli, tmp_path: Path, run: Path, texts: Path, name: str
+) -> None:
+    result = cli("predict", run, "--input", texts, "--output", tmp_path / name)
+    assert_refused(result, f"{name}: expected a name ending in .jsonl or .csv")
+    assert not (tmp_path / name).exists()
+
+
+def test_predict_refuses_an_output_in_a_folder_that_does_not_exist(
+    cli: Cli, tmp_path: Path, run: Path, texts: Path
+) -> None:
+    result = cli("predict", run, "--input", texts, "--output", tmp_path / "gone" / "answers.jsonl")
+    assert_refused(result, "gone/answers.jsonl: cannot be written")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_predict_keeps_an_earlier_output_when_it_fails(cli: Cli, tmp_path: Path, run: Path, texts: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    output.write_text("earlier\n")
+    assert_refused(cli("predict", run, "--input", texts, "--task", "mod", "--output", output))
+    assert output.read_text() == "earlier\n"
+
+
+# evaluate
+
+
+def test_evaluate_prints_and_writes_the_scores(cli: Cli, tmp_path: Path, run: Path) -> None:
+    result = cli("evaluate", run, "--split", "validation", "--output", tmp_path / "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert result.code == 0
+    assert "accuracy" in result.out
+    assert scores["tasks"]["mood"].keys() == scores["mean"].keys() == {"validation"}
+
+
+def test_evaluate_refuses_an_unknown_split(cli: Cli, tmp_path: Path, run: Path) -> None:
+    result = cli("evaluate", run, "--split", "tset", "--output", tmp_path / "scores.json")
+    assert_refused(result, "Unknown split 'tset'. Did you mean 'test'? Known: test, train, validation.")
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_evaluate_refuses_a_split_without_rows(cli: Cli, tmp_path: Path, run: Path) -> None:
+    (tmp_path / "data" / "test.jsonl").unlink()
+    result = cli("evaluate", run, "--output", tmp_path / "scores.json")
+    assert_refused(result, "has no test rows")
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_evaluate_refuses_a_checkpoint_without_a_recipe(cli: Cli, tmp_path: Path, run: Path) -> None:
+    (run / "recipe.yaml").unlink()
+    result = cli("evaluate", run, "--output", tmp_path / "scores.json")
+    assert_refused(result, "expected a recipe.yaml beside the checkpoint")
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_evaluate_refuses_a_recipe_of_other_tasks(cli: Cli, tmp_path: Path, run: Path, bert_folder: Path) -> None:
+    other = {"name": "mood", "labels": ["yes", "no"], "source": {"path": "../data/{split}.jsonl"}}
+    write_recipe(run / "recipe.yaml", **values_of(bert_folder, tasks=[other]))
+    result = cli("evaluate", run, "--output", tmp_path / "scores.json")
+    assert_refused(result, "are not those of the checkpoint")
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_evaluate_refuses_an_output_in_a_folder_that_does_not_exist(cli: Cli, tmp_path: Path, run: Path) -> None:
+    result = cli("evaluate", run, "--output", tmp_path / "gone" / "scores.json")
+    assert result.code == 2
+    assert "gone/scores.json" in result.err
+    assert not (tmp_path / "gone").exists()
+
+
+# demo
+
+
+def test_demo_refuses_a_folder_with_foreign_files(cli: Cli, tmp_path: Path, texts: Path) -> None:
+    before = contents(tmp_path)
+    result = cli("demo", "--output", texts.parent)
+    assert result.code == 2
+    assert "found other files in it" in result.err
+    assert contents(tmp_path) == before

@@ -1,0 +1,467 @@
+"""Rows from files and data sets: what is read, and how a fault names its file and line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hyperadapters.config import DataConfig, Source, TaskEntry
+from hyperadapters.data.examples import TaskData
+from hyperadapters.data.loading import load_task
+from hyperadapters.data.sources import read_file, read_source
+from hyperadapters.errors import DataError
+
+GOOD = [{"text": "a", "label": "no"}, {"text": "b", "label": "yes"}]
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def load(path: Path | dict[str, str], source: dict[str, Any] | None = None, **settings: Any) -> TaskData:
+    where = {"path": str(path) if isinstance(path, Path) else path, **(source or {})}
+    return load_task(TaskEntry(name="mood", source=Source(**where), **settings), 0, DataConfig(), seed=0)
+
+
+def values(path: Path) -> list[dict[str, Any]]:
+    return [row.values for row in read_file(path)]
+
+
+# Files
+
+
+def test_json_lines_are_read_and_empty_lines_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "ä", "label": 1}\n\n  \r\n{"text": "b"}', encoding="utf-8")
+    assert values(path) == [{"text": "ä", "label": 1}, {"text": "b"}]
+    assert [row.place for row in read_file(path)] == [f"{path}, line 1", f"{path}, line 4"]
+
+
+def test_line_separators_inside_a_json_text_do_not_end_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one\u2028two\x85three"}\n{"text": "b"}\n', encoding="utf-8")
+    assert values(path) == [{"text": "one\u2028two\x85three"}, {"text": "b"}]
+
+
+def test_csv_is_read_with_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"a, ""b""",no\r\n\nc,yes\n', encoding="utf-8")
+    assert values(path) == [{"text": 'a, "b"', "label": "no"}, {"text": "c", "label": "yes"}]
+
+
+def test_csv_row_after_quoted_newlines_has_its_line_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"one\ntwo\nthree",no\nc,yes\n', encoding="utf-8")
+    rows = read_file(path)
+    assert rows[0].values["text"] == "one\ntwo\nthree"
+    assert rows[1].place == f"{path}, line 5"
+
+
+def test_tsv_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("text\tlabel\na, b\tno\n", encoding="utf-8")
+    assert values(path) == [{"text": "a, b", "label": "no"}]
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [{"text": "a", "label": 0}, {"text": "b", "label": None}])
+    assert values(path) == [{"text": "a", "label": 0}, {"text": "b", "label": None}]
+    assert [row.place for row in read_file(path)] == [f"{path}, row 1", f"{path}, row 2"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
+def test_upper_case_ending_is_understood(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"A.{ending.upper()}"
+    if ending == "parquet":
+        write_parquet(path, [{"text": "a"}])
+    else:
+        path.write_text('{"text": "a"}\n' if ending == "jsonl" else "text\na\n")
+    assert values(path) == [{"text": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"), [("jsonl", '{"text": "a"}\n'), ("csv", "text\na\n"), ("tsv", "text\na\n")]
+)
+def test_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, ending: str, content: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_text(content, encoding="utf-8-sig")
+    assert values(path) == [{"text": "a"}]
+
+
+def test_missing_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", GOOD)
+    with pytest.raises(DataError, match=r"trian\.jsonl: no such file\. Did you mean '.*train\.jsonl'\?"):
+        read_file(tmp_path / "trian.jsonl")
+
+
+def test_missing_folder_is_reported_as_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone/a\.jsonl: no such file\.$"):
+        read_file(tmp_path / "gone" / "a.jsonl")
+
+
+def test_unknown_ending_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    path = tmp_path / "a.xlsx"
+    path.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"unknown type '\.xlsx'; expected one of \.jsonl, \.csv, \.tsv, \.parquet"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv"])
+def test_invalid_utf8_is_reported_with_its_line(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(b"text\nok\n\xe4\nok\n")
+    with pytest.raises(DataError, match=rf"a\.{ending}, line 3: not UTF-8: .*; save the file as UTF-8"):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', "expected one JSON object a line"),
+        ("{'text': 'a'}", "expected one JSON object a line"),
+        ("[" * 100_000, "expected one JSON object a line"),
+        ('{"label": ' + "1" * 5000 + "}", "expected one JSON object a line"),
+        ('["a", "no"]', "expected a JSON object, found list"),
+        ('"a"', "expected a JSON object, found str"),
+        ("null", "expected a JSON object, found NoneType"),
+    ],
+    ids=["truncated", "python quotes", "endless nesting", "endless number", "list", "string", "null"],
+)
+def test_line_that_is_no_json_object_is_reported_with_its_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(DataError, match=rf"a\.jsonl, line 2: {message}"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("row", ["a", "a,b,c", "a,b,"])
+def test_wrong_number_of_cells_is_reported_with_its_line(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f'text,label\n"x\ny",no\n{row}\n')
+    with pytest.raises(DataError, match=rf"line 4: expected 2 cells \(text, label\), found {row.count(',') + 1}"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("row", ['"a"b,no', '"a,no'])
+def test_broken_quotes_are_reported_with_their_line(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"text,label\na,no\n{row}\n")
+    with pytest.raises(DataError, match=r"a\.csv, line 3: "):
+        read_file(path)
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,text\na,b\n")
+    with pytest.raises(DataError, match=r"line 1: column names must be different from each other"):
+        read_file(path)
+
+
+def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file"):
+        read_file(path)
+
+
+# Sources
+
+
+def test_pattern_with_split_finds_the_file_of_each_split(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", GOOD)
+    write_jsonl(tmp_path / "test.jsonl", GOOD[:1])
+    found = load(tmp_path / "{split}.jsonl")
+    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 2, "test": 1}
+
+
+def test_file_for_each_split_is_read(tmp_path: Path) -> None:
+    first, second = write_jsonl(tmp_path / "a.jsonl", GOOD), write_jsonl(tmp_path / "b.jsonl", GOOD[1:])
+    found = load({"train": str(first), "validation": str(second)})
+    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 2, "validation": 1}
+
+
+def test_file_that_a_split_names_must_exist(tmp_path: Path) -> None:
+    first = write_jsonl(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
+        load({"train": str(first), "test": str(tmp_path / "gone.jsonl")})
+
+
+def test_training_file_of_a_pattern_must_exist(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "test.jsonl", GOOD)
+    with pytest.raises(DataError, match=r"train\.jsonl: no such file"):
+        load(tmp_path / "{split}.jsonl")
+
+
+def test_source_without_training_rows_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(DataError, match="task 'mood': no training rows; its source must have a train split"):
+        load({"test": str(path)})
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"), [("jsonl", ""), ("jsonl", "\n\n"), ("csv", ""), ("csv", "text,label\n")]
+)
+def test_file_without_rows_is_refused(tmp_path: Path, ending: str, content: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"a\.{ending}: no rows in the train data; expected at least one"):
+        load(path)
+
+
+def test_columns_are_renamed(tmp_path: Path) -> None:
+    rows = [{"question": q, "answer": "x", "is_good": label} for q, label in (("a", "no"), ("b", "yes"))]
+    columns = {"text": "question", "text_pair": "answer", "label": "is_good"}
+    found = load(write_jsonl(tmp_path / "a.jsonl", rows), {"columns": columns}, fields=("text", "text_pair"))
+    assert sorted((e.text, e.text_pair, e.target) for e in found.splits["train"]) == [("a", "x", 0), ("b", "x", 1)]
+
+
+def test_columns_can_change_places(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "text_pair": "b"}])
+    rows = read_source(Source(path=str(path), columns={"text": "text_pair", "text_pair": "text"}), "train")
+    assert rows is not None
+    assert rows[0].values == {"text": "b", "text_pair": "a"}
+
+
+def test_missing_column_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"sentence": "a", "label": "no"}])
+    expected = "line 1: no column 'sentnce' (for text). Did you mean 'sentence'? Found: sentence, label"
+    with pytest.raises(DataError, match=re.escape(expected)):
+        load(path, {"columns": {"text": "sentnce"}})
+
+
+def test_label_names_replace_what_is_found(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 0}, {"text": "b", "label": 1}])
+    found = load(path, {"label_names": {"0": "bad", "1": "good"}})
+    assert found.task.labels == ("bad", "good")
+
+
+def test_label_names_replace_true_and_false_as_json_writes_them(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": False}, {"text": "b", "label": True}])
+    found = load(path, {"label_names": {"false": "bad", "true": "good"}})
+    assert found.task.labels == ("bad", "good")
+
+
+def test_label_without_a_name_keeps_its_own(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "0"}, {"text": "b", "label": "other"}])
+    assert load(path, {"label_names": {"0": "bad"}}).task.labels == ("bad", "other")
+
+
+def test_unknown_demo_task_is_named_with_the_nearest_one() -> None:
+    with pytest.raises(DataError, match=r"Unknown demo task 'message_spm'\. Did you mean 'message_spam'\?"):
+        read_source(Source(demo="message_spm"), "train")
+
+
+def test_demo_task_has_three_splits() -> None:
+    splits = ("train", "validation", "test")
+    assert all(read_source(Source(demo="message_spam"), split) for split in splits)
+
+
+# Data sets
+
+
+@pytest.fixture
+def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that `datasets` reads, with five training rows, four test rows, and named classes."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    save_data_set(tmp_path / "reviews" / "train.parquet", [0, 1, 0, 1, 1])
+    save_data_set(tmp_path / "reviews" / "test.parquet", [1, 0, 1, -1])
+    return tmp_path / "reviews"
+
+
+def save_data_set(path: Path, labels: list[int | None]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    names = datasets.ClassLabel(names=["bad", "good"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    rows = {"text": [f"w{number}" for number in range(len(labels))], "label": labels}
+    datasets.Dataset.from_dict(rows, features).to_parquet(path)
+
+
+def test_data_set_is_read_with_the_names_of_its_classes(data_set: Path) -> None:
+    rows = read_source(Source(dataset=str(data_set)), "train")
+    assert rows is not None
+    assert [row.values["label"] for row in rows] == ["bad", "good", "bad", "good", "good"]
+    assert rows[2].place == f"data set {data_set}, train row 3"
+
+
+def test_split_that_a_data_set_lacks_is_left_out(data_set: Path) -> None:
+    assert read_source(Source(dataset=str(data_set)), "validation") is None
+
+
+def test_splits_may_be_slices(data_set: Path) -> None:
+    source = Source(
+        dataset=str(data_set), splits={"train": "train[:3]", "validation": "train[3:]", "test": "test[:50%]"}
+    )
+    found = load_task(TaskEntry(name="mood", source=source), 0, DataConfig(), seed=0)
+    assert {split: {row.text for row in rows} for split, rows in found.splits.items()} == {
+        "train": {"w0", "w1", "w2"},
+        "validation": {"w3", "w4"},
+        "test": {"w0", "w1"},
+    }
+
+
+def test_split_that_is_not_listed_is_left_out(data_set: Path) -> None:
+    assert read_source(Source(dataset=str(data_set), splits={"train": "train"}), "test") is None
+
+
+def test_unlabelled_row_of_a_data_set_is_reported(data_set: Path) -> None:
+    entry = TaskEntry(name="mood", source=Source(dataset=str(data_set)))
+    with pytest.raises(DataError, match="test row 4: expected a label, found None"):
+        load_task(entry, 0, DataConfig(), seed=0)
+
+
+def test_row_of_a_data_set_whose_class_is_null_is_reported(data_set: Path) -> None:
+    save_data_set(data_set.parent / "nulls" / "train.parquet", [0, None, 1])
+    entry = TaskEntry(name="mood", source=Source(dataset=str(data_set.parent / "nulls")))
+    with pytest.raises(DataError, match="train row 2: expected a label, found None"):
+        load_task(entry, 0, DataConfig(), seed=0)
+
+
+def test_unknown_split_of_a_data_set_is_reported(data_set: Path) -> None:
+    with pytest.raises(DataError, match=r"reviews: cannot be loaded: Unknown split \"trian\""):
+        read_source(Source(dataset=str(data_set), splits={"train": "trian"}), "train")
+
+
+def test_empty_slice_of_a_data_set_is_refused(data_set: Path) -> None:
+    with pytest.raises(DataError, match=r"reviews: cannot be loaded: .*corresponds to no data"):
+        read_source(Source(dataset=str(data_set), splits={"train": "train[:0]"}), "train")
+
+
+@pytest.mark.usefixtures("data_set")
+def test_data_set_that_does_not_exist_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gone: cannot be loaded: FileNotFoundError"):
+        read_source(Source(dataset=str(tmp_path / "gone")), "train")
+
+
+def test_unknown_configuration_of_a_data_set_is_reported(data_set: Path) -> None:
+    with pytest.raises(DataError, match=r"reviews \(sst2\): cannot be loaded: "):
+        read_source(Source(dataset=str(data_set), subset="sst2"), "train")
+
+
+# Rows
+
+
+def test_labels_are_found_in_the_training_rows_and_sorted(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": label} for label in ("b", 2, True, "a")])
+    assert load(path).task.labels == ("2", "a", "b", "true")
+
+
+def test_labels_of_the_task_keep_their_order(tmp_path: Path) -> None:
+    found = load(write_jsonl(tmp_path / "a.jsonl", GOOD), labels=("yes", "no"))
+    assert {example.text: example.target for example in found.splits["train"]} == {"a": 1, "b": 0}
+
+
+@pytest.mark.parametrize("value", [3, None, 1.5, ["a"], True])
+def test_text_that_is_no_string_is_reported(tmp_path: Path, value: Any) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, {"text": value, "label": "no"}])
+    expected = f"a.jsonl, line 3: expected a text in 'text', found {value!r}"
+    with pytest.raises(DataError, match=re.escape(expected)):
+        load(path)
+
+
+def test_text_that_is_no_unicode_is_reported(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, {"text": "half \ud83d", "label": "no"}])
+    with pytest.raises(DataError, match=r"a\.jsonl, line 3: expected a text in 'text'"):
+        load(path)
+
+
+def test_missing_second_text_of_a_pair_is_reported(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1: expected a text in 'text_pair', found None"):
+        load(path, fields=("text", "text_pair"))
+
+
+def test_unknown_label_is_reported_with_file_line_and_nearest_label(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, {"text": "c", "label": "yess"}])
+    expected = "a.jsonl, line 3: unknown label 'yess' of task 'mood'. Did you mean 'yes'? Known: no, yes"
+    with pytest.raises(DataError, match=re.escape(expected)):
+        load(path, labels=("no", "yes"))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_label_that_training_never_shows_is_refused_elsewhere(tmp_path: Path, split: str) -> None:
+    write_jsonl(tmp_path / "train.jsonl", GOOD)
+    write_jsonl(tmp_path / f"{split}.jsonl", [{"text": "c", "label": "maybe"}])
+    with pytest.raises(DataError, match=rf"{split}\.jsonl, line 1: unknown label 'maybe'"):
+        load(tmp_path / "{split}.jsonl")
+
+
+def test_label_that_is_declared_but_never_occurs_in_training_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(DataError, match=r"task 'mood': label\(s\) maybe, never never occur in the training rows"):
+        load(path, labels=("no", "yes", "maybe", "never"))
+
+
+def test_single_label_in_training_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", GOOD[:1] * 3)
+    with pytest.raises(DataError, match=r"expected at least two labels in the training rows, found \['no'\]"):
+        load(path)
+
+
+@pytest.mark.parametrize("row", [{"text": "c"}, {"text": "c", "label": None}], ids=["missing", "null"])
+def test_row_without_a_label_is_reported(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, row])
+    with pytest.raises(DataError, match=r"a\.jsonl, line 3: expected a label, found None"):
+        load(path)
+
+
+@pytest.mark.parametrize("label", ["", 1.5, ["no"], {"no": 1}])
+def test_label_that_is_no_name_or_whole_number_is_reported(tmp_path: Path, label: Any) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, {"text": "c", "label": label}])
+    with pytest.raises(DataError, match=re.escape(f"line 3: expected a label, found {label!r}")):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"metrics": ("f1",)}, "f1 needs two labels, found 3"), ({"label_words": {"no": "0", "yes": "1"}}, "label_words")],
+)
+def test_labels_found_in_the_data_must_fit_the_task(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, {"text": "c", "label": "maybe"}])
+    with pytest.raises(DataError, match=message):
+        load(path, **settings)
+
+
+def test_numbers_are_read_from_numbers_and_texts(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": label} for label in (1, 2.5, "-3e1")])
+    assert sorted(e.target for e in load(path, kind="regression").splits["train"]) == [-30.0, 1.0, 2.5]
+
+
+@pytest.mark.parametrize("label", ["NaN", "Infinity", "-Infinity", '"nan"', '"inf"', "1e999"])
+def test_target_that_is_not_finite_is_reported(tmp_path: Path, label: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": ' + label + "}\n")
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: expected a finite number as target, found"):
+        load(path, kind="regression")
+
+
+@pytest.mark.parametrize("label", ["many", "", None, True, [1]])
+def test_target_that_is_no_number_is_reported(tmp_path: Path, label: Any) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": label}])
+    with pytest.raises(DataError, match=re.escape(f"a.jsonl, line 2: expected a number as target, found {label!r}")):
+        load(path, kind="regression")
+
+
+def test_target_that_no_float_can_hold_is_reported(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 10**400}])
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1: expected a (finite )?number as target"):
+        load(path, kind="regression")
+
+
+@pytest.mark.parametrize("label", [None, 3, ["a"]])
+def test_target_that_is_no_text_is_reported(tmp_path: Path, label: Any) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "b"}, {"text": "b", "label": label}])
+    with pytest.raises(DataError, match=re.escape(f"a.jsonl, line 2: expected a target text, found {label!r}")):
+        load(path, kind="text-to-text")
