@@ -55,11 +55,11 @@ def write_tasks(folder: Path, rows: int = 48) -> list[dict[str, Any]]:
 def write_recipe(folder: Path, **changes: Any) -> Path:
     """A recipe for the three tasks on a tiny BERT; changes are merged into it."""
     recipe: dict[str, Any] = {
-        "backbone": f"./{save_backbone(folder / 'backbone', 'bert').name}",
+        "backbone": f"./{save_backbone(folder / 'backbone', 'bert', initializer_range=0.3, hidden_size=32).name}",
         "model": {"adapter_dim": 4, "feature_layer": 1},
         "data": {"max_length": 32},
         "training": {
-            "max_steps": 60,
+            "max_steps": 160,
             "batch_size": 16,
             "learning_rate": 0.01,
             "warmup_steps": 5,

@@ -84,7 +84,7 @@ def evaluate(
 
     from hyperadapters.checkpoint import write_atomically
     from hyperadapters.config import SPLITS
-    from hyperadapters.errors import DataError, RecipeError, unknown_name
+    from hyperadapters.errors import DataError, OutputError, RecipeError, unknown_name
     from hyperadapters.training import run as runs
 
     if split not in SPLITS:
@@ -99,7 +99,10 @@ def evaluate(
     metrics = runs.metrics_of(found, model.num_trainable_parameters(), time.monotonic() - started)
     _print_scores(metrics)
     if output is not None:
-        write_atomically(output, (json.dumps(metrics, indent=2) + "\n").encode())
+        try:
+            write_atomically(output, (json.dumps(metrics, indent=2) + "\n").encode())
+        except OSError as error:
+            raise OutputError(f"{output}: cannot be written: {error}") from error
 
 
 @app.command(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import string
 import unicodedata
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -117,6 +118,8 @@ class Task(StrictModel):
             _check_template(self.template, self.fields)
         if self.label_words is not None and self.labels and set(self.label_words) != set(self.labels):
             raise ValueError(f"label_words must have one word for each of {list(self.labels)}")
+        if self.label_words is not None and len(set(self.label_words.values())) != len(self.label_words):
+            raise ValueError("label_words must be different from each other")
         if not self.metrics:
             object.__setattr__(self, "metrics", (known[0],))
         return self
@@ -124,10 +127,13 @@ class Task(StrictModel):
 
 def _check_template(template: str, fields: tuple[str, ...]) -> None:
     try:
-        filled = template.format(**{field: f"<{field}>" for field in fields})
+        used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        if unknown := [name for name in used if name not in fields]:
+            raise ValueError(f"found {{{unknown[0]}}}")
+        template.format(**dict.fromkeys(fields, ""))  # whatever else follows the name
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"template may only use {{{'}, {'.join(fields)}}}: {error}") from error
-    missing = [field for field in fields if f"<{field}>" not in filled]
+    missing = [field for field in fields if field not in used]
     if missing:
         raise ValueError(f"template does not use {{{missing[0]}}}")
 
@@ -164,7 +170,7 @@ class Cut(StrictModel):
     """A split taken out of another one: `size` rows of `from`, or that fraction of them when below 1."""
 
     from_split: Split = Field("train", alias="from")
-    size: int | float = Field(gt=0)
+    size: int | float = Field(gt=0, allow_inf_nan=False)
 
 
 class Source(StrictModel):
@@ -261,7 +267,7 @@ class TrainingConfig(StrictModel):
     """
 
     max_steps: int | None = Field(None, ge=1)
-    num_train_epochs: float | None = Field(None, gt=0)
+    num_train_epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
     batch_size: int = Field(32, ge=1)
     eval_batch_size: int = Field(64, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -348,6 +354,8 @@ def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         if part.isdigit():
             continue
+        if part not in current.model_fields and current is Cut:
+            continue
         annotation = current.model_fields[part].annotation if part in current.model_fields else None
         nested = [annotation, *getattr(annotation, "__args__", ())]
         current = next((item for item in nested if isinstance(item, type) and issubclass(item, BaseModel)), None)
@@ -378,6 +386,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     import yaml
 
+    path = path.resolve()
     if path in chain:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(map(str, chain))}")
     try:
@@ -385,7 +394,7 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         nearby = [str(other) for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise RecipeError(f"{path}: no such recipe.{did_you_mean(str(path), nearby)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: not a readable UTF-8 YAML file: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys and values, found {type(values).__name__}")
@@ -434,4 +443,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(nested, dict):
             raise RecipeError(f"override '{override}': '{parent}' holds no settings")
         values = nested
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise RecipeError(f"override '{override}': the value is not YAML: {error}") from None

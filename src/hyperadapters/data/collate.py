@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,7 +88,8 @@ def read_answer(task: Task, text: str) -> int | float | str | None:
         return words.index(text) if text in words else None
     if task.kind == "regression":
         try:
-            return float(text)
+            number = float(text)
         except ValueError:
             return None
+        return number if math.isfinite(number) else None
     return text

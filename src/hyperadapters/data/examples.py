@@ -43,7 +43,7 @@ def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
     texts = []
     for name in task.fields:
         value = row.values.get(name)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or any("\ud800" <= c <= "\udfff" for c in value):
             raise DataError(f"{row.place}: expected a text in '{name}', found {value!r}")
         texts.append(value)
     return texts[0], texts[1] if task.is_pair else None
@@ -91,7 +91,7 @@ def _number(row: Row, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise DataError(f"{row.place}: expected a number as target, found {value!r}") from None
     if not math.isfinite(number):
         raise DataError(f"{row.place}: expected a finite number as target, found {value!r}; remove or mend the row")

@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from hyperadapters.config import SPLITS, DataConfig, Task, TaskEntry
+from hyperadapters.config import SPLITS, DataConfig, Task, TaskEntry, parse
 from hyperadapters.data.examples import Example, TaskData, infer_labels, read_fields, read_target
 from hyperadapters.data.sources import Row, read_source
 from hyperadapters.errors import DataError
@@ -63,7 +63,7 @@ def subset(examples: list[Example], task: Task, data: DataConfig, seed: int) -> 
         else:
             order = _first_of_each(order, [example.target for example in examples], data.k_per_label)
     elif data.n_train is not None or data.fraction is not None:
-        size = data.n_train or math.ceil(len(examples) * (data.fraction or 1.0))
+        size = data.n_train or math.ceil(round(len(examples) * (data.fraction or 1.0), 6)) or 1
         least = len(_first_of_each(order, [example.target for example in examples], MIN_ROWS_PER_LABEL))
         order = order[: max(size, least) if labels else size]
     return [examples[index] for index in order]
@@ -98,7 +98,7 @@ def _first_of_each(order: list[int], labels: Sequence[object], count: int) -> li
 
 
 def _cut(rows: list[Row], size: int | float, seed: str) -> tuple[list[Row], list[Row]]:
-    count = math.ceil(size * len(rows)) if size < 1 else int(size)
+    count = math.ceil(round(size * len(rows), 6)) if size < 1 else int(size)
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     taken = set(order[:count])
@@ -113,7 +113,7 @@ def _with_labels(entry: TaskEntry, train: list[Row]) -> Task:
     labels = infer_labels(train)
     if len(labels) < 2:
         raise DataError(f"task '{task.name}': expected at least two labels in the training rows, found {list(labels)}")
-    return Task.model_validate({**task.model_dump(), "labels": labels})
+    return parse(Task, {**task.model_dump(), "labels": labels}, DataError, f"task '{task.name}'")
 
 
 def _example(row: Row, task: Task, task_id: int) -> Example:

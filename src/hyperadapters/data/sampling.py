@@ -60,7 +60,8 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
             shuffled = generator.sample(rows, len(rows))
             pairs = [shuffled[start : start + 2] for start in range(0, len(shuffled), 2)]
             if len(pairs) > 1 and len(pairs[-1]) == 1:
-                pairs[-2] += pairs.pop()
+                last = pairs.pop()
+                pairs[-1] += last
             groups += pairs
         generator.shuffle(groups)
         return groups

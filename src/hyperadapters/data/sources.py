@@ -101,8 +101,9 @@ def _read_dataset(source: Source, split: Split) -> list[Row] | None:
 
 
 def _named(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, str | None]:
-    """Class numbers as names; a negative number marks a row without a label."""
-    return {column: known[values[column]] if values[column] >= 0 else None for column, known in names.items()}
+    """Class numbers as names; a negative number or null marks a row without a label."""
+    numbers = {column: -1 if values[column] is None else values[column] for column in names}
+    return {column: known[numbers[column]] if numbers[column] >= 0 else None for column, known in names.items()}
 
 
 def _rename(row: Row, source: Source) -> Row:
@@ -114,8 +115,10 @@ def _rename(row: Row, source: Source) -> Row:
                 f"Found: {', '.join(row.values)}"
             )
         values[name] = row.values[column]
-    if source.label_names is not None and str(values.get("label")) in source.label_names:
-        values["label"] = source.label_names[str(values["label"])]
+    if source.label_names is not None:
+        label = values.get("label")
+        key = str(label).lower() if isinstance(label, bool) else str(label)
+        values["label"] = source.label_names.get(key, label)
     return Row(values, row.place)
 
 
@@ -139,7 +142,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         place = f"{path}, line {number}"
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: expected one JSON object a line: {error}") from None
         if not isinstance(values, dict):
             raise DataError(f"{place}: expected a JSON object, found {type(values).__name__}")

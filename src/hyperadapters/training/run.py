@@ -70,7 +70,10 @@ def train(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = 
     if overwrite:
         remove_run(output)
     last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output}: the folder cannot be made: {error}") from error
     write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
     started = time.monotonic()
     trainer = HyperAdapterTrainer(
