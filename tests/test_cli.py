@@ -90,7 +90,7 @@ def run(tmp_path: Path, bert_folder: Path) -> Path:
         str(bert_folder), [Task.classification("mood", ["no", "yes"])], adapter_dim=2, prototype_dim=4, hidden_dim=4
     )
     model.save_pretrained(tmp_path / "run")
-    write_recipe(tmp_path / "run" / "recipe.yaml", **values_of(bert_folder))
+    write_recipe(tmp_path / "run" / "resolved_recipe.yaml", **values_of(bert_folder))
     return tmp_path / "run"
 
 
@@ -439,8 +439,9 @@ def test_damaged_checkpoint_is_refused(
     messages: list[str],
 ) -> None:
     damage(run)
-    assert_refused(read_run(cli, command, run, texts, tmp_path / "result.jsonl"), *messages)
-    assert not (tmp_path / "result.jsonl").exists()
+    output = tmp_path / ("result.jsonl" if command == "predict" else "result.json")
+    assert_refused(read_run(cli, command, run, texts, output), *messages)
+    assert not output.exists()
 
 
 # predict
@@ -478,7 +479,7 @@ def test_predict_refuses_an_unknown_task(cli: Cli, tmp_path: Path, run: Path, te
         ('{"text": "a"}\n{"text": 3}\n', ["line 2: expected a text in 'text', found 3"]),
         ('{"text": "a", "text_pair": 3}\n', ["line 1: expected a text in 'text_pair', found 3"]),
         ('{"text": "a"}\nb\n', ["line 2: expected one JSON object a line"]),
-        ('{"text": "half \\ud83d"}\n', ["line 1: expected a text in 'text'"]),
+        ('{"text": "half \\ud83d"}\n', ["line 1: 'text' is not valid Unicode"]),
         ("", ["no rows; expected at least one"]),
     ],
 )
@@ -510,7 +511,7 @@ def test_predict_refuses_an_output_in_a_folder_that_does_not_exist(
     cli: Cli, tmp_path: Path, run: Path, texts: Path
 ) -> None:
     result = cli("predict", run, "--input", texts, "--output", tmp_path / "gone" / "answers.jsonl")
-    assert_refused(result, "gone/answers.jsonl: cannot be written")
+    assert_refused(result, "gone does not exist; make it first")
     assert not (tmp_path / "gone").exists()
 
 
@@ -546,15 +547,15 @@ def test_evaluate_refuses_a_split_without_rows(cli: Cli, tmp_path: Path, run: Pa
 
 
 def test_evaluate_refuses_a_checkpoint_without_a_recipe(cli: Cli, tmp_path: Path, run: Path) -> None:
-    (run / "recipe.yaml").unlink()
+    (run / "resolved_recipe.yaml").unlink()
     result = cli("evaluate", run, "--output", tmp_path / "scores.json")
-    assert_refused(result, "expected a recipe.yaml beside the checkpoint")
+    assert_refused(result, "expected a resolved_recipe.yaml beside the checkpoint")
     assert not (tmp_path / "scores.json").exists()
 
 
 def test_evaluate_refuses_a_recipe_of_other_tasks(cli: Cli, tmp_path: Path, run: Path, bert_folder: Path) -> None:
     other = {"name": "mood", "labels": ["yes", "no"], "source": {"path": "../data/{split}.jsonl"}}
-    write_recipe(run / "recipe.yaml", **values_of(bert_folder, tasks=[other]))
+    write_recipe(run / "resolved_recipe.yaml", **values_of(bert_folder, tasks=[other]))
     result = cli("evaluate", run, "--output", tmp_path / "scores.json")
     assert_refused(result, "are not those of the checkpoint")
     assert not (tmp_path / "scores.json").exists()

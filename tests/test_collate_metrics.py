@@ -93,9 +93,9 @@ def test_target_zero_is_a_target() -> None:
 # Text-to-text backbones
 
 
-def test_default_prompt_is_the_name_and_the_fields() -> None:
+def test_default_prompt_is_the_fields() -> None:
     found = prompts(writer(MOOD, PAIR), Example(0, "w1 w2"), Example(1, "w1", "w2"))
-    assert found == ["mood: w1 w2 </s>", "pair: w1 w2 </s>"]
+    assert found == ["w1 w2 </s>", "w1 w2 </s>"]
 
 
 def test_prompt_of_an_unknown_task_is_the_fields_alone() -> None:
@@ -114,7 +114,7 @@ def test_braces_in_a_text_are_not_filled() -> None:
 
 
 def test_long_prompts_are_cut_at_max_length() -> None:
-    assert prompts(writer(MOOD, max_length=4), Example(0, "w1 w2 w3 w4 w5")) == ["mood: w1 w2 </s>"]
+    assert prompts(writer(MOOD, max_length=4), Example(0, "w1 w2 w3 w4 w5")) == ["w1 w2 w3 </s>"]
 
 
 def test_target_tokens_are_padded_with_minus_100() -> None:

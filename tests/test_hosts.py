@@ -71,9 +71,11 @@ def test_detaching_gives_the_backbone_back_bit_for_bit(kind: str) -> None:
     before = _backbone_outputs(backbone.eval(), kind, batch)
     backbone.train()
     model = HyperAdapterModel(backbone, HEAD_TASKS if kind in ENCODERS else TEXT_TASKS, ModelConfig(adapter_dim=4))
+    model.activation_checkpointing_enable()
     model.train().training_loss(batch).total.backward()
     model.eval()
     assert model.detach() is backbone
+    assert not backbone.is_activation_checkpointing
     assert [name for name, _ in backbone.named_modules()] == names
     assert {name: parameter.requires_grad for name, parameter in backbone.named_parameters()} == flags
     assert all(module.training for module in backbone.modules())

@@ -13,6 +13,7 @@ RANKS = {
     "errors": 0,
     "optional": 1,
     "config": 1,
+    "files": 1,
     "core": 2,
     "data": 2,
     "hosts": 3,

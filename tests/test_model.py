@@ -271,3 +271,12 @@ def test_two_models_with_one_seed_are_equal_and_with_another_differ() -> None:
     states = [make_model("bert", seed=seed).adapter_state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["prototypes.weight"], states[2]["prototypes.weight"])
+
+
+def test_gradient_checkpointing_leaves_the_layers_below_the_features_without_a_backward_pass() -> None:
+    model = make_model("bert", feature_layer=2)
+    model.activation_checkpointing_enable()
+    inputs: list[Tensor] = []
+    model.backbone.encoder.layer[2].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    model.train().training_loss(make_batch("bert")).total.backward()
+    assert not inputs[0].requires_grad

@@ -373,7 +373,7 @@ def test_text_that_is_no_string_is_reported(tmp_path: Path, value: Any) -> None:
 
 def test_text_that_is_no_unicode_is_reported(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, {"text": "half \ud83d", "label": "no"}])
-    with pytest.raises(DataError, match=r"a\.jsonl, line 3: expected a text in 'text'"):
+    with pytest.raises(DataError, match=r"a\.jsonl, line 3: 'text' is not valid Unicode"):
         load(path)
 
 

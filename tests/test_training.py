@@ -21,20 +21,20 @@ from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
 
-def write_tasks(folder: Path, rows: int = 48) -> list[dict[str, Any]]:
+def write_tasks(folder: Path, rows: int = 96) -> list[dict[str, Any]]:
     """Three tasks that a random encoder can learn: a word decides the label, its number the size."""
     generator = random.Random(0)
 
     def fillers(low: int, high: int) -> list[str]:
-        return [f"w{generator.randrange(low, high)}" for _ in range(4)]
+        return [f"w{generator.randrange(low, high)}" for _ in range(2)]
 
     def row(task: str) -> dict[str, Any]:
         if task == "colour":
             word = generator.choice(["red", "blue"])
-            return {"text": " ".join([word, *fillers(0, 10)]), "label": word}
+            return {"text": " ".join([word, word, *fillers(0, 10)]), "label": word}
         if task == "mood":
             word = generator.choice(["good", "bad"])
-            return {"text": " ".join(fillers(10, 20)), "text_pair": word, "label": word}
+            return {"text": " ".join(fillers(10, 20)), "text_pair": f"{word} {word} {word}", "label": word}
         size = generator.randrange(5)
         return {"text": " ".join(["yes"] * size + ["no"] * (4 - size) + fillers(20, 30)), "label": 10.0 * size}
 
@@ -59,9 +59,10 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "model": {"adapter_dim": 4, "feature_layer": 1},
         "data": {"max_length": 32},
         "training": {
-            "max_steps": 160,
+            "max_steps": 200,
             "batch_size": 16,
-            "learning_rate": 0.01,
+            "learning_rate": 0.001,
+            "head_learning_rate": 0.01,
             "warmup_steps": 5,
             "eval_steps": 20,
             "logging_steps": 10,
@@ -95,7 +96,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_writes_the_checkpoint_the_recipe_and_the_metrics_and_nothing_else(trained: Path) -> None:
     names = {path.name.split("-")[0] for path in (trained / "run").iterdir()}
-    assert names == {"adapters", "hyperadapter.json", "metrics.json", "recipe.yaml"}
+    assert names == {"adapters", "hyperadapter.json", "metrics.json", "resolved_recipe.yaml"}
 
 
 def test_metrics_have_their_documented_shape_and_show_that_it_learned(trained: Path) -> None:
@@ -106,7 +107,7 @@ def test_metrics_have_their_documented_shape_and_show_that_it_learned(trained: P
     assert metrics["tasks"]["size"]["test"].keys() == {"pearson"}
     test_scores = [next(iter(scores["test"].values())) for scores in metrics["tasks"].values()]
     assert metrics["mean"]["test"] == pytest.approx(sum(test_scores) / 3)
-    assert metrics["mean"]["test"] > 0.8
+    assert metrics["mean"]["test"] > 0.85
     assert metrics["routing_accuracy"] > 0.8
     model = HyperAdapterModel.from_pretrained(trained / "run")
     assert metrics["trainable_parameters"] == model.num_trainable_parameters()
@@ -128,10 +129,10 @@ def test_predict_answers_in_order_with_and_without_tasks(
     trained: Path, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [
-        {"text": "red w1 w2 w3 w4", "task": "colour"},
-        {"text": "w11 w12 w13 w14", "text_pair": "bad"},
-        {"text": "yes yes yes yes w21 w22 w23 w24", "task": "size"},
-        {"text": "blue w5 w6 w7 w8"},
+        {"text": "red red w1 w2", "task": "colour"},
+        {"text": "w11 w12", "text_pair": "bad bad bad"},
+        {"text": "yes yes yes yes w21 w22", "task": "size"},
+        {"text": "blue blue w5 w6"},
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / f"out.{ending}"
@@ -153,7 +154,7 @@ def test_predict_answers_in_order_with_and_without_tasks(
 def test_predict_to_the_screen_with_the_task_told(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "in.csv").write_text("text\nred w1\nblue w2\n")
+    (tmp_path / "in.csv").write_text("text\nred red w1 w2\nblue blue w5 w6\n")
     _run(monkeypatch, "predict", trained / "run", "--input", tmp_path / "in.csv", "--task", "colour")
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["answer"] for row in found] == ["red", "blue"]
@@ -205,7 +206,7 @@ def test_overwrite_replaces_a_run_and_keeps_other_files(tmp_path: Path) -> None:
     (tmp_path / "run" / "notes.txt").write_text("mine")
     train(recipe.model_copy(update={"seed": 3}), tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
-    assert load_recipe(tmp_path / "run" / "recipe.yaml").seed == 3
+    assert load_recipe(tmp_path / "run" / "resolved_recipe.yaml").seed == 3
     assert len(list((tmp_path / "run").glob("adapters-*"))) == 1
 
 
@@ -290,7 +291,7 @@ def test_heads_learn_at_their_own_rate(tmp_path: Path) -> None:
     assert model.heads is not None
     assert rate[id(model.heads.heads[0].weight)] == (0.5, 0.1)
     assert rate[id(model.heads.heads[0].bias)] == (0.5, 0.0)
-    assert rate[id(model.hypernetwork.up_weight.weight)] == (0.01, 0.1)
+    assert rate[id(model.hypernetwork.up_weight.weight)] == (0.001, 0.1)
 
 
 def test_a_run_without_validation_rows_keeps_the_last_state(tmp_path: Path) -> None:
@@ -324,5 +325,5 @@ def test_a_recipe_of_one_task_trains(tmp_path: Path) -> None:
 
 def test_a_recipe_written_beside_a_run_reads_back_as_the_same_recipe(trained: Path) -> None:
     original = load_recipe(trained / "recipe.yaml")
-    assert load_recipe(trained / "run" / "recipe.yaml") == original
+    assert load_recipe(trained / "run" / "resolved_recipe.yaml") == original
     assert parse(Recipe, original.model_dump(mode="json", by_alias=True)) == original

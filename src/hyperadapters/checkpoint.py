@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 
 from hyperadapters._version import __version__
 from hyperadapters.config import ModelConfig, StrictModel, Task, parse
-from hyperadapters.errors import CheckpointError, OutputError
+from hyperadapters.errors import CheckpointError
+from hyperadapters.files import make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.model import HyperAdapterModel
 
@@ -84,28 +84,12 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
     sha256 = hashlib.sha256(weights).hexdigest()
     name = f"adapters-{sha256[:12]}.safetensors"
     config = config.model_copy(update={"weights": WeightsReference(file=name, sha256=sha256)})
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / name, weights)
-        write_atomically(folder / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
-        for old in folder.glob(_WEIGHTS_PATTERN):
-            if old.name != name:
-                old.unlink()
-    except OSError as error:
-        raise OutputError(f"{folder}: the checkpoint cannot be written: {error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment it has its old contents or all of the new ones, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    make_folder(folder)
+    write_atomically(folder / name, weights)
+    write_atomically(folder / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
+    for old in folder.glob(_WEIGHTS_PATTERN):
+        if old.name != name:
+            old.unlink()
 
 
 def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterModel:

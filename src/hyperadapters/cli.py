@@ -82,13 +82,15 @@ def evaluate(
     import json
     import time
 
-    from hyperadapters.checkpoint import write_atomically
     from hyperadapters.config import SPLITS
-    from hyperadapters.errors import DataError, OutputError, RecipeError, unknown_name
+    from hyperadapters.errors import DataError, RecipeError, unknown_name
+    from hyperadapters.files import check_target, write_atomically
     from hyperadapters.training import run as runs
 
     if split not in SPLITS:
         raise RecipeError(unknown_name("split", split, SPLITS))
+    if output is not None:
+        check_target(output, (".json",))
     model, recipe = runs.load_run(folder)
     tasks = runs.load_run_tasks(model, recipe)
     started = time.monotonic()
@@ -99,10 +101,7 @@ def evaluate(
     metrics = runs.metrics_of(found, model.num_trainable_parameters(), time.monotonic() - started)
     _print_scores(metrics)
     if output is not None:
-        try:
-            write_atomically(output, (json.dumps(metrics, indent=2) + "\n").encode())
-        except OSError as error:
-            raise OutputError(f"{output}: cannot be written: {error}") from error
+        write_atomically(output, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
 @app.command(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import string
 import unicodedata
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from hyperadapters.errors import HyperAdaptersError, RecipeError, TaskError, did_you_mean, unknown_name
 
@@ -18,6 +18,10 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Kind = Literal["classification", "regression", "text-to-text"]
 Model = TypeVar("Model", bound=BaseModel)
+Int = Annotated[int, Strict()]
+
+RECIPE_FILE = "resolved_recipe.yaml"
+"""The recipe of a run, in its folder."""
 
 METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "macro_f1", "matthews_correlation"),
@@ -27,9 +31,9 @@ METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
 
 
 class StrictModel(BaseModel):
-    """Immutable, refuses unknown keys, converts nothing silently but what YAML and JSON need."""
+    """Immutable, refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Task(StrictModel):
@@ -43,7 +47,7 @@ class Task(StrictModel):
             they are then the sorted labels of the training rows.
         metrics: the first one is the task's score. "f1" is of the last of two labels.
         template: how a text-to-text backbone reads the fields, for example "premise: {text} hypothesis: {text_pair}".
-            Default: the task's name, a colon and the fields.
+            Default: the fields with a space between them, which a row to be routed gets in any case.
         label_words: what a text-to-text backbone writes for each label. Default: the label itself.
         step: of a regression task: a text-to-text backbone writes the nearest multiple of it, for example 0.2.
     """
@@ -156,12 +160,12 @@ class ModelConfig(StrictModel):
     """
 
     preset: Literal["paper", "official"] = "paper"
-    prototype_dim: int = Field(64, ge=1)
-    hidden_dim: int = Field(128, ge=1)
-    adapter_dim: int = Field(64, ge=1)
-    shared_adapter_dim: int | None = Field(None, ge=1)
+    prototype_dim: Int = Field(64, ge=1)
+    hidden_dim: Int = Field(128, ge=1)
+    adapter_dim: Int = Field(64, ge=1)
+    shared_adapter_dim: Int | None = Field(None, ge=1)
     adapter_norm_input: bool = True
-    feature_layer: int | None = Field(None, ge=0)
+    feature_layer: Int | None = Field(None, ge=0)
     temperature: float = Field(0.1, gt=0, allow_inf_nan=False)
     contrastive_weight: float = Field(0.1, ge=0, allow_inf_nan=False)
 
@@ -170,7 +174,14 @@ class Cut(StrictModel):
     """A split taken out of another one: `size` rows of `from`, or that fraction of them when below 1."""
 
     from_split: Split = Field("train", alias="from")
-    size: int | float = Field(gt=0, allow_inf_nan=False)
+    size: Int | Annotated[float, Strict()] = Field(gt=0, allow_inf_nan=False)
+
+    @field_validator("size")
+    @classmethod
+    def _check_whole(cls, size: float) -> float:
+        if size >= 1 and size != int(size):
+            raise ValueError(f"expected a whole number of rows, or a share below 1; found {size}")
+        return size
 
 
 class Source(StrictModel):
@@ -224,7 +235,7 @@ class DataConfig(StrictModel):
     Attributes:
         n_train, fraction, k_per_label: at most one of them: rows a task, share of its rows, rows for each label
             (rows a task where there are no labels). Subsets are stratified, seeded and nested: the smaller one is
-            part of the larger one. A classification task keeps at least two rows of each label.
+            part of the larger one. With n_train and fraction a classification task keeps two rows of each label.
         n_validation: at most so many validation rows a task.
         sampling: "proportional" to the number of rows (what the released code does), by "temperature"
             (rows ** (1 / temperature)), or "balanced" (all tasks alike).
@@ -233,14 +244,14 @@ class DataConfig(StrictModel):
         max_target_length: tokens of a target text.
     """
 
-    n_train: int | None = Field(None, ge=1)
+    n_train: Int | None = Field(None, ge=1)
     fraction: float | None = Field(None, gt=0, le=1)
-    k_per_label: int | None = Field(None, ge=1)
-    n_validation: int | None = Field(None, ge=1)
+    k_per_label: Int | None = Field(None, ge=1)
+    n_validation: Int | None = Field(None, ge=1)
     sampling: Literal["proportional", "temperature", "balanced"] = "proportional"
     temperature: float = Field(10.0, ge=1, allow_inf_nan=False)
-    max_length: int = Field(128, ge=4)
-    max_target_length: int = Field(32, ge=2)
+    max_length: Int = Field(128, ge=4)
+    max_target_length: Int = Field(32, ge=2)
 
     @model_validator(mode="after")
     def _check_one_size(self) -> Self:
@@ -266,21 +277,21 @@ class TrainingConfig(StrictModel):
         report_to: any of "tensorboard", "wandb", "trackio" and what else transformers knows.
     """
 
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: Int | None = Field(None, ge=1)
     num_train_epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
-    batch_size: int = Field(32, ge=1)
-    eval_batch_size: int = Field(64, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    batch_size: Int = Field(32, ge=1)
+    eval_batch_size: Int = Field(64, ge=1)
+    gradient_accumulation_steps: Int = Field(1, ge=1)
     learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
     head_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: Int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     reduction: Literal["mean", "sum"] = "mean"
-    eval_steps: int = Field(500, ge=1)
-    early_stopping_patience: int | None = Field(None, ge=1)
-    logging_steps: int = Field(50, ge=1)
+    eval_steps: Int = Field(500, ge=1)
+    early_stopping_patience: Int | None = Field(None, ge=1)
+    logging_steps: Int = Field(50, ge=1)
     bf16: bool = False
     fp16: bool = False
     gradient_checkpointing: bool = False
@@ -302,7 +313,7 @@ class Recipe(StrictModel):
     """
 
     backbone: str
-    seed: int = Field(0, ge=0)
+    seed: Int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig
@@ -398,7 +409,7 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"{path}: not a readable UTF-8 YAML file: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys and values, found {type(values).__name__}")
-    _resolve_paths(values, path.resolve().parent)
+    resolve_paths(values, path.resolve().parent)
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -407,7 +418,8 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(_read_yaml(path.parent / base, (*chain, path)), values)
 
 
-def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+def resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths in the values of a recipe absolute, in place, taking them relative to a folder."""
     if str(values.get("backbone", "")).startswith("."):
         values["backbone"] = str((folder / values["backbone"]).resolve())
     tasks = values.get("tasks")
@@ -418,7 +430,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         if isinstance(source.get("path"), str):
             source["path"] = str(folder / source["path"])
         elif isinstance(source.get("path"), dict):
-            source["path"] = {split: str(folder / str(file)) for split, file in source["path"].items()}
+            source["path"] = {
+                split: str(folder / file) if isinstance(file, str) else file for split, file in source["path"].items()
+            }
         if str(source.get("dataset", "")).startswith("."):
             source["dataset"] = str((folder / source["dataset"]).resolve())
 

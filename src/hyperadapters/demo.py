@@ -11,9 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hyperadapters.checkpoint import write_atomically
 from hyperadapters.config import load_recipe
 from hyperadapters.data.examples import Example
+from hyperadapters.files import write_atomically
 from hyperadapters.inference.predictor import answer_name, predict
 from hyperadapters.report.plots import task_map
 from hyperadapters.training.baselines import linear_probe, majority

@@ -124,6 +124,7 @@ class HyperAdapterModel(nn.Module):
         self.heads = None if self.text_to_text else TaskHeads(width, self.tasks)
 
         self._active = ActiveAdapters()
+        self._is_checkpointing = False
         self.backbone = backbone
         self._injection = Injection(
             backbone,
@@ -423,6 +424,10 @@ class HyperAdapterModel(nn.Module):
         self.backbone.activation_checkpointing_enable(  # type: ignore[operator]
             activation_checkpointing_kwargs=settings, **options
         )
+        # transformers makes the embeddings require gradients, for the reentrant kind; it would run the backward pass
+        # through layers where nothing is trained.
+        self.backbone.disable_input_require_grads()  # type: ignore[operator]
+        self._is_checkpointing = True
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
         """A context in which `model.backbone(...)` gives the bare backbone's outputs."""
@@ -430,6 +435,8 @@ class HyperAdapterModel(nn.Module):
 
     def detach(self) -> nn.Module:
         """Take all adapters out and return the backbone exactly as it was. The model cannot be used afterwards."""
+        if self._is_checkpointing:
+            self.backbone.activation_checkpointing_disable()  # type: ignore[operator]
         self._injection.restore()
         return self.backbone
 

@@ -65,8 +65,7 @@ class Collator:
         template = None if example.task_id is None else self.tasks[example.task_id].template
         if template is not None:
             return template.format(text=example.text, text_pair=example.text_pair)
-        name = "" if example.task_id is None else f"{self.tasks[example.task_id].name}: "
-        return name + " ".join(text for text in (example.text, example.text_pair) if text is not None)
+        return " ".join(text for text in (example.text, example.text_pair) if text is not None)
 
 
 def target_text(task: Task, target: int | float | str | None) -> str:

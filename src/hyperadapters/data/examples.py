@@ -43,8 +43,10 @@ def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
     texts = []
     for name in task.fields:
         value = row.values.get(name)
-        if not isinstance(value, str) or any("\ud800" <= c <= "\udfff" for c in value):
+        if not isinstance(value, str):
             raise DataError(f"{row.place}: expected a text in '{name}', found {value!r}")
+        if any("\ud800" <= char <= "\udfff" for char in value):  # half of a pair, which JSON can spell: no character
+            raise DataError(f"{row.place}: '{name}' is not valid Unicode: {value!r}")
         texts.append(value)
     return texts[0], texts[1] if task.is_pair else None
 

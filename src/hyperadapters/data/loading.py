@@ -63,7 +63,7 @@ def subset(examples: list[Example], task: Task, data: DataConfig, seed: int) -> 
         else:
             order = _first_of_each(order, [example.target for example in examples], data.k_per_label)
     elif data.n_train is not None or data.fraction is not None:
-        size = data.n_train or math.ceil(round(len(examples) * (data.fraction or 1.0), 6)) or 1
+        size = data.n_train or max(1, math.ceil(round(len(examples) * (data.fraction or 1.0), 6)))
         least = len(_first_of_each(order, [example.target for example in examples], MIN_ROWS_PER_LABEL))
         order = order[: max(size, least) if labels else size]
     return [examples[index] for index in order]

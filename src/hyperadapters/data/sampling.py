@@ -24,7 +24,7 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
     rounds; an epoch then has as many rows as the data, but not each of them once.
 
     A task's last row of an odd number joins one of its pairs; a task of one row stands alone. Batches have
-    `batch_size` rows, or one less where a group did not fit.
+    `batch_size` rows, or one or two less where no group fitted.
     """
 
     def __init__(

@@ -135,7 +135,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def fingerprint(backbone: nn.Module) -> str:
-    """A hash that tells one set of weights from another, whatever floating-point type they were loaded in.
+    """A hash that tells one set of weights from another, the same for float32 weights loaded in bfloat16.
 
     Taken over names, shapes and up to 256 evenly spaced values of each parameter, rounded to bfloat16: it takes
     milliseconds for billions of parameters, and recognises another model or revision. It is no proof against

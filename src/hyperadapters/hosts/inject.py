@@ -70,7 +70,7 @@ class Injection:
             active: state that generated adapters read.
             norm_input: see `ModelConfig.adapter_norm_input`.
         """
-        self._backbone, self._training = backbone, backbone.training
+        self._modes = {module: module.training for module in backbone.modules()}
         self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         backbone.requires_grad_(False)
@@ -88,7 +88,8 @@ class Injection:
         self._replaced.clear()
         for parameter in self._trained:
             parameter.requires_grad_(True)
-        self._backbone.train(self._training)
+        for module, training in self._modes.items():
+            module.training = training
 
     def _wrap(
         self, stack: Stack, first_layer: int, adapters: Sequence[Adapter], active: ActiveAdapters, norm_input: bool

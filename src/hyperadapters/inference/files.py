@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperadapters.checkpoint import write_atomically
-from hyperadapters.config import DataConfig, Task, load_recipe
+from hyperadapters.config import RECIPE_FILE, DataConfig, Task, load_recipe
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example, read_fields
 from hyperadapters.data.sources import Row, read_file
-from hyperadapters.errors import DataError, OutputError, TaskError, unknown_name
+from hyperadapters.errors import DataError, TaskError, unknown_name
+from hyperadapters.files import check_target, write_atomically
 from hyperadapters.inference.predictor import Prediction, answer_name, predict
 from hyperadapters.model import HyperAdapterModel
 
@@ -36,13 +36,13 @@ def predict_file(folder: Path, input_file: Path, task: str | None, output: Path 
     Raises:
         HyperAdaptersError: the checkpoint, the file, a row or a task name is wrong; nothing has been written then.
     """
-    if output is not None and output.suffix not in (".jsonl", ".csv"):
-        raise OutputError(f"{output}: expected a name ending in .jsonl or .csv")
+    if output is not None:
+        check_target(output, (".jsonl", ".csv"))
     model = HyperAdapterModel.from_pretrained(folder)
     examples = [_example(row, model.tasks, task) for row in read_file(input_file)]
     if not examples:
         raise DataError(f"{input_file}: no rows; expected at least one")
-    recipe = folder / "recipe.yaml"
+    recipe = folder / RECIPE_FILE
     data = load_recipe(recipe).data if recipe.is_file() else DataConfig()
     collator = Collator(model.tokenizer, model.tasks, model.text_to_text, data.max_length, data.max_target_length)
     predictions = predict(model, examples, collator, batch_size)
@@ -51,10 +51,7 @@ def predict_file(folder: Path, input_file: Path, task: str | None, output: Path 
         sys.stdout.write(_as_jsonl(records))
         return
     text = _as_csv(records) if output.suffix == ".csv" else _as_jsonl(records)
-    try:
-        write_atomically(output, text.encode())
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written: {error}") from error
+    write_atomically(output, text.encode())
 
 
 def _example(row: Row, tasks: Sequence[Task], task_name: str | None) -> Example:

@@ -14,18 +14,18 @@ import yaml
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from hyperadapters.checkpoint import is_checkpoint, write_atomically
-from hyperadapters.config import DataConfig, Recipe, Split, load_recipe
+from hyperadapters.checkpoint import is_checkpoint
+from hyperadapters.config import RECIPE_FILE, DataConfig, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_tasks
 from hyperadapters.errors import CheckpointError, DataError, OutputError
+from hyperadapters.files import make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.trainer import HyperAdapterTrainer
 
-RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -44,7 +44,7 @@ class Run:
 def train(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Run:
     """Train, keep the best checkpoint, measure it on validation and test rows, and write everything to a folder.
 
-    The folder then holds the checkpoint, `metrics.json` and `recipe.yaml`, and until the run has ended the
+    The folder then holds the checkpoint, `metrics.json` and `resolved_recipe.yaml`, and until the run has ended the
     Trainer's own checkpoints. Nothing is written before the recipe, the data and the backbone have been checked.
 
     Args:
@@ -70,10 +70,7 @@ def train(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = 
     if overwrite:
         remove_run(output)
     last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output}: the folder cannot be made: {error}") from error
+    make_folder(output)
     write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
     started = time.monotonic()
     trainer = HyperAdapterTrainer(
@@ -182,6 +179,7 @@ def remove_run(folder: Path) -> None:
 
 def _recipe_text(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    resolve_paths(values, Path.cwd())
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 

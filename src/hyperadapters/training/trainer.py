@@ -183,6 +183,7 @@ def training_arguments(recipe: Recipe, folder: Path, has_validation: bool) -> Tr
         logging_steps=training.logging_steps,
         report_to=list(training.report_to) or "none",
         seed=recipe.seed,
+        use_cpu=not torch.accelerator.is_available(),
         bf16=training.bf16,
         fp16=training.fp16,
         activation_checkpointing=training.gradient_checkpointing,

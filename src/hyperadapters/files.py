@@ -1,0 +1,64 @@
+"""Writing files so that nobody ever finds half of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hyperadapters.errors import OutputError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that at any moment it has its old contents or all of the new ones, also after a power cut.
+
+    Raises:
+        OutputError: it cannot be written; what was there before is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the folder's entries survive a power cut too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: the folder cannot be made: {error}") from error
+
+
+def check_target(path: Path, endings: tuple[str, ...]) -> None:
+    """Check before a long computation that its result can be written to a file.
+
+    Raises:
+        OutputError: the ending is not one of `endings`, the folder does not exist, or the path is a folder.
+    """
+    if path.suffix not in endings:
+        raise OutputError(f"{path}: expected a name ending in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise OutputError(f"{path}: expected a file, found a folder")
