@@ -41,7 +41,7 @@ class Run:
     metrics: dict[str, Any]
 
 
-def train(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Run:
+def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: bool = False) -> Run:
     """Train, keep the best checkpoint, measure it on validation and test rows, and write everything to a folder.
 
     The folder then holds the checkpoint, `metrics.json` and `resolved_recipe.yaml`, and until the run has ended the
@@ -57,6 +57,7 @@ def train(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = 
         OutputError: the folder holds a run and neither `resume` nor `overwrite` is given, or is not a run's.
         HyperAdaptersError: recipe, data or backbone are wrong.
     """
+    output = Path(output)
     check_output(output, resume, overwrite)
     tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
     set_seed(recipe.seed)

@@ -1,0 +1,87 @@
+"""The demo: its data, its figure, and the whole of it in a few steps on the real backbone."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hyperadapters import demo
+from hyperadapters.config import Recipe, load_recipe
+from hyperadapters.data.examples import TaskData
+from hyperadapters.data.loading import load_tasks
+from hyperadapters.report.plots import task_map
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe(demo.recipe_path())
+
+
+@pytest.fixture(scope="module")
+def tasks(recipe: Recipe) -> list[TaskData]:
+    return load_tasks(recipe.tasks, recipe.data, recipe.seed)
+
+
+def test_there_are_six_tasks_with_enough_rows_of_every_label(tasks: list[TaskData]) -> None:
+    assert len(tasks) == 6
+    assert {len(data.task.labels) for data in tasks} == {2, 6, 8}
+    assert sum(data.task.is_pair for data in tasks) == 1
+    for data in tasks:
+        sizes = {split: len(rows) for split, rows in data.splits.items()}
+        assert sizes["train"] >= 60
+        assert sizes["validation"] >= 20
+        assert sizes["test"] >= 60
+        for rows in data.splits.values():
+            assert {row.target for row in rows} == set(range(len(data.task.labels)))
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def test_no_text_is_nearly_repeated_in_another_split(tasks: list[TaskData]) -> None:
+    """No two texts of different splits share half of their words."""
+    for data in tasks:
+        words = {
+            split: [_words(text) for row in rows for text in (row.text, row.text_pair) if text is not None]
+            for split, rows in data.splits.items()
+        }
+        for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+            for one, other in product(words[first], words[second]):
+                assert len(one & other) / len(one | other) < 0.5, (data.task.name, one, other)
+
+
+def test_no_text_occurs_twice(tasks: list[TaskData]) -> None:
+    texts = [(row.text, row.text_pair) for data in tasks for rows in data.splits.values() for row in rows]
+    assert len(set(texts)) == len(texts)
+
+
+def test_the_demo_runs_on_the_real_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
+    short = tmp_path / "short.yaml"
+    short.write_text(
+        f"extends: {demo.recipe_path()}\ntraining: {{max_steps: 3, eval_steps: 3, warmup_steps: 0}}\n"
+        "data: {n_train: 16, n_validation: 8}\n"
+    )
+    monkeypatch.setattr(demo, "recipe_path", lambda: short)
+    printed = io.StringIO()
+    demo.run_demo(tmp_path / "run", overwrite=False, console=Console(file=printed, width=100))
+    comparison = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert comparison["test"].keys() == {"majority", "linear_probe", "pha"}
+    assert comparison["mean"]["linear_probe"] > comparison["mean"]["majority"]
+    assert (tmp_path / "run" / "task_map.png").read_bytes().startswith(b"\x89PNG")
+    for text in ("linear probe", "support_intent", "Routing:", "New inputs, task not told"):
+        assert text in printed.getvalue()
+
+
+def test_the_map_takes_many_tasks_and_few_points(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    names = [f"task {index}" for index in range(12)]
+    task_map(generator.normal(size=(12, 8)), list(range(12)), generator.normal(size=(12, 8)), names, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
