@@ -271,12 +271,14 @@ def test_the_options_of_the_trainer_run(tmp_path: Path, settings: dict[str, Any]
     assert 0 <= run.metrics["mean"]["test"] <= 1
 
 
-def test_heads_learn_at_their_own_rate(tmp_path: Path) -> None:
+def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
     from hyperadapters.hosts.backbone import load_backbone
     from hyperadapters.training.run import examples_of, make_collator
     from hyperadapters.training.trainer import HyperAdapterTrainer
 
-    path = write_recipe(tmp_path, training={"head_learning_rate": 0.5, "weight_decay": 0.1})
+    path = write_recipe(
+        tmp_path, training={"head_learning_rate": 0.5, "retriever_learning_rate": 0.25, "weight_decay": 0.1}
+    )
     recipe = load_recipe(path)
     tasks = load_tasks(recipe.tasks, recipe.data, 0)
     model = HyperAdapterModel(
@@ -291,6 +293,7 @@ def test_heads_learn_at_their_own_rate(tmp_path: Path) -> None:
     assert model.heads is not None
     assert rate[id(model.heads.heads[0].weight)] == (0.5, 0.1)
     assert rate[id(model.heads.heads[0].bias)] == (0.5, 0.0)
+    assert rate[id(model.retriever.down.weight)] == (0.25, 0.1)
     assert rate[id(model.hypernetwork.up_weight.weight)] == (0.001, 0.1)
 
 

@@ -267,8 +267,9 @@ class TrainingConfig(StrictModel):
     Attributes:
         max_steps, num_train_epochs: how long; exactly one of them.
         batch_size: rows of a step on each device (before accumulation).
-        learning_rate: of the hypernetwork, prototypes, retriever and shared adapters.
+        learning_rate: of the hypernetwork, prototypes and shared adapters.
         head_learning_rate: of the task heads; default: `learning_rate`.
+        retriever_learning_rate: of the retriever, which only the contrastive losses reach; default: `learning_rate`.
         warmup_steps: of the linear schedule.
         label_smoothing: of the task loss.
         reduction: of the task loss over tokens (text-to-text) or rows (heads): "mean" or "sum".
@@ -284,6 +285,7 @@ class TrainingConfig(StrictModel):
     gradient_accumulation_steps: Int = Field(1, ge=1)
     learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
     head_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    retriever_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: Int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)

@@ -90,26 +90,22 @@ class HyperAdapterTrainer(Trainer):
         return prepared
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """One group for the heads' learning rate and one for everything else, each with and without weight decay."""
+        """Groups by learning rate (heads, retriever, everything else), each with and without weight decay."""
         if self.optimizer is None:
             training = self.recipe.training
+            rates = {"heads": training.head_learning_rate, "retriever": training.retriever_learning_rate}
             decayed = set(self.get_decay_parameter_names(self.model))
-            groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+            groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((name.startswith("heads."), name in decayed), []).append(parameter)
+                    rate = rates.get(name.partition(".")[0]) or training.learning_rate
+                    decay = training.weight_decay if name in decayed else 0.0
+                    groups.setdefault((rate, decay), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             if self.model.adapter_config.preset == "official":
                 optimizer_class, options = OfficialAdamW, {"lr": training.learning_rate}
             self.optimizer = optimizer_class(
-                [
-                    {
-                        "params": parameters,
-                        "weight_decay": training.weight_decay if decays else 0.0,
-                        "lr": (training.head_learning_rate if is_head else None) or training.learning_rate,
-                    }
-                    for (is_head, decays), parameters in groups.items()
-                ],
+                [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
                 **options,
             )
         return self.optimizer
