@@ -126,7 +126,7 @@ def _load(run: Path) -> HyperAdapterModel:
 
 def test_another_backbone_is_refused_and_left_unwrapped(run: Path) -> None:
     other = tiny_backbone("bert", seed=5)
-    with pytest.raises(CheckpointError, match=r"was trained on backbone 'unnamed' with fingerprint.*found one with"):
+    with pytest.raises(CheckpointError, match=r"was trained on backbone 'None' with fingerprint.*found one with"):
         HyperAdapterModel.from_pretrained(run, backbone=other)
     assert all(parameter.requires_grad for parameter in other.parameters())
 

@@ -66,7 +66,8 @@ def write_rows(folder: Path, **splits: list[tuple[str, str]]) -> None:
 
 def values_of(backbone: Path, **changes: Any) -> dict[str, Any]:
     task = {"name": "mood", "labels": ["no", "yes"], "source": {"path": "../data/{split}.jsonl"}}
-    return {"backbone": str(backbone), "training": {"max_steps": 1}, "tasks": [task], **changes}
+    values = {"backbone": str(backbone), "data": {"max_length": 32}, "training": {"max_steps": 1}, "tasks": [task]}
+    return {**values, **changes}
 
 
 def write_recipe(path: Path, **values: Any) -> Path:
@@ -318,8 +319,9 @@ def test_resume_without_a_run_is_refused(cli: Cli, tmp_path: Path, recipe: Path)
 
 
 def test_resume_of_a_finished_run_is_refused(cli: Cli, recipe: Path, run: Path) -> None:
+    (run / "metrics.json").write_text("{}")
     before = contents(run)
-    assert_refused(cli("train", recipe, "--output", run, "--resume"), "nothing to resume", "It has finished")
+    assert_refused(cli("train", recipe, "--output", run, "--resume"), "nothing to resume: the run has finished")
     assert contents(run) == before
 
 
@@ -475,7 +477,7 @@ def test_predict_refuses_an_unknown_task(cli: Cli, tmp_path: Path, run: Path, te
     [
         ('{"text": "a"}\n{"text": "b", "task": "mod"}\n', ["line 2: Unknown task 'mod'. Did you mean 'mood'?"]),
         ('{"text": "a", "task": ["mood"]}\n', ["line 1: Unknown task"]),
-        ('{"sentence": "a"}\n', ["line 1: expected a text in 'text', found None"]),
+        ('{"sentence": "a"}\n', ["line 1: no column 'text'. Found: sentence."]),
         ('{"text": "a"}\n{"text": 3}\n', ["line 2: expected a text in 'text', found 3"]),
         ('{"text": "a", "text_pair": 3}\n', ["line 1: expected a text in 'text_pair', found 3"]),
         ('{"text": "a"}\nb\n', ["line 2: expected one JSON object a line"]),
@@ -540,7 +542,8 @@ def test_evaluate_refuses_an_unknown_split(cli: Cli, tmp_path: Path, run: Path) 
 
 
 def test_evaluate_refuses_a_split_without_rows(cli: Cli, tmp_path: Path, run: Path) -> None:
-    (tmp_path / "data" / "test.jsonl").unlink()
+    path = run / "resolved_recipe.yaml"
+    path.write_text(path.read_text().replace("../data/{split}.jsonl", "{train: ../data/train.jsonl}"))
     result = cli("evaluate", run, "--output", tmp_path / "scores.json")
     assert_refused(result, "has no test rows")
     assert not (tmp_path / "scores.json").exists()

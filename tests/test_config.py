@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hyperadapters.config import Cut, DataConfig, Recipe, Source, Task, TrainingConfig, load_recipe, parse
+from hyperadapters.config import Cut, DataConfig, ModelConfig, Recipe, Source, Task, TrainingConfig, load_recipe, parse
 from hyperadapters.errors import RecipeError, TaskError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -510,3 +510,20 @@ def test_recipe_of_this_repository_loads(path: Path) -> None:
 
 def test_repository_has_recipes() -> None:
     assert {"demo.yaml", "glue-t5-base.yaml"} <= {path.name for path in RECIPES.glob("*.yaml")}
+
+
+def test_enumerated_values_get_a_suggestion() -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'official'"):
+        parse(ModelConfig, {"preset": "oficial"})
+
+
+def test_settings_of_another_kind_of_task_are_refused() -> None:
+    with pytest.raises(TaskError, match="step belongs to a regression task"):
+        Task.classification("a", ["x", "y"], step=0.5)
+    with pytest.raises(TaskError, match="label_words belong to a classification task"):
+        Task.regression("a", label_words={"x": "y"})
+
+
+def test_label_names_are_compared_as_texts() -> None:
+    source = parse(Source, {"path": "a.csv", "label_names": {0: "bad", True: "good"}})
+    assert source.label_names == {"0": "bad", "true": "good"}

@@ -227,3 +227,24 @@ def test_the_packaged_minilm_is_found_and_its_weights_are_checked(monkeypatch: p
     monkeypatch.setitem(PACKAGED, name, wrong)
     with pytest.raises(BackboneError, match="expected sha256 0000"):
         locate(name)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_a_backbone_that_already_holds_adapters_is_refused(kind: str) -> None:
+    model = make_model(kind)
+    with pytest.raises(BackboneError, match="already holds the adapters of another HyperAdapterModel"):
+        HyperAdapterModel(model.backbone, model.tasks)
+
+
+def test_a_backbone_without_a_name_has_no_tokenizer_to_load() -> None:
+    with pytest.raises(BackboneError, match="has no name to find a tokenizer by"):
+        _ = make_model("bert").tokenizer
+
+
+def test_the_longest_input_of_each_architecture_runs() -> None:
+    for kind, longest in (("bert", 80), ("roberta", 79), ("xlm-roberta", 79)):
+        model = make_model(kind)
+        assert model.max_length == longest
+        ids = torch.full((1, longest), 5)
+        assert model(ids, task_ids=torch.tensor([0])).logits[0, :3].isfinite().all()
+    assert make_model("t5").max_length is None

@@ -280,3 +280,36 @@ def test_gradient_checkpointing_leaves_the_layers_below_the_features_without_a_b
     model.backbone.encoder.layer[2].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     model.train().training_loss(make_batch("bert")).total.backward()
     assert not inputs[0].requires_grad
+
+
+def test_a_detached_model_says_so() -> None:
+    for kind in ("bert", "t5"):
+        model, batch = make_model(kind), make_batch(kind)
+        model.detach()
+        with pytest.raises(RuntimeError, match="the adapters were detached"):
+            model(**batch)
+        with pytest.raises(RuntimeError, match="the adapters were detached"):
+            model.instances(batch["input_ids"])
+
+
+def test_a_batch_of_no_rows_is_refused() -> None:
+    model, batch = make_model("bert"), make_batch("bert")
+    with pytest.raises(TaskError, match="expected at least one row"):
+        model(**{name: value[:0] for name, value in batch.items()})
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_converted_as_a_whole_runs(kind: str, dtype: torch.dtype) -> None:
+    model, batch = make_model(kind), make_batch(kind)
+    full = model(**batch).loss.item()
+    assert model.to(dtype)(**batch).loss.item() == pytest.approx(full, rel=0.05)
+
+
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"num_beams": 3, "use_cache": False}])
+def test_generation_without_a_cache_equals_generation_with_one(options: dict[str, Any]) -> None:
+    model, batch = make_model("t5"), make_batch("t5")
+    batch.pop("labels")
+    settings = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5}
+    cached = model.generate(**batch, **settings, **{**options, "use_cache": True})
+    assert torch.equal(model.generate(**batch, **settings, **options), cached)

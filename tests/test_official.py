@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,3 +233,19 @@ def test_other_sizes_load_and_run(norm_input: bool) -> None:
     assert loaded.adapter_config == settings
     assert torch.equal(loaded(**batch).logits, source.eval()(**batch).logits)
     assert all(term.isfinite() for term in loaded.training_loss(batch))
+
+
+def test_a_loaded_official_checkpoint_can_be_saved_and_loaded_again(golden: Golden, tmp_path: Path) -> None:
+    model = _model(golden).eval()
+    expected = model(**golden.batch).logits
+    model.save_pretrained(tmp_path)
+    backbone = model.detach()
+    with pytest.raises(CheckpointError, match="given in memory and has no name; pass it as backbone="):
+        HyperAdapterModel.from_pretrained(tmp_path)
+    again = HyperAdapterModel.from_pretrained(tmp_path, backbone=backbone)
+    assert torch.equal(again(**golden.batch).logits, expected)
+
+
+def test_config_and_tasks_of_a_wrong_type_are_refused(golden: Golden) -> None:
+    with pytest.raises(CheckpointError, match=r"expected config as a mapping .* found dict and str"):
+        _loaded(golden, tasks="cola")

@@ -182,9 +182,12 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
 
 def test_pattern_with_split_finds_the_file_of_each_split(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", GOOD)
+    write_jsonl(tmp_path / "validation.jsonl", GOOD)
+    with pytest.raises(DataError, match=r"test\.jsonl: no such file"):
+        load(tmp_path / "{split}.jsonl")
     write_jsonl(tmp_path / "test.jsonl", GOOD[:1])
     found = load(tmp_path / "{split}.jsonl")
-    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 2, "test": 1}
+    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 2, "validation": 2, "test": 1}
 
 
 def test_file_for_each_split_is_read(tmp_path: Path) -> None:
@@ -379,7 +382,7 @@ def test_text_that_is_no_unicode_is_reported(tmp_path: Path) -> None:
 
 def test_missing_second_text_of_a_pair_is_reported(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", GOOD)
-    with pytest.raises(DataError, match=r"a\.jsonl, line 1: expected a text in 'text_pair', found None"):
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1: no column 'text_pair'. Did you mean 'text'\? Found: "):
         load(path, fields=("text", "text_pair"))
 
 
@@ -393,9 +396,9 @@ def test_unknown_label_is_reported_with_file_line_and_nearest_label(tmp_path: Pa
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_label_that_training_never_shows_is_refused_elsewhere(tmp_path: Path, split: str) -> None:
     write_jsonl(tmp_path / "train.jsonl", GOOD)
-    write_jsonl(tmp_path / f"{split}.jsonl", [{"text": "c", "label": "maybe"}])
+    wrong = write_jsonl(tmp_path / f"{split}.jsonl", [{"text": "c", "label": "maybe"}])
     with pytest.raises(DataError, match=rf"{split}\.jsonl, line 1: unknown label 'maybe'"):
-        load(tmp_path / "{split}.jsonl")
+        load({"train": str(tmp_path / "train.jsonl"), split: str(wrong)})
 
 
 def test_label_that_is_declared_but_never_occurs_in_training_is_refused(tmp_path: Path) -> None:
@@ -410,11 +413,29 @@ def test_single_label_in_training_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
-@pytest.mark.parametrize("row", [{"text": "c"}, {"text": "c", "label": None}], ids=["missing", "null"])
-def test_row_without_a_label_is_reported(tmp_path: Path, row: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "c", "label": None}, "expected a label, found None"),
+        ({"text": "c", "lable": "no"}, r"no column 'label'\. Did you mean 'lable'\? Found: text, lable"),
+    ],
+    ids=["null", "misspelt"],
+)
+def test_row_without_a_label_is_reported(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, row])
-    with pytest.raises(DataError, match=r"a\.jsonl, line 3: expected a label, found None"):
+    with pytest.raises(DataError, match=rf"a\.jsonl, line 3: {message}"):
         load(path)
+
+
+def test_folder_in_place_of_a_file_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a file, found a folder"):
+        load(tmp_path)
+
+
+def test_target_beyond_float32_is_reported(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "c", "label": 1e39}])
+    with pytest.raises(DataError, match="expected a finite number as target"):
+        load(path, kind="regression")
 
 
 @pytest.mark.parametrize("label", ["", 1.5, ["no"], {"no": 1}])

@@ -16,7 +16,7 @@ from conftest import save_backbone
 from hyperadapters import cli
 from hyperadapters.config import Recipe, load_recipe, parse
 from hyperadapters.data.loading import load_tasks
-from hyperadapters.errors import HyperAdaptersError, OutputError
+from hyperadapters.errors import HyperAdaptersError, MissingPackageError, OutputError, RecipeError
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
@@ -173,30 +173,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hyperadapters.training.trainer import HyperAdapterTrainer
-
     recipe = load_recipe(write_recipe(tmp_path))
     whole = train(recipe, tmp_path / "whole")
-    steps = 0
-    real = HyperAdapterTrainer.compute_loss
-
-    def dying(self: Any, *arguments: Any, **options: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 47:
-            raise KeyboardInterrupt
-        return real(self, *arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(HyperAdapterTrainer, "compute_loss", dying)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, tmp_path / "broken")
+    _interrupted(recipe, tmp_path / "broken", 47, monkeypatch)
     with pytest.raises(OutputError, match="already holds a run; use --overwrite to replace it or --resume"):
         train(recipe, tmp_path / "broken")
     resumed = train(recipe, tmp_path / "broken", resume=True)
     for name, value in whole.model.adapter_state_dict().items():
         assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
-    with pytest.raises(OutputError, match=r"nothing to resume.* It has finished"):
+    with pytest.raises(OutputError, match="nothing to resume: the run has finished"):
         train(recipe, tmp_path / "broken", resume=True)
 
 
@@ -218,7 +203,7 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path: Path) ->
     )
     from hyperadapters.hosts.backbone import load_backbone
     from hyperadapters.training.run import examples_of, make_collator
-    from hyperadapters.training.trainer import HyperAdapterTrainer
+    from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 
     tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
     model = HyperAdapterModel(load_backbone(recipe.backbone), [data.task for data in tasks], recipe.model)
@@ -229,7 +214,7 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path: Path) ->
         make_collator(model, recipe.data),
         examples_of(tasks, "train"),
         examples_of(tasks, "validation"),
-        tmp_path / "checkpoints",
+        training_arguments(recipe, tmp_path / "trainer", has_validation=True),
     )
     trainer.train()
     means = [entry["eval_mean"] for entry in trainer.state.log_history if "eval_mean" in entry]
@@ -241,16 +226,95 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path: Path) ->
     )
 
 
-def test_the_log_goes_to_tensorboard_by_report_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "log"))
+def test_the_log_goes_to_tensorboard_by_report_to_and_stays(tmp_path: Path) -> None:
     recipe = load_recipe(
         write_recipe(tmp_path), ["training.max_steps=4", "training.eval_steps=2", "training.report_to=[tensorboard]"]
     )
     train(recipe, tmp_path / "run")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path / "log")).Reload()
+    (log,) = (tmp_path / "run" / "runs").iterdir()
+    events = EventAccumulator(str(log)).Reload()
     assert {"eval/mean", "eval/colour_accuracy", "eval/routing_accuracy"} <= set(events.Tags()["scalars"])
+    train(recipe, tmp_path / "run", overwrite=True)
+    assert len(list((tmp_path / "run" / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "message"),
+    [
+        ("training.report_to=[wandbb]", RecipeError, "Unknown logger 'wandbb'. Did you mean 'wandb'"),
+        ("training.report_to=[comet_ml]", MissingPackageError, "package of 'comet_ml' is not installed"),
+        ("training={max_steps: 5, fp16: true, bf16: true}", RecipeError, r"training: .*fp16"),
+        ("data.max_length=500", RecipeError, "the backbone takes at most 80 tokens, found 500; lower it"),
+    ],
+)
+def test_overwrite_keeps_the_earlier_run_when_the_new_one_cannot_start(
+    tmp_path: Path, setting: str, error: type[HyperAdaptersError], message: str
+) -> None:
+    path = write_recipe(tmp_path)
+    train(load_recipe(path, ["training.max_steps=3"]), tmp_path / "run")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    with pytest.raises(error, match=message):
+        train(load_recipe(path, [setting]), tmp_path / "run", overwrite=True)
+    with pytest.raises(error, match=message):
+        train(load_recipe(path, [setting]), tmp_path / "new")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def _interrupted(recipe: Recipe, folder: Path, at_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hyperadapters.training.trainer import HyperAdapterTrainer
+
+    real, steps = HyperAdapterTrainer.compute_loss, 0
+
+    def dying(self: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == at_step:
+            raise KeyboardInterrupt
+        return real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HyperAdapterTrainer, "compute_loss", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, folder)
+
+
+def test_a_run_is_not_resumed_with_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_recipe(tmp_path)
+    _interrupted(load_recipe(path), tmp_path / "run", 30, monkeypatch)
+    values = yaml.safe_load(path.read_text())
+    values["tasks"].reverse()
+    values["seed"] = 4
+    path.write_text(yaml.safe_dump(values))
+    before = (tmp_path / "run" / "resolved_recipe.yaml").read_bytes()
+    with pytest.raises(OutputError, match="was started with another recipe, which differs in seed, tasks"):
+        train(load_recipe(path), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "resolved_recipe.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("died", ["while writing a checkpoint", "before the first checkpoint"])
+def test_a_run_that_died_at_a_bad_moment_resumes_to_the_same_weights(
+    tmp_path: Path, died: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=60"])
+    whole = train(recipe, tmp_path / "whole")
+    _interrupted(recipe, tmp_path / "run", 47 if "while" in died else 5, monkeypatch)
+    if "while" in died:
+        (tmp_path / "run" / "checkpoint-40" / "trainer_state.json").unlink()
+        (tmp_path / "run" / "checkpoint-40" / "hyperadapter.json").unlink()
+    resumed = train(recipe, tmp_path / "run", resume=True)
+    for name, value in whole.model.adapter_state_dict().items():
+        assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
+
+
+def test_several_processes_are_refused_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(write_recipe(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OutputError, match="training on several processes is not supported yet"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -274,7 +338,7 @@ def test_the_options_of_the_trainer_run(tmp_path: Path, settings: dict[str, Any]
 def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
     from hyperadapters.hosts.backbone import load_backbone
     from hyperadapters.training.run import examples_of, make_collator
-    from hyperadapters.training.trainer import HyperAdapterTrainer
+    from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 
     path = write_recipe(
         tmp_path, training={"head_learning_rate": 0.5, "retriever_learning_rate": 0.25, "weight_decay": 0.1}
@@ -285,7 +349,12 @@ def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
         load_backbone(recipe.backbone), [data.task for data in tasks], recipe.model, recipe.backbone
     )
     trainer = HyperAdapterTrainer(
-        model, recipe, make_collator(model, recipe.data), examples_of(tasks, "train"), [], tmp_path / "checkpoints"
+        model,
+        recipe,
+        make_collator(model, recipe.data),
+        examples_of(tasks, "train"),
+        [],
+        training_arguments(recipe, tmp_path / "trainer", has_validation=False),
     )
     optimizer = trainer.create_optimizer()
     rate = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -299,8 +368,10 @@ def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
 
 def test_a_run_without_validation_rows_keeps_the_last_state(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, training={"max_steps": 6})
-    for file in tmp_path.glob("*-validation.jsonl"):
-        file.unlink()
+    values = yaml.safe_load(path.read_text())
+    for task in values["tasks"]:
+        task["source"]["path"] = {split: f"{task['name']}-{split}.jsonl" for split in ("train", "test")}
+    path.write_text(yaml.safe_dump(values))
     run = train(load_recipe(path), tmp_path / "run")
     assert run.metrics["mean"].keys() == {"test"}
 

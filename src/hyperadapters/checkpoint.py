@@ -31,9 +31,9 @@ _WEIGHTS_PATTERN = "adapters-*.safetensors"
 
 
 class BackboneReference(StrictModel):
-    """Which backbone a checkpoint belongs to."""
+    """Which backbone a checkpoint belongs to; one that was given in memory may have no name."""
 
-    name: str
+    name: str | None
     fingerprint: str
 
 
@@ -101,7 +101,10 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
     """
     config = read_config(folder)
     state = read_weights(folder, config)
-    backbone = load_backbone(config.backbone.name) if backbone is None else backbone
+    if backbone is None:
+        if config.backbone.name is None:
+            raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
+        backbone = load_backbone(config.backbone.name)
     model = HyperAdapterModel(backbone, config.tasks, config.model, backbone_name=config.backbone.name)
     if model.backbone_fingerprint != config.backbone.fingerprint:
         model.detach()
@@ -118,6 +121,19 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
             f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
         ) from None
     return model.eval()
+
+
+def load_state(model: HyperAdapterModel, folder: Path) -> None:
+    """Load the weights of a checkpoint into the model that wrote it, or one like it.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or its tasks, settings or backbone are not those of the model.
+    """
+    config = read_config(folder)
+    found = (config.tasks, config.model, config.backbone.fingerprint)
+    if found != (model.tasks, model.adapter_config, model.backbone_fingerprint):
+        raise CheckpointError(f"{folder}: is of a model with other tasks, settings or another backbone")
+    model.load_adapter_state_dict(read_weights(folder, config))
 
 
 def read_config(folder: Path) -> CheckpointConfig:

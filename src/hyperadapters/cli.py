@@ -166,6 +166,7 @@ def demo(
 
 def _print_scores(metrics: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     splits = list(metrics["mean"])
@@ -175,7 +176,7 @@ def _print_scores(metrics: dict[str, Any]) -> None:
     for name, scores in metrics["tasks"].items():
         for metric in next(iter(scores.values())):
             cells = [f"{scores[split][metric]:.4f}" if split in scores else "" for split in splits]
-            table.add_row(name, metric, *cells)
+            table.add_row(escape(name), metric, *cells)
     table.add_section()
     table.add_row("mean", "", *(f"{metrics['mean'][split]:.4f}" for split in splits), style="bold")
     console = Console()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from pathlib import Path
@@ -112,6 +113,10 @@ class Task(StrictModel):
             raise ValueError("labels must be different from each other")
         if len(self.labels) == 1:
             raise ValueError(f"a classification task needs at least two labels, found only '{self.labels[0]}'")
+        if self.label_words is not None and self.kind != "classification":
+            raise ValueError(f"label_words belong to a classification task, not to {self.kind}")
+        if self.step is not None and self.kind != "regression":
+            raise ValueError(f"step belongs to a regression task, not to {self.kind}")
         known = METRICS_OF_KIND[self.kind]
         for metric in self.metrics:
             if metric not in known:
@@ -122,7 +127,8 @@ class Task(StrictModel):
             _check_template(self.template, self.fields)
         if self.label_words is not None and self.labels and set(self.label_words) != set(self.labels):
             raise ValueError(f"label_words must have one word for each of {list(self.labels)}")
-        if self.label_words is not None and len(set(self.label_words.values())) != len(self.label_words):
+        words = [word.strip() for word in (self.label_words or {}).values()]
+        if len(set(words)) != len(words):
             raise ValueError("label_words must be different from each other")
         if not self.metrics:
             object.__setattr__(self, "metrics", (known[0],))
@@ -188,8 +194,9 @@ class Source(StrictModel):
     """Where the rows of a task are: files, a data set of the Hugging Face Hub, or the demo data of this package.
 
     Attributes:
-        path: JSON-lines, CSV, TSV or Parquet: one file with `{split}` in its name, one file for everything (then
-            `cut` makes the splits), or a file for each split. Relative paths are relative to the recipe.
+        path: JSON-lines, CSV, TSV or Parquet: a name with `{split}` in it (all three files must be there, or be
+            cut), one file for everything (then `cut` makes the splits), or a file for each split that there is.
+            Relative paths are relative to the recipe.
         dataset: name of a Hub data set, or a folder that `datasets.load_dataset` reads.
         subset: its configuration name, for example "sst2" of "nyu-mll/glue".
         splits: its split for each of ours, for example `{train: train, test: validation_matched}`.
@@ -207,6 +214,14 @@ class Source(StrictModel):
     columns: dict[Literal["text", "text_pair", "label"], str] = {}
     label_names: dict[str, str] | None = None
     cut: dict[Literal["validation", "test"], Cut] = {}
+
+    @field_validator("label_names", mode="before")
+    @classmethod
+    def _name_as_in_data(cls, names: object) -> object:
+        """YAML reads the keys 0 and true as what they are; the data are compared as texts."""
+        if not isinstance(names, dict):
+            return names
+        return {str(key).lower() if isinstance(key, bool) else str(key): name for key, name in names.items()}
 
     @model_validator(mode="after")
     def _check_one_origin(self) -> Self:
@@ -357,7 +372,9 @@ def _describe(model: type[BaseModel], fault: Any) -> str:
         return f"  {place}: unknown key.{did_you_mean(path[-1], _known_keys(model, path[:-1]))}"
     if fault["type"] == "missing":
         return f"  {place}: required, not given"
-    message = fault["msg"].removeprefix("Value error, ")
+    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    if fault["type"] == "literal_error":
+        message += "." + did_you_mean(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
     found = "" if fault["type"] == "value_error" else f"; found {fault['input']!r}"
     return f"  {place}: {message}{found}"
 

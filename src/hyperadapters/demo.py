@@ -15,6 +15,7 @@ from hyperadapters.config import load_recipe
 from hyperadapters.data.examples import Example
 from hyperadapters.files import write_atomically
 from hyperadapters.inference.predictor import answer_name, predict
+from hyperadapters.optional import require
 from hyperadapters.report.plots import task_map
 from hyperadapters.training.baselines import linear_probe, majority
 from hyperadapters.training.run import Run, examples_of, train
@@ -42,6 +43,7 @@ def run_demo(output: Path, overwrite: bool, console: Console) -> Run:
         overwrite: replace an earlier run.
         console: where to print.
     """
+    require("matplotlib")
     run = train(load_recipe(recipe_path()), output, overwrite=overwrite)
     comparison = compare(run)
     write_atomically(output / COMPARISON_FILE, (json.dumps(comparison, indent=2) + "\n").encode())

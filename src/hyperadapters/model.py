@@ -30,7 +30,7 @@ from hyperadapters.core import (
     sequence_loss,
     total_loss,
 )
-from hyperadapters.errors import RecipeError, TaskError
+from hyperadapters.errors import BackboneError, RecipeError, TaskError
 from hyperadapters.hosts.active import ActiveAdapters, BatchState
 from hyperadapters.hosts.backbone import fingerprint, load_backbone, load_tokenizer
 from hyperadapters.hosts.heads import TaskHeads
@@ -74,6 +74,8 @@ class HyperAdapterModel(nn.Module):
         tasks: the tasks, the index of each being its `task_id`.
         adapter_config: sizes and preset.
         retriever, prototypes, hypernetwork, shared_adapters, heads: the trained parts.
+        unused_adapters: of the preset "official" only: what the released code trains and never uses.
+        max_length: number of input tokens that the backbone has positions for; None for any.
     """
 
     def __init__(
@@ -100,10 +102,11 @@ class HyperAdapterModel(nn.Module):
         config = config or ModelConfig()
         self._sites = find_sites(backbone)
         self.text_to_text = self._sites.kind == "encoder-decoder"
+        self.max_length = self._sites.max_length
         self.tasks = tuple(tasks)
         _check_tasks(self.tasks, self.text_to_text)
         self.adapter_config = _with_defaults(config, self.text_to_text, len(self._sites.generated.layers))
-        self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or "unnamed"
+        self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or None
         self.backbone_fingerprint = fingerprint(backbone)
 
         width, dim, hidden = self._sites.width, self.adapter_config.prototype_dim, self.adapter_config.hidden_dim
@@ -125,6 +128,7 @@ class HyperAdapterModel(nn.Module):
 
         self._active = ActiveAdapters()
         self._is_checkpointing = False
+        self._is_detached = False
         self.backbone = backbone
         self._injection = Injection(
             backbone,
@@ -173,7 +177,13 @@ class HyperAdapterModel(nn.Module):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The backbone's tokenizer, loaded when first asked for."""
+        """The backbone's tokenizer, loaded when first asked for.
+
+        Raises:
+            BackboneError: it cannot be loaded, or the backbone has no name to load it by.
+        """
+        if self.backbone_name is None:
+            raise BackboneError("the backbone was given in memory and has no name to find a tokenizer by")
         return load_tokenizer(self.backbone_name)
 
     # Forward
@@ -205,6 +215,7 @@ class HyperAdapterModel(nn.Module):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        self._check_attached()
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
         if self.text_to_text:
             result = self._sequence_forward(input_ids, attention_mask, task_ids, labels, decoder_input_ids)
@@ -255,16 +266,22 @@ class HyperAdapterModel(nn.Module):
             raise TaskError("generate needs a text-to-text backbone; this one has task heads: use forward")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        self._check_attached()
         self._check_task_ids(task_ids, len(input_ids), False)
         encoded, instances = self._encode(input_ids, attention_mask)
         task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
-        if len(self._sites.generated.layers) > len(self._sites.shared.layers):  # type: ignore[union-attr]
-            # transformers makes a cache with as many layers as the encoder has; this one grows with the decoder.
-            options.setdefault("past_key_values", EncoderDecoderCache(DynamicCache(), DynamicCache()))
+        if self._needs_growing_cache(options):
+            options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with self._active.use(self._state_for(task_ids)):
             return self.backbone.generate(  # type: ignore[operator]
                 encoder_outputs=encoded, attention_mask=attention_mask, **options
             )
+
+    def _needs_growing_cache(self, options: Mapping[str, Any]) -> bool:
+        """Transformers makes a cache of as many layers as the encoder has, which a deeper decoder overruns."""
+        chosen = options.keys() & {"past_key_values", "cache_implementation"} or not options.get("use_cache", True)
+        assert self._sites.shared is not None
+        return not chosen and len(self._sites.generated.layers) > len(self._sites.shared.layers)
 
     def instances(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -272,6 +289,7 @@ class HyperAdapterModel(nn.Module):
         """Instance vectors [B, p], without running the adapted layers' adapters."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        self._check_attached()
         if self.text_to_text:
             return self._encode(input_ids, attention_mask)[1]
         found: list[Tensor] = []
@@ -337,7 +355,7 @@ class HyperAdapterModel(nn.Module):
         """Generate the adapters of the distinct tasks of a batch, once each."""
         distinct, rows = task_ids.unique(return_inverse=True)
         weights: BottleneckWeights = self.hypernetwork(self.prototypes(distinct))
-        return BatchState(weights.to(next(self.backbone.parameters()).dtype), rows)
+        return BatchState(weights, rows)
 
     def _losses(self, result: _Result, labels: Tensor, label_smoothing: float, reduction: Reduction) -> Losses:
         official = self.adapter_config.preset == "official"
@@ -357,6 +375,8 @@ class HyperAdapterModel(nn.Module):
         return total_loss(task, instance, prototype, self.adapter_config.contrastive_weight)
 
     def _check_task_ids(self, task_ids: Tensor | None, rows: int, has_labels: bool) -> None:
+        if rows == 0:
+            raise TaskError("expected at least one row in the batch, found none")
         if task_ids is None:
             if has_labels:
                 raise TaskError("labels need task_ids: a loss is not computed for tasks that were guessed")
@@ -372,6 +392,10 @@ class HyperAdapterModel(nn.Module):
                 f"task_ids: expected 0 to {len(self.tasks) - 1} ({len(self.tasks)} tasks), "
                 f"found {low if low < 0 else high}"
             )
+
+    def _check_attached(self) -> None:
+        if self._is_detached:
+            raise RuntimeError("the adapters were detached from this model's backbone; make or load a new model")
 
     # Parameters and state
 
@@ -437,6 +461,7 @@ class HyperAdapterModel(nn.Module):
         """Take all adapters out and return the backbone exactly as it was. The model cannot be used afterwards."""
         if self._is_checkpointing:
             self.backbone.activation_checkpointing_disable()  # type: ignore[operator]
+        self._is_detached = True
         self._injection.restore()
         return self.backbone
 

@@ -35,5 +35,5 @@ class InstanceRetriever(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map pooled hidden states [B, d] to instance vectors [B, p]."""
-        vectors: Tensor = self.up(torch.relu(self.down(pooled)))
+        vectors: Tensor = self.up(torch.relu(self.down(pooled.to(self.down.weight.dtype))))
         return vectors

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from hyperadapters.config import Split, Task
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, did_you_mean
+
+FLOAT32_MAX = 3.4028234e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
     """
     texts = []
     for name in task.fields:
-        value = row.values.get(name)
+        value = _cell(row, name)
         if not isinstance(value, str):
             raise DataError(f"{row.place}: expected a text in '{name}', found {value!r}")
         if any("\ud800" <= char <= "\udfff" for char in value):  # half of a pair, which JSON can spell: no character
@@ -57,7 +58,7 @@ def read_target(row: Row, task: Task) -> int | float | str:
     Raises:
         DataError: it is missing, an unknown label, not a number, or not finite.
     """
-    value = row.values.get("label")
+    value = _cell(row, "label")
     if task.kind == "classification":
         label = _label_name(row, value)
         if label not in task.labels:
@@ -75,7 +76,16 @@ def read_target(row: Row, task: Task) -> int | float | str:
 
 def infer_labels(rows: list[Row]) -> tuple[str, ...]:
     """Return the sorted labels of the rows."""
-    return tuple(sorted({_label_name(row, row.values.get("label")) for row in rows}))
+    return tuple(sorted({_label_name(row, _cell(row, "label")) for row in rows}))
+
+
+def _cell(row: Row, name: str) -> object:
+    if name not in row.values:
+        raise DataError(
+            f"{row.place}: no column '{name}'.{did_you_mean(name, row.values)} Found: {', '.join(row.values)}. "
+            f"If it is named differently, say so in the source: columns: {{{name}: ...}}"
+        )
+    return row.values[name]
 
 
 def _label_name(row: Row, value: object) -> str:
@@ -95,6 +105,6 @@ def _number(row: Row, value: object) -> float:
         number = float(value)
     except (ValueError, OverflowError):
         raise DataError(f"{row.place}: expected a number as target, found {value!r}") from None
-    if not math.isfinite(number):
+    if not abs(number) <= FLOAT32_MAX:
         raise DataError(f"{row.place}: expected a finite number as target, found {value!r}; remove or mend the row")
     return number

@@ -24,7 +24,7 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
     rounds; an epoch then has as many rows as the data, but not each of them once.
 
     A task's last row of an odd number joins one of its pairs; a task of one row stands alone. Batches have
-    `batch_size` rows, or one or two less where no group fitted.
+    `batch_size` rows, or one or two less where no group fitted, and the last one what is left.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         """Args: task_ids: task of each row of the data set; the rest as above."""
         self.batch_size, self.strategy, self.temperature, self.seed = batch_size, strategy, temperature, seed
         self.epoch = 0
+        self._drawn: tuple[int, list[list[int]]] | None = None
         self._rows: dict[int, list[int]] = {}
         for index, task_id in enumerate(task_ids):
             self._rows.setdefault(task_id, []).append(index)
@@ -47,12 +48,18 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._batches())
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = random.Random(f"{self.seed}/{self.epoch}")
-        groups = self._groups_once(generator) if self.strategy == "proportional" else self._groups_drawn(generator)
-        return _pack(groups, self.batch_size)
+        return iter(self._batches())
+
+    def _batches(self) -> list[list[int]]:
+        """The batches of the epoch; kept until another epoch is asked for, since the loader asks for their number."""
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            generator = random.Random(f"{self.seed}/{self.epoch}")
+            groups = self._groups_once(generator) if self.strategy == "proportional" else self._groups_drawn(generator)
+            self._drawn = self.epoch, list(_pack(groups, self.batch_size))
+        return self._drawn[1]
 
     def _groups_once(self, generator: random.Random) -> list[list[int]]:
         groups: list[list[int]] = []

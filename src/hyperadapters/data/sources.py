@@ -51,6 +51,8 @@ def read_file(path: Path) -> list[Row]:
     Raises:
         DataError: it is missing, of an unknown type, not UTF-8, or a row cannot be read.
     """
+    if path.is_dir():
+        raise DataError(f"{path}: expected a file, found a folder")
     if not path.is_file():
         nearby = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file.{did_you_mean(str(path), nearby)}")
@@ -73,7 +75,7 @@ def _read_path(source: Source, split: Split) -> list[Row] | None:
     if "{split}" not in pattern:
         return read_file(Path(pattern)) if split == "train" else None
     path = Path(pattern.replace("{split}", split))
-    return read_file(path) if split == "train" or path.is_file() else None
+    return None if split in source.cut and not path.is_file() else read_file(path)
 
 
 def _read_dataset(source: Source, split: Split) -> list[Row] | None:

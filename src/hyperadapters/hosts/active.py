@@ -3,7 +3,7 @@
 A wrapped module deep inside the backbone cannot be given an argument, so the batch's generated weights are put here
 for the time of one forward. Three things make that delicate, and each has its answer here:
 recomputation under gradient checkpointing happens after the forward has ended, so the state is taken up again from
-`checkpoint_contexts`; beams multiply the rows after the weights were activated, so `rows_of` repeats them;
+`checkpoint_contexts`; beams multiply the rows after the weights were activated, so `adapt` repeats them;
 an exception must not leave a state behind, so it is only ever set in a context manager.
 """
 
@@ -76,7 +76,8 @@ class ActiveAdapters:
                 "the backbone holds generated adapters, but no task is active: call the HyperAdapterModel, "
                 "not its backbone, or detach the adapters first"
             )
-        return bottleneck(inputs, state.weights.site(site), _repeat(state.rows, len(inputs)))
+        weights = state.weights.site(site).to(inputs.dtype)
+        return bottleneck(inputs, weights, _repeat(state.rows, len(inputs)))
 
 
 def _repeat(rows: Tensor, count: int) -> Tensor:

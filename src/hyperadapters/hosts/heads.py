@@ -55,7 +55,8 @@ class TaskHeads(nn.Module):
         logits = pooled.new_full((len(pooled), max(self.sizes)), -torch.inf)
         for task_id in task_ids.unique().tolist():
             rows = (task_ids == task_id).nonzero()[:, 0]
-            values = self.heads[task_id](pooled[rows]).to(logits.dtype)
+            head = self.heads[task_id]
+            values = head(pooled[rows].to(head.weight.dtype)).to(logits.dtype)
             if self.is_regression[task_id]:
                 values = values * self.target_std[task_id] + self.target_mean[task_id]
             logits[rows[:, None], torch.arange(self.sizes[task_id], device=rows.device)] = values

@@ -16,6 +16,8 @@ Adapter = Callable[[Tensor], Tensor]
 class _Wrapped(nn.Module):
     """A submodule of the backbone with an adapter beside it. The adapter is not registered: it belongs to the model."""
 
+    holds_adapter = True
+
     def __init__(self, inner: nn.Module, adapter: Adapter, active: ActiveAdapters, norm_input: bool) -> None:
         super().__init__()
         self.inner = inner

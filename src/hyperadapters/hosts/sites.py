@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import nn
 
@@ -32,12 +32,21 @@ class StackRow:
 
 @dataclass(frozen=True)
 class ArchitectureRow:
-    """An architecture: its kind, the attribute of its config that holds the width, and its stacks."""
+    """An architecture.
+
+    Attributes:
+        kind: decides what is generated for which stack, and how the model answers.
+        width: attribute of the config that holds the size of the hidden states.
+        generated, shared: the stack that gets generated adapters, and the one that gets learned ones.
+        skips_padding_position: whether positions are counted from behind the padding token's id (RoBERTa), so that
+            as many fewer tokens fit than there are position embeddings.
+    """
 
     kind: Literal["encoder-decoder", "encoder"]
     width: str
     generated: StackRow
     shared: StackRow | None = None
+    skips_padding_position: bool = False
 
 
 _T5 = ArchitectureRow(
@@ -51,13 +60,14 @@ _BERT = ArchitectureRow(
     width="hidden_size",
     generated=StackRow("encoder.layer", "output", "before_residual"),
 )
+_ROBERTA = replace(_BERT, skips_padding_position=True)
 
 SITES: dict[str, ArchitectureRow] = {
     "t5": _T5,
     "mt5": _T5,
     "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
 }
 """Rows by `model_type`. MiniLM models are "bert", FLAN-T5 models are "t5"."""
 
@@ -74,10 +84,11 @@ class Stack:
 
 @dataclass(frozen=True)
 class Sites:
-    """The resolved sites of a backbone."""
+    """The resolved sites of a backbone; `max_length` is the number of tokens it has positions for, None for any."""
 
     kind: Literal["encoder-decoder", "encoder"]
     width: int
+    max_length: int | None
     generated: Stack
     shared: Stack | None
 
@@ -100,9 +111,17 @@ def find_sites(backbone: nn.Module) -> Sites:
     return Sites(
         kind=row.kind,
         width=getattr(config, row.width),
+        max_length=_max_length(config, row),
         generated=_resolve(backbone, row.generated),
         shared=_resolve(backbone, row.shared) if row.shared else None,
     )
+
+
+def _max_length(config: Any, row: ArchitectureRow) -> int | None:
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and row.skips_padding_position:
+        positions -= config.pad_token_id + 1
+    return positions
 
 
 def _resolve(backbone: nn.Module, row: StackRow) -> Stack:
@@ -114,6 +133,10 @@ def _resolve(backbone: nn.Module, row: StackRow) -> Stack:
     for index, layer in enumerate(layers):
         owner = _module(layer, parent, f"{row.layers}.{index}.{parent}") if parent else layer
         wrapped = _module(owner, attribute, f"{row.layers}.{index}.{row.sublayer}")
+        if getattr(wrapped, "holds_adapter", False):
+            raise BackboneError(
+                "the backbone already holds the adapters of another HyperAdapterModel; detach that first"
+            )
         if row.placement == "after_sublayer":
             _module(wrapped, "layer_norm", f"{row.layers}.{index}.{row.sublayer}.layer_norm")
         owners.append(owner)

@@ -16,7 +16,7 @@ from hyperadapters.data.examples import Example, read_fields
 from hyperadapters.data.sources import Row, read_file
 from hyperadapters.errors import DataError, TaskError, unknown_name
 from hyperadapters.files import check_target, write_atomically
-from hyperadapters.inference.predictor import Prediction, answer_name, predict
+from hyperadapters.inference.predictor import Prediction, answer_name, best_device, predict
 from hyperadapters.model import HyperAdapterModel
 
 _ANY_TASK = Task(name="any", kind="text-to-text")
@@ -38,13 +38,14 @@ def predict_file(folder: Path, input_file: Path, task: str | None, output: Path 
     """
     if output is not None:
         check_target(output, (".jsonl", ".csv"))
-    model = HyperAdapterModel.from_pretrained(folder)
+    model = HyperAdapterModel.from_pretrained(folder).to(best_device())
     examples = [_example(row, model.tasks, task) for row in read_file(input_file)]
     if not examples:
         raise DataError(f"{input_file}: no rows; expected at least one")
     recipe = folder / RECIPE_FILE
     data = load_recipe(recipe).data if recipe.is_file() else DataConfig()
-    collator = Collator(model.tokenizer, model.tasks, model.text_to_text, data.max_length, data.max_target_length)
+    longest = min(data.max_length, model.max_length or data.max_length)
+    collator = Collator(model.tokenizer, model.tasks, model.text_to_text, longest, data.max_target_length)
     predictions = predict(model, examples, collator, batch_size)
     records = [_record(e, p, model.tasks) for e, p in zip(examples, predictions, strict=True)]
     if output is None:
@@ -55,13 +56,13 @@ def predict_file(folder: Path, input_file: Path, task: str | None, output: Path 
 
 
 def _example(row: Row, tasks: Sequence[Task], task_name: str | None) -> Example:
-    name = task_name or row.values.get("task")
-    if not name:
+    name = row.values.get("task") or None if task_name is None else task_name
+    if name is None:
         shape = _ANY_PAIR_TASK if row.values.get("text_pair") else _ANY_TASK
         return Example(None, *read_fields(row, shape))
     names = [task.name for task in tasks]
     if name not in names:
-        where = "" if task_name else f"{row.place}: "
+        where = "" if task_name is not None else f"{row.place}: "
         raise TaskError(where + unknown_name("task", str(name), names))
     task_id = names.index(name)
     return Example(task_id, *read_fields(row, tasks[task_id]))

@@ -43,6 +43,11 @@ def answer_name(task: Task, answer: int | float | str | None) -> str | float | N
     return task.labels[int(answer)] if task.kind == "classification" and answer is not None else answer
 
 
+def best_device() -> torch.device:
+    """The accelerator of this machine, or the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
 def predict(
     model: HyperAdapterModel,
     examples: Iterable[Example],

@@ -22,7 +22,10 @@ _TIED_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
 def load_official(
-    state_dict: Mapping[str, Tensor], config: Mapping[str, Any], tasks: Sequence[str | Task]
+    state_dict: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    tasks: Sequence[str | Task],
+    backbone_name: str | None = None,
 ) -> HyperAdapterModel:
     """Make a model of the preset "official" from a checkpoint of the released implementation.
 
@@ -30,10 +33,17 @@ def load_official(
         state_dict: all parameters, backbone included, under the official names. Tied copies may be there or not.
         config: the T5 configuration with the adapter settings, as its `config.json` has them.
         tasks: in the order of the prototype table. Names stand for text-to-text tasks.
+        backbone_name: under which a checkpoint of the result finds its backbone and tokenizer, for example
+            "google-t5/t5-base", if that has the same weights.
 
     Raises:
         CheckpointError: an adapter mode that the released code cannot run itself, or tensors that do not fit.
     """
+    if not isinstance(config, Mapping) or isinstance(tasks, str):
+        raise CheckpointError(
+            "expected config as a mapping (the contents of config.json) and tasks as a list, found "
+            f"{type(config).__name__} and {type(tasks).__name__}"
+        )
     for key, expected in _SUPPORTED.items():
         if config.get(key, expected) != expected:
             raise CheckpointError(f"official config: {key} must be {expected!r}, found {config[key]!r}")
@@ -54,18 +64,14 @@ def load_official(
             ),
             adapter_norm_input=config.get("adapter_norm_input", True),
         ),
+        backbone_name,
     )
     parameters = official_parameters(model)
     unknown = state_dict.keys() - parameters.keys() - {*_TIED_COPIES, "lm_head.weight"}
     if unknown:
         name = min(unknown)
         raise CheckpointError(f"unknown tensor '{name}' in the checkpoint.{did_you_mean(name, parameters)}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            tensor = _tensor(state_dict, name)
-            if tensor.shape != parameter.shape:
-                raise CheckpointError(f"'{name}': expected shape {tuple(parameter.shape)}, found {tuple(tensor.shape)}")
-            parameter.copy_(tensor)
+    _copy(state_dict, {name: parameter for name, parameter in parameters.items() if parameter.requires_grad})
     return model
 
 
@@ -110,7 +116,17 @@ def _backbone(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> T5
     if not config.get("tie_word_embeddings", True):
         # transformers 5 always ties the weights that a checkpoint does not hold apart; here they are apart.
         backbone.lm_head.weight = nn.Parameter(torch.empty_like(_tensor(state_dict, "lm_head.weight")))
+    _copy(state_dict, dict(backbone.named_parameters()))
     return backbone.eval()
+
+
+@torch.no_grad()
+def _copy(state_dict: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        tensor = _tensor(state_dict, name)
+        if tensor.shape != parameter.shape:
+            raise CheckpointError(f"'{name}': expected shape {tuple(parameter.shape)}, found {tuple(tensor.shape)}")
+        parameter.copy_(tensor)
 
 
 def _tensor(state_dict: Mapping[str, Tensor], name: str) -> Tensor:

@@ -68,12 +68,13 @@ def frozen_features(
 ) -> np.ndarray[Any, Any]:
     """Mean over tokens of the bare backbone's last hidden states, [examples, d]."""
     features = []
+    device = next(model.parameters()).device
     model.eval()
     for start in range(0, len(examples), batch_size):
-        batch = collator(examples[start : start + batch_size])
+        batch = {name: t.to(device) for name, t in collator(examples[start : start + batch_size]).items()}
         for name in ("task_ids", "labels"):
             batch.pop(name, None)
         with model.adapters_disabled():
             hidden = model.backbone(**batch).last_hidden_state
-        features.append(masked_mean(hidden, batch["attention_mask"]).numpy())
+        features.append(masked_mean(hidden, batch["attention_mask"]).cpu().numpy())
     return np.concatenate(features)

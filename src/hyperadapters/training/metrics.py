@@ -45,7 +45,11 @@ def _correlation(name: str, targets: Sequence[float], answers: Sequence[float | 
     found = [answer for answer in answers if answer is not None and np.isfinite(answer)]
     filler = float(np.mean(found)) if found else 0.0
     guesses = [answer if answer is not None and np.isfinite(answer) else filler for answer in answers]
-    if len(set(guesses)) < 2 or len(set(targets)) < 2:
+    if _is_constant(guesses) or _is_constant(targets):
         return 0.0  # a constant correlates with nothing
     correlate = stats.pearsonr if name == "pearson" else stats.spearmanr
     return float(correlate(targets, guesses).statistic)
+
+
+def _is_constant(values: Sequence[float]) -> bool:
+    return bool(np.ptp(values) <= 1e-9 * np.max(np.abs(values)))

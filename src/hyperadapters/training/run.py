@@ -12,22 +12,23 @@ from typing import Any
 
 import yaml
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hyperadapters.checkpoint import is_checkpoint
 from hyperadapters.config import RECIPE_FILE, DataConfig, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_tasks
-from hyperadapters.errors import CheckpointError, DataError, OutputError
+from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
 from hyperadapters.files import make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
+from hyperadapters.inference.predictor import best_device
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import Evaluation, evaluate
-from hyperadapters.training.trainer import HyperAdapterTrainer
+from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 
 METRICS_FILE = "metrics.json"
-CHECKPOINTS_FOLDER = "checkpoints"
+LOGS_FOLDER = "runs"  # the Trainer's name for it
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,14 @@ class Run:
 def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: bool = False) -> Run:
     """Train, keep the best checkpoint, measure it on validation and test rows, and write everything to a folder.
 
-    The folder then holds the checkpoint, `metrics.json` and `resolved_recipe.yaml`, and until the run has ended the
-    Trainer's own checkpoints. Nothing is written before the recipe, the data and the backbone have been checked.
+    The folder then holds the checkpoint, `metrics.json`, `resolved_recipe.yaml` and the logs that the recipe asks for;
+    until the run has ended also the Trainer's own checkpoints. Nothing is written before the recipe, the data and the
+    backbone have been checked. `seconds` in the metrics counts from the last start of a resumed run.
 
     Args:
         recipe: what to train.
         output: the folder.
-        resume: go on from the last of the Trainer's checkpoints in the folder.
+        resume: go on from the last complete one of the Trainer's checkpoints in the folder, or from the beginning.
         overwrite: remove what an earlier run left in the folder.
 
     Raises:
@@ -59,6 +61,8 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     """
     output = Path(output)
     check_output(output, resume, overwrite)
+    if resume:
+        _check_same_recipe(recipe, output)
     tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
     set_seed(recipe.seed)
     model = HyperAdapterModel(
@@ -66,29 +70,27 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     )
     collator = make_collator(model, recipe.data)
     _set_target_scales(model, tasks)
+    train_rows, validation_rows = examples_of(tasks, "train"), examples_of(tasks, "validation")
+    arguments = training_arguments(recipe, output, bool(validation_rows))
 
-    checkpoints = output / CHECKPOINTS_FOLDER
     if overwrite:
         remove_run(output)
-    last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
     make_folder(output)
     write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
     started = time.monotonic()
-    trainer = HyperAdapterTrainer(
-        model, recipe, collator, examples_of(tasks, "train"), examples_of(tasks, "validation"), checkpoints
-    )
-    trainer.train(resume_from_checkpoint=last)
+    trainer = HyperAdapterTrainer(model, recipe, collator, train_rows, validation_rows, arguments)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
     seconds = time.monotonic() - started
     evaluations = evaluate_splits(model, tasks, collator, recipe.training.eval_batch_size)
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
     model.eval().save_pretrained(output)
     write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    _remove_checkpoints(output)
     return Run(model, tasks, collator, evaluations, metrics)
 
 
 def load_run(folder: Path) -> tuple[HyperAdapterModel, Recipe]:
-    """Load the model and the recipe of a finished run.
+    """Load the model, onto the accelerator if there is one, and the recipe of a finished run.
 
     Raises:
         CheckpointError: the folder does not hold a finished run.
@@ -96,7 +98,7 @@ def load_run(folder: Path) -> tuple[HyperAdapterModel, Recipe]:
     model = HyperAdapterModel.from_pretrained(folder)
     if not (folder / RECIPE_FILE).is_file():
         raise CheckpointError(f"{folder}: expected a {RECIPE_FILE} beside the checkpoint; it was not made by `train`")
-    return model, load_recipe(folder / RECIPE_FILE)
+    return model.to(best_device()), load_recipe(folder / RECIPE_FILE)
 
 
 def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
@@ -112,7 +114,15 @@ def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
 
 
 def make_collator(model: HyperAdapterModel, data: DataConfig) -> Collator:
-    """The collator for a model with the lengths of a recipe."""
+    """The collator for a model with the lengths of a recipe.
+
+    Raises:
+        RecipeError: the backbone has no positions for inputs of that length.
+    """
+    if model.max_length is not None and data.max_length > model.max_length:
+        raise RecipeError(
+            f"data.max_length: the backbone takes at most {model.max_length} tokens, found {data.max_length}; lower it"
+        )
     return Collator(model.tokenizer, model.tasks, model.text_to_text, data.max_length, data.max_target_length)
 
 
@@ -160,9 +170,10 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> None:
         raise OutputError(f"{output}: expected an empty or new folder, or one of a run; found other files in it")
     if holds_run and not (resume or overwrite):
         raise OutputError(f"{output}: already holds a run; use --overwrite to replace it or --resume to go on with it")
-    if resume and not (output / CHECKPOINTS_FOLDER).is_dir():
-        finished = " It has finished." if is_checkpoint(output) else ""
-        raise OutputError(f"{output}: nothing to resume: no {CHECKPOINTS_FOLDER} in it.{finished}")
+    if resume and not holds_run:
+        raise OutputError(f"{output}: nothing to resume: no run in it")
+    if resume and (output / METRICS_FILE).is_file():
+        raise OutputError(f"{output}: nothing to resume: the run has finished; use --overwrite to replace it")
 
 
 def is_run(folder: Path) -> bool:
@@ -170,12 +181,39 @@ def is_run(folder: Path) -> bool:
     return is_checkpoint(folder) or (folder / RECIPE_FILE).is_file()
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest of the Trainer's checkpoints in a run's folder that was written to its end, if there is one."""
+    complete = [path for path in _checkpoints(folder) if (path / TRAINER_STATE_NAME).is_file()]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+
 def remove_run(folder: Path) -> None:
-    """Remove a run; other files in the folder stay."""
-    shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
+    """Remove a run and its logs; other files in the folder stay."""
+    _remove_checkpoints(folder)
+    shutil.rmtree(folder / LOGS_FOLDER, ignore_errors=True)
     for pattern in ("hyperadapter.json", "adapters-*.safetensors", METRICS_FILE, RECIPE_FILE):
         for path in folder.glob(pattern):
             path.unlink()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for path in _checkpoints(folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_same_recipe(recipe: Recipe, output: Path) -> None:
+    before = yaml.safe_load((output / RECIPE_FILE).read_text(encoding="utf-8"))
+    now = yaml.safe_load(_recipe_text(recipe))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise OutputError(
+            f"{output}: was started with another recipe, which differs in {', '.join(changed)}; "
+            "resume with the same one, or use --overwrite"
+        )
 
 
 def _recipe_text(recipe: Recipe) -> str:

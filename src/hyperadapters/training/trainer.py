@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerControl, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from hyperadapters.checkpoint import read_config, read_weights
+from hyperadapters.checkpoint import load_state
 from hyperadapters.config import Recipe
 from hyperadapters.core import Losses
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sampling import MixedTaskBatchSampler
+from hyperadapters.errors import MissingPackageError, OutputError, RecipeError, unknown_name
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.optimizers import OfficialAdamW
@@ -38,7 +42,7 @@ class HyperAdapterTrainer(Trainer):
         collator: Collator,
         train_examples: list[Example],
         validation_examples: list[Example],
-        folder: Path,
+        arguments: TrainingArguments,
         **options: Any,
     ) -> None:
         """Prepare a run.
@@ -48,7 +52,7 @@ class HyperAdapterTrainer(Trainer):
             recipe: its `training`, `data` and `seed` are used.
             collator: makes the batches.
             train_examples, validation_examples: of all tasks; without validation examples the last state is kept.
-            folder: for the Trainer's checkpoints and logs.
+            arguments: result of `training_arguments`.
             **options: of `transformers.Trainer`.
         """
         self.recipe = recipe
@@ -58,7 +62,7 @@ class HyperAdapterTrainer(Trainer):
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
         super().__init__(
             model=model,
-            args=training_arguments(recipe, folder, bool(validation_examples)),
+            args=arguments,
             data_collator=collator,
             train_dataset=train_examples,
             eval_dataset=validation_examples or None,
@@ -146,15 +150,39 @@ class HyperAdapterTrainer(Trainer):
             self.model.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        self.model.load_adapter_state_dict(read_weights(folder, read_config(folder)))
+        load_state(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 def training_arguments(recipe: Recipe, folder: Path, has_validation: bool) -> TrainingArguments:
-    """The Trainer's arguments for a recipe."""
+    """The Trainer's arguments for a recipe; its checkpoints and logs go to `folder`.
+
+    Raises:
+        RecipeError: a logger is unknown, or the device cannot compute in the type that is asked for.
+        MissingPackageError: a logger's package is not installed.
+        OutputError: started on several processes.
+    """
+    training = recipe.training
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OutputError("training on several processes is not supported yet: start one process, without torchrun")
+    for logger in training.report_to:
+        if logger not in INTEGRATION_TO_CALLBACK:
+            raise RecipeError("training.report_to: " + unknown_name("logger", logger, INTEGRATION_TO_CALLBACK))
+        if logger not in get_available_reporting_integrations():
+            raise MissingPackageError(
+                f"training.report_to: the package of '{logger}' is not installed; install it first"
+            )
+    try:
+        arguments = _training_arguments(recipe, folder, has_validation)
+    except (ValueError, RuntimeError) as error:
+        raise RecipeError(f"training: {error}") from error
+    arguments._n_gpu = min(1, arguments.n_gpu)  # the Trainer would use DataParallel, which copies no batch state
+    return arguments
+
+
+def _training_arguments(recipe: Recipe, folder: Path, has_validation: bool) -> TrainingArguments:
     training = recipe.training
     return TrainingArguments(
         output_dir=str(folder),
