@@ -580,3 +580,25 @@ def test_demo_refuses_a_folder_with_foreign_files(cli: Cli, tmp_path: Path, text
     assert result.code == 2
     assert "found other files in it" in result.err
     assert contents(tmp_path) == before
+
+
+# failures that are nobody's input
+
+
+def test_a_missing_package_is_a_failure_and_not_a_wrong_call(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    result = cli("train", recipe, "--output", tmp_path / "out", "--set", "training.report_to=[comet_ml]")
+    assert result.code == 1
+    assert "package of 'comet_ml' is not installed" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unexpected_exception_ends_with_exit_code_1(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.argv = ['hyperadapters', 'validate', 'x.yaml']\n"
+        "import hyperadapters.config as config, hyperadapters.cli as cli\n"
+        "config.load_recipe = lambda *_: 1 / 0\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr

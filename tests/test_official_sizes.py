@@ -8,6 +8,7 @@ from typing import Any
 import official_oracle as oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperadapters.config import ModelConfig
@@ -98,11 +99,18 @@ def official(request: pytest.FixtureRequest) -> Official:
     config = {**BASE, **case.changes}
     generator = torch.Generator().manual_seed(SEED)
     state = oracle.random_state(config, case.num_tasks, generator)
+    batch = _batch(case, config["vocab_size"], generator)
     if case.opposite_prototypes:
-        prototypes = state["decoder.adapter_task_embedding.weight"]
-        prototypes[1] = -prototypes[0]
-    tasks = [f"task {index}" for index in range(case.num_tasks)]
-    return Official(config, state, tasks, _batch(case, config["vocab_size"], generator))
+        _separate(state, oracle.forward(state, config, batch)[1])
+    return Official(config, state, [f"task {index}" for index in range(case.num_tasks)], batch)
+
+
+def _separate(state: dict[str, Tensor], instances: Tensor) -> None:
+    """Turn two prototypes along and against the instances, where the released code's own loss is minus infinity."""
+    prototypes = state["decoder.adapter_task_embedding.weight"]
+    prototypes[0] = instances.mean(dim=0) / instances.mean(dim=0).norm() * prototypes[0].norm()
+    prototypes[1] = -prototypes[0]
+    assert F.cosine_similarity(instances, prototypes[:1]).min() > -1
 
 
 def _batch(case: Case, vocab_size: int, generator: torch.Generator) -> dict[str, Tensor]:
