@@ -315,7 +315,8 @@ def instance_loss(instances: Tensor, task_ids: Tensor) -> Tensor:
 def prototype_loss(instances: Tensor, prototypes: Tensor, task_ids: Tensor) -> Tensor:
     """Contrast of each row's own prototype with all the others, the own one left out of the denominator.
 
-    The released code returns minus infinity when there is one task only; here that is 0.
+    The released code subtracts the own one from the full sum. That is minus infinity when there is one task only,
+    which is 0 here, and in single precision also when the own prototype is near and all others are far.
     """
     if len(prototypes) == 1:
         return instances.sum() * 0.0

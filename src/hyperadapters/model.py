@@ -48,6 +48,7 @@ class HyperAdapterOutput(ModelOutput):
         logits: [B, S, V] for text-to-text backbones, [B, C] for heads (see `TaskHeads.forward`).
         instances: instance vectors [B, p].
         task_ids: the tasks used [B]: those given, or those of the nearest prototypes.
+        encoder_hidden_states, decoder_hidden_states: the embedding and each layer's output [B, S, d], if asked for.
     """
 
     loss: Tensor | None = None
@@ -55,12 +56,16 @@ class HyperAdapterOutput(ModelOutput):
     logits: Tensor | None = None
     instances: Tensor | None = None
     task_ids: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
 
 
 class _Result(NamedTuple):
     logits: Tensor
     instances: Tensor
     task_ids: Tensor
+    encoder_hidden_states: tuple[Tensor, ...] | None
+    decoder_hidden_states: tuple[Tensor, ...] | None
 
 
 class HyperAdapterModel(nn.Module):
@@ -198,6 +203,7 @@ class HyperAdapterModel(nn.Module):
         decoder_input_ids: Tensor | None = None,
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
+        output_hidden_states: bool = False,
     ) -> HyperAdapterOutput:
         """Run a batch of one task or of several.
 
@@ -209,6 +215,7 @@ class HyperAdapterModel(nn.Module):
             token_type_ids: [B, S], for encoders that have them.
             decoder_input_ids: [B, T]; default: the labels moved right.
             label_smoothing, reduction: of the task loss.
+            output_hidden_states: whether to return the backbone's hidden states.
 
         Raises:
             TaskError: `task_ids` has a wrong shape or type or is out of range, or labels come without `task_ids`.
@@ -218,9 +225,11 @@ class HyperAdapterModel(nn.Module):
         self._check_attached()
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
         if self.text_to_text:
-            result = self._sequence_forward(input_ids, attention_mask, task_ids, labels, decoder_input_ids)
+            result = self._sequence_forward(
+                input_ids, attention_mask, task_ids, labels, decoder_input_ids, output_hidden_states
+            )
         else:
-            result = self._head_forward(input_ids, attention_mask, task_ids, token_type_ids)
+            result = self._head_forward(input_ids, attention_mask, task_ids, token_type_ids, output_hidden_states)
         losses = None if labels is None else self._losses(result, labels, label_smoothing, reduction)
         return HyperAdapterOutput(
             loss=None if losses is None else losses.total,
@@ -228,6 +237,8 @@ class HyperAdapterModel(nn.Module):
             logits=result.logits,
             instances=result.instances,
             task_ids=result.task_ids,
+            encoder_hidden_states=result.encoder_hidden_states,
+            decoder_hidden_states=result.decoder_hidden_states,
         )
 
     def training_loss(
@@ -305,29 +316,40 @@ class HyperAdapterModel(nn.Module):
         task_ids: Tensor | None,
         labels: Tensor | None,
         decoder_input_ids: Tensor | None,
+        output_hidden_states: bool,
     ) -> _Result:
         if decoder_input_ids is None:
             if labels is None:
                 raise TaskError("forward of a text-to-text backbone needs labels or decoder_input_ids; or use generate")
             decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
-        encoded, instances = self._encode(input_ids, attention_mask)
+        encoded, instances = self._encode(input_ids, attention_mask, output_hidden_states)
         task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
         with self._active.use(self._state_for(task_ids)):
-            logits = self.backbone(
+            output = self.backbone(
                 encoder_outputs=encoded,
                 attention_mask=attention_mask,
                 decoder_input_ids=decoder_input_ids,
                 use_cache=False,
-            ).logits
-        return _Result(logits, instances, task_ids)
+                output_hidden_states=output_hidden_states,
+            )
+        return _Result(output.logits, instances, task_ids, encoded.hidden_states, output.decoder_hidden_states)
 
-    def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[BaseModelOutput, Tensor]:
+    def _encode(
+        self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False
+    ) -> tuple[BaseModelOutput, Tensor]:
         with self._active.use(BatchState()):
-            encoded = self.backbone.encoder(input_ids=input_ids, attention_mask=attention_mask)  # type: ignore[operator]
+            encoded = self.backbone.encoder(  # type: ignore[operator]
+                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states
+            )
         return encoded, self._instances(encoded.last_hidden_state, attention_mask)
 
     def _head_forward(
-        self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None, token_type_ids: Tensor | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        task_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        output_hidden_states: bool,
     ) -> _Result:
         assert self.heads is not None
         instances = torch.empty(0)
@@ -341,11 +363,13 @@ class HyperAdapterModel(nn.Module):
 
         state = BatchState(on_features=on_features)
         with self._active.use(state):
-            hidden = self.backbone(
-                **_given(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-            ).last_hidden_state
+            output = self.backbone(
+                **_given(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids),
+                output_hidden_states=output_hidden_states,
+            )
         assert task_ids is not None
-        return _Result(self.heads(masked_mean(hidden, attention_mask), task_ids), instances, task_ids)
+        logits = self.heads(masked_mean(output.last_hidden_state, attention_mask), task_ids)
+        return _Result(logits, instances, task_ids, output.hidden_states, None)
 
     def _instances(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         vectors: Tensor = self.retriever(masked_mean(hidden, attention_mask))
