@@ -217,3 +217,10 @@ def test_a_loaded_official_checkpoint_can_be_saved_and_loaded_again(golden: Gold
 def test_config_and_tasks_of_a_wrong_type_are_refused(golden: Golden) -> None:
     with pytest.raises(CheckpointError, match=r"expected config as a mapping .* found dict and str"):
         _loaded(golden, tasks="cola")
+
+
+def test_an_output_layer_of_its_own_under_a_tied_config_is_refused(golden: Golden) -> None:
+    state = golden.under("params/")
+    state["lm_head.weight"] = state["shared.weight"] + 1.0
+    with pytest.raises(CheckpointError, match="set tie_word_embeddings to false"):
+        _loaded(golden, state_dict=state, config={**golden.facts["config"], "tie_word_embeddings": True})

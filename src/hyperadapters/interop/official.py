@@ -113,9 +113,15 @@ def _backbone(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> T5
     settings = {key: value for key, value in config.items() if key in known}
     backbone_config = T5Config(**{"decoder_start_token_id": 0, **settings})
     backbone = T5ForConditionalGeneration(backbone_config)
+    shared = _tensor(state_dict, "shared.weight")
     if not config.get("tie_word_embeddings", True):
         # transformers 5 always ties the weights that a checkpoint does not hold apart; here they are apart.
         backbone.lm_head.weight = nn.Parameter(torch.empty_like(_tensor(state_dict, "lm_head.weight")))
+    elif not torch.equal(state_dict.get("lm_head.weight", shared), shared):
+        raise CheckpointError(
+            "'lm_head.weight' differs from 'shared.weight', but the config has tied embeddings; if it was written by "
+            "transformers 5, which calls every T5 tied, set tie_word_embeddings to false"
+        )
     _copy(state_dict, dict(backbone.named_parameters()))
     return backbone.eval()
 
