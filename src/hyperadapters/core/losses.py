@@ -85,6 +85,9 @@ def prototype_contrastive_loss(
     Returns:
         A scalar in float32. It is 0, with zero gradients, when there is one task only: nothing to tell it from.
 
+    Raises:
+        RuntimeError: an index in `task_ids` is out of range (torch's message).
+
     Differs from the released code: that one leaves the positive out of the sum (`positive_in_denominator=False`
     gives the same numbers; the loss can then be negative) by subtracting it from the full sum, which loses all
     precision for well-separated prototypes and is minus infinity for a single task. Here it is masked instead.
@@ -122,6 +125,9 @@ def sequence_loss(
 
     Returns:
         A scalar in float32; 0 when every position is ignored.
+
+    Raises:
+        RuntimeError: a label that is not ignored is out of range (torch's message).
 
     Differs from the released code: its mean counts the padded positions (`count_ignored=True` gives that), so that
     the loss shrinks with the amount of padding in the batch.

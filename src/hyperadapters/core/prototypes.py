@@ -28,7 +28,7 @@ class PrototypeTable(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_tasks, dim))
 
     def forward(self, task_ids: Tensor) -> Tensor:
-        """Return the prototypes [U, p] of the tasks [U]."""
+        """Return the prototypes [U, p] of the tasks [U]; an index out of range is an IndexError."""
         return self.weight[task_ids]
 
     def similarity(self, instances: Tensor) -> Tensor:

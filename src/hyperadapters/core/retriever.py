@@ -14,7 +14,11 @@ def masked_mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
         attention_mask: 1 for real tokens, 0 for padding [B, S].
 
     Returns:
-        [B, d] in float32. A row without any real token gives zeros (the released code divides by zero there).
+        [B, d] in float32: h_i = sum over s of mask_is * hidden_is / sum over s of mask_is. A row without any real
+        token gives zeros.
+
+    Source: Zhao et al. 2023, section 3, where h_i is the input of the retriever. Differs from the released code: that
+    one divides by zero for a row without real tokens.
     """
     mask = attention_mask.to(torch.float32)[..., None]
     return (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
