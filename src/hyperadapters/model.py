@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from hyperadapters.config import ModelConfig, Task, check_task_names, parse
+from hyperadapters.config import ModelConfig, Task, parse
 from hyperadapters.core import (
     BottleneckWeights,
     InstanceRetriever,
@@ -30,11 +30,12 @@ from hyperadapters.core import (
     sequence_loss,
     total_loss,
 )
-from hyperadapters.errors import BackboneError, RecipeError, TaskError
+from hyperadapters.errors import BackboneError, TaskError
 from hyperadapters.hosts.active import ActiveAdapters, BatchState
 from hyperadapters.hosts.backbone import fingerprint, load_backbone, load_tokenizer
 from hyperadapters.hosts.heads import TaskHeads
 from hyperadapters.hosts.inject import Injection
+from hyperadapters.hosts.placement import check_tasks, place
 from hyperadapters.hosts.sites import find_sites
 
 
@@ -109,8 +110,8 @@ class HyperAdapterModel(nn.Module):
         self.text_to_text = self._sites.kind == "encoder-decoder"
         self.max_length = self._sites.max_length
         self.tasks = tuple(tasks)
-        _check_tasks(self.tasks, self.text_to_text)
-        self.adapter_config = _with_defaults(config, self.text_to_text, len(self._sites.generated.layers))
+        check_tasks(self.tasks, self._sites)
+        self.adapter_config = place(config, self._sites)
         self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or None
         self.backbone_fingerprint = fingerprint(backbone)
 
@@ -488,39 +489,6 @@ class HyperAdapterModel(nn.Module):
         self._is_detached = True
         self._injection.restore()
         return self.backbone
-
-
-def _check_tasks(tasks: Sequence[Task], text_to_text: bool) -> None:
-    try:
-        check_task_names(tuple(tasks))
-    except ValueError as error:
-        raise TaskError(str(error)) from None
-    for task in tasks:
-        if task.kind == "text-to-text" and not text_to_text:
-            raise TaskError(
-                f"task '{task.name}' is text-to-text, which needs an encoder-decoder backbone such as T5; "
-                "this backbone has classification and regression heads"
-            )
-        if task.kind == "classification" and not task.labels:
-            raise TaskError(f"task '{task.name}': labels are not known; give them")
-
-
-def _with_defaults(config: ModelConfig, text_to_text: bool, num_layers: int) -> ModelConfig:
-    if text_to_text:
-        if config.feature_layer is not None:
-            raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
-        return config
-    if config.preset == "official":
-        raise RecipeError("preset 'official' is for encoder-decoder backbones, as the released code is; use 'paper'")
-    if config.shared_adapter_dim is not None:
-        raise RecipeError("shared_adapter_dim: encoder backbones have no shared adapters; remove it")
-    feature_layer = num_layers // 2 if config.feature_layer is None else config.feature_layer
-    if feature_layer >= num_layers:
-        raise RecipeError(
-            f"feature_layer: expected 0 to {num_layers - 1} (the backbone has {num_layers} layers, and adapters are "
-            f"generated above it), found {feature_layer}"
-        )
-    return config.model_copy(update={"feature_layer": feature_layer})
 
 
 def _given(**arguments: Tensor | None) -> dict[str, Tensor]:

@@ -1,0 +1,53 @@
+"""Which tasks and settings a backbone can take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hyperadapters.config import ModelConfig, Task, check_task_names
+from hyperadapters.errors import RecipeError, TaskError
+from hyperadapters.hosts.sites import Sites
+
+
+def check_tasks(tasks: Sequence[Task], sites: Sites) -> None:
+    """Check that a model of these tasks can be made on a backbone.
+
+    Raises:
+        TaskError: no task, two of one name, a text-to-text task for a backbone with heads, or labels not known.
+    """
+    try:
+        check_task_names(tuple(tasks))
+    except ValueError as error:
+        raise TaskError(str(error)) from None
+    for task in tasks:
+        if task.kind == "text-to-text" and sites.kind != "encoder-decoder":
+            raise TaskError(
+                f"task '{task.name}' is text-to-text, which needs an encoder-decoder backbone such as T5; "
+                "this backbone has classification and regression heads"
+            )
+        if task.kind == "classification" and not task.labels:
+            raise TaskError(f"task '{task.name}': labels are not known; give them")
+
+
+def place(config: ModelConfig, sites: Sites) -> ModelConfig:
+    """Check the settings against a backbone, and fill in the layer of an encoder's features.
+
+    Raises:
+        RecipeError: a setting does not fit the backbone.
+    """
+    if sites.kind == "encoder-decoder":
+        if config.feature_layer is not None:
+            raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
+        return config
+    if config.preset == "official":
+        raise RecipeError("preset 'official' is for encoder-decoder backbones, as the released code is; use 'paper'")
+    if config.shared_adapter_dim is not None:
+        raise RecipeError("shared_adapter_dim: encoder backbones have no shared adapters; remove it")
+    num_layers = len(sites.generated.layers)
+    feature_layer = num_layers // 2 if config.feature_layer is None else config.feature_layer
+    if feature_layer >= num_layers:
+        raise RecipeError(
+            f"feature_layer: expected 0 to {num_layers - 1} (the backbone has {num_layers} layers, and adapters are "
+            f"generated above it), found {feature_layer}"
+        )
+    return config.model_copy(update={"feature_layer": feature_layer})
