@@ -104,3 +104,20 @@ def test_bottleneck_by_hand() -> None:
     # relu(1 * 1 + 1 * 2 - 1) = 2, and relu(-1 - 2 - 1) = 0
     outputs = bottleneck(torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]]), weights, torch.tensor([0]))
     assert outputs.tolist() == [[[6.5, -2.0], [0.5, 0.0]]]
+
+
+def test_gradients_of_generated_weights_repeat_bit_for_bit_on_several_threads() -> None:
+    weights, rows, inputs = _weights(3, width=64, size=32), torch.arange(96) % 3, torch.randn(96, 8, 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = []
+        for _ in range(10):
+            leaves = BottleneckWeights(*(tensor.clone().requires_grad_() for tensor in weights))
+            bottleneck(inputs, leaves, rows).square().sum().backward()
+            gradients.append([tensor.grad for tensor in leaves])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(
+        torch.equal(one, other) for again in gradients[1:] for one, other in zip(again, gradients[0], strict=True)
+    )

@@ -48,8 +48,10 @@ def bottleneck(inputs: Tensor, weights: BottleneckWeights, rows: Tensor) -> Tens
         down_weight, down_bias, up_weight, up_bias = (tensor[0] for tensor in weights)
         hidden = torch.relu(inputs @ down_weight + down_bias)
         return hidden @ up_weight + up_bias
-    hidden = torch.relu(torch.baddbmm(weights.down_bias[rows, None], inputs, weights.down_weight[rows]))
-    return torch.baddbmm(weights.up_bias[rows, None], hidden, weights.up_weight[rows])
+    # index_select and not weight[rows]: the gradient of the latter adds up in an order that varies from run to run.
+    down_weight, down_bias, up_weight, up_bias = (tensor.index_select(0, rows) for tensor in weights)
+    hidden = torch.relu(torch.baddbmm(down_bias[:, None], inputs, down_weight))
+    return torch.baddbmm(up_bias[:, None], hidden, up_weight)
 
 
 class LearnedBottleneck(nn.Module):
