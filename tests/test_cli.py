@@ -462,8 +462,9 @@ def test_predict_writes_the_file_it_is_asked_for(cli: Cli, tmp_path: Path, run: 
     result = cli("predict", run, "--input", texts, "--output", tmp_path / "answers.csv")
     assert (result.code, result.out) == (0, "")
     header, *rows = (tmp_path / "answers.csv").read_text().splitlines()
-    assert header == "text,task,routed,answer,probabilities"
-    assert [row.split(",")[:3] for row in rows] == [["good w1", "mood", "True"], ["bad w2", "mood", "True"]]
+    assert header == "text,text_pair,task,routed,answer,probabilities,output,similarity,margin,candidates"
+    assert [row.split(",")[0] for row in rows] == ["good w1", "bad w2"]
+    assert all(row.split(",")[3] == "True" for row in rows)
 
 
 def test_predict_refuses_an_unknown_task(cli: Cli, tmp_path: Path, run: Path, texts: Path) -> None:
@@ -560,7 +561,7 @@ def test_evaluate_refuses_a_recipe_of_other_tasks(cli: Cli, tmp_path: Path, run:
     other = {"name": "mood", "labels": ["yes", "no"], "source": {"path": "../data/{split}.jsonl"}}
     write_recipe(run / "resolved_recipe.yaml", **values_of(bert_folder, tasks=[other]))
     result = cli("evaluate", run, "--output", tmp_path / "scores.json")
-    assert_refused(result, "are not those of the checkpoint")
+    assert_refused(result, "is not the task of the checkpoint")
     assert not (tmp_path / "scores.json").exists()
 
 

@@ -12,9 +12,8 @@ from conftest import VOCABULARY, tiny_backbone, tiny_tokenizer
 from torch import nn
 
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
-from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
-from hyperadapters.inference.predictor import predict
+from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.run import train
@@ -109,9 +108,11 @@ def test_adapting_a_frozen_t5_to_further_tasks(world: Path, tmp_path: Path) -> N
     recipe = _recipe(world)
     run = train(recipe, tmp_path / "run")
 
-    bare = HyperAdapterModel(_bare(world), run.model.tasks, ModelConfig(adapter_dim=16))
+    bare = HyperAdapterModel(
+        _bare(world), run.model.tasks, ModelConfig(adapter_dim=16), str(world / "backbone"), run.model.lengths
+    )
     examples = [example for data in run.tasks for example in data.splits["test"]]
-    frozen = evaluate(bare, examples, run.collator)
+    frozen = evaluate(bare, examples)
     adapted = run.evaluations["test"]
     assert frozen.mean < 0.2
     assert adapted.mean > frozen.mean + 0.5
@@ -119,12 +120,13 @@ def test_adapting_a_frozen_t5_to_further_tasks(world: Path, tmp_path: Path) -> N
 
     loaded = HyperAdapterModel.from_pretrained(tmp_path / "run")
     inputs = [Example(None, "red w1 w2 w3"), Example(None, ": w11 w12 w13"), Example(1, "blue w1 w2 w3")]
-    collator = Collator(loaded.tokenizer, loaded.tasks, True, 16, 4)
-    answers = list(predict(loaded, inputs, collator, batch_size=2))
-    assert [answer.task_id for answer in answers] == [0, 2, 1]
-    assert answers[1].answer in (0, 1)
+    predictor = Predictor(loaded, batch_size=2)
+    answers = list(predictor(inputs))
+    assert [answer.task for answer in answers] == [loaded.tasks[index].name for index in (0, 2, 1)]
+    assert answers[1].answer in ("yes", "no")
+    assert answers[1].target in (0, 1)
     assert answers[1].text in ("good", "bad")
-    (alone,) = predict(loaded, inputs[:1], collator)
+    (alone,) = predictor(inputs[:1])
     assert alone.text == answers[0].text
 
 
@@ -135,8 +137,8 @@ def _bare(folder: Path) -> nn.Module:
 
 
 def test_a_text_to_text_answer_that_is_no_label_word_is_no_answer(world: Path) -> None:
-    model = HyperAdapterModel(_bare(world), [Task.classification("side", ["yes", "no"])])
-    collator = Collator(tiny_tokenizer(), model.tasks, True, 16, 4)
-    (prediction,) = predict(model, [Example(0, "w1 w2 w3")], collator)
+    name = str(world / "backbone")
+    model = HyperAdapterModel(_bare(world), [Task.classification("side", ["yes", "no"])], backbone_name=name)
+    (prediction,) = Predictor(model)([Example(0, "w1 w2 w3")])
     assert prediction.text
     assert prediction.answer is None

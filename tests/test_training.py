@@ -202,16 +202,16 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path: Path) ->
         ["training.max_steps=400", "training.early_stopping_patience=2", "training.eval_steps=10"],
     )
     from hyperadapters.hosts.backbone import load_backbone
-    from hyperadapters.training.run import examples_of, make_collator
+    from hyperadapters.training.run import examples_of
     from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 
     tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
-    model = HyperAdapterModel(load_backbone(recipe.backbone), [data.task for data in tasks], recipe.model)
-    model.backbone_name = recipe.backbone
+    model = HyperAdapterModel(
+        load_backbone(recipe.backbone), [data.task for data in tasks], recipe.model, recipe.backbone
+    )
     trainer = HyperAdapterTrainer(
         model,
         recipe,
-        make_collator(model, recipe.data),
         examples_of(tasks, "train"),
         examples_of(tasks, "validation"),
         training_arguments(recipe, tmp_path / "trainer", has_validation=True),
@@ -337,7 +337,7 @@ def test_the_options_of_the_trainer_run(tmp_path: Path, settings: dict[str, Any]
 
 def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
     from hyperadapters.hosts.backbone import load_backbone
-    from hyperadapters.training.run import examples_of, make_collator
+    from hyperadapters.training.run import examples_of
     from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 
     path = write_recipe(
@@ -351,7 +351,6 @@ def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
     trainer = HyperAdapterTrainer(
         model,
         recipe,
-        make_collator(model, recipe.data),
         examples_of(tasks, "train"),
         [],
         training_arguments(recipe, tmp_path / "trainer", has_validation=False),

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +21,13 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from hyperadapters._version import __version__
-from hyperadapters.config import ModelConfig, StrictModel, Task, parse
+from hyperadapters.config import Lengths, ModelConfig, StrictModel, Task, parse
+from hyperadapters.core import BottleneckWeights
 from hyperadapters.errors import CheckpointError
 from hyperadapters.files import make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.model import HyperAdapterModel
+from hyperadapters.task_parts import set_task_parts, task_parts
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "hyperadapter.json"
@@ -52,6 +56,7 @@ class CheckpointConfig(StrictModel):
     library_version: str
     backbone: BackboneReference
     model: ModelConfig
+    lengths: Lengths
     tasks: tuple[Task, ...]
     weights: WeightsReference | None = None
 
@@ -77,6 +82,7 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         library_version=__version__,
         backbone=BackboneReference(name=model.backbone_name, fingerprint=model.backbone_fingerprint),
         model=model.adapter_config,
+        lengths=model.lengths,
         tasks=model.tasks,
     )
     state = {name: value.detach().cpu().contiguous() for name, value in model.adapter_state_dict().items()}
@@ -89,7 +95,8 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
     write_atomically(folder / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
     for old in folder.glob(_WEIGHTS_PATTERN):
         if old.name != name:
-            old.unlink()
+            with suppress(OSError):  # the new state is current by now, and a left-over file does no harm
+                old.unlink()
 
 
 def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterModel:
@@ -105,7 +112,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
         if config.backbone.name is None:
             raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
         backbone = load_backbone(config.backbone.name)
-    model = HyperAdapterModel(backbone, config.tasks, config.model, backbone_name=config.backbone.name)
+    model = HyperAdapterModel(backbone, config.tasks, config.model, config.backbone.name, config.lengths)
     if model.backbone_fingerprint != config.backbone.fingerprint:
         model.detach()
         raise CheckpointError(
@@ -113,6 +120,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
             f"{config.backbone.fingerprint[:12]}, found one with {model.backbone_fingerprint[:12]}; "
             "load it with the same weights and revision that it was trained with"
         )
+    _make_room(model, state)
     try:
         model.load_adapter_state_dict(state)
     except (KeyError, ValueError) as error:
@@ -121,6 +129,19 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
             f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
         ) from None
     return model.eval()
+
+
+def _make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
+    """Make places for what only some tasks have, own adapters and wide heads; the values are loaded after."""
+    parts = task_parts(model)
+    for task_id, part in enumerate(parts):
+        own = [state.get(f"own_adapters.{task_id}.{name}") for name in BottleneckWeights._fields]
+        if all(tensor is not None for tensor in own):
+            part.own_adapter = BottleneckWeights(*own)  # type: ignore[arg-type]
+        weight = state.get(f"heads.heads.{task_id}.weight")
+        if part.head is not None and weight is not None and weight.shape[1] == 2 * part.head.weight.shape[1]:
+            part.head = part.head._replace(weight=weight)
+    set_task_parts(model, parts)
 
 
 def load_state(model: HyperAdapterModel, folder: Path) -> None:
@@ -133,7 +154,11 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
     found = (config.tasks, config.model, config.backbone.fingerprint)
     if found != (model.tasks, model.adapter_config, model.backbone_fingerprint):
         raise CheckpointError(f"{folder}: is of a model with other tasks, settings or another backbone")
-    model.load_adapter_state_dict(read_weights(folder, config))
+    state = read_weights(folder, config)
+    try:
+        model.load_adapter_state_dict(state)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder}: is of a model with other adapters or heads: {error}") from None
 
 
 def read_config(folder: Path) -> CheckpointConfig:

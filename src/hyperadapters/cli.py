@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hyperadapters._version import __version__
 from hyperadapters.errors import HyperAdaptersError
+
+if TYPE_CHECKING:
+    from hyperadapters.training.fewshot import FitReport
 
 app = typer.Typer(
     name="hyperadapters",
@@ -23,6 +26,10 @@ app = typer.Typer(
 
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, see recipes/.")]
+ExamplesFile = Annotated[Path, typer.Option(help="JSON-lines, CSV, TSV or Parquet file.")]
+PerLabel = Annotated[int | None, typer.Option(min=1, help="Use so many examples of each label; default: all.")]
+FitOption = Annotated[str, typer.Option(help="What is trained: prototype, adapter, shared or none.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the subset, the left-out examples and the batches.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; can be repeated."),
@@ -94,8 +101,7 @@ def evaluate(
     model, recipe = runs.load_run(folder)
     tasks = runs.load_run_tasks(model, recipe)
     started = time.monotonic()
-    collator = runs.make_collator(model, recipe.data)
-    found = runs.evaluate_splits(model, tasks, collator, recipe.training.eval_batch_size, [split])
+    found = runs.evaluate_splits(model, tasks, recipe.training.eval_batch_size, [split])
     if not found:
         raise DataError(f"the recipe of {folder} has no {split} rows")
     metrics = runs.metrics_of(found, model.num_trainable_parameters(), time.monotonic() - started)
@@ -109,7 +115,7 @@ def evaluate(
     "hyperadapters predict runs/helpdesk --input texts.jsonl\n\n"
     "hyperadapters predict runs/helpdesk --input texts.csv --task refunds --output answers.csv\n\n"
     "The input has a column 'text' (and 'text_pair' for pairs). A column 'task' names the task of each row; "
-    "rows without one go to the task whose prototype is nearest."
+    "rows without one go to the most similar task, or are declined when no task claims them."
 )
 def predict(
     folder: RunFolder,
@@ -119,11 +125,101 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="JSON-lines or CSV file; default: JSON-lines to the screen.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 64,
+    route: Annotated[str, typer.Option(help="Adapters of routed rows: nearest or soft (a mixture).")] = "nearest",
+    decline: Annotated[
+        bool, typer.Option("--decline/--no-decline", help="Whether rows that no task claims get no answer.")
+    ] = True,
 ) -> None:
     """Answer new inputs, routing those whose task is not named."""
-    from hyperadapters.inference.files import predict_file
+    from hyperadapters.files import check_target
+    from hyperadapters.inference.files import OUTPUT_ENDINGS, predict_file
+    from hyperadapters.inference.predictor import Predictor
 
-    predict_file(folder, input_file, task, output, batch_size)
+    if output is not None:
+        check_target(output, OUTPUT_ENDINGS)
+    predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
+    predict_file(predictor, input_file, task, output, progress=output is not None)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters add-task runs/helpdesk --name refunds --examples refunds.csv\n\n"
+    "hyperadapters add-task runs/helpdesk --name refunds --examples all.jsonl --k-per-label 16 --fit prototype\n\n"
+    "The examples have the columns 'text' (and 'text_pair' for pairs) and 'label'."
+)
+def add_task(
+    folder: RunFolder,
+    name: Annotated[str, typer.Option(help="Name of the new task.")],
+    examples: ExamplesFile,
+    kind: Annotated[str, typer.Option(help="classification, regression or text-to-text.")] = "classification",
+    metric: Annotated[list[str] | None, typer.Option(help="Metric of the task; can be repeated.")] = None,
+    k_per_label: PerLabel = None,
+    fit: FitOption = "adapter",
+    init: Annotated[str, typer.Option(help="nearest, mixture, mean_instance or random.")] = "nearest",
+    seed: Seed = 0,
+) -> None:
+    """Add a task to a run from a handful of examples; no other task changes, unless --fit shared."""
+    from hyperadapters.config import Task, parse
+    from hyperadapters.data.sources import read_file
+    from hyperadapters.errors import TaskError
+    from hyperadapters.model import HyperAdapterModel
+
+    rows = read_file(examples)
+    fields = ["text", "text_pair"] if any(row.values.get("text_pair") for row in rows) else ["text"]
+    task = parse(Task, {"name": name, "kind": kind, "fields": fields, "metrics": metric or []}, TaskError)
+    model = HyperAdapterModel.from_pretrained(folder)
+    report = model.add_task(task, rows, fit=fit, init=init, k_per_label=k_per_label, seed=seed)
+    model.save_pretrained(folder)
+    _print_report(report)
+
+
+@app.command(
+    epilog="[bold]Example[/bold]\n\nhyperadapters refit-task runs/helpdesk --name refunds --examples refunds.csv"
+)
+def refit_task(
+    folder: RunFolder,
+    name: Annotated[str, typer.Option(help="Name of the task.")],
+    examples: ExamplesFile,
+    k_per_label: PerLabel = None,
+    fit: FitOption = "adapter",
+    init: Annotated[str, typer.Option(help="current, nearest, mixture, mean_instance or random.")] = "current",
+    seed: Seed = 0,
+) -> None:
+    """Fit a task of a run anew to examples; no other task changes, unless --fit shared."""
+    from hyperadapters.data.sources import read_file
+    from hyperadapters.model import HyperAdapterModel
+
+    rows = read_file(examples)
+    model = HyperAdapterModel.from_pretrained(folder)
+    report = model.refit_task(name, rows, fit=fit, init=init, k_per_label=k_per_label, seed=seed)
+    model.save_pretrained(folder)
+    _print_report(report)
+
+
+@app.command(epilog="[bold]Example[/bold]\n\nhyperadapters remove-task runs/helpdesk --name refunds")
+def remove_task(folder: RunFolder, name: Annotated[str, typer.Option(help="Name of the task.")]) -> None:
+    """Remove a task from a run; the others stay as they are."""
+    from hyperadapters.model import HyperAdapterModel
+
+    model = HyperAdapterModel.from_pretrained(folder)
+    model.remove_task(name)
+    model.save_pretrained(folder)
+    typer.echo(f"Removed '{name}'. Tasks now: {', '.join(task.name for task in model.tasks)}")
+
+
+@app.command(epilog="[bold]Example[/bold]\n\nhyperadapters rename-task runs/helpdesk --name refunds --to returns")
+def rename_task(
+    folder: RunFolder,
+    name: Annotated[str, typer.Option(help="Name of the task.")],
+    to: Annotated[str, typer.Option(help="Its new name.")],
+) -> None:
+    """Give a task of a run another name."""
+    from hyperadapters.model import HyperAdapterModel
+
+    model = HyperAdapterModel.from_pretrained(folder)
+    model.rename_task(name, to)
+    model.save_pretrained(folder)
+    typer.echo(f"Renamed '{name}' to '{to}'")
 
 
 @app.command(
@@ -183,6 +279,15 @@ def _print_scores(metrics: dict[str, Any]) -> None:
     console.print(table)
     if metrics["routing_accuracy"] is not None:
         console.print(f"routing accuracy {metrics['routing_accuracy']:.4f}")
+
+
+def _print_report(report: FitReport) -> None:
+    similar = ", ".join(f"{known.task} ({known.similarity:.3f})" for known in report.neighbours)
+    typer.echo(f"'{report.task}': {report.examples} examples, started from {report.init}")
+    typer.echo(f"  most similar tasks: {similar or 'none'}")
+    typer.echo(f"  fit {report.fit}: {report.steps} steps ({report.stopping}), {report.seconds:.1f} s")
+    for name, change in report.changes.items():
+        typer.echo(f"  changed '{name}': adapter by {change.adapter:.2%}, its logits by {change.output:.4f} on average")
 
 
 def main() -> None:

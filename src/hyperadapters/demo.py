@@ -14,7 +14,7 @@ from rich.table import Table
 from hyperadapters.config import load_recipe
 from hyperadapters.data.examples import Example
 from hyperadapters.files import write_atomically
-from hyperadapters.inference.predictor import answer_name, predict
+from hyperadapters.inference.predictor import Predictor
 from hyperadapters.optional import require
 from hyperadapters.report.plots import task_map
 from hyperadapters.training.baselines import linear_probe, majority
@@ -67,7 +67,7 @@ def compare(run: Run) -> dict[str, Any]:
     for data in run.tasks:
         name, metric = data.task.name, data.task.main_metric
         methods["majority"][name] = majority(data)[metric]
-        methods["linear_probe"][name] = linear_probe(run.model, data, run.collator)[metric]
+        methods["linear_probe"][name] = linear_probe(run.model, data)[metric]
         methods["pha"][name] = run.evaluations["test"].tasks[name][metric]
     return {
         "test": methods,
@@ -99,7 +99,9 @@ def _print_comparison(comparison: dict[str, Any], console: Console) -> None:
     table.add_section()
     table.add_row("mean", *(f"{100 * comparison['mean'][method]:.1f}" for method in methods), style="bold")
     console.print(table)
-    console.print(f"Routing: {100 * comparison['routing_accuracy']:.1f} % of test rows are nearest to their own task.")
+    console.print(
+        f"Routing: {100 * comparison['routing_accuracy']:.1f} % of test rows are most similar to their own task."
+    )
     console.print(f"Training took {comparison['seconds']:.0f} s.")
 
 
@@ -108,9 +110,8 @@ def _print_answers(run: Run, console: Console) -> None:
     table.add_column("input", ratio=3)
     table.add_column("task", no_wrap=True)
     table.add_column("answer", no_wrap=True)
-    for example, prediction in zip(NEW_INPUTS, predict(run.model, NEW_INPUTS, run.collator), strict=True):
-        task = run.model.tasks[prediction.task_id]
+    for example, prediction in zip(NEW_INPUTS, Predictor(run.model, decline=False)(NEW_INPUTS), strict=True):
         text = example.text if example.text_pair is None else f"{example.text} / {example.text_pair}"
-        likely = "" if prediction.probabilities is None else f" ({max(prediction.probabilities):.2f})"
-        table.add_row(text, task.name, f"{answer_name(task, prediction.answer)}{likely}")
+        likely = "" if prediction.probabilities is None else f" ({max(prediction.probabilities.values()):.2f})"
+        table.add_row(text, prediction.task, f"{prediction.answer}{likely}")
     console.print(table)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from hyperadapters.errors import OutputError
 
@@ -14,11 +17,28 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OutputError: it cannot be written; what was there before is unchanged.
     """
+    with _replacing(path, "wb") as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[TextIO]:
+    """Open a UTF-8 text file for writing piece by piece, which appears when the context is left without an exception.
+
+    Raises:
+        OutputError: it cannot be written; what was there before is unchanged, as it is after any exception.
+    """
+    with _replacing(path, "w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+@contextmanager
+def _replacing(path: Path, mode: str, **options: Any) -> Iterator[Any]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
+            with temporary.open(mode, **options) as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

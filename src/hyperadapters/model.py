@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
 
-from hyperadapters.config import ModelConfig, Task, parse
+from hyperadapters.batch import ROUTES, HyperAdapterOutput, Route, check_task_ids
+from hyperadapters.config import Lengths, ModelConfig, Task, parse
 from hyperadapters.core import (
     BottleneckWeights,
     InstanceRetriever,
@@ -30,43 +27,21 @@ from hyperadapters.core import (
     sequence_loss,
     total_loss,
 )
-from hyperadapters.errors import BackboneError, TaskError
-from hyperadapters.hosts.active import ActiveAdapters, BatchState
+from hyperadapters.data.collate import Collator
+from hyperadapters.errors import BackboneError, TaskError, unknown_name
+from hyperadapters.hosts.active import BatchState
 from hyperadapters.hosts.backbone import fingerprint, load_backbone, load_tokenizer
 from hyperadapters.hosts.heads import TaskHeads
-from hyperadapters.hosts.inject import Injection
-from hyperadapters.hosts.placement import check_tasks, place
+from hyperadapters.hosts.host import Encoded, Host, Inputs
+from hyperadapters.hosts.placement import check_tasks, fit_lengths, place
 from hyperadapters.hosts.sites import find_sites
+from hyperadapters.task_parts import set_task_parts, task_parts
 
+if TYPE_CHECKING:
+    from hyperadapters.inference.routing import RoutingResult
+    from hyperadapters.training.fewshot import FitReport
 
-@dataclass
-class HyperAdapterOutput(ModelOutput):
-    """Result of a forward.
-
-    Attributes:
-        loss: the total, if labels were given.
-        losses: the total and its terms, if labels were given.
-        logits: [B, S, V] for text-to-text backbones, [B, C] for heads (see `TaskHeads.forward`).
-        instances: instance vectors [B, p].
-        task_ids: the tasks used [B]: those given, or those of the nearest prototypes.
-        encoder_hidden_states, decoder_hidden_states: the embedding and each layer's output [B, S, d], if asked for.
-    """
-
-    loss: Tensor | None = None
-    losses: Losses | None = None
-    logits: Tensor | None = None
-    instances: Tensor | None = None
-    task_ids: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-
-
-class _Result(NamedTuple):
-    logits: Tensor
-    instances: Tensor
-    task_ids: Tensor
-    encoder_hidden_states: tuple[Tensor, ...] | None
-    decoder_hidden_states: tuple[Tensor, ...] | None
+AdapterSource = Callable[[Tensor], BottleneckWeights]
 
 
 class HyperAdapterModel(nn.Module):
@@ -80,9 +55,14 @@ class HyperAdapterModel(nn.Module):
         tasks: the tasks, the index of each being its `task_id`.
         adapter_config: sizes and preset.
         retriever, prototypes, hypernetwork, shared_adapters, heads: the trained parts.
+        own_adapters: of the tasks that were fitted apart from the hypernetwork, by task id as text.
+        thresholds: similarity [T] below which an input routed to a task is declined; minus infinity: never.
         unused_adapters: of the preset "official" only: what the released code trains and never uses.
-        max_length: number of input tokens that the backbone has positions for; None for any.
+        lengths: at which texts are cut.
+        revision: counts the changes of the tasks; what was derived from them before is outdated.
     """
+
+    thresholds: Tensor
 
     def __init__(
         self,
@@ -90,6 +70,7 @@ class HyperAdapterModel(nn.Module):
         tasks: Sequence[Task],
         config: ModelConfig | None = None,
         backbone_name: str | None = None,
+        lengths: Lengths | None = None,
     ) -> None:
         """Put adapters into a backbone.
 
@@ -98,6 +79,7 @@ class HyperAdapterModel(nn.Module):
             tasks: at least one; their order fixes the task ids.
             config: sizes and preset.
             backbone_name: under which a checkpoint finds the backbone again; default: the backbone's `name_or_path`.
+            lengths: at which texts are cut; default: 128 tokens of input, or what the backbone has positions for.
 
         Raises:
             BackboneError: unknown architecture, or a module is missing. Nothing has been changed then.
@@ -105,45 +87,36 @@ class HyperAdapterModel(nn.Module):
             RecipeError: a setting does not fit the backbone.
         """
         super().__init__()
-        config = config or ModelConfig()
-        self._sites = find_sites(backbone)
-        self.text_to_text = self._sites.kind == "encoder-decoder"
-        self.max_length = self._sites.max_length
+        sites = find_sites(backbone)
+        self._sites = sites
         self.tasks = tuple(tasks)
-        check_tasks(self.tasks, self._sites)
-        self.adapter_config = place(config, self._sites)
+        check_tasks(self.tasks, sites)
+        self.adapter_config = config = place(config or ModelConfig(), sites)
+        self.lengths = fit_lengths(lengths, sites)
         self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or None
         self.backbone_fingerprint = fingerprint(backbone)
+        self.revision = 0
 
-        width, dim, hidden = self._sites.width, self.adapter_config.prototype_dim, self.adapter_config.hidden_dim
-        first_layer = self.adapter_config.feature_layer or 0
-        num_sites = len(self._sites.generated.layers) - first_layer
+        width, dim, hidden = sites.width, config.prototype_dim, config.hidden_dim
+        num_sites = len(sites.generated.layers) - (config.feature_layer or 0)
         self.retriever = InstanceRetriever(width, hidden, dim)
-        self.prototypes = PrototypeTable(len(self.tasks), dim)
-        self.hypernetwork = PrototypicalHypernetwork(num_sites, width, self.adapter_config.adapter_dim, dim, hidden)
-        num_shared = len(self._sites.shared.layers) if self._sites.shared else 0
-        shared_dim = self.adapter_config.shared_adapter_dim or self.adapter_config.adapter_dim
+        self.prototypes = PrototypeTable(len(self.tasks), dim, config.prototypes_per_task)
+        self.hypernetwork = PrototypicalHypernetwork(num_sites, width, config.adapter_dim, dim, hidden)
+        num_shared = len(sites.shared.layers) if sites.shared else 0
+        shared_dim = config.shared_adapter_dim or config.adapter_dim
         self.shared_adapters = nn.ModuleList(LearnedBottleneck(width, shared_dim) for _ in range(num_shared))
         self.unused_adapters = nn.ModuleList()
-        if self.adapter_config.preset == "official":
+        if config.preset == "official":
             # The released code allocates, counts, saves and never uses them; its checkpoints hold them.
-            self.unused_adapters.extend(
-                LearnedBottleneck(width, self.adapter_config.adapter_dim) for _ in range(num_sites)
-            )
+            self.unused_adapters.extend(LearnedBottleneck(width, config.adapter_dim) for _ in range(num_sites))
+        self.text_to_text = sites.kind == "encoder-decoder"
         self.heads = None if self.text_to_text else TaskHeads(width, self.tasks)
+        self.own_adapters = nn.ModuleDict()
+        self.register_buffer("thresholds", torch.full((len(self.tasks),), -torch.inf))
 
-        self._active = ActiveAdapters()
-        self._is_checkpointing = False
-        self._is_detached = False
         self.backbone = backbone
-        self._injection = Injection(
-            backbone,
-            self._sites,
-            first_layer,
-            self.shared_adapters,
-            self._active,
-            self.adapter_config.adapter_norm_input,
-        )
+        self._host = Host(backbone, sites, config, self.shared_adapters)
+        self._adapter_source: AdapterSource | None = None
         self.to(next(backbone.parameters()).device)
 
     @classmethod
@@ -192,6 +165,11 @@ class HyperAdapterModel(nn.Module):
             raise BackboneError("the backbone was given in memory and has no name to find a tokenizer by")
         return load_tokenizer(self.backbone_name)
 
+    @property
+    def collator(self) -> Collator:
+        """Makes batches for this model, with its present tasks."""
+        return Collator(self.tokenizer, self.tasks, self.text_to_text, self.lengths.input, self.lengths.target)
+
     # Forward
 
     def forward(
@@ -205,41 +183,62 @@ class HyperAdapterModel(nn.Module):
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
         output_hidden_states: bool = False,
+        route: Route = "nearest",
+        encoded: Encoded | None = None,
     ) -> HyperAdapterOutput:
         """Run a batch of one task or of several.
 
         Args:
             input_ids: [B, S].
             attention_mask: 1 for real tokens [B, S]; default: all real.
-            task_ids: task of each row [B]; default: the nearest prototype's.
+            task_ids: task of each row [B]; default: the most similar one.
             labels: token ids [B, T] with -100 for padding (text-to-text), or label index or number [B] (heads).
             token_type_ids: [B, S], for encoders that have them.
             decoder_input_ids: [B, T]; default: the labels moved right.
             label_smoothing, reduction: of the task loss.
             output_hidden_states: whether to return the backbone's hidden states.
+            route: the adapters of rows without `task_ids`: "nearest" for those of the most similar task, "soft" for
+                those generated from a mixture of the prototypes, weighted by similarity. The head, and an adapter
+                that a task has of its own, are the most similar task's in any case.
+            encoded: result of `encode` for the same inputs, where it is there already.
 
         Raises:
             TaskError: `task_ids` has a wrong shape or type or is out of range, or labels come without `task_ids`.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        self._check_attached()
-        self._check_task_ids(task_ids, len(input_ids), labels is not None)
-        if self.text_to_text:
-            result = self._sequence_forward(
-                input_ids, attention_mask, task_ids, labels, decoder_input_ids, output_hidden_states
-            )
+        inputs = self._inputs(input_ids, attention_mask, token_type_ids)
+        check_task_ids(task_ids, len(input_ids), len(self.tasks), labels is not None)
+        if self.text_to_text and decoder_input_ids is None:
+            if labels is None:
+                raise TaskError("forward of a text-to-text backbone needs labels or decoder_input_ids; or use generate")
+            decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
+        features = instances = torch.empty(0)
+
+        def choose(pooled: Tensor) -> BatchState:
+            nonlocal features, instances, task_ids
+            features, instances = pooled, self.retriever(pooled)
+            task_ids, state = self._choose(task_ids, instances, route)
+            return state
+
+        if encoded is None and self._is_one_pass:
+            output = self._host.run(inputs, choose, output_hidden_states)
         else:
-            result = self._head_forward(input_ids, attention_mask, task_ids, token_type_ids, output_hidden_states)
-        losses = None if labels is None else self._losses(result, labels, label_smoothing, reduction)
+            encoded = encoded or self._host.encode(inputs, output_hidden_states)
+            state = choose(encoded.pooled)
+            output = self._host.run_above(inputs, encoded, state, decoder_input_ids, output_hidden_states)
+        assert task_ids is not None
+        logits = output.logits if self.heads is None else self.heads(self._pool(output, inputs), features, task_ids)
+        losses = None
+        if labels is not None:
+            losses = self._losses(logits, instances, task_ids, labels, label_smoothing, reduction)
+        encoder_states = output.hidden_states if self.heads else encoded.hidden_states if encoded else None
         return HyperAdapterOutput(
             loss=None if losses is None else losses.total,
             losses=losses,
-            logits=result.logits,
-            instances=result.instances,
-            task_ids=result.task_ids,
-            encoder_hidden_states=result.encoder_hidden_states,
-            decoder_hidden_states=result.decoder_hidden_states,
+            logits=logits,
+            instances=instances,
+            task_ids=task_ids,
+            encoder_hidden_states=encoder_states,
+            decoder_hidden_states=output.decoder_hidden_states if self.text_to_text else None,
         )
 
     def training_loss(
@@ -261,6 +260,8 @@ class HyperAdapterModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         task_ids: Tensor | None = None,
+        route: Route = "nearest",
+        encoded: Encoded | None = None,
         **options: Any,
     ) -> Any:
         """Generate with the backbone's `generate`, each row with its task's adapters.
@@ -268,7 +269,7 @@ class HyperAdapterModel(nn.Module):
         The encoder, the retriever and the hypernetwork run once, whatever the length and the number of beams.
 
         Args:
-            input_ids, attention_mask, task_ids: as in `forward`.
+            input_ids, attention_mask, task_ids, route, encoded: as in `forward`.
             **options: of transformers' `generate`.
 
         Raises:
@@ -276,151 +277,180 @@ class HyperAdapterModel(nn.Module):
         """
         if not self.text_to_text:
             raise TaskError("generate needs a text-to-text backbone; this one has task heads: use forward")
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        self._check_attached()
-        self._check_task_ids(task_ids, len(input_ids), False)
-        encoded, instances = self._encode(input_ids, attention_mask)
-        task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
-        if self._needs_growing_cache(options):
-            options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        with self._active.use(self._state_for(task_ids)):
-            return self.backbone.generate(  # type: ignore[operator]
-                encoder_outputs=encoded, attention_mask=attention_mask, **options
-            )
+        inputs = self._inputs(input_ids, attention_mask)
+        check_task_ids(task_ids, len(input_ids), len(self.tasks), False)
+        encoded = encoded or self._host.encode(inputs)
+        task_ids, state = self._choose(task_ids, self.retriever(encoded.pooled), route)
+        return self._host.generate(inputs, encoded, state, options)
 
-    def _needs_growing_cache(self, options: Mapping[str, Any]) -> bool:
-        """Transformers makes a cache of as many layers as the encoder has, which a deeper decoder overruns."""
-        chosen = options.keys() & {"past_key_values", "cache_implementation"} or not options.get("use_cache", True)
-        assert self._sites.shared is not None
-        return not chosen and len(self._sites.generated.layers) > len(self._sites.shared.layers)
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Encoded:
+        """Run what lies below the generated adapters and is the same for every task."""
+        return self._host.encode(self._inputs(input_ids, attention_mask, token_type_ids))
 
     def instances(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Instance vectors [B, p], without running the adapted layers' adapters."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        self._check_attached()
-        if self.text_to_text:
-            return self._encode(input_ids, attention_mask)[1]
-        found: list[Tensor] = []
-        state = BatchState(enabled=False, on_features=found.append)
-        with self._active.use(state):
-            self.backbone(**_given(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids))
-        return self._instances(found[0], attention_mask)
-
-    def _sequence_forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        task_ids: Tensor | None,
-        labels: Tensor | None,
-        decoder_input_ids: Tensor | None,
-        output_hidden_states: bool,
-    ) -> _Result:
-        if decoder_input_ids is None:
-            if labels is None:
-                raise TaskError("forward of a text-to-text backbone needs labels or decoder_input_ids; or use generate")
-            decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
-        encoded, instances = self._encode(input_ids, attention_mask, output_hidden_states)
-        task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
-        with self._active.use(self._state_for(task_ids)):
-            output = self.backbone(
-                encoder_outputs=encoded,
-                attention_mask=attention_mask,
-                decoder_input_ids=decoder_input_ids,
-                use_cache=False,
-                output_hidden_states=output_hidden_states,
-            )
-        return _Result(output.logits, instances, task_ids, encoded.hidden_states, output.decoder_hidden_states)
-
-    def _encode(
-        self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False
-    ) -> tuple[BaseModelOutput, Tensor]:
-        with self._active.use(BatchState()):
-            encoded = self.backbone.encoder(  # type: ignore[operator]
-                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=output_hidden_states
-            )
-        return encoded, self._instances(encoded.last_hidden_state, attention_mask)
-
-    def _head_forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        task_ids: Tensor | None,
-        token_type_ids: Tensor | None,
-        output_hidden_states: bool,
-    ) -> _Result:
-        assert self.heads is not None
-        instances = torch.empty(0)
-
-        def on_features(hidden: Tensor) -> None:
-            nonlocal instances, task_ids
-            instances = self._instances(hidden, attention_mask)
-            task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
-            generated = self._state_for(task_ids)
-            state.weights, state.rows = generated.weights, generated.rows
-
-        state = BatchState(on_features=on_features)
-        with self._active.use(state):
-            output = self.backbone(
-                **_given(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids),
-                output_hidden_states=output_hidden_states,
-            )
-        assert task_ids is not None
-        logits = self.heads(masked_mean(output.last_hidden_state, attention_mask), task_ids)
-        return _Result(logits, instances, task_ids, output.hidden_states, None)
-
-    def _instances(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        vectors: Tensor = self.retriever(masked_mean(hidden, attention_mask))
+        """Instance vectors [B, p]."""
+        vectors: Tensor = self.retriever(self.encode(input_ids, attention_mask, token_type_ids).pooled)
         return vectors
 
-    def _state_for(self, task_ids: Tensor) -> BatchState:
-        """Generate the adapters of the distinct tasks of a batch, once each."""
-        distinct, rows = task_ids.unique(return_inverse=True)
-        weights: BottleneckWeights = self.hypernetwork(self.prototypes(distinct))
-        return BatchState(weights, rows)
+    def adapted(
+        self, inputs: Inputs, encoded: Encoded, weights: BottleneckWeights, decoder_input_ids: Tensor | None = None
+    ) -> Tensor:
+        """Run the layers above `encode` with the same given adapter for every row.
 
-    def _losses(self, result: _Result, labels: Tensor, label_smoothing: float, reduction: Reduction) -> Losses:
+        Args:
+            inputs: arguments of `encode`.
+            encoded: its result.
+            weights: of one task [L, 1, ...].
+            decoder_input_ids: [B, T], for text-to-text backbones.
+
+        Returns:
+            Pooled last hidden states [B, d], or logits [B, T, V] of a text-to-text backbone.
+        """
+        inputs = self._inputs(**inputs)
+        rows = torch.zeros(len(encoded.hidden), dtype=torch.long, device=encoded.hidden.device)
+        output = self._host.run_above(inputs, encoded, BatchState(weights, rows), decoder_input_ids)
+        values: Tensor = output.logits if self.text_to_text else self._pool(output, inputs)
+        return values
+
+    def route(self, texts: Iterable[Any], **options: Any) -> list[RoutingResult]:
+        """Find the task of each text; see `inference.routing.route`, which names the options."""
+        from hyperadapters.inference.routing import route
+
+        return route(self, texts, **options)
+
+    @property
+    def _is_one_pass(self) -> bool:
+        return not self.text_to_text and self.adapter_config.features == "layer"
+
+    @staticmethod
+    def _pool(output: Any, inputs: Inputs) -> Tensor:
+        return masked_mean(output.last_hidden_state, inputs["attention_mask"])
+
+    def _choose(self, task_ids: Tensor | None, instances: Tensor, route: Route) -> tuple[Tensor, BatchState]:
+        """The task of each row, the most similar one where none are given, and the adapters for them."""
+        if route not in ROUTES:
+            raise TaskError(unknown_name("route", route, ROUTES))
+        if task_ids is None and route == "soft":
+            task_ids = self.prototypes.nearest(instances)
+            mixtures = self.prototypes.mixture(instances, self.adapter_config.temperature)
+            weights = self._with_own(self.hypernetwork(mixtures), task_ids)
+            return task_ids, BatchState(weights, torch.arange(len(task_ids), device=task_ids.device))
+        task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
+        distinct, rows = task_ids.unique(return_inverse=True)
+        return task_ids, BatchState((self._adapter_source or self.adapters)(distinct), rows)
+
+    def adapters(self, task_ids: Tensor) -> BottleneckWeights:
+        """The adapters [L, U, ...] of the tasks [U]: generated, or a task's own."""
+        return self._with_own(self.hypernetwork(self.prototypes(task_ids)), task_ids)
+
+    def _with_own(self, weights: BottleneckWeights, task_ids: Tensor) -> BottleneckWeights:
+        if not len(self.own_adapters):
+            return weights
+        keys = [str(task_id) for task_id in task_ids.tolist()]
+        if self.own_adapters.keys().isdisjoint(keys):
+            return weights
+        return BottleneckWeights.cat(
+            [self.own_adapters[key]() if key in self.own_adapters else weights.task(i) for i, key in enumerate(keys)]
+        )
+
+    @contextmanager
+    def adapters_from(self, source: AdapterSource) -> Iterator[None]:
+        """A context in which the adapters of a batch's distinct tasks come from `source`, a cache for example."""
+        before, self._adapter_source = self._adapter_source, source
+        try:
+            yield
+        finally:
+            self._adapter_source = before
+
+    def _inputs(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        inputs = {"input_ids": input_ids}
+        inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if token_type_ids is not None and not self.text_to_text:
+            inputs["token_type_ids"] = token_type_ids
+        return inputs
+
+    def _losses(
+        self,
+        logits: Tensor,
+        instances: Tensor,
+        task_ids: Tensor,
+        labels: Tensor,
+        label_smoothing: float,
+        reduction: Reduction,
+    ) -> Losses:
         official = self.adapter_config.preset == "official"
         if self.heads is not None:
-            task = self.heads.loss(result.logits, labels, result.task_ids, label_smoothing, reduction)
+            task = self.heads.loss(logits, labels, task_ids, label_smoothing, reduction)
         else:
             ignored = (-100, self.backbone.config.pad_token_id) if official else (-100,)  # type: ignore[union-attr]
-            task = sequence_loss(result.logits, labels, label_smoothing, reduction, ignored, count_ignored=official)  # type: ignore[arg-type]
-        instance = instance_contrastive_loss(result.instances, result.task_ids, self.adapter_config.temperature)
+            task = sequence_loss(logits, labels, label_smoothing, reduction, ignored, count_ignored=official)  # type: ignore[arg-type]
+        temperature = self.adapter_config.temperature
+        instance = instance_contrastive_loss(instances, task_ids, temperature)
         prototype = prototype_contrastive_loss(
-            result.instances,
-            self.prototypes.weight,
-            result.task_ids,
-            self.adapter_config.temperature,
-            positive_in_denominator=not official,
+            instances, self.prototypes.weight, task_ids, temperature, positive_in_denominator=not official
         )
         return total_loss(task, instance, prototype, self.adapter_config.contrastive_weight)
 
-    def _check_task_ids(self, task_ids: Tensor | None, rows: int, has_labels: bool) -> None:
-        if rows == 0:
-            raise TaskError("expected at least one row in the batch, found none")
-        if task_ids is None:
-            if has_labels:
-                raise TaskError("labels need task_ids: a loss is not computed for tasks that were guessed")
-            return
-        if not isinstance(task_ids, Tensor) or task_ids.dtype != torch.long or task_ids.shape != (rows,):
-            found = (
-                f"{task_ids.dtype} of shape {tuple(task_ids.shape)}" if isinstance(task_ids, Tensor) else repr(task_ids)
-            )
-            raise TaskError(f"task_ids: expected a LongTensor of shape ({rows},), one task a row; found {found}")
-        low, high = int(task_ids.min()), int(task_ids.max())
-        if low < 0 or high >= len(self.tasks):
-            raise TaskError(
-                f"task_ids: expected 0 to {len(self.tasks) - 1} ({len(self.tasks)} tasks), "
-                f"found {low if low < 0 else high}"
-            )
+    # Tasks
 
-    def _check_attached(self) -> None:
-        if self._is_detached:
-            raise RuntimeError("the adapters were detached from this model's backbone; make or load a new model")
+    def task_id(self, name: str) -> int:
+        """The id of a task.
+
+        Raises:
+            TaskError: there is none of this name.
+        """
+        names = [task.name for task in self.tasks]
+        if name not in names:
+            raise TaskError(unknown_name("task", name, names))
+        return names.index(name)
+
+    def add_task(self, task: Task, examples: Iterable[Any], **options: Any) -> FitReport:
+        """Add a task from a handful of examples; see `training.fewshot.add_task`, which names the options."""
+        from hyperadapters.training.fewshot import add_task
+
+        return add_task(self, task, examples, **options)
+
+    def refit_task(self, name: str, examples: Iterable[Any], **options: Any) -> FitReport:
+        """Fit a task anew from examples; see `training.fewshot.refit_task`, which names the options."""
+        from hyperadapters.training.fewshot import refit_task
+
+        return refit_task(self, name, examples, **options)
+
+    def remove_task(self, name: str) -> None:
+        """Remove a task. The ids of those behind it move up by one; their outputs stay as they are.
+
+        Raises:
+            TaskError: it is unknown, or the last one.
+        """
+        task_id = self.task_id(name)
+        if len(self.tasks) == 1:
+            raise TaskError(f"'{name}' is the only task, and a model needs one: add another before removing it")
+        parts = task_parts(self)
+        del parts[task_id]
+        set_task_parts(self, parts)
+
+    def rename_task(self, name: str, new_name: str) -> None:
+        """Give a task another name; nothing else changes.
+
+        Raises:
+            TaskError: it is unknown, or the new name is taken or not a valid one.
+        """
+        task_id = self.task_id(name)
+        renamed = parse(Task, {**self.tasks[task_id].model_dump(), "name": new_name}, TaskError)
+        tasks = (*self.tasks[:task_id], renamed, *self.tasks[task_id + 1 :])
+        self.check_tasks(tasks)
+        self.tasks = tasks
+        self.revision += 1
+
+    def check_tasks(self, tasks: Sequence[Task]) -> None:
+        """Raise TaskError unless this model can have these tasks."""
+        check_tasks(tasks, self._sites)
 
     # Parameters and state
 
@@ -444,6 +474,7 @@ class HyperAdapterModel(nn.Module):
         with torch.no_grad():
             for name, value in state.items():
                 own[name].copy_(value)
+        self.revision += 1
 
     def num_trainable_parameters(self) -> int:
         """Number of parameters that training changes."""
@@ -455,10 +486,7 @@ class HyperAdapterModel(nn.Module):
         Their outputs do not depend on anything trained, so there is nothing for dropout to regularise.
         """
         super().train(mode)
-        if self.adapter_config.feature_layer is not None:
-            self.backbone.get_submodule("embeddings").eval()
-            for layer in self._sites.generated.layers[: self.adapter_config.feature_layer]:
-                layer.eval()
+        self._host.keep_prefix_in_evaluation()
         return self
 
     def activation_checkpointing_enable(
@@ -468,28 +496,12 @@ class HyperAdapterModel(nn.Module):
 
         Called by `transformers.Trainer`. Checkpointing is always the non-reentrant kind.
         """
-        settings = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
-        settings["context_fn"] = self._active.checkpoint_contexts
-        self.backbone.activation_checkpointing_enable(  # type: ignore[operator]
-            activation_checkpointing_kwargs=settings, **options
-        )
-        # transformers makes the embeddings require gradients, for the reentrant kind; it would run the backward pass
-        # through layers where nothing is trained.
-        self.backbone.disable_input_require_grads()  # type: ignore[operator]
-        self._is_checkpointing = True
+        self._host.enable_checkpointing(activation_checkpointing_kwargs or {}, options)
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
         """A context in which `model.backbone(...)` gives the bare backbone's outputs."""
-        return self._active.use(BatchState(enabled=False))
+        return self._host.disabled()
 
     def detach(self) -> nn.Module:
         """Take all adapters out and return the backbone exactly as it was. The model cannot be used afterwards."""
-        if self._is_checkpointing:
-            self.backbone.activation_checkpointing_disable()  # type: ignore[operator]
-        self._is_detached = True
-        self._injection.restore()
-        return self.backbone
-
-
-def _given(**arguments: Tensor | None) -> dict[str, Tensor]:
-    return {name: value for name, value in arguments.items() if value is not None}
+        return self._host.detach()

@@ -4,7 +4,7 @@ Read in this order: `retriever` (hidden states to instance vectors), `prototypes
 `hypernetwork` (prototype and site to adapter weights), `forms` (what these weights do), `losses` (what trains it).
 """
 
-from hyperadapters.core.forms import BottleneckWeights, LearnedBottleneck, bottleneck
+from hyperadapters.core.forms import BottleneckWeights, LearnedBottleneck, OwnBottleneck, bottleneck
 from hyperadapters.core.hypernetwork import PrototypicalHypernetwork
 from hyperadapters.core.losses import (
     Losses,
@@ -14,7 +14,7 @@ from hyperadapters.core.losses import (
     sequence_loss,
     total_loss,
 )
-from hyperadapters.core.prototypes import PrototypeTable
+from hyperadapters.core.prototypes import PrototypeTable, cosine_similarity
 from hyperadapters.core.retriever import InstanceRetriever, masked_mean
 
 __all__ = [
@@ -22,10 +22,12 @@ __all__ = [
     "InstanceRetriever",
     "LearnedBottleneck",
     "Losses",
+    "OwnBottleneck",
     "PrototypeTable",
     "PrototypicalHypernetwork",
     "Reduction",
     "bottleneck",
+    "cosine_similarity",
     "instance_contrastive_loss",
     "masked_mean",
     "prototype_contrastive_loss",

@@ -6,6 +6,7 @@ Shapes: B rows, S positions, d width of the backbone, a bottleneck, L sites, U g
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,18 @@ class BottleneckWeights(NamedTuple):
         """Return the weights of one site, without the dimension L."""
         return BottleneckWeights(*(tensor[index] for tensor in self))
 
+    def task(self, index: int) -> BottleneckWeights:
+        """Return the weights of one of the U tasks, the dimension U kept with size 1."""
+        return BottleneckWeights(*(tensor[:, index : index + 1] for tensor in self))
+
     def to(self, dtype: torch.dtype) -> BottleneckWeights:
         """Return the weights in another floating-point type."""
         return BottleneckWeights(*(tensor.to(dtype) for tensor in self))
+
+    @classmethod
+    def cat(cls, parts: Sequence[BottleneckWeights]) -> BottleneckWeights:
+        """Join the tasks of several sets of weights, in their order."""
+        return cls(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
 
 
 def bottleneck(inputs: Tensor, weights: BottleneckWeights, rows: Tensor) -> Tensor:
@@ -52,6 +62,20 @@ def bottleneck(inputs: Tensor, weights: BottleneckWeights, rows: Tensor) -> Tens
     down_weight, down_bias, up_weight, up_bias = (tensor.index_select(0, rows) for tensor in weights)
     hidden = torch.relu(torch.baddbmm(down_bias[:, None], inputs, down_weight))
     return torch.baddbmm(up_bias[:, None], hidden, up_weight)
+
+
+class OwnBottleneck(nn.Module):
+    """Adapters that a task has of its own at all L sites: once generated, then trained apart from the hypernetwork."""
+
+    def __init__(self, weights: BottleneckWeights) -> None:
+        """Args: weights: to start from, of one task (U = 1); copied."""
+        super().__init__()
+        for name, tensor in zip(BottleneckWeights._fields, weights, strict=True):
+            self.register_parameter(name, nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format)))
+
+    def forward(self) -> BottleneckWeights:
+        """Return the weights, U = 1."""
+        return BottleneckWeights(*(getattr(self, name) for name in BottleneckWeights._fields))
 
 
 class LearnedBottleneck(nn.Module):

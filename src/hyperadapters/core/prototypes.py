@@ -21,20 +21,43 @@ class PrototypeTable(nn.Module):
 
     Initialised from a standard normal distribution, as in the released code. They are the only parameters of the
     method that grow with the number of tasks.
+
+    A prototype is pushed away from the other tasks' instances, and so past the middle of its own. Where that middle is
+    known, a task has keys to be recognised by instead: the centroid of its instance vectors, or several where its
+    inputs form several clumps. Adapters are generated from the prototype in any case. A key of zeros is not there.
     """
 
-    def __init__(self, num_tasks: int, dim: int = 64) -> None:
+    keys: Tensor
+
+    def __init__(self, num_tasks: int, dim: int = 64, num_keys: int = 1) -> None:
+        """Args: num_tasks: T; dim: p; num_keys: K, places for keys of each task, empty at first."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_tasks, dim))
+        self.register_buffer("keys", torch.zeros(num_tasks, num_keys, dim))
 
     def forward(self, task_ids: Tensor) -> Tensor:
         """Return the prototypes [U, p] of the tasks [U]; an index out of range is an IndexError."""
         return self.weight[task_ids]
 
     def similarity(self, instances: Tensor) -> Tensor:
-        """Cosine similarity [B, T] of instance vectors [B, p] to every prototype."""
-        return cosine_similarity(instances, self.weight)
+        """Cosine similarity [B, T] of instance vectors [B, p] to each task: to its nearest key, or its prototype."""
+        num_tasks, num_keys, _ = self.keys.shape
+        present = self.keys.any(dim=-1)
+        points = torch.where(present[..., None], self.keys, self.weight[:, None])
+        similarity = cosine_similarity(instances, points.flatten(0, 1)).view(-1, num_tasks, num_keys)
+        without_keys = ~present.any(dim=1, keepdim=True)
+        return similarity.masked_fill(~present & ~without_keys, -torch.inf).amax(dim=-1)
 
     def nearest(self, instances: Tensor) -> Tensor:
-        """Index [B] of the prototype most similar to each instance vector [B, p]; the lower index wins a tie."""
+        """Index [B] of the task most similar to each instance vector [B, p]; the lower index wins a tie."""
         return self.similarity(instances).argmax(dim=-1)
+
+    def mixture(self, instances: Tensor, temperature: float = 0.1) -> Tensor:
+        """Mixture [B, p] of the prototypes for each instance vector [B, p]: softmax(similarity / temperature) k."""
+        shares = (self.similarity(instances) / temperature).softmax(dim=-1)
+        return shares.to(self.weight.dtype) @ self.weight
+
+    def replace(self, weight: Tensor, keys: Tensor) -> None:
+        """Take the prototypes [T, p] and keys [T, K, p] of other tasks. `weight` is a new parameter then."""
+        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        self.keys = keys

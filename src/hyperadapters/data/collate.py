@@ -33,21 +33,28 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Make the tensors of a batch."""
-        batch = dict(self._inputs(examples))
+        batch = self.inputs(examples)
         if all(example.task_id is not None for example in examples):
             batch["task_ids"] = torch.tensor([example.task_id for example in examples], dtype=torch.long)
         if all(example.target is not None and example.task_id is not None for example in examples):
             batch["labels"] = self._labels(examples)
         return batch
 
-    def _inputs(self, examples: Sequence[Example]) -> Any:
-        options = {"padding": True, "truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
+    def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Make the tensors that are read from the texts: `input_ids`, `attention_mask`, what the tokenizer adds."""
+        options: dict[str, Any] = {
+            "padding": True,
+            "truncation": True,
+            "max_length": self.max_length,
+            "return_tensors": "pt",
+        }
         if self.text_to_text:
-            return self.tokenizer([self._prompt(example) for example in examples], **options)
+            found = self.tokenizer([self._prompt(example) for example in examples], **options)
+            return {name: found[name] for name in ("input_ids", "attention_mask")}
         texts = [
             example.text if example.text_pair is None else (example.text, example.text_pair) for example in examples
         ]
-        return self.tokenizer(texts, **options)
+        return dict(self.tokenizer(texts, **options))
 
     def _labels(self, examples: Sequence[Example]) -> torch.Tensor:
         if not self.text_to_text:

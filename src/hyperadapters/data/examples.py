@@ -46,8 +46,7 @@ def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
         value = _cell(row, name)
         if not isinstance(value, str):
             raise DataError(f"{row.place}: expected a text in '{name}', found {value!r}")
-        if any("\ud800" <= char <= "\udfff" for char in value):  # half of a pair, which JSON can spell: no character
-            raise DataError(f"{row.place}: '{name}' is not valid Unicode: {value!r}")
+        _check_unicode(row, name, value)
         texts.append(value)
     return texts[0], texts[1] if task.is_pair else None
 
@@ -71,6 +70,7 @@ def read_target(row: Row, task: Task) -> int | float | str:
         return _number(row, value)
     if not isinstance(value, str):
         raise DataError(f"{row.place}: expected a target text, found {value!r}")
+    _check_unicode(row, "label", value)
     return value
 
 
@@ -95,7 +95,13 @@ def _label_name(row: Row, value: object) -> str:
         return str(value)
     if not isinstance(value, str) or not value:
         raise DataError(f"{row.place}: expected a label, found {value!r}")
+    _check_unicode(row, "label", value)
     return value
+
+
+def _check_unicode(row: Row, name: str, value: str) -> None:
+    if any("\ud800" <= char <= "\udfff" for char in value):  # half of a pair, which JSON can spell: no character
+        raise DataError(f"{row.place}: '{name}' is not valid Unicode: {value!r}")
 
 
 def _number(row: Row, value: object) -> float:

@@ -7,7 +7,6 @@ Everything else goes through pyarrow and `datasets`.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -51,6 +50,15 @@ def read_file(path: Path) -> list[Row]:
     Raises:
         DataError: it is missing, of an unknown type, not UTF-8, or a row cannot be read.
     """
+    return list(iterate_file(path))
+
+
+def iterate_file(path: Path) -> Iterator[Row]:
+    """Read a file row by row, without holding it in memory.
+
+    Raises:
+        DataError: it is missing or of an unknown type; later, as for `read_file`.
+    """
     if path.is_dir():
         raise DataError(f"{path}: expected a file, found a folder")
     if not path.is_file():
@@ -59,7 +67,7 @@ def read_file(path: Path) -> list[Row]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unknown type '{path.suffix}'; expected one of {', '.join(_READERS)}")
-    return list(reader(path))
+    return reader(path)
 
 
 def _read_path(source: Source, split: Split) -> list[Row] | None:
@@ -128,17 +136,29 @@ def _describe(source: Source) -> str:
     return str(source.path or source.dataset or source.demo)
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8: {error.reason}; save the file as UTF-8") from None
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file with their ends, as they are."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, line {_undecodable_line(path)}: not UTF-8: {error.reason}; save the file as UTF-8"
+            ) from None
+
+
+def _undecodable_line(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
@@ -153,7 +173,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    lines = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    lines = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     try:
         header = next(lines, [])
         if len(set(header)) != len(header):
@@ -178,10 +198,12 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(path).to_pylist()
+        with pq.ParquetFile(path) as file:
+            rows = (values for batch in file.iter_batches() for values in batch.to_pylist())
+            for number, values in enumerate(rows, start=1):
+                yield Row(values, f"{path}, row {number}")
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from None
-    return (Row(values, f"{path}, row {number}") for number, values in enumerate(rows, start=1))
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

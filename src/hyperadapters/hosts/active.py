@@ -23,12 +23,13 @@ class BatchState:
     """State of one forward: `weights` of the distinct tasks and, for each row, the index `rows` [B] of its task.
 
     `on_features` is called with the hidden states that enter the first adapted layer, before any adapter is used; it
-    may fill in the weights.
+    may fill in the weights. `features` replaces these hidden states, where they are known already.
     """
 
     weights: BottleneckWeights | None = None
     rows: Tensor | None = None
     on_features: Callable[[Tensor], None] | None = None
+    features: Tensor | None = None
     enabled: bool = True
 
 
@@ -57,12 +58,18 @@ class ActiveAdapters:
         state = self._state
         return nullcontext(), self.use(state) if state is not None else nullcontext()
 
-    def enter_first_layer(self, module: nn.Module, args: tuple[object, ...]) -> None:
-        """Forward pre-hook of the first adapted layer: hands its input to `on_features`."""
-        if self._state is not None and self._state.on_features is not None:
+    def enter_first_layer(self, module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...] | None:
+        """Forward pre-hook of the first adapted layer: replaces its input, or hands it to `on_features`."""
+        state = self._state
+        if state is None:
+            return None
+        if state.features is not None:
+            return state.features, *args[1:]
+        if state.on_features is not None:
             hidden = args[0]
             assert isinstance(hidden, Tensor)
-            self._state.on_features(hidden)
+            state.on_features(hidden)
+        return None
 
     def adapt(self, inputs: Tensor, site: int) -> Tensor:
         """The generated adapters' output at a site for inputs [rows, S, d].

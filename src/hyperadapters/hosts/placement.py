@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hyperadapters.config import ModelConfig, Task, check_task_names
+from hyperadapters.config import Lengths, ModelConfig, Task, check_task_names
 from hyperadapters.errors import RecipeError, TaskError
 from hyperadapters.hosts.sites import Sites
 
@@ -36,6 +36,10 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
         RecipeError: a setting does not fit the backbone.
     """
     if sites.kind == "encoder-decoder":
+        if config.features != "layer":
+            raise RecipeError(
+                f"features: '{config.features}' is for encoders; an encoder-decoder reads its encoder's output"
+            )
         if config.feature_layer is not None:
             raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
         return config
@@ -51,3 +55,19 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
             f"generated above it), found {feature_layer}"
         )
     return config.model_copy(update={"feature_layer": feature_layer})
+
+
+def fit_lengths(lengths: Lengths | None, sites: Sites) -> Lengths:
+    """Check lengths against a backbone, or choose them.
+
+    Raises:
+        RecipeError: the backbone has no positions for inputs of that length.
+    """
+    if lengths is None:
+        default = Lengths()
+        return default.model_copy(update={"input": min(default.input, sites.max_length or default.input)})
+    if sites.max_length is not None and lengths.input > sites.max_length:
+        raise RecipeError(
+            f"data.max_length: the backbone takes at most {sites.max_length} tokens, found {lengths.input}; lower it"
+        )
+    return lengths

@@ -1,100 +1,100 @@
-"""Predicting from a file to a file."""
+"""Predicting from a file to a file, a chunk at a time."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from hyperadapters.config import RECIPE_FILE, DataConfig, Task, load_recipe
-from hyperadapters.data.collate import Collator
-from hyperadapters.data.examples import Example, read_fields
-from hyperadapters.data.sources import Row, read_file
-from hyperadapters.errors import DataError, TaskError, unknown_name
-from hyperadapters.files import check_target, write_atomically
-from hyperadapters.inference.predictor import Prediction, answer_name, best_device, predict
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.data.examples import Example
+from hyperadapters.data.sources import iterate_file
+from hyperadapters.errors import DataError
+from hyperadapters.files import check_target, open_atomically
+from hyperadapters.inference.inputs import read_inputs
+from hyperadapters.inference.predictor import Prediction, Predictor
 
-_ANY_TASK = Task(name="any", kind="text-to-text")
-_ANY_PAIR_TASK = Task(name="any", kind="text-to-text", fields=("text", "text_pair"))
+OUTPUT_ENDINGS = (".jsonl", ".csv")
 
 
-def predict_file(folder: Path, input_file: Path, task: str | None, output: Path | None, batch_size: int) -> None:
+def predict_file(
+    predictor: Predictor, input_file: Path, task: str | None, output: Path | None, progress: bool = False
+) -> None:
     """Answer the rows of a file; see the command `predict`.
 
     Args:
-        folder: of a checkpoint; the lengths come from the recipe beside it, if there is one.
-        input_file: with the columns text, and where needed text_pair and task.
+        predictor: answers.
+        input_file: JSON-lines, CSV, TSV or Parquet, with the columns text, and where needed text_pair and task.
         task: of all rows, or None.
-        output: JSON-lines or CSV, written whole at the end; None prints JSON-lines.
-        batch_size: rows of a batch.
+        output: JSON-lines or CSV, which is there when all rows are answered; None prints JSON-lines as they come.
+        progress: whether to show a bar.
 
     Raises:
-        HyperAdaptersError: the checkpoint, the file, a row or a task name is wrong; nothing has been written then.
+        HyperAdaptersError: the file, a row or a task name is wrong; the output file is what it was then.
     """
-    if output is not None:
-        check_target(output, (".jsonl", ".csv"))
-    model = HyperAdapterModel.from_pretrained(folder).to(best_device())
-    examples = [_example(row, model.tasks, task) for row in read_file(input_file)]
-    if not examples:
-        raise DataError(f"{input_file}: no rows; expected at least one")
-    recipe = folder / RECIPE_FILE
-    data = load_recipe(recipe).data if recipe.is_file() else DataConfig()
-    longest = min(data.max_length, model.max_length or data.max_length)
-    collator = Collator(model.tokenizer, model.tasks, model.text_to_text, longest, data.max_target_length)
-    predictions = predict(model, examples, collator, batch_size)
-    records = [_record(e, p, model.tasks) for e, p in zip(examples, predictions, strict=True)]
     if output is None:
-        sys.stdout.write(_as_jsonl(records))
+        _write_jsonl(sys.stdout, _records(predictor, input_file, task, progress))
         return
-    text = _as_csv(records) if output.suffix == ".csv" else _as_jsonl(records)
-    write_atomically(output, text.encode())
+    check_target(output, OUTPUT_ENDINGS)
+    write = _write_csv if output.suffix == ".csv" else _write_jsonl
+    with open_atomically(output) as file:
+        write(file, _records(predictor, input_file, task, progress))
 
 
-def _example(row: Row, tasks: Sequence[Task], task_name: str | None) -> Example:
-    name = row.values.get("task") or None if task_name is None else task_name
-    if name is None:
-        shape = _ANY_PAIR_TASK if row.values.get("text_pair") else _ANY_TASK
-        return Example(None, *read_fields(row, shape))
-    names = [task.name for task in tasks]
-    if name not in names:
-        where = "" if task_name is not None else f"{row.place}: "
-        raise TaskError(where + unknown_name("task", str(name), names))
-    task_id = names.index(name)
-    return Example(task_id, *read_fields(row, tasks[task_id]))
+def _records(predictor: Predictor, path: Path, task: str | None, progress: bool) -> Iterator[dict[str, Any]]:
+    waiting: deque[Example] = deque()
+
+    def remember(examples: Iterable[Example]) -> Iterator[Example]:
+        for example in examples:
+            waiting.append(example)
+            yield example
+
+    examples = read_inputs(iterate_file(path), predictor.model.tasks, task)
+    empty = True
+    for prediction in predictor(remember(examples), progress=progress):
+        empty = False
+        yield _record(waiting.popleft(), prediction)
+    if empty:
+        raise DataError(f"{path}: no rows; expected at least one")
 
 
-def _record(example: Example, prediction: Prediction, tasks: Sequence[Task]) -> dict[str, Any]:
-    task = tasks[prediction.task_id]
+def _record(example: Example, prediction: Prediction) -> dict[str, Any]:
+    routing = prediction.routing
     record: dict[str, Any] = {"text": example.text}
     if example.text_pair is not None:
         record["text_pair"] = example.text_pair
-    record["task"] = task.name
+    record["task"] = prediction.task
     record["routed"] = example.task_id is None
-    record["answer"] = answer_name(task, prediction.answer)
+    record["answer"] = prediction.answer
     if prediction.probabilities is not None:
-        likely = {label: round(p, 6) for label, p in zip(task.labels, prediction.probabilities, strict=True)}
-        record["probabilities"] = likely
+        record["probabilities"] = {label: round(p, 6) for label, p in prediction.probabilities.items()}
     if prediction.text is not None:
         record["output"] = prediction.text
+    record["similarity"] = round(routing.similarity, 6)
+    record["margin"] = round(routing.margin, 6) if len(routing.candidates) > 1 else None
+    record["candidates"] = {candidate.task: round(candidate.similarity, 6) for candidate in routing.candidates}
     return record
 
 
-def _as_jsonl(records: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+def _write_jsonl(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
+    for record in records:
+        file.write(_as_json(record) + "\n")
 
 
-def _as_csv(records: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(column for record in records for column in record))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+CSV_COLUMNS = (
+    "text", "text_pair", "task", "routed", "answer", "probabilities", "output", "similarity", "margin", "candidates"
+)  # fmt: skip
+
+
+def _write_csv(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
+    writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for record in records:
-        likely = record.get("probabilities")
-        cells = {**record, "probabilities": json.dumps(likely)} if likely is not None else record
-        writer.writerow(cells)
-    return text.getvalue()
+        writer.writerow({key: _as_json(value) if isinstance(value, dict) else value for key, value in record.items()})
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

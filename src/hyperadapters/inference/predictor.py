@@ -1,134 +1,185 @@
-"""Running a model over examples, in mixed batches, with tasks given or routed."""
+"""Answers to inputs: any number, in mixed batches, with tasks given, routed, or given for some."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
 
+from hyperadapters.batch import ROUTES, Route
 from hyperadapters.config import Task
-from hyperadapters.data.collate import Collator, read_answer
+from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
+from hyperadapters.errors import TaskError, unknown_name
+from hyperadapters.inference.batches import batches_by_length, best_device, device_of, evaluating, to_device
+from hyperadapters.inference.cache import AdapterCache
+from hyperadapters.inference.inputs import read_inputs
+from hyperadapters.inference.routing import RoutingResult, decide
 from hyperadapters.model import HyperAdapterModel
 
 CHUNK_BATCHES = 32
+CACHE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one example.
+    """The answer to one input.
 
     Attributes:
-        task_id: the task it was answered under: the given one, or the one routed to.
-        answer: index of the label, number, or text; None when a generated text is no label's word or no number.
-        probabilities: of the task's labels, for classification heads; else None.
+        task: the task it was answered under, given or routed to; None when the input was declined.
+        answer: name of the label, number or text; None when the input was declined, or when a generated text is no
+            label's word or no number.
+        probabilities: by label, for classification heads; else None.
         text: what a text-to-text backbone wrote; else None.
-        nearest: task of the prototype nearest to the example, whatever task was given.
+        routing: where the input would go by itself, whether or not its task was given.
+        target: the answer as `Example.target` has it: the index of a label, a number or a text.
         instance: instance vector, p numbers.
     """
 
-    task_id: int
-    answer: int | float | str | None
-    probabilities: tuple[float, ...] | None
+    task: str | None
+    answer: str | float | None
+    probabilities: dict[str, float] | None
     text: str | None
-    nearest: int
+    routing: RoutingResult
+    target: int | float | str | None
     instance: tuple[float, ...]
 
 
-def answer_name(task: Task, answer: int | float | str | None) -> str | float | None:
-    """The answer as a user sees it: the label's name, the number or the text."""
-    return task.labels[int(answer)] if task.kind == "classification" and answer is not None else answer
+class Predictor:
+    """Answers inputs with a model.
 
-
-def best_device() -> torch.device:
-    """The accelerator of this machine, or the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
-
-
-def predict(
-    model: HyperAdapterModel,
-    examples: Iterable[Example],
-    collator: Collator,
-    batch_size: int = 64,
-) -> Iterator[Prediction]:
-    """Answer examples in their order, those without a task under the nearest prototype's.
-
-    Args:
-        model: put into evaluation mode for the time of the call.
-        examples: any number; they are taken in chunks, and batched by length within a chunk.
-        collator: makes the batches.
-        batch_size: rows of a batch.
+    Inputs are taken in chunks and batched by length within a chunk, rows of different tasks together. Answers come in
+    the order of the inputs, and no more than a chunk is held at a time. Adapters are generated once a task and kept.
     """
-    remaining = iter(examples)
-    while chunk := list(islice(remaining, batch_size * CHUNK_BATCHES)):
-        yield from _predict_chunk(model, chunk, collator, batch_size)
 
+    def __init__(
+        self,
+        model: HyperAdapterModel,
+        batch_size: int = 64,
+        route: Route = "nearest",
+        decline: bool = True,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Make a predictor.
 
-def _predict_chunk(
-    model: HyperAdapterModel, examples: Sequence[Example], collator: Collator, batch_size: int
-) -> list[Prediction]:
-    predictions: dict[int, Prediction] = {}
-    order = sorted(range(len(examples)), key=lambda index: _sort_key(examples[index]))
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        for routed in (False, True):
-            rows = [index for index in order if (examples[index].task_id is None) == routed]
-            for start in range(0, len(rows), batch_size):
-                part = rows[start : start + batch_size]
-                batch = {name: tensor.to(device) for name, tensor in collator([examples[i] for i in part]).items()}
-                batch.pop("labels", None)
-                predictions.update(zip(part, _predict_batch(model, batch, collator), strict=True))
-    finally:
-        model.train(was_training)
-    return [predictions[index] for index in range(len(examples))]
+        Args:
+            model: not trained meanwhile; tasks may be added to it and removed.
+            batch_size: rows of a batch.
+            route: see `HyperAdapterModel.forward`.
+            decline: whether an input without a task that no task claims gets no answer; otherwise it is answered
+                under the most similar task.
+            cache_bytes: of generated adapters that are kept.
 
+        Raises:
+            TaskError: there is no such route.
+        """
+        if route not in ROUTES:
+            raise TaskError(unknown_name("route", route, ROUTES))
+        self.model, self.batch_size, self.route, self.decline = model, batch_size, route, decline
+        self._cache = AdapterCache(model, cache_bytes)
 
-def _sort_key(example: Example) -> int:
-    return len(example.text) + len(example.text_pair or "")
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None, **options: Any) -> Self:
+        """Load a checkpoint, onto the accelerator if there is one.
 
+        Args:
+            folder: of the checkpoint.
+            device: another device.
+            **options: of the constructor.
 
-@torch.inference_mode()
-def _predict_batch(model: HyperAdapterModel, batch: dict[str, Any], collator: Collator) -> list[Prediction]:
-    texts: list[str] | None = None
-    probabilities: list[list[float]] = []
-    values: list[list[float]] = []
-    if model.text_to_text:
-        batch.pop("token_type_ids", None)
-        instances = model.instances(batch["input_ids"], batch["attention_mask"])
-        task_ids = batch.setdefault("task_ids", model.prototypes.nearest(instances))
-        tokens = model.generate(**batch, max_new_tokens=collator.max_target_length, do_sample=False)
-        texts = collator.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    else:
-        output = model(**batch)
-        instances, task_ids = output.instances, output.task_ids
-        values = output.logits.tolist()
-        probabilities = output.logits.softmax(dim=-1).tolist()
-    nearest = model.prototypes.nearest(instances).tolist()
-    predictions = []
-    for row, task_id in enumerate(task_ids.tolist()):
-        task = model.tasks[task_id]
-        answer: int | float | str | None
-        likely = None
-        if texts is not None:
-            answer = read_answer(task, texts[row])
-        elif task.kind == "regression":
-            answer = values[row][0]
-        else:
-            likely = tuple(probabilities[row][: len(task.labels)])
-            answer = likely.index(max(likely))
-        predictions.append(
-            Prediction(
-                task_id=task_id,
-                answer=answer,
-                probabilities=likely,
-                text=texts[row] if texts is not None else None,
-                nearest=nearest[row],
-                instance=tuple(instances[row].tolist()),
+        Raises:
+            CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
+        """
+        return cls(HyperAdapterModel.from_pretrained(folder).to(device or best_device()), **options)
+
+    def __call__(self, inputs: Iterable[Any], task: str | None = None, progress: bool = False) -> Iterator[Prediction]:
+        """Answer inputs one after the other, as they are asked for.
+
+        Args:
+            inputs: see `read_inputs`: strings, pairs, mappings with `text`, `text_pair` and `task`, examples.
+            task: name of the task of all inputs; default: each one's own, or the one it is routed to.
+            progress: whether to show a bar on the error stream, if that is a terminal.
+
+        Raises:
+            DataError, TaskError: an input is wrong. Those of earlier chunks have been answered then.
+        """
+        examples = read_inputs(inputs, self.model.tasks, task)
+        total = len(inputs) if isinstance(inputs, Sized) else None
+        if progress:
+            console = Console(stderr=True)
+            hidden = not console.is_terminal
+            stream = self._stream(examples)
+            return iter(track(stream, "Answering", total, console=console, transient=True, disable=hidden))
+        return self._stream(examples)
+
+    def _stream(self, examples: Iterator[Example]) -> Iterator[Prediction]:
+        while chunk := list(islice(examples, self.batch_size * CHUNK_BATCHES)):
+            yield from self._answer_chunk(chunk)
+
+    def _answer_chunk(self, examples: Sequence[Example]) -> list[Prediction]:
+        answers: dict[int, Prediction] = {}
+        collator, device = self.model.collator, device_of(self.model)
+        with evaluating(self.model), self.model.adapters_from(self._cache):
+            for told in (True, False):
+                rows = [index for index, example in enumerate(examples) if (example.task_id is not None) == told]
+                for part in batches_by_length([examples[row] for row in rows], self.batch_size):
+                    indices = [rows[place] for place in part]
+                    batch = to_device(collator.inputs([examples[index] for index in indices]), device)
+                    task_ids = torch.tensor([examples[i].task_id for i in indices], device=device) if told else None
+                    answers.update(zip(indices, self._answer_batch(batch, task_ids), strict=True))
+        return [answers[index] for index in range(len(examples))]
+
+    @torch.inference_mode()
+    def _answer_batch(self, batch: dict[str, Tensor], task_ids: Tensor | None) -> list[Prediction]:
+        model = self.model
+        if model.text_to_text:
+            encoded = model.encode(**batch)
+            instances = model.retriever(encoded.pooled)
+            used = model.prototypes.nearest(instances) if task_ids is None else task_ids
+            tokens = model.generate(
+                **batch,
+                task_ids=task_ids,
+                encoded=encoded,
+                route=self.route,
+                max_new_tokens=model.lengths.target,
+                do_sample=False,
             )
-        )
-    return predictions
+            outputs: list[Any] = model.collator.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        else:
+            output = model(**batch, task_ids=task_ids, route=self.route)
+            instances, used, outputs = output.instances, output.task_ids, output.logits.float().tolist()
+        routings = decide(model, instances)
+        declined = [task_ids is None and self.decline and not routing.accepted for routing in routings]
+        return [
+            Prediction(None, None, None, None, routing, None, instance)
+            if is_declined
+            else _prediction(model.tasks[task_id], value, routing, instance)
+            for task_id, value, routing, instance, is_declined in zip(
+                used.tolist(), outputs, routings, map(tuple, instances.tolist()), declined, strict=True
+            )
+        ]
+
+
+def _prediction(
+    task: Task, output: str | list[float], routing: RoutingResult, instance: tuple[float, ...]
+) -> Prediction:
+    """Read the answer from a generated text, or from a head's logits."""
+    likely, text = None, None
+    target: int | float | str | None
+    if isinstance(output, str):
+        text, target = output, read_answer(task, output)
+    elif task.kind == "regression":
+        target = output[0]
+    else:
+        likely = torch.tensor(output[: len(task.labels)]).softmax(dim=0).tolist()
+        target = likely.index(max(likely))
+    answer = task.labels[int(target)] if task.kind == "classification" and target is not None else target
+    probabilities = dict(zip(task.labels, likely, strict=True)) if likely else None
+    return Prediction(task.name, answer, probabilities, text, routing, target, instance)

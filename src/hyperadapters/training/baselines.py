@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 
-from hyperadapters.config import Split
+from hyperadapters.config import Split, Task
 from hyperadapters.core import masked_mean
-from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example, TaskData
+from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
 
 PROBE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
+FEW_SHOT_STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 
 
 def majority(data: TaskData) -> dict[str, float]:
@@ -35,13 +37,13 @@ def majority(data: TaskData) -> dict[str, float]:
     return score(data.task, test, [answer] * len(test))
 
 
-def linear_probe(model: HyperAdapterModel, data: TaskData, collator: Collator) -> dict[str, float]:
+def linear_probe(model: HyperAdapterModel, data: TaskData) -> dict[str, float]:
     """Test scores of a logistic (or ridge) regression on the mean of the bare backbone's last hidden states.
 
     Features are standardised; the strength of the regularisation is the one of `PROBE_STRENGTHS` with the best score
     on the validation rows (1.0 without any). For encoder backbones.
     """
-    features = {split: frozen_features(model, rows, collator) for split, rows in data.splits.items()}
+    features = {split: frozen_features(model, rows) for split, rows in data.splits.items()}
     targets = {split: np.array([example.target for example in rows]) for split, rows in data.splits.items()}
 
     def fit(strength: float) -> Any:
@@ -62,19 +64,36 @@ def linear_probe(model: HyperAdapterModel, data: TaskData, collator: Collator) -
     return scores(best, "test")
 
 
+def few_shot_probe(
+    model: HyperAdapterModel, task: Task, examples: Sequence[Example], inputs: Sequence[Example]
+) -> list[int]:
+    """Labels of inputs by a logistic regression on the frozen features, scaled to length 1, of a few examples.
+
+    The regularisation is the one of `FEW_SHOT_STRENGTHS` with the lowest log loss in cross-validation over the examples
+    (four folds, or as many as the rarest label has rows), 10 where a label has one row only. For encoder backbones.
+    """
+    features = normalize(frozen_features(model, examples))
+    targets = [int(example.target) for example in examples]  # type: ignore[arg-type]
+    folds = min(4, min(Counter(targets).values()))
+    probe: Any = LogisticRegression(C=10.0, max_iter=2000)
+    if folds > 1:
+        cv = StratifiedKFold(folds, shuffle=True, random_state=0)
+        probe = GridSearchCV(probe, {"C": FEW_SHOT_STRENGTHS}, scoring="neg_log_loss", cv=cv)
+    answers: list[int] = probe.fit(features, targets).predict(normalize(frozen_features(model, inputs))).tolist()
+    return answers
+
+
 @torch.inference_mode()
 def frozen_features(
-    model: HyperAdapterModel, examples: Sequence[Example], collator: Collator, batch_size: int = 64
+    model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64
 ) -> np.ndarray[Any, Any]:
     """Mean over tokens of the bare backbone's last hidden states, [examples, d]."""
-    features = []
-    device = next(model.parameters()).device
+    features: dict[int, torch.Tensor] = {}
+    collator = model.collator
     model.eval()
-    for start in range(0, len(examples), batch_size):
-        batch = {name: t.to(device) for name, t in collator(examples[start : start + batch_size]).items()}
-        for name in ("task_ids", "labels"):
-            batch.pop(name, None)
+    for rows in batches_by_length(examples, batch_size):
+        batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
         with model.adapters_disabled():
             hidden = model.backbone(**batch).last_hidden_state
-        features.append(masked_mean(hidden, batch["attention_mask"]).cpu().numpy())
-    return np.concatenate(features)
+        features.update(zip(rows, masked_mean(hidden, batch["attention_mask"]).cpu(), strict=True))
+    return torch.stack([features[row] for row in range(len(examples))]).numpy()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
-from hyperadapters.inference.predictor import Prediction, predict
+from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
 
@@ -19,7 +18,7 @@ class Evaluation:
     Attributes:
         tasks: metrics by task name, the task's score first.
         mean: mean of the tasks' scores.
-        routing_accuracy: share of the examples whose nearest prototype is that of their own task.
+        routing_accuracy: share of the examples that are most similar to their own task, declined or not.
         predictions: one for each example, in their order.
     """
 
@@ -29,21 +28,23 @@ class Evaluation:
     predictions: list[Prediction]
 
 
-def evaluate(
-    model: HyperAdapterModel, examples: Sequence[Example], collator: Collator, batch_size: int = 64
-) -> Evaluation:
+def evaluate(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64) -> Evaluation:
     """Answer examples under their own tasks, in mixed batches, and score each task that has any.
 
     Args:
         examples: at least one, each with a task and a target.
     """
-    predictions = list(predict(model, examples, collator, batch_size))
+    predictions = list(Predictor(model, batch_size)(examples))
     scores = {}
     for task_id, task in enumerate(model.tasks):
         rows = [row for row, example in enumerate(examples) if example.task_id == task_id]
         if rows:
             targets = [examples[row].target for row in rows]
-            scores[task.name] = score(task, targets, [predictions[row].answer for row in rows])
+            scores[task.name] = score(task, targets, [predictions[row].target for row in rows])
     main = [scores[task.name][task.main_metric] for task in model.tasks if task.name in scores]
-    routed = sum(p.nearest == e.task_id for p, e in zip(predictions, examples, strict=True))
+    names = [task.name for task in model.tasks]
+    routed = sum(
+        p.routing.candidates[0].task == names[e.task_id]  # type: ignore[index]
+        for p, e in zip(predictions, examples, strict=True)
+    )
     return Evaluation(scores, sum(main) / len(main), routed / len(examples), predictions)

@@ -15,14 +15,14 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hyperadapters.checkpoint import is_checkpoint
-from hyperadapters.config import RECIPE_FILE, DataConfig, Recipe, Split, load_recipe, resolve_paths
-from hyperadapters.data.collate import Collator
+from hyperadapters.config import RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.data.loading import load_tasks
-from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
+from hyperadapters.data.loading import load_task, load_tasks
+from hyperadapters.errors import CheckpointError, DataError, OutputError
 from hyperadapters.files import make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
-from hyperadapters.inference.predictor import best_device
+from hyperadapters.inference.batches import best_device
+from hyperadapters.inference.routing import calibrate
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
@@ -37,7 +37,6 @@ class Run:
 
     model: HyperAdapterModel
     tasks: list[TaskData]
-    collator: Collator
     evaluations: dict[Split, Evaluation]
     metrics: dict[str, Any]
 
@@ -46,8 +45,9 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     """Train, keep the best checkpoint, measure it on validation and test rows, and write everything to a folder.
 
     The folder then holds the checkpoint, `metrics.json`, `resolved_recipe.yaml` and the logs that the recipe asks for;
-    until the run has ended also the Trainer's own checkpoints. Nothing is written before the recipe, the data and the
-    backbone have been checked. `seconds` in the metrics counts from the last start of a resumed run.
+    until the run has ended also the Trainer's own checkpoints. At the end the routing is calibrated (see
+    `inference.routing.calibrate`). Nothing is written before the recipe, the data and the backbone have been checked.
+    `seconds` in the metrics counts from the last start of a resumed run.
 
     Args:
         recipe: what to train.
@@ -66,9 +66,12 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
     set_seed(recipe.seed)
     model = HyperAdapterModel(
-        load_backbone(recipe.backbone), [data.task for data in tasks], recipe.model, backbone_name=recipe.backbone
+        load_backbone(recipe.backbone),
+        [data.task for data in tasks],
+        recipe.model,
+        backbone_name=recipe.backbone,
+        lengths=recipe.data.lengths,
     )
-    collator = make_collator(model, recipe.data)
     _set_target_scales(model, tasks)
     train_rows, validation_rows = examples_of(tasks, "train"), examples_of(tasks, "validation")
     arguments = training_arguments(recipe, output, bool(validation_rows))
@@ -78,15 +81,16 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     make_folder(output)
     write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
     started = time.monotonic()
-    trainer = HyperAdapterTrainer(model, recipe, collator, train_rows, validation_rows, arguments)
+    trainer = HyperAdapterTrainer(model, recipe, train_rows, validation_rows, arguments)
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
     seconds = time.monotonic() - started
-    evaluations = evaluate_splits(model, tasks, collator, recipe.training.eval_batch_size)
+    calibrate(model, train_rows, validation_rows, recipe.training.false_decline_rate, recipe.seed)
+    evaluations = evaluate_splits(model, tasks, recipe.training.eval_batch_size)
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
     model.eval().save_pretrained(output)
     write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
     _remove_checkpoints(output)
-    return Run(model, tasks, collator, evaluations, metrics)
+    return Run(model, tasks, evaluations, metrics)
 
 
 def load_run(folder: Path) -> tuple[HyperAdapterModel, Recipe]:
@@ -102,28 +106,22 @@ def load_run(folder: Path) -> tuple[HyperAdapterModel, Recipe]:
 
 
 def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
-    """Read the data of a run again.
+    """Read the data of a run again, of those tasks of the recipe that the model still has.
 
     Raises:
-        DataError: it has changed so much that tasks or labels differ from the model's.
+        DataError: it has changed so much that a task or its labels differ from the model's, or no task is left.
     """
-    tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
-    if tuple(data.task for data in tasks) != model.tasks:
-        raise DataError("the tasks or labels that the recipe and its data describe are not those of the checkpoint")
+    ids = {task.name: task_id for task_id, task in enumerate(model.tasks)}
+    kept = [entry for entry in recipe.tasks if entry.name in ids]
+    tasks = [load_task(entry, ids[entry.name], recipe.data, recipe.seed) for entry in kept]
+    for data in tasks:
+        if data.task != model.tasks[ids[data.task.name]]:
+            raise DataError(
+                f"task '{data.task.name}': what the recipe and its data describe is not the task of the checkpoint"
+            )
+    if not tasks:
+        raise DataError("the model has none of the tasks that its recipe describes")
     return tasks
-
-
-def make_collator(model: HyperAdapterModel, data: DataConfig) -> Collator:
-    """The collator for a model with the lengths of a recipe.
-
-    Raises:
-        RecipeError: the backbone has no positions for inputs of that length.
-    """
-    if model.max_length is not None and data.max_length > model.max_length:
-        raise RecipeError(
-            f"data.max_length: the backbone takes at most {model.max_length} tokens, found {data.max_length}; lower it"
-        )
-    return Collator(model.tokenizer, model.tasks, model.text_to_text, data.max_length, data.max_target_length)
 
 
 def examples_of(tasks: Sequence[TaskData], split: Split) -> list[Example]:
@@ -134,13 +132,12 @@ def examples_of(tasks: Sequence[TaskData], split: Split) -> list[Example]:
 def evaluate_splits(
     model: HyperAdapterModel,
     tasks: Sequence[TaskData],
-    collator: Collator,
     batch_size: int,
     splits: Sequence[Split] = ("validation", "test"),
 ) -> dict[Split, Evaluation]:
     """Evaluate those of the splits that have rows."""
     found = {split: examples_of(tasks, split) for split in splits}
-    return {split: evaluate(model, rows, collator, batch_size) for split, rows in found.items() if rows}
+    return {split: evaluate(model, rows, batch_size) for split, rows in found.items() if rows}
 
 
 def metrics_of(evaluations: dict[Split, Evaluation], trainable_parameters: int, seconds: float) -> dict[str, Any]:

@@ -39,7 +39,6 @@ class HyperAdapterTrainer(Trainer):
         self,
         model: HyperAdapterModel,
         recipe: Recipe,
-        collator: Collator,
         train_examples: list[Example],
         validation_examples: list[Example],
         arguments: TrainingArguments,
@@ -50,7 +49,6 @@ class HyperAdapterTrainer(Trainer):
         Args:
             model: trained in place.
             recipe: its `training`, `data` and `seed` are used.
-            collator: makes the batches.
             train_examples, validation_examples: of all tasks; without validation examples the last state is kept.
             arguments: result of `training_arguments`.
             **options: of `transformers.Trainer`.
@@ -63,7 +61,7 @@ class HyperAdapterTrainer(Trainer):
         super().__init__(
             model=model,
             args=arguments,
-            data_collator=collator,
+            data_collator=model.collator,
             train_dataset=train_examples,
             eval_dataset=validation_examples or None,
             callbacks=callbacks,
@@ -136,7 +134,7 @@ class HyperAdapterTrainer(Trainer):
     ) -> dict[str, float]:
         """Score every task; `eval_mean`, the mean of the tasks' scores, chooses the best checkpoint."""
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
-        result = evaluate(self.model, examples, self.data_collator, self.args.per_device_eval_batch_size)
+        result = evaluate(self.model, examples, self.args.per_device_eval_batch_size)
         values = {f"{metric_key_prefix}_mean": result.mean}
         values[f"{metric_key_prefix}_routing_accuracy"] = result.routing_accuracy
         for task, scores in result.tasks.items():

@@ -1,179 +1,22 @@
-"""Configurations: validated on reading, unknown keys refused, never code.
-
-`Task` and `ModelConfig` travel with a checkpoint; `Recipe` describes a training run.
-"""
+"""Recipes: a training run, read from YAML and never code."""
 
 from __future__ import annotations
 
-import re
-import string
-import unicodedata
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
-from hyperadapters.errors import HyperAdaptersError, RecipeError, TaskError, did_you_mean, unknown_name
+from hyperadapters.config.model import Lengths, ModelConfig
+from hyperadapters.config.tasks import Task, check_task_names
+from hyperadapters.config.validation import Int, StrictModel, parse
+from hyperadapters.errors import RecipeError, did_you_mean
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-Kind = Literal["classification", "regression", "text-to-text"]
-Model = TypeVar("Model", bound=BaseModel)
-Int = Annotated[int, Strict()]
 
 RECIPE_FILE = "resolved_recipe.yaml"
 """The recipe of a run, in its folder."""
-
-METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1", "macro_f1", "matthews_correlation"),
-    "regression": ("pearson", "spearman"),
-    "text-to-text": ("exact_match",),
-}
-
-
-class StrictModel(BaseModel):
-    """Immutable, refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Task(StrictModel):
-    """What is to be predicted from which texts, and how it is measured.
-
-    Attributes:
-        name: unique within a model; no path separators or control characters.
-        kind: "classification" (one of `labels`), "regression" (a number) or "text-to-text" (any text).
-        fields: `("text",)` or `("text", "text_pair")`.
-        labels: of a classification task, in the order of the head's outputs. In a recipe they may be left out:
-            they are then the sorted labels of the training rows.
-        metrics: the first one is the task's score. "f1" is of the last of two labels.
-        template: how a text-to-text backbone reads the fields, for example "premise: {text} hypothesis: {text_pair}".
-            Default: the fields with a space between them, which a row to be routed gets in any case.
-        label_words: what a text-to-text backbone writes for each label. Default: the label itself.
-        step: of a regression task: a text-to-text backbone writes the nearest multiple of it, for example 0.2.
-    """
-
-    name: str
-    kind: Kind = "classification"
-    fields: tuple[Literal["text", "text_pair"], ...] = ("text",)
-    labels: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ()
-    template: str | None = None
-    label_words: dict[str, str] | None = None
-    step: float | None = Field(None, gt=0, allow_inf_nan=False)
-
-    @classmethod
-    def classification(cls, name: str, labels: list[str] | tuple[str, ...], **options: Any) -> Task:
-        """A task whose answer is one of `labels`."""
-        return parse(cls, {"name": name, "kind": "classification", "labels": labels, **options}, TaskError)
-
-    @classmethod
-    def regression(cls, name: str, **options: Any) -> Task:
-        """A task whose answer is a number."""
-        return parse(cls, {"name": name, "kind": "regression", **options}, TaskError)
-
-    @classmethod
-    def text_to_text(cls, name: str, **options: Any) -> Task:
-        """A task whose answer is a text."""
-        return parse(cls, {"name": name, "kind": "text-to-text", **options}, TaskError)
-
-    @property
-    def is_pair(self) -> bool:
-        """Whether the input is a pair of texts."""
-        return len(self.fields) == 2
-
-    @property
-    def main_metric(self) -> str:
-        """The metric that is the task's score."""
-        return self.metrics[0]
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        if not name.strip() or name != name.strip() or len(name) > 100:
-            raise ValueError("expected 1 to 100 characters without spaces at the ends")
-        if any(char in "/\\" or unicodedata.category(char).startswith("C") for char in name) or name in (".", ".."):
-            raise ValueError("must not contain path separators or control characters")
-        return name
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _check_label_types(cls, labels: object) -> object:
-        if isinstance(labels, (list, tuple)) and not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"labels must be strings, found {labels!r}; put them in quotation marks")
-        return labels
-
-    @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        if self.fields not in (("text",), ("text", "text_pair")):
-            raise ValueError(f"fields must be [text] or [text, text_pair], found {list(self.fields)}")
-        if self.labels and self.kind != "classification":
-            raise ValueError(f"a {self.kind} task has no labels, found {len(self.labels)}: remove them or set kind")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels must be different from each other")
-        if len(self.labels) == 1:
-            raise ValueError(f"a classification task needs at least two labels, found only '{self.labels[0]}'")
-        if self.label_words is not None and self.kind != "classification":
-            raise ValueError(f"label_words belong to a classification task, not to {self.kind}")
-        if self.step is not None and self.kind != "regression":
-            raise ValueError(f"step belongs to a regression task, not to {self.kind}")
-        known = METRICS_OF_KIND[self.kind]
-        for metric in self.metrics:
-            if metric not in known:
-                raise ValueError(unknown_name(f"metric of a {self.kind} task", metric, known))
-        if "f1" in self.metrics and len(self.labels) > 2:
-            raise ValueError(f"f1 needs two labels, found {len(self.labels)}: use macro_f1")
-        if self.template is not None:
-            _check_template(self.template, self.fields)
-        if self.label_words is not None and self.labels and set(self.label_words) != set(self.labels):
-            raise ValueError(f"label_words must have one word for each of {list(self.labels)}")
-        words = [word.strip() for word in (self.label_words or {}).values()]
-        if len(set(words)) != len(words):
-            raise ValueError("label_words must be different from each other")
-        if not self.metrics:
-            object.__setattr__(self, "metrics", (known[0],))
-        return self
-
-
-def _check_template(template: str, fields: tuple[str, ...]) -> None:
-    try:
-        used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-        if unknown := [name for name in used if name not in fields]:
-            raise ValueError(f"found {{{unknown[0]}}}")
-        template.format(**dict.fromkeys(fields, ""))  # whatever else follows the name
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"template may only use {{{'}, {'.join(fields)}}}: {error}") from error
-    missing = [field for field in fields if field not in used]
-    if missing:
-        raise ValueError(f"template does not use {{{missing[0]}}}")
-
-
-class ModelConfig(StrictModel):
-    """Sizes of the method and the preset that fixes its arithmetic.
-
-    Attributes:
-        preset: "paper", or "official", which repeats the released code number by number (see docs/faithfulness.md).
-        prototype_dim: p, numbers in a prototype, an instance vector, a layer embedding and a hypernetwork code.
-        hidden_dim: hidden units of the retriever and of the hypernetwork's trunk.
-        adapter_dim: bottleneck of the generated adapters.
-        shared_adapter_dim: bottleneck of the learned adapters in the encoder of an encoder-decoder; default:
-            `adapter_dim`. Other backbones have none.
-        adapter_norm_input: whether an adapter reads the layer-normed input of its feed-forward (encoder-decoder).
-        feature_layer: encoder backbones only: m, the number of layers below the hidden states that the retriever
-            reads; adapters are generated for the layers above. Default: half of the layers.
-        temperature: of both contrastive losses.
-        contrastive_weight: lambda, weight of each contrastive loss.
-    """
-
-    preset: Literal["paper", "official"] = "paper"
-    prototype_dim: Int = Field(64, ge=1)
-    hidden_dim: Int = Field(128, ge=1)
-    adapter_dim: Int = Field(64, ge=1)
-    shared_adapter_dim: Int | None = Field(None, ge=1)
-    adapter_norm_input: bool = True
-    feature_layer: Int | None = Field(None, ge=0)
-    temperature: float = Field(0.1, gt=0, allow_inf_nan=False)
-    contrastive_weight: float = Field(0.1, ge=0, allow_inf_nan=False)
 
 
 class Cut(StrictModel):
@@ -268,6 +111,11 @@ class DataConfig(StrictModel):
     max_length: Int = Field(128, ge=4)
     max_target_length: Int = Field(32, ge=2)
 
+    @property
+    def lengths(self) -> Lengths:
+        """Where texts are cut."""
+        return Lengths(input=self.max_length, target=self.max_target_length)
+
     @model_validator(mode="after")
     def _check_one_size(self) -> Self:
         given = [name for name in ("n_train", "fraction", "k_per_label") if getattr(self, name) is not None]
@@ -289,6 +137,8 @@ class TrainingConfig(StrictModel):
         label_smoothing: of the task loss.
         reduction: of the task loss over tokens (text-to-text) or rows (heads): "mean" or "sum".
         eval_steps: steps between evaluations on the validation rows; the checkpoint with the best mean is kept.
+        false_decline_rate: share of a task's own inputs that may be declined when they are routed; sets the similarity
+            below which an input is (see `inference.routing`).
         early_stopping_patience: evaluations without a better mean after which training stops.
         report_to: any of "tensorboard", "wandb", "trackio" and what else transformers knows.
     """
@@ -307,6 +157,7 @@ class TrainingConfig(StrictModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     reduction: Literal["mean", "sum"] = "mean"
     eval_steps: Int = Field(500, ge=1)
+    false_decline_rate: float = Field(0.05, ge=0, lt=1)
     early_stopping_patience: Int | None = Field(None, ge=1)
     logging_steps: Int = Field(50, ge=1)
     bf16: bool = False
@@ -340,58 +191,6 @@ class Recipe(StrictModel):
     def _check_names(self) -> Self:
         check_task_names(self.tasks)
         return self
-
-
-def check_task_names(tasks: tuple[Task, ...]) -> None:
-    """Raise ValueError when there is no task or two have the same name."""
-    names = [task.name for task in tasks]
-    if not names:
-        raise ValueError("expected at least one task, found none")
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"task names must be different from each other, found '{name}' {names.count(name)} times")
-
-
-def parse(model: type[Model], values: object, error: type[HyperAdaptersError] = RecipeError, where: str = "") -> Model:
-    """Validate `values` as `model`, reporting all faults together with the nearest known keys.
-
-    Raises:
-        error: with one line a fault: where it is, what is wrong, what was found.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as invalid:
-        faults = [_describe(model, fault) for fault in invalid.errors()]
-        raise error("\n".join([f"{where or model.__name__}: {len(faults)} fault(s)", *faults])) from None
-
-
-def _describe(model: type[BaseModel], fault: Any) -> str:
-    path = [str(part) for part in fault["loc"]]
-    place = ".".join(path) or "as a whole"
-    if fault["type"] == "extra_forbidden":
-        return f"  {place}: unknown key.{did_you_mean(path[-1], _known_keys(model, path[:-1]))}"
-    if fault["type"] == "missing":
-        return f"  {place}: required, not given"
-    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-    if fault["type"] == "literal_error":
-        message += "." + did_you_mean(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
-    found = "" if fault["type"] == "value_error" else f"; found {fault['input']!r}"
-    return f"  {place}: {message}{found}"
-
-
-def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    current: Any = model
-    for part in path:
-        if part.isdigit():
-            continue
-        if part not in current.model_fields and current is Cut:
-            continue
-        annotation = current.model_fields[part].annotation if part in current.model_fields else None
-        nested = [annotation, *getattr(annotation, "__args__", ())]
-        current = next((item for item in nested if isinstance(item, type) and issubclass(item, BaseModel)), None)
-        if current is None:
-            return []
-    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

@@ -1,0 +1,114 @@
+"""New tasks from a few examples, against a logistic regression on the frozen features of the same examples.
+
+    python benchmarks/transfer.py RUN    # a run of recipes/local-transfer.yaml
+
+Adds each held-out task to the run with k examples a label, for each seed, and scores it on its whole test file.
+Appends one JSON object a cell to benchmarks/results/transfer.jsonl; cells already there are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperadapters import HyperAdapterModel, Task, __version__
+from hyperadapters.config import DataConfig
+from hyperadapters.data.examples import Example, read_fields, read_target
+from hyperadapters.data.loading import subset
+from hyperadapters.data.sources import read_file
+from hyperadapters.inference.predictor import Predictor
+from hyperadapters.training.baselines import few_shot_probe
+from hyperadapters.training.metrics import score
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "transfer.jsonl"
+HELD_OUT = {
+    "cb": {"fields": ["text", "text_pair"]},
+    "scitail": {"fields": ["text", "text_pair"]},
+    "rte": {"fields": ["text", "text_pair"]},
+    "subj": {"fields": ["text"]},
+}
+SHOTS = (4, 16, 32)
+SEEDS = (0, 1, 2, 3, 4)
+FITS = ("none", "prototype", "adapter")
+
+
+def load(name: str, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
+    """A held-out task with its labels, and its examples by split."""
+    rows = {split: read_file(folder / name / f"{split}.jsonl") for split in ("train", "test")}
+    labels = sorted({row.values["label"] for row in rows["train"]})
+    task = Task.classification(name, labels, **HELD_OUT[name])
+    return task, {
+        split: [Example(None, *read_fields(row, task), read_target(row, task)) for row in found]
+        for split, found in rows.items()
+    }
+
+
+def cell(
+    model: HyperAdapterModel, task: Task, splits: dict[str, list[Example]], method: str, k: int, seed: int
+) -> dict[str, Any]:
+    """Score one method on the k examples a label that the seed draws."""
+    few = subset(splits["train"], task, DataConfig(k_per_label=k), seed)
+    targets = [example.target for example in splits["test"]]
+    started = time.monotonic()
+    if method == "probe":
+        answers = few_shot_probe(model, task, few, splits["test"])
+        report: dict[str, Any] = {"seconds": time.monotonic() - started}
+    else:
+        fitted = model.add_task(task, few, fit=method, seed=seed)
+        inputs = [Example(None, example.text, example.text_pair) for example in splits["test"]]
+        answers = [prediction.target for prediction in Predictor(model)(inputs, task=task.name)]
+        model.remove_task(task.name)
+        report = {
+            "seconds": fitted.seconds,
+            "steps": fitted.steps,
+            "stopping": fitted.stopping,
+            "nearest": fitted.neighbours[0].task,
+            "similarity": fitted.neighbours[0].similarity,
+        }
+    return {
+        "task": task.name,
+        "k": k,
+        "seed": seed,
+        "method": method,
+        "examples": len(few),
+        "score": score(task, targets, answers)["accuracy"],
+        **report,
+        "threads": torch.get_num_threads(),
+        "version": __version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    done = set()
+    if arguments.output.is_file():
+        rows = [json.loads(line) for line in arguments.output.read_text().splitlines()]
+        done = {(row["task"], row["k"], row["seed"], row["method"]) for row in rows}
+    model = HyperAdapterModel.from_pretrained(arguments.run)
+    known = [task.name for task in model.tasks]
+    assert not set(known) & set(HELD_OUT), f"the run was trained on held-out tasks: {known}"
+    for name in HELD_OUT:
+        task, splits = load(name, arguments.data)
+        for k in SHOTS:
+            for seed in SEEDS:
+                for method in ("probe", *FITS):
+                    if (name, k, seed, method) in done:
+                        continue
+                    row = cell(model, task, splits, method, k, seed)
+                    with arguments.output.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(row["task"], k, seed, method, f"{row['score']:.3f}", f"{row['seconds']:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

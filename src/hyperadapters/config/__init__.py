@@ -1,0 +1,44 @@
+"""Configurations: validated on reading, unknown keys refused, never code.
+
+`Task`, `ModelConfig` and `Lengths` travel with a checkpoint; `Recipe` describes a training run.
+"""
+
+from hyperadapters.config.model import Lengths, ModelConfig
+from hyperadapters.config.recipe import (
+    RECIPE_FILE,
+    SPLITS,
+    Cut,
+    DataConfig,
+    Recipe,
+    Source,
+    Split,
+    TaskEntry,
+    TrainingConfig,
+    load_recipe,
+    resolve_paths,
+)
+from hyperadapters.config.tasks import METRICS_OF_KIND, Kind, Task, check_task_names
+from hyperadapters.config.validation import Int, StrictModel, parse
+
+__all__ = [
+    "Cut",
+    "DataConfig",
+    "Int",
+    "Kind",
+    "Lengths",
+    "METRICS_OF_KIND",
+    "ModelConfig",
+    "RECIPE_FILE",
+    "Recipe",
+    "SPLITS",
+    "Source",
+    "Split",
+    "StrictModel",
+    "Task",
+    "TaskEntry",
+    "TrainingConfig",
+    "check_task_names",
+    "load_recipe",
+    "parse",
+    "resolve_paths",
+]

@@ -1,0 +1,56 @@
+"""Settings of a model; they travel with its checkpoint."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hyperadapters.config.validation import Int, StrictModel
+
+
+class ModelConfig(StrictModel):
+    """Sizes of the method and the preset that fixes its arithmetic.
+
+    Attributes:
+        preset: "paper", or "official", which repeats the released code number by number (see docs/faithfulness.md).
+        prototype_dim: p, numbers in a prototype, an instance vector, a layer embedding and a hypernetwork code.
+        hidden_dim: hidden units of the retriever and of the hypernetwork's trunk.
+        adapter_dim: bottleneck of the generated adapters.
+        shared_adapter_dim: bottleneck of the learned adapters in the encoder of an encoder-decoder; default:
+            `adapter_dim`. Other backbones have none.
+        adapter_norm_input: whether an adapter reads the layer-normed input of its feed-forward (encoder-decoder).
+        feature_layer: encoder backbones only: m, the number of layers below the hidden states that the retriever
+            reads; adapters are generated for the layers above. Default: half of the layers.
+        features: encoder backbones only: "layer", the retriever reads the hidden states at m, so that one pass routes
+            and answers; or "backbone", it reads the last hidden states of the whole frozen pass, and the layers above m
+            run once more with adapters.
+        prototypes_per_task: points by which the inputs of a task are recognised when routing, the centroids of its
+            training instances; more than one for tasks whose inputs form several clumps.
+        temperature: of both contrastive losses.
+        contrastive_weight: lambda, weight of each contrastive loss.
+    """
+
+    preset: Literal["paper", "official"] = "paper"
+    prototype_dim: Int = Field(64, ge=1)
+    hidden_dim: Int = Field(128, ge=1)
+    adapter_dim: Int = Field(64, ge=1)
+    shared_adapter_dim: Int | None = Field(None, ge=1)
+    adapter_norm_input: bool = True
+    feature_layer: Int | None = Field(None, ge=0)
+    features: Literal["layer", "backbone"] = "layer"
+    prototypes_per_task: Int = Field(1, ge=1)
+    temperature: float = Field(0.1, gt=0, allow_inf_nan=False)
+    contrastive_weight: float = Field(0.1, ge=0, allow_inf_nan=False)
+
+
+class Lengths(StrictModel):
+    """Where texts are cut.
+
+    Attributes:
+        input: tokens of an input.
+        target: tokens of a target text; also the most that are generated.
+    """
+
+    input: Int = Field(128, ge=4)
+    target: Int = Field(32, ge=2)

@@ -1,0 +1,204 @@
+"""A backbone with adapters in it: the passes through it, in whole and in part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from hyperadapters.config import ModelConfig
+from hyperadapters.core import masked_mean
+from hyperadapters.hosts.active import ActiveAdapters, BatchState
+from hyperadapters.hosts.inject import Injection
+from hyperadapters.hosts.sites import Sites
+
+Inputs = Mapping[str, Tensor]
+
+
+class Encoded(NamedTuple):
+    """What the layers below the generated adapters make of a batch; it is the same for every task.
+
+    Attributes:
+        hidden: input of the first layer with generated adapters, or output of an encoder-decoder's encoder [B, S, d].
+        pooled: what the retriever reads [B, d], float32.
+        hidden_states: of an encoder-decoder's encoder, if asked for.
+    """
+
+    hidden: Tensor
+    pooled: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class _PrefixDoneError(Exception):
+    """Raised by a hook to leave a forward whose upper layers are not needed."""
+
+
+class Host:
+    """Runs a backbone that adapters were put into. Not a module: the parameters belong to the model."""
+
+    def __init__(self, backbone: nn.Module, sites: Sites, config: ModelConfig, shared: nn.ModuleList) -> None:
+        """Freeze and wrap the backbone.
+
+        Args:
+            backbone: changed in place, until `detach`.
+            sites: found in it.
+            config: placed on the backbone (see `placement.place`).
+            shared: learned adapters, one for each layer of the shared stack; empty for none.
+        """
+        self.backbone: Any = backbone
+        self.text_to_text = sites.kind == "encoder-decoder"
+        first_layer = config.feature_layer or 0
+        self.num_sites = len(sites.generated.layers) - first_layer
+        self.reads_whole_pass = config.features == "backbone"
+        self._sites = sites
+        self._below = () if self.text_to_text else tuple(sites.generated.layers[:first_layer])
+        self._active = ActiveAdapters()
+        self._is_checkpointing = False
+        self._injection: Injection | None = Injection(
+            backbone, sites, first_layer, shared, self._active, config.adapter_norm_input
+        )
+
+    def encode(self, inputs: Inputs, output_hidden_states: bool = False) -> Encoded:
+        """Run what lies below the generated adapters; the layers above are left out where their output is not read."""
+        self._check_attached()
+        if not self.text_to_text:
+            return self._encode_prefix(inputs)
+        with self._active.use(BatchState()):
+            output = self.backbone.encoder(**inputs, output_hidden_states=output_hidden_states)
+        hidden = output.last_hidden_state
+        return Encoded(hidden, masked_mean(hidden, inputs["attention_mask"]), output.hidden_states)
+
+    @torch.no_grad()
+    def _encode_prefix(self, inputs: Inputs) -> Encoded:
+        entered: list[Tensor] = []
+
+        def on_features(hidden: Tensor) -> None:
+            entered.append(hidden)
+            if not self.reads_whole_pass:
+                raise _PrefixDoneError
+
+        read = None
+        with self._active.use(BatchState(enabled=False, on_features=on_features)), _evaluating(self.backbone):
+            try:
+                read = self.backbone(**inputs).last_hidden_state
+            except _PrefixDoneError:
+                read = entered[0]
+        return Encoded(entered[0], masked_mean(read, inputs["attention_mask"]))
+
+    def run(self, inputs: Inputs, choose: Callable[[Tensor], BatchState], output_hidden_states: bool = False) -> Any:
+        """One pass of an encoder: on the way `choose` gets what the retriever reads [B, d] and returns the adapters."""
+        self._check_attached()
+
+        def on_features(hidden: Tensor) -> None:
+            chosen = choose(masked_mean(hidden, inputs["attention_mask"]))
+            state.weights, state.rows = chosen.weights, chosen.rows
+
+        state = BatchState(on_features=on_features)
+        with self._active.use(state):
+            return self.backbone(**inputs, output_hidden_states=output_hidden_states)
+
+    def run_above(
+        self,
+        inputs: Inputs,
+        encoded: Encoded,
+        state: BatchState,
+        decoder_input_ids: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> Any:
+        """Run the layers with generated adapters on the result of `encode`, and return the backbone's output."""
+        self._check_attached()
+        if self.text_to_text:
+            with self._active.use(state):
+                return self.backbone(
+                    encoder_outputs=BaseModelOutput(encoded.hidden),
+                    attention_mask=inputs["attention_mask"],
+                    decoder_input_ids=decoder_input_ids,
+                    use_cache=False,
+                    output_hidden_states=output_hidden_states,
+                )
+        state.features = encoded.hidden
+        with self._active.use(state), _skipped(() if output_hidden_states else self._below):
+            return self.backbone(**inputs, output_hidden_states=output_hidden_states)
+
+    def generate(self, inputs: Inputs, encoded: Encoded, state: BatchState, options: dict[str, Any]) -> Any:
+        """Run the backbone's own `generate` on the result of `encode`."""
+        self._check_attached()
+        if self._needs_growing_cache(options):
+            options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        with self._active.use(state):
+            return self.backbone.generate(
+                encoder_outputs=BaseModelOutput(encoded.hidden), attention_mask=inputs["attention_mask"], **options
+            )
+
+    def _needs_growing_cache(self, options: Mapping[str, Any]) -> bool:
+        """Transformers makes a cache of as many layers as the encoder has, which a deeper decoder overruns."""
+        chosen = options.keys() & {"past_key_values", "cache_implementation"} or not options.get("use_cache", True)
+        assert self._sites.shared is not None
+        return not chosen and len(self._sites.generated.layers) > len(self._sites.shared.layers)
+
+    def keep_prefix_in_evaluation(self) -> None:
+        """Switch dropout off below the features: their outputs depend on nothing trained, so it regularises nothing."""
+        if not self.text_to_text:
+            self.backbone.get_submodule("embeddings").eval()
+            for layer in self._below:
+                layer.eval()
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """A context in which the backbone runs without adapters."""
+        return self._active.use(BatchState(enabled=False))
+
+    def enable_checkpointing(self, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Switch on gradient checkpointing of the backbone's layers, of the non-reentrant kind."""
+        kept = {**settings, "use_reentrant": False, "context_fn": self._active.checkpoint_contexts}
+        self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=kept, **options)
+        # transformers makes the embeddings require gradients, for the reentrant kind; it would run the backward pass
+        # through layers where nothing is trained.
+        self.backbone.disable_input_require_grads()
+        self._is_checkpointing = True
+
+    def detach(self) -> nn.Module:
+        """Take the adapters out and return the backbone as it was."""
+        if self._is_checkpointing:
+            self.backbone.activation_checkpointing_disable()
+        if self._injection is not None:
+            self._injection.restore()
+            self._injection = None
+        backbone: nn.Module = self.backbone
+        return backbone
+
+    def _check_attached(self) -> None:
+        if self._injection is None:
+            raise RuntimeError("the adapters were detached from this model's backbone; make or load a new model")
+
+
+@contextmanager
+def _skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Make layers hand on their input, where the output of the last one is known already."""
+    for layer in layers:
+        layer.forward = _hand_on
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _hand_on(hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def _evaluating(backbone: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and each back into its own."""
+    training = [module for module in backbone.modules() if module.training]
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,57 @@
+"""Generated adapters of the tasks used last."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from hyperadapters.core import BottleneckWeights
+from hyperadapters.model import HyperAdapterModel
+
+
+class AdapterCache:
+    """Keeps the adapters of tasks, so that the hypernetwork runs once a task; the task used least recently goes first.
+
+    For a model that is not being trained; it notices that tasks were added, fitted or removed, not that parameters
+    were changed in place.
+    """
+
+    def __init__(self, model: HyperAdapterModel, max_bytes: int) -> None:
+        """Args: model: generates; max_bytes: of adapters kept. Those of a batch are always there for the batch."""
+        self._model, self._max_bytes = model, max_bytes
+        self._kept: OrderedDict[int, BottleneckWeights] = OrderedDict()
+        self._revision = model.revision
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the adapters that are kept now."""
+        return sum(_num_bytes(weights) for weights in self._kept.values())
+
+    def __call__(self, task_ids: Tensor) -> BottleneckWeights:
+        """The adapters [L, U, ...] of the tasks [U]."""
+        if self._revision != self._model.revision:
+            self._kept.clear()
+            self._revision = self._model.revision
+        wanted: list[int] = task_ids.tolist()
+        missing = [task_id for task_id in wanted if task_id not in self._kept]
+        if missing:
+            made = self._model.adapters(torch.tensor(missing, device=task_ids.device))
+            for place, task_id in enumerate(missing):
+                self._kept[task_id] = BottleneckWeights(*(tensor.clone() for tensor in made.task(place)))
+        for task_id in wanted:
+            self._kept.move_to_end(task_id)
+        weights = BottleneckWeights.cat([self._kept[task_id] for task_id in wanted])
+        self._shrink()
+        return weights
+
+    def _shrink(self) -> None:
+        size = self.num_bytes
+        while size > self._max_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            size -= _num_bytes(dropped)
+
+
+def _num_bytes(weights: BottleneckWeights) -> int:
+    return sum(tensor.nbytes for tensor in weights)

@@ -1,0 +1,62 @@
+"""What people give as inputs, as examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hyperadapters.config import Task
+from hyperadapters.data.examples import Example, read_fields
+from hyperadapters.data.sources import Row
+from hyperadapters.errors import DataError, TaskError, unknown_name
+
+_ANY = Task(name="any", kind="text-to-text")
+_ANY_PAIR = Task(name="any", kind="text-to-text", fields=("text", "text_pair"))
+
+
+def read_inputs(inputs: Iterable[Any], tasks: Sequence[Task], task: str | None) -> Iterator[Example]:
+    """Read inputs one by one.
+
+    Args:
+        inputs: each a string, a pair of strings, a mapping with `text` and where needed `text_pair` and `task`,
+            a `Row` of such values, or an `Example`.
+        tasks: of the model.
+        task: name of the task of all inputs; default: each one's own, or none.
+
+    Raises:
+        DataError: an input is none of these, or lacks a text.
+        TaskError: a task is unknown.
+    """
+    if isinstance(inputs, (str, Mapping, Example)):
+        raise DataError(
+            f"expected a list or another iterable of inputs, found {type(inputs).__name__}: put it in a list"
+        )
+    names = {known.name: task_id for task_id, known in enumerate(tasks)}
+    if task is not None and task not in names:
+        raise TaskError(unknown_name("task", task, names))
+    for number, value in enumerate(inputs, start=1):
+        if isinstance(value, Example):
+            yield value if task is None else Example(names[task], value.text, value.text_pair, value.target)
+        else:
+            yield _read(_row(value, f"input {number}"), tasks, names, task)
+
+
+def _row(value: Any, place: str) -> Row:
+    if isinstance(value, Row):
+        return value
+    if isinstance(value, str):
+        return Row({"text": value}, place)
+    if isinstance(value, Mapping):
+        return Row(dict(value), place)
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return Row({"text": value[0], "text_pair": value[1]}, place)
+    raise DataError(f"{place}: expected a text, a pair of texts or a mapping with 'text', found {value!r}")
+
+
+def _read(row: Row, tasks: Sequence[Task], names: Mapping[str, int], task: str | None) -> Example:
+    name = row.values.get("task") or None if task is None else task
+    if name is None:
+        return Example(None, *read_fields(row, _ANY_PAIR if row.values.get("text_pair") else _ANY))
+    if not isinstance(name, str) or name not in names:
+        raise TaskError(f"{row.place}: " + unknown_name("task", str(name), names))
+    return Example(names[name], *read_fields(row, tasks[names[name]]))

@@ -1,0 +1,178 @@
+"""Which task an input belongs to, and when it belongs to none.
+
+Similarity is computed by `core.prototypes`; this module holds the policy: what is accepted, and how the thresholds for
+that are chosen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hyperadapters.data.examples import Example
+from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.inference.inputs import read_inputs
+from hyperadapters.model import HyperAdapterModel
+
+NUM_CANDIDATES = 3
+ROWS_FOR_KEYS = 1000
+"""Training rows of a task from which its keys are made, at most; a centroid is well known by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A task and how similar an input is to it (cosine, -1 to 1)."""
+
+    task: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingResult:
+    """Where an input belongs.
+
+    Attributes:
+        task: the most similar task, or None when the input is declined.
+        similarity: to the most similar task (cosine, -1 to 1).
+        margin: how much less similar the next task is; infinite when there is no other.
+        accepted: whether the similarity reaches the task's threshold.
+        candidates: the most similar tasks, up to three, most similar first.
+    """
+
+    task: str | None
+    similarity: float
+    margin: float
+    accepted: bool
+    candidates: tuple[Candidate, ...]
+
+
+def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) -> list[RoutingResult]:
+    """Find the task of each text; the layers above the features are not run.
+
+    Args:
+        model: its thresholds decide what is declined.
+        texts: strings, pairs of strings, mappings with `text` and `text_pair`, or examples.
+        batch_size: rows of a batch.
+
+    Raises:
+        DataError: an input is none of these.
+    """
+    examples = list(read_inputs(texts, model.tasks, None))
+    return decide(model, instance_vectors(model, examples, batch_size)) if examples else []
+
+
+def decide(model: HyperAdapterModel, instances: Tensor) -> list[RoutingResult]:
+    """Apply the policy to instance vectors [B, p]."""
+    similarity = model.prototypes.similarity(instances)
+    # One more than is shown, so that there is a margin to the next one.
+    values, ids = similarity.topk(min(max(NUM_CANDIDATES, 2), similarity.shape[1]), dim=1)
+    accepted = (values[:, 0] >= model.thresholds[ids[:, 0]]).tolist()
+    return [
+        _result(model, row_values, row_ids, is_accepted)
+        for row_values, row_ids, is_accepted in zip(values.tolist(), ids.tolist(), accepted, strict=True)
+    ]
+
+
+def _result(model: HyperAdapterModel, values: list[float], ids: list[int], accepted: bool) -> RoutingResult:
+    candidates = tuple(Candidate(model.tasks[i].name, value) for i, value in zip(ids, values, strict=True))
+    return RoutingResult(
+        task=candidates[0].task if accepted else None,
+        similarity=values[0],
+        margin=values[0] - values[1] if len(values) > 1 else float("inf"),
+        accepted=accepted,
+        candidates=candidates[:NUM_CANDIDATES],
+    )
+
+
+@torch.inference_mode()
+def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64) -> Tensor:
+    """Instance vectors [N, p] of examples, in their order, all prompted as inputs of no known task are."""
+    examples = [Example(None, example.text, example.text_pair) for example in examples]
+    found: dict[int, Tensor] = {}
+    collator = model.collator
+    for rows in batches_by_length(examples, batch_size):
+        batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
+        found.update(zip(rows, model.instances(**batch).float(), strict=True))
+    return torch.stack([found[row] for row in range(len(examples))])
+
+
+def calibrate(
+    model: HyperAdapterModel,
+    train_examples: Sequence[Example],
+    validation_examples: Sequence[Example],
+    false_decline_rate: float = 0.05,
+    seed: int = 0,
+) -> None:
+    """Set keys and thresholds of all tasks.
+
+    A task's keys are the centroids of the instance vectors of its training rows (`ModelConfig.prototypes_per_task` of
+    them). Its threshold is the similarity below which the given share lies of the validation rows that are most similar
+    to it (or of its own rows, where none is).
+
+    Args:
+        model: changed in place.
+        train_examples: of all tasks.
+        validation_examples: of all tasks; where there are none at all the training rows serve, whose similarities are
+            higher, so that more is declined than asked for.
+        false_decline_rate: share of known inputs that may be declined, at most.
+        seed: of k-means.
+    """
+    train_examples = _first_of_each_task(train_examples, ROWS_FOR_KEYS)
+    instances = instance_vectors(model, train_examples)
+    owners = torch.tensor([example.task_id for example in train_examples], device=instances.device)
+    keys = torch.stack([_keys(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))])
+    model.prototypes.keys.copy_(keys)
+    if validation_examples:
+        instances = instance_vectors(model, validation_examples)
+        owners = torch.tensor([example.task_id for example in validation_examples], device=instances.device)
+    model.thresholds.copy_(thresholds(model.prototypes.similarity(instances), owners, false_decline_rate))
+    model.revision += 1
+
+
+def _first_of_each_task(examples: Sequence[Example], count: int) -> list[Example]:
+    seen: Counter[int | None] = Counter()
+    kept = []
+    for example in examples:
+        seen[example.task_id] += 1
+        if seen[example.task_id] <= count:
+            kept.append(example)
+    return kept
+
+
+def _keys(model: HyperAdapterModel, instances: Tensor, seed: int) -> Tensor:
+    return centroids(instances, model.adapter_config.prototypes_per_task, seed).to(model.prototypes.keys)
+
+
+def centroids(instances: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Centres [K, p] of the directions of instance vectors [N, p], by k-means; zeros in the place of missing ones."""
+    points = normalize(instances.float(), dim=-1).cpu().numpy()
+    centres = np.zeros((count, points.shape[1]), dtype=np.float32)
+    clusters = min(count, len(np.unique(points, axis=0)))
+    if clusters:
+        centres[:clusters] = KMeans(clusters, n_init=4, random_state=seed).fit(points).cluster_centers_
+    return torch.from_numpy(centres)
+
+
+def thresholds(similarity: Tensor, owners: Tensor, false_decline_rate: float) -> Tensor:
+    """Thresholds [T] for similarities [N, T] of rows whose tasks `owners` [N] are known.
+
+    Of the rows most similar to a task, at most the given share lies below its threshold. A task without any rows
+    declines nothing.
+    """
+    nearest = similarity.argmax(dim=1)
+    found = similarity.new_full((similarity.shape[1],), -torch.inf)
+    for task_id in range(similarity.shape[1]):
+        rows = nearest == task_id
+        rows = rows if bool(rows.any()) else owners == task_id
+        if bool(rows.any()):
+            ordered = similarity[rows, task_id].sort().values
+            found[task_id] = ordered[int(false_decline_rate * len(ordered))]
+    return found

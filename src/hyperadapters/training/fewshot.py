@@ -1,0 +1,332 @@
+"""New tasks from a handful of examples: retrieve a prototype, start from its adapter, fit as far as the examples carry.
+
+Zhao et al. 2023, section 3 (few-shot transfer by retrieval), which the released code leaves out.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from hyperadapters.config import DataConfig, Task, parse
+from hyperadapters.core import BottleneckWeights, cosine_similarity
+from hyperadapters.data.examples import Example, infer_labels, read_fields, read_target
+from hyperadapters.data.loading import subset
+from hyperadapters.data.sources import Row
+from hyperadapters.errors import DataError, TaskError, unknown_name
+from hyperadapters.inference.batches import batches_by_length, evaluating
+from hyperadapters.inference.routing import Candidate, centroids, instance_vectors
+from hyperadapters.model import HyperAdapterModel
+from hyperadapters.task_parts import TaskParts, set_task_parts, task_parts
+from hyperadapters.training.fitting import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
+
+Init = Literal["nearest", "mixture", "mean_instance", "random", "current"]
+FITS = ("prototype", "adapter", "shared", "none")
+INITS = ("nearest", "mixture", "mean_instance", "random")
+NUM_NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class TaskChange:
+    """How far another task moved when the shared parts were trained.
+
+    Attributes:
+        adapter: change of its adapter's weights, relative to their size (Frobenius norms).
+        output: mean absolute change of its logits on the new task's examples.
+    """
+
+    adapter: float
+    output: float
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What was done for a task.
+
+    Attributes:
+        task: its name.
+        fit, init: as asked for.
+        neighbours: the known tasks most similar to the examples, up to three; the first is "nearest".
+        examples: how many there were.
+        steps: of training, as many as stopping chose.
+        stopping: how the number of steps was chosen.
+        seconds: all of it took.
+        changes: of the other tasks, by name; empty unless the shared parts were trained.
+    """
+
+    task: str
+    fit: Fit
+    init: Init
+    neighbours: tuple[Candidate, ...]
+    examples: int
+    steps: int
+    stopping: Stopping
+    seconds: float
+    changes: dict[str, TaskChange] = field(default_factory=dict)
+
+
+def add_task(
+    model: HyperAdapterModel,
+    task: Task,
+    examples: Iterable[Example | Mapping[str, Any] | Row],
+    fit: Fit = "adapter",
+    init: Init = "nearest",
+    k_per_label: int | None = None,
+    max_steps: int | None = None,
+    seed: int = 0,
+) -> FitReport:
+    """Add a task from a handful of examples.
+
+    The prototype starts from those of the known tasks most similar to the examples, a head from the means of the labels
+    (of a regression, from a ridge regression); heads are wide ones (see `TaskHeads`). The number of steps is chosen on
+    examples that are left out, and may be 0. The new task gets the last id. No other task changes in any bit, unless
+    `fit` is "shared".
+
+    Args:
+        model: changed in place, when all went well.
+        task: the new one; a classification without labels gets those of the examples, sorted.
+        examples: with targets: mappings of `text`, `text_pair` and `label`, or `Example`s. Their hidden states are held
+            in memory: rows * tokens * width * 4 bytes.
+        fit: what is trained: "prototype" (its p numbers and the head), "adapter" (weights of the task's own, which
+            start from the generated ones, on encoders at half their strength, and the head), "shared" (prototype, head
+            and the hypernetwork: other tasks change, and the report says by how much), or "none" (zero steps).
+        init: of the prototype: "nearest" (the most similar task's), "mixture" (of all, weighted by similarity),
+            "mean_instance" (the direction of the mean instance vector, at the prototypes' mean length), "random".
+        k_per_label: use so many examples of each label (or in all, without labels); default: all.
+        max_steps: of training, at most; default: see `fitting`.
+        seed: of the subset, random start, left-out examples and batches.
+
+    Raises:
+        TaskError: the name is taken, the kind does not fit the backbone, there is no such `fit` or `init`, or
+            `max_steps` is negative.
+        DataError: no examples, one of them is wrong, or there is none for a label. Nothing has changed then.
+    """
+    if not isinstance(task, Task):
+        raise TaskError(f"expected a Task, such as Task.classification(name, labels); found {task!r}")
+    _check_choice("fit", fit, FITS)
+    _check_choice("init", init, INITS)
+    task, rows = _read_examples(task, examples, len(model.tasks))
+    model.check_tasks((*model.tasks, task))
+    return _fit(model, task, rows, fit, init, k_per_label, max_steps, seed, task_id=None)
+
+
+def refit_task(
+    model: HyperAdapterModel,
+    name: str,
+    examples: Iterable[Example | Mapping[str, Any] | Row],
+    fit: Fit = "adapter",
+    init: Init = "current",
+    k_per_label: int | None = None,
+    max_steps: int | None = None,
+    seed: int = 0,
+) -> FitReport:
+    """Fit a task anew, to other examples for instance. It keeps its id; no other task changes (see `add_task`).
+
+    Args:
+        model, examples, fit, k_per_label, max_steps, seed: as in `add_task`.
+        name: of the task.
+        init: also "current": where the task is now.
+
+    Raises:
+        TaskError, DataError: as in `add_task`, or the task is unknown.
+    """
+    _check_choice("fit", fit, FITS)
+    _check_choice("init", init, (*INITS, "current"))
+    task_id = model.task_id(name)
+    task, rows = _read_examples(model.tasks[task_id], examples, task_id)
+    return _fit(model, task, rows, fit, init, k_per_label, max_steps, seed, task_id)
+
+
+def _fit(
+    model: HyperAdapterModel,
+    task: Task,
+    examples: list[Example],
+    fit: Fit,
+    init: Init,
+    k_per_label: int | None,
+    max_steps: int | None,
+    seed: int,
+    task_id: int | None,
+) -> FitReport:
+    started = time.monotonic()
+    if max_steps is not None and max_steps < 0:
+        raise TaskError(f"max_steps: expected 0 or more, found {max_steps}")
+    if k_per_label is not None:
+        examples = subset(examples, task, parse(DataConfig, {"k_per_label": k_per_label}, DataError), seed)
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        instances = instance_vectors(model, examples)
+        similarity = model.prototypes.similarity(instances).mean(dim=0).detach()
+        start = _start(model, init, fit, instances, similarity, task_id, seed)
+        data = FitExamples(model, task, examples)
+        fitted = fit_task(model, data, start, fit, max_steps, seed)
+        fitted_parts = TaskParts(
+            task=task,
+            prototype=fitted.prototype,
+            keys=centroids(instances, model.adapter_config.prototypes_per_task, seed).to(model.prototypes.keys),
+            threshold=_threshold(model, instances),
+            head=fitted.head,
+            own_adapter=fitted.adapter,
+        )
+        neighbours = _neighbours(model, similarity, task_id)
+        parts = task_parts(model)
+        place = len(parts) if task_id is None else task_id
+        parts[place : place + 1] = [fitted_parts]
+        if fitted.hypernetwork is None:
+            changes = {}
+            set_task_parts(model, parts)
+        else:
+            with _kept_on_failure(model.hypernetwork):
+                changes = _share(model, data, fitted.hypernetwork, task_id)
+                set_task_parts(model, parts)
+    seconds = time.monotonic() - started
+    return FitReport(task.name, fit, init, neighbours, len(examples), fitted.steps, fitted.stopping, seconds, changes)
+
+
+def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise TaskError(unknown_name(what, value, known))
+
+
+def _read_examples(task: Task, examples: Iterable[Any], task_id: int) -> tuple[Task, list[Example]]:
+    """Check the examples, and take the labels of a new classification from them."""
+    if isinstance(examples, (str, Mapping, Example)) or not isinstance(examples, Iterable):
+        raise DataError(f"examples: expected a list of mappings, found one {type(examples).__name__}")
+    rows = [_row(example, f"example {number}", task) for number, example in enumerate(examples, start=1)]
+    if not rows:
+        raise DataError(
+            f"task '{task.name}': no examples; expected at least one" + " of each label" * bool(task.labels)
+        )
+    if task.kind == "classification" and not task.labels:
+        labels = infer_labels(rows)
+        task = parse(Task, {**task.model_dump(), "labels": labels}, DataError, f"task '{task.name}'")
+    read = [Example(task_id, *read_fields(row, task), read_target(row, task)) for row in rows]
+    seen = {example.target for example in read}
+    unseen = [label for index, label in enumerate(task.labels) if index not in seen]
+    if unseen:
+        raise DataError(
+            f"task '{task.name}': no example of label(s) {', '.join(unseen)}; expected at least one of each label"
+        )
+    return task, read
+
+
+def _row(example: Any, place: str, task: Task) -> Row:
+    if isinstance(example, Row):
+        return example
+    if isinstance(example, Example):
+        target = example.target
+        if task.kind == "classification" and isinstance(target, int) and 0 <= target < len(task.labels):
+            target = task.labels[target]
+        return Row({"text": example.text, "text_pair": example.text_pair, "label": target}, place)
+    if isinstance(example, Mapping):
+        return Row(dict(example), place)
+    raise DataError(f"{place}: expected a mapping with text and label, found {example!r}")
+
+
+def _neighbours(model: HyperAdapterModel, similarity: Tensor, task_id: int | None) -> tuple[Candidate, ...]:
+    order = [index for index in similarity.argsort(descending=True).tolist() if index != task_id]
+    return tuple(Candidate(model.tasks[i].name, float(similarity[i])) for i in order[:NUM_NEIGHBOURS])
+
+
+@torch.no_grad()
+def _start(
+    model: HyperAdapterModel,
+    init: Init,
+    fit: Fit,
+    instances: Tensor,
+    similarity: Tensor,
+    task_id: int | None,
+    seed: int,
+) -> Start:
+    """Prototype to start from; and an adapter where a task that has its own is the start, and the fit can keep it."""
+    prototypes = model.prototypes.weight
+    known = similarity.clone()
+    if task_id is not None and len(known) > 1:
+        known[task_id] = -torch.inf
+    chosen = task_id if init == "current" else int(known.argmax())
+    if init in ("current", "nearest"):
+        assert chosen is not None
+        own = str(chosen) in model.own_adapters
+        if fit == "adapter" or (fit == "none" and own):
+            adapter = model.adapters(torch.tensor([chosen], device=prototypes.device))
+            return Start(prototypes[chosen], adapter if init == "current" or fit == "none" else _damped(model, adapter))
+        return Start(prototypes[chosen])
+    if init == "mixture":
+        return _generated(model, fit, (known / model.adapter_config.temperature).softmax(dim=0) @ prototypes)
+    length = prototypes.norm(dim=1).mean()
+    if init == "mean_instance":
+        direction = normalize(normalize(instances, dim=1).mean(dim=0), dim=0)
+    else:
+        drawn = torch.randn(prototypes.shape[1], generator=torch.Generator().manual_seed(seed))
+        direction = normalize(drawn, dim=0).to(prototypes)
+    return _generated(model, fit, (length * direction).to(prototypes))
+
+
+def _generated(model: HyperAdapterModel, fit: Fit, prototype: Tensor) -> Start:
+    """Start from a prototype that no task has."""
+    return Start(prototype, _damped(model, model.hypernetwork(prototype[None])) if fit == "adapter" else None)
+
+
+def _damped(model: HyperAdapterModel, weights: BottleneckWeights) -> BottleneckWeights:
+    """An adapter of less effect, which keeps more of the frozen features; a generated text needs all of it."""
+    if model.text_to_text:
+        return weights
+    return weights._replace(up_weight=DAMPING * weights.up_weight, up_bias=DAMPING * weights.up_bias)
+
+
+def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
+    """Lowest similarity of an example to the centroid of the others; of a single example, the known tasks' mean."""
+    if len(instances) < 2:
+        known = model.thresholds[model.thresholds.isfinite()]
+        return float(known.mean()) if len(known) else -torch.inf
+    directions = normalize(instances.float(), dim=1)
+    others = directions.sum(dim=0) - directions
+    return float(cosine_similarity(directions, others).diagonal().min())
+
+
+@contextmanager
+def _kept_on_failure(module: nn.Module) -> Iterator[None]:
+    """A context that puts a module's state back when it is left by an exception."""
+    before = copy.deepcopy(module.state_dict())
+    try:
+        yield
+    except BaseException:
+        module.load_state_dict(before)
+        raise
+
+
+@torch.no_grad()
+def _share(
+    model: HyperAdapterModel, data: FitExamples, hypernetwork: nn.Module, task_id: int | None
+) -> dict[str, TaskChange]:
+    """Give the model the trained hypernetwork, and measure what that does to its other tasks."""
+    others = [index for index in range(len(model.tasks)) if index != task_id]
+    before = {index: _observe(model, data, index) for index in others}
+    model.hypernetwork.load_state_dict(hypernetwork.state_dict())
+    changes = {}
+    for index in others:
+        old_weights, old_outputs = before[index]
+        weights, outputs = _observe(model, data, index)
+        adapter = float((weights - old_weights).norm() / old_weights.norm().clamp(min=1e-12))
+        changes[model.tasks[index].name] = TaskChange(adapter, float((outputs - old_outputs).abs().mean()))
+    return changes
+
+
+def _observe(model: HyperAdapterModel, data: FitExamples, task_id: int) -> tuple[Tensor, Tensor]:
+    """All weights of a task's adapter in a row, and its logits on the examples."""
+    weights = model.adapters(torch.tensor([task_id], device=model.thresholds.device))
+    outputs = []
+    for rows in batches_by_length(data.examples, BATCH_SIZE):
+        values, _ = data.outputs(rows, weights)
+        if model.heads is not None:
+            task_ids = torch.full((len(rows),), task_id, device=values.device)
+            values = model.heads(values, data.features(rows), task_ids)
+        outputs.append(values.flatten())
+    return torch.cat([tensor.flatten() for tensor in weights]), torch.cat(outputs)

@@ -1,0 +1,370 @@
+"""Fitting one task to a handful of examples, and knowing when to stop."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import RidgeCV
+from torch import Tensor, nn
+
+from hyperadapters.config import Task
+from hyperadapters.core import BottleneckWeights, OwnBottleneck, sequence_loss
+from hyperadapters.data.collate import Collator
+from hyperadapters.data.examples import Example
+from hyperadapters.hosts.heads import Head, wide_inputs
+from hyperadapters.hosts.host import Encoded
+from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.model import HyperAdapterModel
+
+Fit = Literal["prototype", "adapter", "shared", "none"]
+Stopping = Literal["leave-one-out", "held-out quarter", "fixed", "none"]
+
+MAX_STEPS = 20
+STEPS_BETWEEN_LOOKS = 4
+BATCH_SIZE = 16
+FOLDS = 4
+FEW_ROWS = 8
+"""Rows a label below which one of each label is left out in turn, instead of a quarter once."""
+LEARNING_RATES = {"prototype": 2e-2, "adapter": 1e-3, "hypernetwork": 1e-4, "head": 1e-2}
+DAMPING = 0.5
+"""Strength at which an encoder's own adapter starts from another task's: half keeps more of the frozen features."""
+HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+HEAD_PENALTIES = (0.01, 0.1, 1.0, 10.0)
+RIDGE_STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+
+
+class Start(NamedTuple):
+    """Where a fit starts: a prototype [p], and an adapter if it is not to be the one generated from the prototype."""
+
+    prototype: Tensor
+    adapter: BottleneckWeights | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Result of a fit; `adapter` is None where the hypernetwork generates it from the prototype."""
+
+    prototype: Tensor
+    adapter: BottleneckWeights | None
+    head: Head | None
+    hypernetwork: nn.Module | None
+    steps: int
+    stopping: Stopping
+
+
+class _Batch(NamedTuple):
+    inputs: dict[str, Tensor]
+    encoded: Encoded
+    labels: Tensor
+
+
+class FitExamples:
+    """Examples of one task with what the frozen layers make of them, computed once."""
+
+    def __init__(self, model: HyperAdapterModel, task: Task, examples: Sequence[Example]) -> None:
+        """Args: examples: with targets; their task ids are not read."""
+        self.model, self.task = model, task
+        lengths = model.lengths
+        self._collator = Collator(model.tokenizer, [task], model.text_to_text, lengths.input, lengths.target)
+        self.examples = [Example(0, e.text, e.text_pair, e.target) for e in examples]
+        self._hidden: dict[int, Tensor] = {}
+        self._pooled: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for rows in batches_by_length(self.examples, BATCH_SIZE):
+                inputs = self._inputs(rows)
+                encoded = model.encode(**inputs)
+                real = inputs["attention_mask"].bool()
+                self._hidden.update(zip(rows, (h[m] for h, m in zip(encoded.hidden, real, strict=True)), strict=True))
+                self._pooled.update(zip(rows, encoded.pooled, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def targets(self) -> list[int | float | str | None]:
+        """The targets, in order."""
+        return [example.target for example in self.examples]
+
+    def features(self, rows: Sequence[int]) -> Tensor:
+        """What the retriever reads [B, d] of some rows."""
+        return torch.stack([self._pooled[row] for row in rows])
+
+    def outputs(self, rows: Sequence[int], weights: BottleneckWeights) -> tuple[Tensor, Tensor]:
+        """Pooled last hidden states [B, d], or logits [B, T, V], of some rows under an adapter; and their labels."""
+        batch = self._batch(rows)
+        decoder_input_ids = None
+        if self.model.text_to_text:
+            decoder_input_ids = self.model.backbone.prepare_decoder_input_ids_from_labels(batch.labels)  # type: ignore[operator]
+        return self.model.adapted(batch.inputs, batch.encoded, weights, decoder_input_ids), batch.labels
+
+    def _inputs(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        return to_device(self._collator.inputs([self.examples[row] for row in rows]), device_of(self.model))
+
+    def _batch(self, rows: Sequence[int]) -> _Batch:
+        batch = to_device(self._collator([self.examples[row] for row in rows]), device_of(self.model))
+        labels = batch.pop("labels")
+        del batch["task_ids"]
+        real = batch["attention_mask"].bool()
+        kept = torch.cat([self._hidden[row] for row in rows])
+        hidden = kept.new_zeros(*real.shape, kept.shape[-1])
+        hidden[real] = kept
+        return _Batch(batch, Encoded(hidden, self.features(rows)), labels)
+
+
+class _Student(nn.Module):
+    """What is trained for a task: some of prototype, adapter and hypernetwork, and the head."""
+
+    def __init__(self, model: HyperAdapterModel, start: Start, head: Head | None, fit: Fit) -> None:
+        super().__init__()
+        self.prototype = nn.Parameter(start.prototype.detach().clone(), requires_grad=fit in ("prototype", "shared"))
+        self.hypernetwork = copy.deepcopy(model.hypernetwork) if fit == "shared" else model.hypernetwork
+        adapter = _generate(model, start) if fit == "adapter" else start.adapter
+        self.adapter = None if adapter is None else OwnBottleneck(adapter)
+        self.head = None if head is None else nn.ParameterList([head.weight.clone(), head.bias.clone()])
+        self.scale = (0.0, 1.0) if head is None else (head.target_mean, head.target_std)
+
+    def weights(self) -> BottleneckWeights:
+        if self.adapter is not None:
+            found: BottleneckWeights = self.adapter()
+            return found
+        generated: BottleneckWeights = self.hypernetwork(self.prototype[None])
+        return generated
+
+    def loss(self, data: FitExamples, rows: Sequence[int]) -> Tensor:
+        outputs, labels = data.outputs(rows, self.weights())
+        if self.head is None:
+            return sequence_loss(outputs, labels)
+        values = F.linear(wide_inputs(outputs, data.features(rows)), self.head[0], self.head[1])
+        if data.task.kind == "regression":
+            mean, std = self.scale
+            return F.mse_loss(values[:, 0], (labels - mean) / std)
+        return F.cross_entropy(values, labels.long())
+
+    def optimizer(self, fit: Fit) -> torch.optim.Optimizer:
+        trained = {"prototype": [self.prototype] if fit in ("prototype", "shared") else []}
+        trained["adapter"] = list(self.adapter.parameters()) if self.adapter is not None and fit == "adapter" else []
+        trained["hypernetwork"] = list(self.hypernetwork.parameters()) if fit == "shared" else []
+        trained["head"] = list(self.head) if self.head is not None else []
+        groups = [{"params": params, "lr": LEARNING_RATES[name]} for name, params in trained.items() if params]
+        return torch.optim.AdamW(groups, weight_decay=0.0)
+
+    def result(self, steps: int, stopping: Stopping, fit: Fit) -> Fitted:
+        head = None if self.head is None else Head(self.head[0].detach(), self.head[1].detach(), *self.scale)
+        adapter = None if self.adapter is None else BottleneckWeights(*(t.detach() for t in self.adapter()))
+        hypernetwork = self.hypernetwork if fit == "shared" else None
+        return Fitted(self.prototype.detach(), adapter, head, hypernetwork, steps, stopping)
+
+
+def fit_task(
+    model: HyperAdapterModel, data: FitExamples, start: Start, fit: Fit, max_steps: int | None = None, seed: int = 0
+) -> Fitted:
+    """Fit a task without touching the model.
+
+    The number of steps is the one with the lowest loss on rows that are left out: one of each label in turn where there
+    are few, a quarter of the rows once where there are more. The task is then fitted to all rows for so many steps.
+
+    Args:
+        model: gives the start; in evaluation mode.
+        data: the examples.
+        start: prototype and adapter.
+        fit: what is trained, see `fewshot.add_task`.
+        max_steps: at most; default `MAX_STEPS`.
+        seed: of left-out rows and batches.
+    """
+    everything = list(range(len(data)))
+    with torch.no_grad():
+        inputs = None if model.text_to_text else _head_inputs(data, _generate(model, start))
+    most = 0 if fit == "none" else MAX_STEPS if max_steps is None else max_steps
+    folds, stopping = _folds(data, seed) if most else ([], "none")
+    curves: list[list[float]] = []
+    looks: list[int] = []
+    for left_out in folds:
+        kept = [row for row in everything if row not in left_out]
+        student = _Student(model, start, make_head(data.task, inputs, data.targets, kept, fit != "none", seed), fit)
+        seen = [(step, _loss(student, data, sorted(left_out))) for step in _train(student, data, kept, fit, most, seed)]
+        looks, curve = map(list, zip(*seen, strict=True))
+        curves.append(curve)
+    steps = most
+    if curves:
+        steps = looks[int(torch.tensor(curves).mean(dim=0).argmin())]
+    student = _Student(model, start, make_head(data.task, inputs, data.targets, everything, fit != "none", seed), fit)
+    for _ in _train(student, data, everything, fit, steps, seed):
+        pass
+    return student.result(steps, stopping, fit)
+
+
+def _generate(model: HyperAdapterModel, start: Start) -> BottleneckWeights:
+    if start.adapter is not None:
+        return start.adapter
+    weights: BottleneckWeights = model.hypernetwork(start.prototype[None])
+    return weights
+
+
+def _train(student: _Student, data: FitExamples, rows: Sequence[int], fit: Fit, steps: int, seed: int) -> Iterator[int]:
+    """Train, and stop for a look at the start and after every few steps."""
+    yield 0
+    if not steps:
+        return
+    batches = _batches(rows, seed)
+    optimizer = student.optimizer(fit)
+    for step in range(1, steps + 1):
+        loss = student.loss(data, next(batches))
+        optimizer.zero_grad()
+        # Gradients for these only: the hypernetwork is the model's own, unless it is trained too.
+        loss.backward(inputs=[parameter for group in optimizer.param_groups for parameter in group["params"]])
+        optimizer.step()
+        if step % STEPS_BETWEEN_LOOKS == 0 or step == steps:
+            yield step
+
+
+def _batches(rows: Sequence[int], seed: int) -> Iterator[list[int]]:
+    generator = random.Random(seed)
+    while True:
+        order = generator.sample(list(rows), len(rows))
+        for start in range(0, len(order), BATCH_SIZE):
+            yield order[start : start + BATCH_SIZE]
+
+
+@torch.no_grad()
+def _loss(student: _Student, data: FitExamples, rows: Sequence[int]) -> float:
+    return float(student.loss(data, rows))
+
+
+def _folds(data: FitExamples, seed: int) -> tuple[list[set[int]], Stopping]:
+    """Rows to leave out: sets of one row of each label, or one set of a quarter of the rows of each."""
+    groups: dict[object, list[int]] = {}
+    for row, target in enumerate(data.targets):
+        groups.setdefault(target if data.task.kind == "classification" else None, []).append(row)
+    generator = random.Random(seed)
+    shuffled = [generator.sample(rows, len(rows)) for rows in groups.values()]
+    fewest = min(map(len, shuffled))
+    if fewest < 2:
+        return [], "fixed"
+    if fewest >= FEW_ROWS:
+        return [{row for rows in shuffled for row in rows[: len(rows) // 4]}], "held-out quarter"
+    return [{rows[fold % len(rows)] for rows in shuffled} for fold in range(min(FOLDS, fewest))], "leave-one-out"
+
+
+def _head_inputs(data: FitExamples, weights: BottleneckWeights) -> Tensor:
+    found: dict[int, Tensor] = {}
+    for rows in batches_by_length(data.examples, BATCH_SIZE):
+        found.update(zip(rows, wide_inputs(data.outputs(rows, weights)[0], data.features(rows)), strict=True))
+    return torch.stack([found[row] for row in range(len(data))])
+
+
+def make_head(
+    task: Task,
+    inputs: Tensor | None,
+    targets: Sequence[int | float | str | None],
+    rows: Sequence[int],
+    fitted: bool = True,
+    seed: int = 0,
+) -> Head | None:
+    """A head from what heads read [N, 2 d] of some rows: from the means of the labels, or a ridge regression.
+
+    Args:
+        task: kind and labels.
+        inputs: of all rows; None gives None.
+        targets: of all rows.
+        rows: to use.
+        fitted: whether a classification goes on from the means (see `mean_head`) to a logistic regression, with a
+            penalty on the distance from there. The penalty, or none of this, is chosen on rows that are left out.
+        seed: of the left-out rows.
+    """
+    if inputs is None:
+        return None
+    chosen = inputs[list(rows)].detach().float()
+    values = [targets[row] for row in rows]
+    if task.kind == "regression":
+        return _ridge_head(chosen, torch.tensor([float(value) for value in values]))  # type: ignore[arg-type]
+    labels = torch.tensor([int(value) for value in values], device=chosen.device)  # type: ignore[arg-type]
+    start = mean_head(chosen, labels, len(task.labels))
+    groups = [(labels == label).nonzero()[:, 0].tolist() for label in range(len(task.labels))]
+    fewest = min(map(len, groups))
+    if not fitted or fewest < 2:
+        return start
+    losses = dict.fromkeys([None, *HEAD_PENALTIES], 0.0)
+    generator = random.Random(seed)
+    shuffled = [generator.sample(group, len(group)) for group in groups]
+    for fold in range(min(FOLDS, fewest)):
+        left_out = sorted(row for group in shuffled for row in group[fold :: min(FOLDS, fewest)])
+        kept = sorted(set(range(len(labels))) - set(left_out))
+        head = mean_head(chosen[kept], labels[kept], len(task.labels))
+        for penalty in losses:
+            trained = head if penalty is None else _logistic_head(chosen[kept], labels[kept], head, penalty)
+            logits = F.linear(chosen[left_out], trained.weight, trained.bias)
+            losses[penalty] += float(F.cross_entropy(logits, labels[left_out], reduction="sum"))
+    best = min(losses, key=losses.__getitem__)
+    return start if best is None else _logistic_head(chosen, labels, start, best)
+
+
+def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
+    """The head that goes by the distance of inputs [N, d] to the labels' means; each label has at least one row.
+
+    With m_c the mean of label c's inputs and m that of these means, the logits are
+    s * (x - m) . (m_c - m) - s * |m_c - m|^2 / 2. The scale s is the one of `HEAD_SCALES`, over the inputs' variance
+    around their labels' means, under which each row is most likely when its label's mean is taken without it.
+    """
+    means, counts = _label_means(inputs, labels, num_labels)
+    spread = (inputs - means[labels]).square().sum() / max(1, len(inputs) - num_labels)
+    if spread == 0:  # one row a label: how far the labels are apart is all that is known
+        spread = (means - means.mean(dim=0)).square().sum(dim=1).mean()
+    base = 1.0 / float(spread.clamp(min=1e-6))
+    if int(counts.min()) < 2:
+        return _mean_head(means, base)
+    without = (means[labels] * counts[labels, None] - inputs) / (counts[labels, None] - 1)
+    likelihoods = dict.fromkeys(HEAD_SCALES, 0.0)
+    for row, label in enumerate(labels.tolist()):
+        own = means.clone()
+        own[label] = without[row]
+        for scale in HEAD_SCALES:
+            head = _mean_head(own, base * scale)
+            likelihoods[scale] += float(F.linear(inputs[row], head.weight, head.bias).log_softmax(dim=0)[label])
+    return _mean_head(means, base * max(likelihoods, key=likelihoods.__getitem__))
+
+
+def _logistic_head(inputs: Tensor, labels: Tensor, start: Head, penalty: float) -> Head:
+    """Minimise the cross-entropy, plus penalty / 2 times the squared distance of the weight from the start's."""
+    weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(inputs, weight, bias), labels, reduction="sum")
+        loss = loss + penalty / 2 * (weight - start.weight).square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return start._replace(weight=weight.detach(), bias=bias.detach())
+
+
+def _label_means(features: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    counts = torch.bincount(labels, minlength=count)
+    sums = features.new_zeros(count, features.shape[1]).index_add_(0, labels, features)
+    return sums / counts.clamp(min=1)[:, None], counts
+
+
+def _mean_head(means: Tensor, scale: float) -> Head:
+    middle = means.mean(dim=0)
+    offsets = means - middle
+    weight = scale * offsets
+    return Head(weight, -(weight @ middle) - 0.5 * scale * offsets.square().sum(dim=1))
+
+
+def _ridge_head(features: Tensor, targets: Tensor) -> Head:
+    mean, std = float(targets.mean()), float(targets.std(correction=0)) or 1.0
+    if len(targets) < 2:
+        return Head(features.new_zeros(1, features.shape[1]), features.new_zeros(1), mean, std)
+    middle = features.mean(dim=0)
+    found = RidgeCV(RIDGE_STRENGTHS).fit((features - middle).cpu().numpy(), ((targets - mean) / std).numpy())
+    weight = torch.as_tensor(found.coef_, dtype=torch.float32, device=features.device)[None]
+    bias = torch.as_tensor([found.intercept_], dtype=torch.float32, device=features.device) - weight @ middle
+    return Head(weight, bias, mean, std)
