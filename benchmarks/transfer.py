@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py RUN    # a run of recipes/local-transfer.yaml
 
-Adds each held-out task to the run with k examples a label, for each seed, and scores it on its whole test file.
+Adds each held-out task to the run with k examples a label, for each seed, and scores it on (500 rows of) its test file.
 Appends one JSON object a cell to benchmarks/results/transfer.jsonl; cells already there are skipped.
 """
 
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hyperadapters import HyperAdapterModel, Task, __version__
@@ -22,7 +23,7 @@ from hyperadapters.data.examples import Example, read_fields, read_target
 from hyperadapters.data.loading import subset
 from hyperadapters.data.sources import read_file
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.training.baselines import few_shot_probe
+from hyperadapters.training.baselines import few_shot_probe, frozen_features
 from hyperadapters.training.metrics import score
 
 HERE = Path(__file__).parent
@@ -50,14 +51,21 @@ def load(name: str, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
 
 
 def cell(
-    model: HyperAdapterModel, task: Task, splits: dict[str, list[Example]], method: str, k: int, seed: int
+    model: HyperAdapterModel,
+    task: Task,
+    splits: dict[str, list[Example]],
+    test_features: np.ndarray[Any, Any],
+    method: str,
+    k: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Score one method on the k examples a label that the seed draws."""
     few = subset(splits["train"], task, DataConfig(k_per_label=k), seed)
     targets = [example.target for example in splits["test"]]
     started = time.monotonic()
     if method == "probe":
-        answers = few_shot_probe(model, task, few, splits["test"])
+        labels = [int(example.target) for example in few]  # type: ignore[arg-type]
+        answers = few_shot_probe(frozen_features(model, few), labels, test_features)
         report: dict[str, Any] = {"seconds": time.monotonic() - started}
     else:
         fitted = model.add_task(task, few, fit=method, seed=seed)
@@ -77,6 +85,7 @@ def cell(
         "seed": seed,
         "method": method,
         "examples": len(few),
+        "test_rows": len(targets),
         "score": score(task, targets, answers)["accuracy"],
         **report,
         "threads": torch.get_num_threads(),
@@ -89,6 +98,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--test-rows", type=int, default=500, help="at most, the first of the test file")
     arguments = parser.parse_args()
     done = set()
     if arguments.output.is_file():
@@ -99,12 +109,14 @@ def main() -> None:
     assert not set(known) & set(HELD_OUT), f"the run was trained on held-out tasks: {known}"
     for name in HELD_OUT:
         task, splits = load(name, arguments.data)
+        splits["test"] = splits["test"][: arguments.test_rows]
+        test_features = frozen_features(model, splits["test"])
         for k in SHOTS:
             for seed in SEEDS:
                 for method in ("probe", *FITS):
                     if (name, k, seed, method) in done:
                         continue
-                    row = cell(model, task, splits, method, k, seed)
+                    row = cell(model, task, splits, test_features, method, k, seed)
                     with arguments.output.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(row["task"], k, seed, method, f"{row['score']:.3f}", f"{row['seconds']:.1f} s", flush=True)

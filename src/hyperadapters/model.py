@@ -222,7 +222,8 @@ class HyperAdapterModel(nn.Module):
         if encoded is None and self._is_one_pass:
             output = self._host.run(inputs, choose, output_hidden_states)
         else:
-            encoded = encoded or self._host.encode(inputs, output_hidden_states)
+            if encoded is None or (self.text_to_text and output_hidden_states and encoded.hidden_states is None):
+                encoded = self._host.encode(inputs, output_hidden_states)
             state = choose(encoded.pooled)
             output = self._host.run_above(inputs, encoded, state, decoder_input_ids, output_hidden_states)
         assert task_ids is not None

@@ -18,6 +18,9 @@ from typing import Any
 from hyperadapters.config import SPLITS, Source, Split
 from hyperadapters.errors import DataError, did_you_mean, unknown_name
 
+PARQUET_ROWS = 1024
+"""Rows of a Parquet file that are held at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -138,13 +141,15 @@ def _describe(source: Source) -> str:
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a file with their ends, as they are."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             yield from file
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}, line {_undecodable_line(path)}: not UTF-8: {error.reason}; save the file as UTF-8"
-            ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}, line {_undecodable_line(path)}: not UTF-8: {error.reason}; save the file as UTF-8"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
 
 
 def _undecodable_line(path: Path) -> int:
@@ -199,7 +204,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
     try:
         with pq.ParquetFile(path) as file:
-            rows = (values for batch in file.iter_batches() for values in batch.to_pylist())
+            rows = (values for batch in file.iter_batches(PARQUET_ROWS) for values in batch.to_pylist())
             for number, values in enumerate(rows, start=1):
                 yield Row(values, f"{path}, row {number}")
     except (pa.ArrowException, OSError) as error:

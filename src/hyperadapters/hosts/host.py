@@ -179,13 +179,16 @@ class Host:
 @contextmanager
 def _skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Make layers hand on their input, where the output of the last one is known already."""
+    own = [vars(layer).get("forward") for layer in layers]  # what another library may have put there
     for layer in layers:
         layer.forward = _hand_on
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, forward in zip(layers, own, strict=True):
             del layer.forward
+            if forward is not None:
+                layer.forward = forward
 
 
 def _hand_on(hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:

@@ -90,7 +90,7 @@ CSV_COLUMNS = (
 
 
 def _write_csv(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
-    writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(file, CSV_COLUMNS, restval="")
     writer.writeheader()
     for record in records:
         writer.writerow({key: _as_json(value) if isinstance(value, dict) else value for key, value in record.items()})

@@ -14,6 +14,9 @@ _ANY = Task(name="any", kind="text-to-text")
 _ANY_PAIR = Task(name="any", kind="text-to-text", fields=("text", "text_pair"))
 
 
+EMPTY = (None, "")
+
+
 def read_inputs(inputs: Iterable[Any], tasks: Sequence[Task], task: str | None) -> Iterator[Example]:
     """Read inputs one by one.
 
@@ -36,6 +39,8 @@ def read_inputs(inputs: Iterable[Any], tasks: Sequence[Task], task: str | None) 
         raise TaskError(unknown_name("task", task, names))
     for number, value in enumerate(inputs, start=1):
         if isinstance(value, Example):
+            if value.task_id is not None and not 0 <= value.task_id < len(tasks):
+                raise TaskError(f"input {number}: task_id: expected 0 to {len(tasks) - 1}, found {value.task_id}")
             yield value if task is None else Example(names[task], value.text, value.text_pair, value.target)
         else:
             yield _read(_row(value, f"input {number}"), tasks, names, task)
@@ -54,9 +59,9 @@ def _row(value: Any, place: str) -> Row:
 
 
 def _read(row: Row, tasks: Sequence[Task], names: Mapping[str, int], task: str | None) -> Example:
-    name = row.values.get("task") or None if task is None else task
-    if name is None:
-        return Example(None, *read_fields(row, _ANY_PAIR if row.values.get("text_pair") else _ANY))
+    name = row.values.get("task") if task is None else task
+    if name in EMPTY:
+        return Example(None, *read_fields(row, _ANY if row.values.get("text_pair") in EMPTY else _ANY_PAIR))
     if not isinstance(name, str) or name not in names:
         raise TaskError(f"{row.place}: " + unknown_name("task", str(name), names))
     return Example(names[name], *read_fields(row, tasks[names[name]]))

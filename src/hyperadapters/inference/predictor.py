@@ -17,7 +17,7 @@ from hyperadapters.batch import ROUTES, Route
 from hyperadapters.config import Task
 from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import TaskError, unknown_name
+from hyperadapters.errors import DataError, TaskError, unknown_name
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, evaluating, to_device
 from hyperadapters.inference.cache import AdapterCache
 from hyperadapters.inference.inputs import read_inputs
@@ -79,7 +79,10 @@ class Predictor:
 
         Raises:
             TaskError: there is no such route.
+            DataError: `batch_size` is below 1.
         """
+        if batch_size < 1:
+            raise DataError(f"batch_size: expected 1 or more, found {batch_size}")
         if route not in ROUTES:
             raise TaskError(unknown_name("route", route, ROUTES))
         self.model, self.batch_size, self.route, self.decline = model, batch_size, route, decline
@@ -108,19 +111,23 @@ class Predictor:
             progress: whether to show a bar on the error stream, if that is a terminal.
 
         Raises:
-            DataError, TaskError: an input is wrong. Those of earlier chunks have been answered then.
+            DataError, TaskError: an input is wrong, or a task of the model has gone meanwhile. Inputs of earlier chunks
+                have been answered then.
         """
-        examples = read_inputs(inputs, self.model.tasks, task)
+        tasks = self.model.tasks
+        examples = read_inputs(inputs, tasks, task)
         total = len(inputs) if isinstance(inputs, Sized) else None
         if progress:
             console = Console(stderr=True)
             hidden = not console.is_terminal
-            stream = self._stream(examples)
+            stream = self._stream(examples, tasks)
             return iter(track(stream, "Answering", total, console=console, transient=True, disable=hidden))
-        return self._stream(examples)
+        return self._stream(examples, tasks)
 
-    def _stream(self, examples: Iterator[Example]) -> Iterator[Prediction]:
+    def _stream(self, examples: Iterator[Example], tasks: tuple[Task, ...]) -> Iterator[Prediction]:
         while chunk := list(islice(examples, self.batch_size * CHUNK_BATCHES)):
+            if self.model.tasks[: len(tasks)] != tasks:
+                raise TaskError("a task was removed or renamed while inputs were answered; answer them again")
             yield from self._answer_chunk(chunk)
 
     def _answer_chunk(self, examples: Sequence[Example]) -> list[Prediction]:
@@ -133,15 +140,26 @@ class Predictor:
                     indices = [rows[place] for place in part]
                     batch = to_device(collator.inputs([examples[index] for index in indices]), device)
                     task_ids = torch.tensor([examples[i].task_id for i in indices], device=device) if told else None
-                    answers.update(zip(indices, self._answer_batch(batch, task_ids), strict=True))
+                    plain = self._without_templates([examples[index] for index in indices]) if told else None
+                    answers.update(zip(indices, self._answer_batch(batch, task_ids, plain), strict=True))
         return [answers[index] for index in range(len(examples))]
 
+    def _without_templates(self, examples: Sequence[Example]) -> dict[str, Tensor] | None:
+        """The inputs as they would be routed, where their tasks' templates make them others."""
+        tasks = [self.model.tasks[example.task_id] for example in examples if example.task_id is not None]
+        if not self.model.text_to_text or all(task.template is None for task in tasks):
+            return None
+        plain = [Example(None, example.text, example.text_pair) for example in examples]
+        return to_device(self.model.collator.inputs(plain), device_of(self.model))
+
     @torch.inference_mode()
-    def _answer_batch(self, batch: dict[str, Tensor], task_ids: Tensor | None) -> list[Prediction]:
+    def _answer_batch(
+        self, batch: dict[str, Tensor], task_ids: Tensor | None, plain: dict[str, Tensor] | None
+    ) -> list[Prediction]:
         model = self.model
         if model.text_to_text:
             encoded = model.encode(**batch)
-            instances = model.retriever(encoded.pooled)
+            instances = model.retriever(encoded.pooled) if plain is None else model.instances(**plain)
             used = model.prototypes.nearest(instances) if task_ids is None else task_ids
             tokens = model.generate(
                 **batch,

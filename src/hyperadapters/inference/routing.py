@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hyperadapters.data.examples import Example
-from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.inference.batches import batches_by_length, device_of, evaluating, to_device
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.model import HyperAdapterModel
 
 NUM_CANDIDATES = 3
+ROUNDING = 1e-5
+"""How much the similarity of one and the same input may differ with its batch."""
 ROWS_FOR_KEYS = 1000
 """Training rows of a task from which its keys are made, at most; a centroid is well known by then."""
 
@@ -72,8 +74,11 @@ def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) 
 def decide(model: HyperAdapterModel, instances: Tensor) -> list[RoutingResult]:
     """Apply the policy to instance vectors [B, p]."""
     similarity = model.prototypes.similarity(instances)
-    # One more than is shown, so that there is a margin to the next one.
-    values, ids = similarity.topk(min(max(NUM_CANDIDATES, 2), similarity.shape[1]), dim=1)
+    # Of equally similar tasks the first, as `PrototypeTable.nearest` has it; `topk` takes any.
+    nearest = similarity.argmax(dim=1, keepdim=True)
+    others = similarity.scatter(1, nearest, -torch.inf).topk(min(NUM_CANDIDATES, similarity.shape[1]) - 1, dim=1)
+    ids = torch.cat([nearest, others.indices], dim=1)
+    values = similarity.gather(1, ids)
     accepted = (values[:, 0] >= model.thresholds[ids[:, 0]]).tolist()
     return [
         _result(model, row_values, row_ids, is_accepted)
@@ -88,7 +93,7 @@ def _result(model: HyperAdapterModel, values: list[float], ids: list[int], accep
         similarity=values[0],
         margin=values[0] - values[1] if len(values) > 1 else float("inf"),
         accepted=accepted,
-        candidates=candidates[:NUM_CANDIDATES],
+        candidates=candidates,
     )
 
 
@@ -98,12 +103,14 @@ def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batc
     examples = [Example(None, example.text, example.text_pair) for example in examples]
     found: dict[int, Tensor] = {}
     collator = model.collator
-    for rows in batches_by_length(examples, batch_size):
-        batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
-        found.update(zip(rows, model.instances(**batch).float(), strict=True))
+    with evaluating(model):
+        for rows in batches_by_length(examples, batch_size):
+            batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
+            found.update(zip(rows, model.instances(**batch).float(), strict=True))
     return torch.stack([found[row] for row in range(len(examples))])
 
 
+@torch.no_grad()
 def calibrate(
     model: HyperAdapterModel,
     train_examples: Sequence[Example],
@@ -133,7 +140,8 @@ def calibrate(
     if validation_examples:
         instances = instance_vectors(model, validation_examples)
         owners = torch.tensor([example.task_id for example in validation_examples], device=instances.device)
-    model.thresholds.copy_(thresholds(model.prototypes.similarity(instances), owners, false_decline_rate))
+    found = thresholds(model.prototypes.similarity(instances), owners, false_decline_rate)
+    model.thresholds.copy_(found - ROUNDING)
     model.revision += 1
 
 

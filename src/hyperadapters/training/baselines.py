@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
-from hyperadapters.config import Split, Task
+from hyperadapters.config import Split
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
@@ -64,22 +64,18 @@ def linear_probe(model: HyperAdapterModel, data: TaskData) -> dict[str, float]:
     return scores(best, "test")
 
 
-def few_shot_probe(
-    model: HyperAdapterModel, task: Task, examples: Sequence[Example], inputs: Sequence[Example]
-) -> list[int]:
-    """Labels of inputs by a logistic regression on the frozen features, scaled to length 1, of a few examples.
+def few_shot_probe(features: np.ndarray[Any, Any], labels: Sequence[int], inputs: np.ndarray[Any, Any]) -> list[int]:
+    """Labels of inputs [M, d] by a logistic regression on a few examples [N, d], all features scaled to length 1.
 
     The regularisation is the one of `FEW_SHOT_STRENGTHS` with the lowest log loss in cross-validation over the examples
-    (four folds, or as many as the rarest label has rows), 10 where a label has one row only. For encoder backbones.
+    (four folds, or as many as the rarest label has rows), 10 where a label has one row only.
     """
-    features = normalize(frozen_features(model, examples))
-    targets = [int(example.target) for example in examples]  # type: ignore[arg-type]
-    folds = min(4, min(Counter(targets).values()))
+    folds = min(4, min(Counter(labels).values()))
     probe: Any = LogisticRegression(C=10.0, max_iter=2000)
     if folds > 1:
         cv = StratifiedKFold(folds, shuffle=True, random_state=0)
         probe = GridSearchCV(probe, {"C": FEW_SHOT_STRENGTHS}, scoring="neg_log_loss", cv=cv)
-    answers: list[int] = probe.fit(features, targets).predict(normalize(frozen_features(model, inputs))).tolist()
+    answers: list[int] = probe.fit(normalize(features), labels).predict(normalize(inputs)).tolist()
     return answers
 
 

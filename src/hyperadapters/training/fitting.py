@@ -25,13 +25,13 @@ from hyperadapters.model import HyperAdapterModel
 Fit = Literal["prototype", "adapter", "shared", "none"]
 Stopping = Literal["leave-one-out", "held-out quarter", "fixed", "none"]
 
-MAX_STEPS = 20
+MAX_STEPS = 16
 STEPS_BETWEEN_LOOKS = 4
-BATCH_SIZE = 16
-FOLDS = 4
+BATCH_SIZE = 8
+FOLDS = 3
 FEW_ROWS = 8
 """Rows a label below which one of each label is left out in turn, instead of a quarter once."""
-LEARNING_RATES = {"prototype": 2e-2, "adapter": 1e-3, "hypernetwork": 1e-4, "head": 1e-2}
+LEARNING_RATES = {"prototype": 1e-2, "adapter": 1e-3, "hypernetwork": 1e-4, "head": 1e-3}
 DAMPING = 0.5
 """Strength at which an encoder's own adapter starts from another task's: half keeps more of the frozen features."""
 HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
