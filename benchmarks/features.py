@@ -37,7 +37,7 @@ from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import centroids
 
 HERE = Path(__file__).parent
-ROWS = {"train": 600, "test": 300}
+ROWS = {"train": 600, "test": 200}
 STEPS, BATCH, SEEDS = 1500, 128, (0, 1, 2)
 
 
@@ -86,20 +86,22 @@ def milliseconds(models: dict[str, HyperAdapterModel], examples: list[Example]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--recipe", type=Path, default=HERE.parent / "recipes" / "local-transfer.yaml")
+    parser.add_argument("--recipe", type=Path, default=HERE.parent / "recipes" / "local-glue.yaml")
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "features.jsonl")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
-    data = load_tasks(recipe.tasks, recipe.data, recipe.seed)
+    settings = recipe.data.model_copy(update={"n_train": ROWS["train"], "n_validation": 1})
+    data = load_tasks(recipe.tasks, settings, recipe.seed)
     tasks = [found.task for found in data]
-    settings = {"adapter_dim": recipe.model.adapter_dim, "feature_layer": recipe.model.feature_layer}
+    known = {task.name for task in tasks}
+    sizes = {"adapter_dim": recipe.model.adapter_dim, "feature_layer": recipe.model.feature_layer}
     models = {
-        kind: HyperAdapterModel.from_backbone(recipe.backbone, tasks, features=kind, **settings).eval()
+        kind: HyperAdapterModel.from_backbone(recipe.backbone, tasks, features=kind, **sizes).eval()
         for kind in ("layer", "backbone")
     }
     examples = {split: [e for found in data for e in found.splits[split][:count]] for split, count in ROWS.items()}
-    held_out = {name: load(name, arguments.data)[1]["test"][: ROWS["test"]] for name in HELD_OUT}
+    held_out = {name: load(name, arguments.data)[1]["test"][: ROWS["test"]] for name in HELD_OUT if name not in known}
     bare = models["layer"]
     features: dict[str, Any] = {split: pooled_layers(bare, rows) for split, rows in examples.items()}
     unknown = {name: pooled_layers(bare, rows) for name, rows in held_out.items()}

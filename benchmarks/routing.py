@@ -23,7 +23,7 @@ from transfer import HELD_OUT, load
 from hyperadapters import HyperAdapterModel, __version__
 from hyperadapters.config import RECIPE_FILE, load_recipe
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.inference.routing import calibrate, instance_vectors, thresholds
+from hyperadapters.inference.routing import ROWS_FOR_KEYS, centroids, instance_vectors, thresholds
 from hyperadapters.training.run import examples_of, load_run_tasks
 
 HERE = Path(__file__).parent
@@ -104,8 +104,11 @@ def main() -> None:
     for folder in arguments.runs:
         model, recipe = HyperAdapterModel.from_pretrained(folder), load_recipe(folder / RECIPE_FILE)
         tasks = load_run_tasks(model, recipe)
-        train, validation, test = (examples_of(tasks, split) for split in ("train", "validation", "test"))
+        train = [example for data in tasks for example in data.splits["train"][:ROWS_FOR_KEYS]]
+        validation, test = examples_of(tasks, "validation"), examples_of(tasks, "test")
         known = {
+            "train": instance_vectors(model, train),
+            "train_owners": torch.tensor([e.task_id for e in train]),
             "instances": instance_vectors(model, test),
             "owners": torch.tensor([e.task_id for e in test]),
             "validation": instance_vectors(model, validation),
@@ -117,11 +120,10 @@ def main() -> None:
         times = {"told_ms": milliseconds(model, timed, True), "routed_ms": milliseconds(model, timed, False)}
         for keys in ("prototype", "1 centroid", "4 centroids"):
             count = 0 if keys == "prototype" else int(keys[0])
-            dim = model.prototypes.weight.shape[1]
-            model.adapter_config = model.adapter_config.model_copy(update={"prototypes_per_task": max(1, count)})
-            model.prototypes.keys = torch.zeros(len(model.tasks), max(1, count), dim)
-            if count:
-                calibrate(model, train, validation)
+            points = [centroids(known["train"][known["train_owners"] == t], count) for t in range(len(model.tasks))]
+            model.prototypes.keys = (
+                torch.stack(points) if count else torch.zeros(len(points), 1, model.prototypes.weight.shape[1])
+            )
             row = {
                 "run": folder.name,
                 "features": model.adapter_config.features,

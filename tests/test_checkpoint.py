@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 import torch
 from conftest import ENCODER_DECODERS, ENCODERS, save_backbone, tiny_backbone
 from safetensors import safe_open
+from safetensors.torch import load_file, save
 from test_hosts import make_batch, make_model
 
 from hyperadapters.checkpoint import CONFIG_FILE
 from hyperadapters.errors import CheckpointError, OutputError
+from hyperadapters.inference.routing import decide
 from hyperadapters.model import HyperAdapterModel
+from hyperadapters.task_parts import set_task_parts, task_parts
 
 
 def _weights_file(folder: Path) -> Path:
@@ -184,3 +188,32 @@ def test_weights_outside_the_folder_are_refused(run: Path) -> None:
     (run / CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="names no weights file in this folder"):
         _load(run)
+
+
+def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: Path) -> None:
+    model, batch = make_model("bert"), make_batch("bert")
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / CONFIG_FILE).read_text())
+    del values["lengths"], values["model"]["features"], values["model"]["prototypes_per_task"]
+    state = load_file(_weights_file(tmp_path))
+    del state["thresholds"], state["prototypes.keys"]
+    described = {key: value for key, value in values.items() if key != "weights"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    weights = save(state, metadata={"config_sha256": digest})
+    _weights_file(tmp_path).write_bytes(weights)
+    values["weights"]["sha256"] = hashlib.sha256(weights).hexdigest()
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(values))
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert all(result.accepted for result in decide(loaded, torch.randn(4, 64)))
+
+
+def test_the_adapter_of_a_task_with_other_shapes_is_refused(tmp_path: Path) -> None:
+    model = make_model("bert")
+    small = make_model("bert", adapter_dim=2)
+    parts = task_parts(model)
+    parts[0].own_adapter = small.adapters(torch.tensor([0]))
+    set_task_parts(model, parts)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="the adapter of task 0 has other shapes"):
+        HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))

@@ -381,7 +381,7 @@ def test_a_refitted_task_is_no_neighbour_of_its_own(kind: str) -> None:
         *(
             (fit, counts, stopping)
             for fit in FITS
-            for counts, stopping in (((1, 3), "fixed"), ((2, 3), "leave-one-out"))
+            for counts, stopping in (((1, 1), "fixed"), ((1, 3), "leave-one-out"), ((2, 3), "leave-one-out"))
         ),
         ("prototype", (7, 9), "leave-one-out"),
         ("adapter", (8, 9), "held-out quarter"),

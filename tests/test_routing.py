@@ -222,16 +222,13 @@ def test_a_calibration_that_declines_no_row_declines_none_in_other_batches_eithe
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_keys_are_the_mean_directions_of_the_training_rows(kind: str) -> None:
+def test_calibration_leaves_tasks_of_one_prototype_to_their_prototypes(kind: str) -> None:
     model, rows = readable_model(kind), random_examples(30)
     calibrate(model, rows, rows[:3])
-    batch = model.collator.inputs(rows)
-    directions = nn.functional.normalize(model.instances(**batch), dim=1).detach()
-    owners = torch.tensor([example.task_id for example in rows])
-    for task_id in range(3):
-        torch.testing.assert_close(
-            model.prototypes.keys[task_id, 0], directions[owners == task_id].mean(dim=0), atol=1e-5, rtol=0
-        )
+    instances = model.instances(**model.collator.inputs(rows)).detach()
+    assert not model.prototypes.keys.any()
+    expected = nn.functional.cosine_similarity(instances[:, None], model.prototypes.weight[None], dim=-1)
+    torch.testing.assert_close(model.prototypes.similarity(instances), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hyperadapters.config import Task as Task
     from hyperadapters.config import load_recipe as load_recipe
     from hyperadapters.errors import HyperAdaptersError as HyperAdaptersError
+    from hyperadapters.inference.predictor import Predictor as Predictor
     from hyperadapters.model import HyperAdapterModel as HyperAdapterModel
     from hyperadapters.training.run import train as train
 
@@ -21,6 +22,7 @@ _HOME = {
     "HyperAdapterModel": "model",
     "HyperAdaptersError": "errors",
     "ModelConfig": "config",
+    "Predictor": "inference.predictor",
     "Recipe": "config",
     "Task": "config",
     "load_recipe": "config",

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from hyperadapters._version import __version__
@@ -56,14 +57,15 @@ class CheckpointConfig(StrictModel):
     library_version: str
     backbone: BackboneReference
     model: ModelConfig
-    lengths: Lengths
+    lengths: Lengths | None = None
     tasks: tuple[Task, ...]
     weights: WeightsReference | None = None
 
-    def digest(self) -> str:
-        """Checksum of everything but the reference to the weights; stored inside the weights file."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"weights"}), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Checksum of the JSON file's values but the reference to the weights; stored inside the weights file."""
+    text = json.dumps({key: value for key, value in values.items() if key != "weights"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -86,7 +88,7 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         tasks=model.tasks,
     )
     state = {name: value.detach().cpu().contiguous() for name, value in model.adapter_state_dict().items()}
-    weights = safetensors.torch.save(state, metadata={"config_sha256": config.digest()})
+    weights = safetensors.torch.save(state, metadata={"config_sha256": _digest(config.model_dump(mode="json"))})
     sha256 = hashlib.sha256(weights).hexdigest()
     name = f"adapters-{sha256[:12]}.safetensors"
     config = config.model_copy(update={"weights": WeightsReference(file=name, sha256=sha256)})
@@ -120,10 +122,11 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
             f"{config.backbone.fingerprint[:12]}, found one with {model.backbone_fingerprint[:12]}; "
             "load it with the same weights and revision that it was trained with"
         )
-    _make_room(model, state)
     try:
+        _add_missing(model, state)
+        _make_room(model, state)
         model.load_adapter_state_dict(state)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         model.detach()
         raise CheckpointError(
             f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
@@ -131,16 +134,33 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
     return model.eval()
 
 
+def _add_missing(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
+    """Give the state of an early checkpoint what was not there yet: nothing was known of routing."""
+    state.setdefault("thresholds", model.thresholds)
+    state.setdefault("prototypes.keys", model.prototypes.keys)
+
+
+@torch.no_grad()
 def _make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
-    """Make places for what only some tasks have, own adapters and wide heads; the values are loaded after."""
+    """Make places for what only some tasks have, own adapters and wide heads; the values are loaded after.
+
+    Raises:
+        ValueError: one of them has another shape than this model's.
+    """
+    device = model.thresholds.device
+    shapes = [tensor.shape for tensor in model.adapters(torch.zeros(1, dtype=torch.long, device=device))]
     parts = task_parts(model)
     for task_id, part in enumerate(parts):
         own = [state.get(f"own_adapters.{task_id}.{name}") for name in BottleneckWeights._fields]
         if all(tensor is not None for tensor in own):
-            part.own_adapter = BottleneckWeights(*own)  # type: ignore[arg-type]
+            part.own_adapter = BottleneckWeights(*(tensor.to(device) for tensor in own if tensor is not None))
+            if [tensor.shape for tensor in part.own_adapter] != shapes:
+                raise ValueError(f"the adapter of task {task_id} has other shapes than those of this model")
         weight = state.get(f"heads.heads.{task_id}.weight")
-        if part.head is not None and weight is not None and weight.shape[1] == 2 * part.head.weight.shape[1]:
-            part.head = part.head._replace(weight=weight)
+        if part.head is not None and weight is not None:
+            labels, width = part.head.weight.shape
+            if weight.shape == (labels, 2 * width):
+                part.head = part.head._replace(weight=weight.to(device))
     set_task_parts(model, parts)
 
 
@@ -167,6 +187,17 @@ def read_config(folder: Path) -> CheckpointConfig:
     Raises:
         CheckpointError: it is missing, not readable, or of a newer format.
     """
+    values = _read_json(folder)
+    path = folder / CONFIG_FILE
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: has format {version}, this library ({__version__}) reads up to {FORMAT_VERSION}; upgrade it"
+        )
+    return parse(CheckpointConfig, values, CheckpointError, str(path))
+
+
+def _read_json(folder: Path) -> Any:
     path = folder / CONFIG_FILE
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -174,12 +205,7 @@ def read_config(folder: Path) -> CheckpointConfig:
         raise CheckpointError(f"{folder}: no checkpoint here; expected a file {CONFIG_FILE} in it") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable: {error}; the checkpoint is damaged") from None
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: has format {version}, this library ({__version__}) reads up to {FORMAT_VERSION}; upgrade it"
-        )
-    return parse(CheckpointConfig, values, CheckpointError, str(path))
+    return values
 
 
 def read_weights(folder: Path, config: CheckpointConfig) -> dict[str, Tensor]:
@@ -209,6 +235,6 @@ def read_weights(folder: Path, config: CheckpointConfig) -> dict[str, Tensor]:
             digest = (file.metadata() or {}).get("config_sha256")
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
-    if digest != config.digest():
+    if digest != _digest(_read_json(folder)):
         raise CheckpointError(f"{folder}: {CONFIG_FILE} was altered after it was written: copy both files again")
     return state

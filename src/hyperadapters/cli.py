@@ -100,6 +100,8 @@ def evaluate(
         check_target(output, (".json",))
     model, recipe = runs.load_run(folder)
     tasks = runs.load_run_tasks(model, recipe)
+    for name in sorted({task.name for task in model.tasks} ^ {entry.name for entry in recipe.tasks}):
+        typer.echo(f"not scored: '{name}', which is not both in the model and in the recipe of the run", err=True)
     started = time.monotonic()
     found = runs.evaluate_splits(model, tasks, recipe.training.eval_batch_size, [split])
     if not found:
@@ -153,6 +155,7 @@ def add_task(
     examples: ExamplesFile,
     kind: Annotated[str, typer.Option(help="classification, regression or text-to-text.")] = "classification",
     metric: Annotated[list[str] | None, typer.Option(help="Metric of the task; can be repeated.")] = None,
+    template: Annotated[str | None, typer.Option(help="Prompt, for text-to-text backbones: '{text} ...'.")] = None,
     k_per_label: PerLabel = None,
     fit: FitOption = "adapter",
     init: Annotated[str, typer.Option(help="nearest, mixture, mean_instance or random.")] = "nearest",
@@ -162,12 +165,15 @@ def add_task(
     from hyperadapters.config import Task, parse
     from hyperadapters.data.sources import read_file
     from hyperadapters.errors import TaskError
+    from hyperadapters.inference.batches import best_device
     from hyperadapters.model import HyperAdapterModel
 
     rows = read_file(examples)
     fields = ["text", "text_pair"] if any(row.values.get("text_pair") for row in rows) else ["text"]
-    task = parse(Task, {"name": name, "kind": kind, "fields": fields, "metrics": metric or []}, TaskError)
-    model = HyperAdapterModel.from_pretrained(folder)
+    described = {"name": name, "kind": kind, "fields": fields, "metrics": metric or [], "template": template}
+    task = parse(Task, described, TaskError)
+    _announce(fit)
+    model = HyperAdapterModel.from_pretrained(folder).to(best_device())
     report = model.add_task(task, rows, fit=fit, init=init, k_per_label=k_per_label, seed=seed)
     model.save_pretrained(folder)
     _print_report(report)
@@ -187,10 +193,12 @@ def refit_task(
 ) -> None:
     """Fit a task of a run anew to examples; no other task changes, unless --fit shared."""
     from hyperadapters.data.sources import read_file
+    from hyperadapters.inference.batches import best_device
     from hyperadapters.model import HyperAdapterModel
 
     rows = read_file(examples)
-    model = HyperAdapterModel.from_pretrained(folder)
+    _announce(fit)
+    model = HyperAdapterModel.from_pretrained(folder).to(best_device())
     report = model.refit_task(name, rows, fit=fit, init=init, k_per_label=k_per_label, seed=seed)
     model.save_pretrained(folder)
     _print_report(report)
@@ -279,6 +287,11 @@ def _print_scores(metrics: dict[str, Any]) -> None:
     console.print(table)
     if metrics["routing_accuracy"] is not None:
         console.print(f"routing accuracy {metrics['routing_accuracy']:.4f}")
+
+
+def _announce(fit: str) -> None:
+    if fit == "shared":
+        typer.echo("--fit shared trains what all tasks share: the other tasks of this run will change.", err=True)
 
 
 def _print_report(report: FitReport) -> None:

@@ -22,7 +22,6 @@ from hyperadapters.core import (
     PrototypicalHypernetwork,
     Reduction,
     instance_contrastive_loss,
-    masked_mean,
     prototype_contrastive_loss,
     sequence_loss,
     total_loss,
@@ -32,7 +31,7 @@ from hyperadapters.errors import BackboneError, TaskError, unknown_name
 from hyperadapters.hosts.active import BatchState
 from hyperadapters.hosts.backbone import fingerprint, load_backbone, load_tokenizer
 from hyperadapters.hosts.heads import TaskHeads
-from hyperadapters.hosts.host import Encoded, Host, Inputs
+from hyperadapters.hosts.host import Encoded, Host, Inputs, pool
 from hyperadapters.hosts.placement import check_tasks, fit_lengths, place
 from hyperadapters.hosts.sites import find_sites
 from hyperadapters.task_parts import set_task_parts, task_parts
@@ -219,7 +218,7 @@ class HyperAdapterModel(nn.Module):
             task_ids, state = self._choose(task_ids, instances, route)
             return state
 
-        if encoded is None and self._is_one_pass:
+        if encoded is None and self._host.is_one_pass:
             output = self._host.run(inputs, choose, output_hidden_states)
         else:
             if encoded is None or (self.text_to_text and output_hidden_states and encoded.hidden_states is None):
@@ -227,7 +226,7 @@ class HyperAdapterModel(nn.Module):
             state = choose(encoded.pooled)
             output = self._host.run_above(inputs, encoded, state, decoder_input_ids, output_hidden_states)
         assert task_ids is not None
-        logits = output.logits if self.heads is None else self.heads(self._pool(output, inputs), features, task_ids)
+        logits = output.logits if self.heads is None else self.heads(pool(output, inputs), features, task_ids)
         losses = None
         if labels is not None:
             losses = self._losses(logits, instances, task_ids, labels, label_smoothing, reduction)
@@ -314,7 +313,7 @@ class HyperAdapterModel(nn.Module):
         inputs = self._inputs(**inputs)
         rows = torch.zeros(len(encoded.hidden), dtype=torch.long, device=encoded.hidden.device)
         output = self._host.run_above(inputs, encoded, BatchState(weights, rows), decoder_input_ids)
-        values: Tensor = output.logits if self.text_to_text else self._pool(output, inputs)
+        values: Tensor = output.logits if self.text_to_text else pool(output, inputs)
         return values
 
     def route(self, texts: Iterable[Any], **options: Any) -> list[RoutingResult]:
@@ -322,14 +321,6 @@ class HyperAdapterModel(nn.Module):
         from hyperadapters.inference.routing import route
 
         return route(self, texts, **options)
-
-    @property
-    def _is_one_pass(self) -> bool:
-        return not self.text_to_text and self.adapter_config.features == "layer"
-
-    @staticmethod
-    def _pool(output: Any, inputs: Inputs) -> Tensor:
-        return masked_mean(output.last_hidden_state, inputs["attention_mask"])
 
     def _choose(self, task_ids: Tensor | None, instances: Tensor, route: Route) -> tuple[Tensor, BatchState]:
         """The task of each row, the most similar one where none are given, and the adapters for them."""

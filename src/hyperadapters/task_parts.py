@@ -66,7 +66,7 @@ def set_task_parts(model: HyperAdapterModel, parts: Sequence[TaskParts]) -> None
     """
     tasks = tuple(part.task for part in parts)
     model.check_tasks(tasks)
-    with torch.no_grad():  # everything is made before anything is changed
+    with torch.inference_mode(False), torch.no_grad():  # everything is made before anything is changed
         weight, keys = torch.stack([part.prototype for part in parts]), torch.stack([part.keys for part in parts])
         thresholds = model.thresholds.new_tensor([part.threshold for part in parts])
         heads = None if model.heads is None else TaskHeads.of(tasks, [part.head for part in parts if part.head])

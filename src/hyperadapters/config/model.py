@@ -25,8 +25,8 @@ class ModelConfig(StrictModel):
         features: encoder backbones only: "layer", the retriever reads the hidden states at m, so that one pass routes
             and answers; or "backbone", it reads the last hidden states of the whole frozen pass, and the layers above m
             run once more with adapters.
-        prototypes_per_task: points by which the inputs of a task are recognised when routing, the centroids of its
-            training instances; more than one for tasks whose inputs form several clumps.
+        prototypes_per_task: points by which the inputs of a task are recognised when routing. 1: its prototype. More,
+            for tasks whose inputs form several clumps: so many centroids of its training instances, by k-means.
         temperature: of both contrastive losses.
         contrastive_weight: lambda, weight of each contrastive loss.
     """

@@ -22,9 +22,9 @@ class PrototypeTable(nn.Module):
     Initialised from a standard normal distribution, as in the released code. They are the only parameters of the
     method that grow with the number of tasks.
 
-    A prototype is pushed away from the other tasks' instances, and so past the middle of its own. Where that middle is
-    known, a task has keys to be recognised by instead: the centroid of its instance vectors, or several where its
-    inputs form several clumps. Adapters are generated from the prototype in any case. A key of zeros is not there.
+    A task may have keys to be recognised by instead of its prototype: several where its inputs form several clumps, or
+    one where the prototype was copied from another task. Adapters are generated from the prototype in any case. A key
+    of zeros is not there.
     """
 
     keys: Tensor

@@ -83,7 +83,7 @@ def _cell(row: Row, name: str) -> object:
     if name not in row.values:
         raise DataError(
             f"{row.place}: no column '{name}'.{did_you_mean(name, row.values)} Found: {', '.join(row.values)}. "
-            f"If it is named differently, say so in the source: columns: {{{name}: ...}}"
+            f"Rename the column, or in a recipe name it in the source: columns: {{{name}: ...}}"
         )
     return row.values[name]
 

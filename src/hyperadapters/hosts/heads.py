@@ -140,6 +140,7 @@ def wide_inputs(pooled: Tensor, features: Tensor) -> Tensor:
     return torch.cat([F.normalize(features.float(), dim=-1), F.normalize(pooled.float(), dim=-1)], dim=-1)
 
 
+@torch.no_grad()
 def _linear(head: Head) -> nn.Linear:
     linear = nn.utils.skip_init(nn.Linear, head.weight.shape[1], head.weight.shape[0], device=head.weight.device)
     linear.to(head.weight.dtype)

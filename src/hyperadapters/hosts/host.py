@@ -53,8 +53,8 @@ class Host:
         self.backbone: Any = backbone
         self.text_to_text = sites.kind == "encoder-decoder"
         first_layer = config.feature_layer or 0
-        self.num_sites = len(sites.generated.layers) - first_layer
-        self.reads_whole_pass = config.features == "backbone"
+        self.is_one_pass = not self.text_to_text and config.features == "layer"
+        self._reads_whole_pass = config.features == "backbone"
         self._sites = sites
         self._below = () if self.text_to_text else tuple(sites.generated.layers[:first_layer])
         self._active = ActiveAdapters()
@@ -79,7 +79,7 @@ class Host:
 
         def on_features(hidden: Tensor) -> None:
             entered.append(hidden)
-            if not self.reads_whole_pass:
+            if not self._reads_whole_pass:
                 raise _PrefixDoneError
 
         read = None
@@ -174,6 +174,11 @@ class Host:
     def _check_attached(self) -> None:
         if self._injection is None:
             raise RuntimeError("the adapters were detached from this model's backbone; make or load a new model")
+
+
+def pool(output: Any, inputs: Inputs) -> Tensor:
+    """Mean of the last hidden states over the real tokens [B, d]."""
+    return masked_mean(output.last_hidden_state, inputs["attention_mask"])
 
 
 @contextmanager

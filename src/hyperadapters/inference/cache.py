@@ -22,7 +22,7 @@ class AdapterCache:
         """Args: model: generates; max_bytes: of adapters kept. Those of a batch are always there for the batch."""
         self._model, self._max_bytes = model, max_bytes
         self._kept: OrderedDict[int, BottleneckWeights] = OrderedDict()
-        self._revision = model.revision
+        self._made_for: tuple[int, torch.device] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -31,15 +31,14 @@ class AdapterCache:
 
     def __call__(self, task_ids: Tensor) -> BottleneckWeights:
         """The adapters [L, U, ...] of the tasks [U]."""
-        if self._revision != self._model.revision:
+        made_for = (self._model.revision, task_ids.device)
+        if self._made_for != made_for:
             self._kept.clear()
-            self._revision = self._model.revision
+            self._made_for = made_for
         wanted: list[int] = task_ids.tolist()
-        missing = [task_id for task_id in wanted if task_id not in self._kept]
-        if missing:
-            made = self._model.adapters(torch.tensor(missing, device=task_ids.device))
-            for place, task_id in enumerate(missing):
-                self._kept[task_id] = BottleneckWeights(*(tensor.clone() for tensor in made.task(place)))
+        for task_id in wanted:
+            if task_id not in self._kept:  # one by one: made together with others they could differ in the last bit
+                self._kept[task_id] = self._model.adapters(task_ids.new_tensor([task_id]))
         for task_id in wanted:
             self._kept.move_to_end(task_id)
         weights = BottleneckWeights.cat([self._kept[task_id] for task_id in wanted])

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hyperadapters.data.examples import Example
+from hyperadapters.errors import DataError
 from hyperadapters.inference.batches import batches_by_length, device_of, evaluating, to_device
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.model import HyperAdapterModel
@@ -26,7 +27,7 @@ NUM_CANDIDATES = 3
 ROUNDING = 1e-5
 """How much the similarity of one and the same input may differ with its batch."""
 ROWS_FOR_KEYS = 1000
-"""Training rows of a task from which its keys are made, at most; a centroid is well known by then."""
+"""Training rows of a task from which its keys are made, at most; centroids are well known by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,11 @@ def calibrate(
     false_decline_rate: float = 0.05,
     seed: int = 0,
 ) -> None:
-    """Set keys and thresholds of all tasks.
+    """Set the thresholds of all tasks, and their keys where they are to have several.
 
-    A task's keys are the centroids of the instance vectors of its training rows (`ModelConfig.prototypes_per_task` of
-    them). Its threshold is the similarity below which the given share lies of the validation rows that are most similar
-    to it (or of its own rows, where none is).
+    With `ModelConfig.prototypes_per_task` above 1, a task's keys are so many centroids of the instance vectors of its
+    training rows; otherwise it is recognised by its prototype. Its threshold is the similarity below which the given
+    share lies of the validation rows that are most similar to it (or of its own rows, where none is).
 
     Args:
         model: changed in place.
@@ -131,18 +132,26 @@ def calibrate(
             higher, so that more is declined than asked for.
         false_decline_rate: share of known inputs that may be declined, at most.
         seed: of k-means.
+
+    Raises:
+        DataError: the rate is not from 0 to below 1, or instance vectors are not finite.
     """
-    train_examples = _first_of_each_task(train_examples, ROWS_FOR_KEYS)
-    instances = instance_vectors(model, train_examples)
-    owners = torch.tensor([example.task_id for example in train_examples], device=instances.device)
-    keys = torch.stack([_keys(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))])
-    model.prototypes.keys.copy_(keys)
-    if validation_examples:
-        instances = instance_vectors(model, validation_examples)
-        owners = torch.tensor([example.task_id for example in validation_examples], device=instances.device)
+    if not 0 <= false_decline_rate < 1:
+        raise DataError(f"false_decline_rate: expected 0 to below 1, found {false_decline_rate}")
+    if model.adapter_config.prototypes_per_task > 1:
+        kept = _first_of_each_task(train_examples, ROWS_FOR_KEYS)
+        instances, owners = _instances_and_owners(model, kept)
+        keys = [_keys(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))]
+        model.prototypes.keys.copy_(torch.stack(keys))
+    instances, owners = _instances_and_owners(model, validation_examples or train_examples)
     found = thresholds(model.prototypes.similarity(instances), owners, false_decline_rate)
     model.thresholds.copy_(found - ROUNDING)
     model.revision += 1
+
+
+def _instances_and_owners(model: HyperAdapterModel, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    instances = instance_vectors(model, examples)
+    return instances, torch.tensor([example.task_id for example in examples], device=instances.device)
 
 
 def _first_of_each_task(examples: Sequence[Example], count: int) -> list[Example]:
@@ -162,6 +171,8 @@ def _keys(model: HyperAdapterModel, instances: Tensor, seed: int) -> Tensor:
 def centroids(instances: Tensor, count: int, seed: int = 0) -> Tensor:
     """Centres [K, p] of the directions of instance vectors [N, p], by k-means; zeros in the place of missing ones."""
     points = normalize(instances.float(), dim=-1).cpu().numpy()
+    if not np.isfinite(points).all():
+        raise DataError("instance vectors are not finite: training has diverged; lower retriever_learning_rate")
     centres = np.zeros((count, points.shape[1]), dtype=np.float32)
     clusters = min(count, len(np.unique(points, axis=0)))
     if clusters:

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from hyperadapters.config import DataConfig, Task, parse
-from hyperadapters.core import BottleneckWeights, cosine_similarity
+from hyperadapters.core import BottleneckWeights, PrototypicalHypernetwork
 from hyperadapters.data.examples import Example, infer_labels, read_fields, read_target
 from hyperadapters.data.loading import subset
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, unknown_name
 from hyperadapters.inference.batches import batches_by_length, evaluating
-from hyperadapters.inference.routing import Candidate, centroids, instance_vectors
+from hyperadapters.inference.routing import ROUNDING, Candidate, centroids, instance_vectors
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.task_parts import TaskParts, set_task_parts, task_parts
 from hyperadapters.training.fitting import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
@@ -97,7 +97,8 @@ def add_task(
             in memory: rows * tokens * width * 4 bytes.
         fit: what is trained: "prototype" (its p numbers and the head), "adapter" (weights of the task's own, which
             start from the generated ones, on encoders at half their strength, and the head), "shared" (prototype, head
-            and the hypernetwork: other tasks change, and the report says by how much), or "none" (zero steps).
+            and the hypernetwork: other tasks change, and the report says by how much), or "none" (zero steps; the
+            most similar task's own adapter, if it has one, is copied).
         init: of the prototype: "nearest" (the most similar task's), "mixture" (of all, weighted by similarity),
             "mean_instance" (the direction of the mean instance vector, at the prototypes' mean length), "random".
         k_per_label: use so many examples of each label (or in all, without labels); default: all.
@@ -130,10 +131,13 @@ def refit_task(
 ) -> FitReport:
     """Fit a task anew, to other examples for instance. It keeps its id; no other task changes (see `add_task`).
 
+    Head, key and threshold are made anew from these examples. An adapter that the task has of its own is dropped when
+    `fit` is "prototype" or "shared".
+
     Args:
         model, examples, fit, k_per_label, max_steps, seed: as in `add_task`.
         name: of the task.
-        init: also "current": where the task is now.
+        init: also "current": its present prototype, and with "adapter" and "none" its present adapter.
 
     Raises:
         TaskError, DataError: as in `add_task`, or the task is unknown.
@@ -161,7 +165,8 @@ def _fit(
         raise TaskError(f"max_steps: expected 0 or more, found {max_steps}")
     if k_per_label is not None:
         examples = subset(examples, task, parse(DataConfig, {"k_per_label": k_per_label}, DataError), seed)
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    no_autocast = torch.autocast(model.thresholds.device.type, enabled=False)
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), no_autocast:
         instances = instance_vectors(model, examples)
         similarity = model.prototypes.similarity(instances).mean(dim=0).detach()
         start = _start(model, init, fit, instances, similarity, task_id, seed)
@@ -183,7 +188,7 @@ def _fit(
             changes = {}
             set_task_parts(model, parts)
         else:
-            with _kept_on_failure(model.hypernetwork):
+            with _kept_on_failure(model):
                 changes = _share(model, data, fitted.hypernetwork, task_id)
                 set_task_parts(model, parts)
     seconds = time.monotonic() - started
@@ -204,6 +209,12 @@ def _read_examples(task: Task, examples: Iterable[Any], task_id: int) -> tuple[T
         raise DataError(
             f"task '{task.name}': no examples; expected at least one" + " of each label" * bool(task.labels)
         )
+    for row in rows:
+        if not task.is_pair and row.values.get("text_pair"):
+            raise DataError(
+                f"{row.place}: has a text_pair, which task '{task.name}' does not read; "
+                "make the task with fields=('text', 'text_pair')"
+            )
     if task.kind == "classification" and not task.labels:
         labels = infer_labels(rows)
         task = parse(Task, {**task.model_dump(), "labels": labels}, DataError, f"task '{task.name}'")
@@ -259,7 +270,9 @@ def _start(
             return Start(prototypes[chosen], adapter if init == "current" or fit == "none" else _damped(model, adapter))
         return Start(prototypes[chosen])
     if init == "mixture":
-        return _generated(model, fit, (known / model.adapter_config.temperature).softmax(dim=0) @ prototypes)
+        return _generated(
+            model, fit, (known / model.adapter_config.temperature).softmax(dim=0).to(prototypes) @ prototypes
+        )
     length = prototypes.norm(dim=1).mean()
     if init == "mean_instance":
         direction = normalize(normalize(instances, dim=1).mean(dim=0), dim=0)
@@ -287,46 +300,60 @@ def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
         known = model.thresholds[model.thresholds.isfinite()]
         return float(known.mean()) if len(known) else -torch.inf
     directions = normalize(instances.float(), dim=1)
-    others = directions.sum(dim=0) - directions
-    return float(cosine_similarity(directions, others).diagonal().min())
+    others = normalize(directions.sum(dim=0) - directions, dim=1)
+    return float((directions * others).sum(dim=1).min()) - ROUNDING
 
 
 @contextmanager
-def _kept_on_failure(module: nn.Module) -> Iterator[None]:
-    """A context that puts a module's state back when it is left by an exception."""
-    before = copy.deepcopy(module.state_dict())
+def _kept_on_failure(model: HyperAdapterModel) -> Iterator[None]:
+    """A context that puts the hypernetwork back as it was when it is left by an exception."""
+    module, state = model.hypernetwork, copy.deepcopy(model.hypernetwork.state_dict())
     try:
         yield
     except BaseException:
-        module.load_state_dict(before)
+        model.hypernetwork = module
+        module.load_state_dict(state)
         raise
 
 
 @torch.no_grad()
 def _share(
-    model: HyperAdapterModel, data: FitExamples, hypernetwork: nn.Module, task_id: int | None
+    model: HyperAdapterModel, data: FitExamples, hypernetwork: PrototypicalHypernetwork, task_id: int | None
 ) -> dict[str, TaskChange]:
     """Give the model the trained hypernetwork, and measure what that does to its other tasks."""
-    others = [index for index in range(len(model.tasks)) if index != task_id]
-    before = {index: _observe(model, data, index) for index in others}
-    model.hypernetwork.load_state_dict(hypernetwork.state_dict())
+    old = model.hypernetwork
     changes = {}
-    for index in others:
-        old_weights, old_outputs = before[index]
-        weights, outputs = _observe(model, data, index)
-        adapter = float((weights - old_weights).norm() / old_weights.norm().clamp(min=1e-12))
-        changes[model.tasks[index].name] = TaskChange(adapter, float((outputs - old_outputs).abs().mean()))
+    for index in range(len(model.tasks)):
+        if index == task_id:
+            continue
+        model.hypernetwork = old
+        before = model.adapters(torch.tensor([index], device=model.thresholds.device))
+        model.hypernetwork = hypernetwork
+        after = model.adapters(torch.tensor([index], device=model.thresholds.device))
+        distance = sum(float((b - a).square().sum()) for b, a in zip(before, after, strict=True)) ** 0.5
+        size = sum(float(b.square().sum()) for b in before) ** 0.5
+        changes[model.tasks[index].name] = TaskChange(
+            distance / max(size, 1e-12), _output_change(model, data, index, before, after)
+        )
+    model.hypernetwork = old
+    old.load_state_dict(hypernetwork.state_dict())
     return changes
 
 
-def _observe(model: HyperAdapterModel, data: FitExamples, task_id: int) -> tuple[Tensor, Tensor]:
-    """All weights of a task's adapter in a row, and its logits on the examples."""
-    weights = model.adapters(torch.tensor([task_id], device=model.thresholds.device))
-    outputs = []
+def _output_change(
+    model: HyperAdapterModel, data: FitExamples, task_id: int, before: BottleneckWeights, after: BottleneckWeights
+) -> float:
+    """Mean absolute difference of a task's logits on the examples under two adapters; of T5, at real target tokens."""
+    total, count = 0.0, 0
     for rows in batches_by_length(data.examples, BATCH_SIZE):
-        values, _ = data.outputs(rows, weights)
-        if model.heads is not None:
-            task_ids = torch.full((len(rows),), task_id, device=values.device)
-            values = model.heads(values, data.features(rows), task_ids)
-        outputs.append(values.flatten())
-    return torch.cat([tensor.flatten() for tensor in weights]), torch.cat(outputs)
+        outputs = []
+        for weights in (before, after):
+            values, labels = data.outputs(rows, weights)
+            if model.heads is None:
+                outputs.append(values[labels != -100])
+            else:
+                task_ids = torch.full((len(rows),), task_id, device=values.device)
+                outputs.append(model.heads(values, data.features(rows), task_ids))
+        total += float((outputs[0] - outputs[1]).abs().sum())
+        count += outputs[0].numel()
+    return total / count

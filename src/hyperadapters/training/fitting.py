@@ -14,7 +14,7 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
 from hyperadapters.config import Task
-from hyperadapters.core import BottleneckWeights, OwnBottleneck, sequence_loss
+from hyperadapters.core import BottleneckWeights, OwnBottleneck, PrototypicalHypernetwork, sequence_loss
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.hosts.heads import Head, wide_inputs
@@ -35,6 +35,8 @@ LEARNING_RATES = {"prototype": 1e-2, "adapter": 1e-3, "hypernetwork": 1e-4, "hea
 DAMPING = 0.5
 """Strength at which an encoder's own adapter starts from another task's: half keeps more of the frozen features."""
 HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SAME = 1e-6
+"""Mean square below which the rows of a label count as one and the same."""
 HEAD_PENALTIES = (0.01, 0.1, 1.0, 10.0)
 RIDGE_STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
@@ -53,7 +55,7 @@ class Fitted:
     prototype: Tensor
     adapter: BottleneckWeights | None
     head: Head | None
-    hypernetwork: nn.Module | None
+    hypernetwork: PrototypicalHypernetwork | None
     steps: int
     stopping: Stopping
 
@@ -192,7 +194,7 @@ def fit_task(
         curves.append(curve)
     steps = most
     if curves:
-        steps = looks[int(torch.tensor(curves).mean(dim=0).argmin())]
+        steps = looks[int(torch.tensor(curves).mean(dim=0).nan_to_num(nan=torch.inf).argmin())]
     student = _Student(model, start, make_head(data.task, inputs, data.targets, everything, fit != "none", seed), fit)
     for _ in _train(student, data, everything, fit, steps, seed):
         pass
@@ -233,7 +235,8 @@ def _batches(rows: Sequence[int], seed: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def _loss(student: _Student, data: FitExamples, rows: Sequence[int]) -> float:
-    return float(student.loss(data, rows))
+    parts = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
+    return sum(float(student.loss(data, part)) * len(part) for part in parts) / len(rows)
 
 
 def _folds(data: FitExamples, seed: int) -> tuple[list[set[int]], Stopping]:
@@ -242,10 +245,11 @@ def _folds(data: FitExamples, seed: int) -> tuple[list[set[int]], Stopping]:
     for row, target in enumerate(data.targets):
         groups.setdefault(target if data.task.kind == "classification" else None, []).append(row)
     generator = random.Random(seed)
-    shuffled = [generator.sample(rows, len(rows)) for rows in groups.values()]
-    fewest = min(map(len, shuffled))
-    if fewest < 2:
+    # A label's only row stays: without it nothing would be known of the label.
+    shuffled = [generator.sample(rows, len(rows)) for rows in groups.values() if len(rows) > 1]
+    if not shuffled:
         return [], "fixed"
+    fewest = min(map(len, shuffled))
     if fewest >= FEW_ROWS:
         return [{row for rows in shuffled for row in rows[: len(rows) // 4]}], "held-out quarter"
     return [{rows[fold % len(rows)] for rows in shuffled} for fold in range(min(FOLDS, fewest))], "leave-one-out"
@@ -286,14 +290,14 @@ def make_head(
     labels = torch.tensor([int(value) for value in values], device=chosen.device)  # type: ignore[arg-type]
     start = mean_head(chosen, labels, len(task.labels))
     groups = [(labels == label).nonzero()[:, 0].tolist() for label in range(len(task.labels))]
-    fewest = min(map(len, groups))
-    if not fitted or fewest < 2:
-        return start
-    losses = dict.fromkeys([None, *HEAD_PENALTIES], 0.0)
     generator = random.Random(seed)
-    shuffled = [generator.sample(group, len(group)) for group in groups]
-    for fold in range(min(FOLDS, fewest)):
-        left_out = sorted(row for group in shuffled for row in group[fold :: min(FOLDS, fewest)])
+    shuffled = [generator.sample(group, len(group)) for group in groups if len(group) > 1]
+    if not fitted or not shuffled:
+        return start
+    folds = min(FOLDS, *map(len, shuffled))
+    losses = dict.fromkeys([None, *HEAD_PENALTIES], 0.0)
+    for fold in range(folds):
+        left_out = sorted(row for group in shuffled for row in group[fold::folds])
         kept = sorted(set(range(len(labels))) - set(left_out))
         head = mean_head(chosen[kept], labels[kept], len(task.labels))
         for penalty in losses:
@@ -313,7 +317,7 @@ def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
     """
     means, counts = _label_means(inputs, labels, num_labels)
     spread = (inputs - means[labels]).square().sum() / max(1, len(inputs) - num_labels)
-    if spread == 0:  # one row a label: how far the labels are apart is all that is known
+    if spread < SAME:  # one row a label: how far the labels are apart is all that is known
         spread = (means - means.mean(dim=0)).square().sum(dim=1).mean()
     base = 1.0 / float(spread.clamp(min=1e-6))
     if int(counts.min()) < 2:
@@ -323,9 +327,10 @@ def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
     for row, label in enumerate(labels.tolist()):
         own = means.clone()
         own[label] = without[row]
+        head = _mean_head(own, base)
+        logits = F.linear(inputs[row], head.weight, head.bias)
         for scale in HEAD_SCALES:
-            head = _mean_head(own, base * scale)
-            likelihoods[scale] += float(F.linear(inputs[row], head.weight, head.bias).log_softmax(dim=0)[label])
+            likelihoods[scale] += float((scale * logits).log_softmax(dim=0)[label])
     return _mean_head(means, base * max(likelihoods, key=likelihoods.__getitem__))
 
 
