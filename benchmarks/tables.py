@@ -75,7 +75,7 @@ def routing() -> None:
         ]
         table([*header, *(f"AUROC {name}" for name in held_out)], body)
     for row in rows("routing"):
-        if row["recognised_by"] == "1 centroid":
+        if row["recognised_by"] == "prototype":
             print(f"256 inputs: {row['told_ms']:.0f} ms with their tasks told, {row['routed_ms']:.0f} ms routed.\n")
             declined = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row["declined"].items())
             print(f"Declined: {declined}\n")
