@@ -83,7 +83,7 @@ class Host:
                 raise _PrefixDoneError
 
         read = None
-        with self._active.use(BatchState(enabled=False, on_features=on_features)), _evaluating(self.backbone):
+        with self._active.use(BatchState(enabled=False, on_features=on_features)), evaluating(self.backbone):
             try:
                 read = self.backbone(**inputs).last_hidden_state
             except _PrefixDoneError:
@@ -201,12 +201,13 @@ def _hand_on(hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
 
 
 @contextmanager
-def _evaluating(backbone: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and each back into its own."""
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which a model is in evaluation mode; on leaving, each module is put back into its own."""
+    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module in model.modules():  # one that was made meanwhile takes the model's
+            module.training = modes.get(module, was_training)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +34,3 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 def best_device() -> torch.device:
     """The accelerator of this machine, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context in which a model is in evaluation mode."""
-    was_training = model.training
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in model.modules():  # each its own: the backbone's differ, and a task's may be new
-            module.training = modes.get(module, was_training)

@@ -18,7 +18,8 @@ from hyperadapters.config import Task
 from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError, TaskError, unknown_name
-from hyperadapters.inference.batches import batches_by_length, best_device, device_of, evaluating, to_device
+from hyperadapters.hosts.host import evaluating
+from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
 from hyperadapters.inference.cache import AdapterCache
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.routing import RoutingResult, decide

@@ -19,7 +19,8 @@ from torch.nn.functional import normalize
 
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError
-from hyperadapters.inference.batches import batches_by_length, device_of, evaluating, to_device
+from hyperadapters.hosts.host import evaluating
+from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.model import HyperAdapterModel
 

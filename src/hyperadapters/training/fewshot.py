@@ -22,7 +22,8 @@ from hyperadapters.data.examples import Example, infer_labels, read_fields, read
 from hyperadapters.data.loading import subset
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, unknown_name
-from hyperadapters.inference.batches import batches_by_length, evaluating
+from hyperadapters.hosts.host import evaluating
+from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import ROUNDING, Candidate, centroids, instance_vectors
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.task_parts import TaskParts, set_task_parts, task_parts
