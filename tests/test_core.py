@@ -7,9 +7,13 @@ import math
 import pytest
 import torch
 from conftest import Golden
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
 from hyperadapters.core import (
     BottleneckWeights,
+    Grouping,
     InstanceRetriever,
     LearnedBottleneck,
     PrototypeTable,
@@ -85,13 +89,46 @@ def _weights(tasks: int, width: int = 5, size: int = 3) -> BottleneckWeights:
     )
 
 
-def test_mixed_rows_equal_a_loop_over_single_rows() -> None:
-    weights, rows, inputs = _weights(3), torch.tensor([2, 0, 0, 1, 2]), torch.randn(5, 4, 5)
-    together = bottleneck(inputs, weights, rows)
-    for index, row in enumerate(rows.tolist()):
-        own = BottleneckWeights(*(tensor[row : row + 1] for tensor in weights))
-        alone = bottleneck(inputs[index : index + 1], own, torch.tensor([0]))
-        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=1e-5)
+def _grouped(weights: BottleneckWeights, rows: Tensor, num_tasks: int) -> tuple[BottleneckWeights, Grouping]:
+    grouping = Grouping.of(rows, num_tasks)
+    return BottleneckWeights(*(tensor.index_select(0, grouping.tasks) for tensor in weights)), grouping
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(
+    "rows", [[0], [0, 0, 0], [2, 0, 0, 1, 2], [1, 0], [0, 0, 0, 0, 0, 0, 1], [3, 1, 4, 1, 0, 2, 1, 1], list(range(6))]
+)
+def test_mixed_rows_equal_a_loop_over_single_rows(rows: list[int], times: int) -> None:
+    num_tasks = max(rows) + 1
+    weights, inputs = _weights(num_tasks), torch.randn(len(rows) * times, 4, 5)
+    together = bottleneck(inputs, *_grouped(weights, torch.tensor(rows), num_tasks))
+    for index, row in enumerate(row for row in rows for _ in range(times)):
+        down_weight, down_bias, up_weight, up_bias = (tensor[row] for tensor in weights)
+        alone = torch.relu(inputs[index] @ down_weight + down_bias) @ up_weight + up_bias
+        torch.testing.assert_close(together[index], alone, atol=1e-5, rtol=1e-5)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=70).map(lambda rows: [sorted(set(rows)).index(r) for r in rows])
+)
+def test_every_row_has_a_place_in_a_group_of_its_task_and_little_is_left_over(rows: list[int]) -> None:
+    num_tasks = max(rows) + 1
+    grouping = Grouping.of(torch.tensor(rows), num_tasks)
+    if num_tasks == 1:
+        assert (grouping.tasks.tolist(), grouping.rows, grouping.places) == ([0], None, None)
+        return
+    assert grouping.rows is not None
+    assert grouping.places is not None
+    size = len(grouping.rows) // len(grouping.tasks)
+    assert grouping.rows[grouping.places].tolist() == list(range(len(rows)))
+    assert grouping.tasks[grouping.places // size].tolist() == rows
+    assert len(grouping.tasks) < 2 * num_tasks
+    assert len(grouping.rows) < 3 * len(rows)
+
+
+def test_a_number_of_rows_that_fits_no_grouping_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="5 rows reached the adapters of a batch of 2"):
+        Grouping.of(torch.tensor([0, 1]), 2).gather(torch.zeros(5, 1, 3))
 
 
 def test_bottleneck_by_hand() -> None:
@@ -102,7 +139,7 @@ def test_bottleneck_by_hand() -> None:
         torch.tensor([[0.5, 0.0]]),
     )
     # relu(1 * 1 + 1 * 2 - 1) = 2, and relu(-1 - 2 - 1) = 0
-    outputs = bottleneck(torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]]), weights, torch.tensor([0]))
+    outputs = bottleneck(torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]]), weights, Grouping.of(torch.tensor([0]), 1))
     assert outputs.tolist() == [[[6.5, -2.0], [0.5, 0.0]]]
 
 
@@ -114,7 +151,7 @@ def test_gradients_of_generated_weights_repeat_bit_for_bit_on_several_threads() 
         gradients = []
         for _ in range(10):
             leaves = BottleneckWeights(*(tensor.clone().requires_grad_() for tensor in weights))
-            bottleneck(inputs, leaves, rows).square().sum().backward()
+            bottleneck(inputs, *_grouped(leaves, rows, 3)).square().sum().backward()
             gradients.append([tensor.grad for tensor in leaves])
     finally:
         torch.set_num_threads(threads)

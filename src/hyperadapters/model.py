@@ -15,6 +15,7 @@ from hyperadapters.batch import ROUTES, HyperAdapterOutput, Route, check_task_id
 from hyperadapters.config import Lengths, ModelConfig, Task, parse
 from hyperadapters.core import (
     BottleneckWeights,
+    Grouping,
     InstanceRetriever,
     LearnedBottleneck,
     Losses,
@@ -311,8 +312,8 @@ class HyperAdapterModel(nn.Module):
             Pooled last hidden states [B, d], or logits [B, T, V] of a text-to-text backbone.
         """
         inputs = self._inputs(**inputs)
-        rows = torch.zeros(len(encoded.hidden), dtype=torch.long, device=encoded.hidden.device)
-        output = self._host.run_above(inputs, encoded, BatchState(weights, rows), decoder_input_ids)
+        grouping = Grouping.of(torch.zeros(len(encoded.hidden), dtype=torch.long, device=encoded.hidden.device), 1)
+        output = self._host.run_above(inputs, encoded, BatchState(weights, grouping), decoder_input_ids)
         values: Tensor = output.logits if self.text_to_text else pool(output, inputs)
         return values
 
@@ -330,10 +331,14 @@ class HyperAdapterModel(nn.Module):
             task_ids = self.prototypes.nearest(instances)
             mixtures = self.prototypes.mixture(instances, self.adapter_config.temperature)
             weights = self._with_own(self.hypernetwork(mixtures), task_ids)
-            return task_ids, BatchState(weights, torch.arange(len(task_ids), device=task_ids.device))
+            rows = torch.arange(len(task_ids), device=task_ids.device)
+            return task_ids, BatchState(weights, Grouping.of(rows, len(rows)))
         task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
         distinct, rows = task_ids.unique(return_inverse=True)
-        return task_ids, BatchState((self._adapter_source or self.adapters)(distinct), rows)
+        weights, grouping = (self._adapter_source or self.adapters)(distinct), Grouping.of(rows, len(distinct))
+        if len(grouping.tasks) > len(distinct):
+            weights = weights.tasks(grouping.tasks)
+        return task_ids, BatchState(weights, grouping)
 
     def adapters(self, task_ids: Tensor) -> BottleneckWeights:
         """The adapters [L, U, ...] of the tasks [U]: generated, or a task's own."""

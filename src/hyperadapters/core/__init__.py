@@ -5,6 +5,7 @@ Read in this order: `retriever` (hidden states to instance vectors), `prototypes
 """
 
 from hyperadapters.core.forms import BottleneckWeights, LearnedBottleneck, OwnBottleneck, bottleneck
+from hyperadapters.core.grouping import Grouping
 from hyperadapters.core.hypernetwork import PrototypicalHypernetwork
 from hyperadapters.core.losses import (
     Losses,
@@ -19,6 +20,7 @@ from hyperadapters.core.retriever import InstanceRetriever, masked_mean
 
 __all__ = [
     "BottleneckWeights",
+    "Grouping",
     "InstanceRetriever",
     "LearnedBottleneck",
     "Losses",

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hyperadapters.core.grouping import Grouping
+
 
 class BottleneckWeights(NamedTuple):
     """Weights of U tasks at L sites: down_weight [L, U, d, a], down_bias [L, U, a], up_weight [L, U, a, d],
@@ -32,6 +34,10 @@ class BottleneckWeights(NamedTuple):
         """Return the weights of one of the U tasks, the dimension U kept with size 1."""
         return BottleneckWeights(*(tensor[:, index : index + 1] for tensor in self))
 
+    def tasks(self, indices: Tensor) -> BottleneckWeights:
+        """Return the weights of some of the U tasks, in any order and number."""
+        return BottleneckWeights(*(tensor.index_select(1, indices) for tensor in self))
+
     def to(self, dtype: torch.dtype) -> BottleneckWeights:
         """Return the weights in another floating-point type."""
         return BottleneckWeights(*(tensor.to(dtype) for tensor in self))
@@ -42,26 +48,26 @@ class BottleneckWeights(NamedTuple):
         return cls(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
 
 
-def bottleneck(inputs: Tensor, weights: BottleneckWeights, rows: Tensor) -> Tensor:
+def bottleneck(inputs: Tensor, weights: BottleneckWeights, grouping: Grouping) -> Tensor:
     """Apply to each row the bottleneck adapter of its task: `relu(x W_down + b_down) W_up + b_up`.
 
     Args:
-        inputs: [B, S, d].
-        weights: of one site: [U, d, a], [U, a], [U, a, d], [U, d].
-        rows: for each row the index of its task in U, [B].
+        inputs: [n B, S, d], n as in `Grouping.gather`.
+        weights: of one site, for each of the G groups: [G, d, a], [G, a], [G, a, d], [G, d].
+        grouping: of the B rows.
 
     Returns:
-        [B, S, d]: what is added to the feed-forward's output. No residual, no scale, no dropout; the activation is
+        [n B, S, d]: what is added to the feed-forward's output. No residual, no scale, no dropout; the activation is
         ReLU whatever the backbone's is (Zhao et al. 2023; the released code).
     """
-    if len(weights.down_weight) == 1:
+    grouped = grouping.gather(inputs)
+    if len(grouped) == 1:  # a plain product uses all threads, a batched one of a single matrix may not
         down_weight, down_bias, up_weight, up_bias = (tensor[0] for tensor in weights)
-        hidden = torch.relu(inputs @ down_weight + down_bias)
-        return hidden @ up_weight + up_bias
-    # index_select and not weight[rows]: the gradient of the latter adds up in an order that varies from run to run.
-    down_weight, down_bias, up_weight, up_bias = (tensor.index_select(0, rows) for tensor in weights)
-    hidden = torch.relu(torch.baddbmm(down_bias[:, None], inputs, down_weight))
-    return torch.baddbmm(up_bias[:, None], hidden, up_weight)
+        hidden = torch.relu(torch.addmm(down_bias, grouped[0], down_weight))
+        return torch.addmm(up_bias, hidden, up_weight).view(inputs.shape)
+    down_weight, down_bias, up_weight, up_bias = weights
+    hidden = torch.relu(torch.baddbmm(down_bias[:, None], grouped, down_weight))
+    return grouping.scatter(torch.baddbmm(up_bias[:, None], hidden, up_weight), inputs)
 
 
 class OwnBottleneck(nn.Module):

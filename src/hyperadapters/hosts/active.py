@@ -3,7 +3,7 @@
 A wrapped module deep inside the backbone cannot be given an argument, so the batch's generated weights are put here
 for the time of one forward. Three things make that delicate, and each has its answer here:
 recomputation under gradient checkpointing happens after the forward has ended, so the state is taken up again from
-`checkpoint_contexts`; beams multiply the rows after the weights were activated, so `adapt` repeats them;
+`checkpoint_contexts`; beams multiply the rows after the weights were activated, which the grouping allows for;
 an exception must not leave a state behind, so it is only ever set in a context manager.
 """
 
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hyperadapters.core import BottleneckWeights, bottleneck
+from hyperadapters.core import BottleneckWeights, Grouping, bottleneck
 
 
 @dataclass
 class BatchState:
-    """State of one forward: `weights` of the distinct tasks and, for each row, the index `rows` [B] of its task.
+    """State of one forward: the `grouping` of its rows by task, and the `weights` of its groups [L, G, ...].
 
     `on_features` is called with the hidden states that enter the first adapted layer, before any adapter is used; it
     may fill in the weights. `features` replaces these hidden states, where they are known already.
     """
 
     weights: BottleneckWeights | None = None
-    rows: Tensor | None = None
+    grouping: Grouping | None = None
     on_features: Callable[[Tensor], None] | None = None
     features: Tensor | None = None
     enabled: bool = True
@@ -78,18 +78,9 @@ class ActiveAdapters:
             RuntimeError: no weights are active: the backbone was called by itself, not through its model.
         """
         state = self._state
-        if state is None or state.weights is None or state.rows is None:
+        if state is None or state.weights is None or state.grouping is None:
             raise RuntimeError(
                 "the backbone holds generated adapters, but no task is active: call the HyperAdapterModel, "
                 "not its backbone, or detach the adapters first"
             )
-        weights = state.weights.site(site).to(inputs.dtype)
-        return bottleneck(inputs, weights, _repeat(state.rows, len(inputs)))
-
-
-def _repeat(rows: Tensor, count: int) -> Tensor:
-    """Repeat each row for its beams or return sequences, which `generate` puts next to each other."""
-    times, rest = divmod(count, len(rows))
-    if rest:
-        raise RuntimeError(f"{count} rows reached the adapters of a batch of {len(rows)}; expected a multiple")
-    return rows if times == 1 else rows.repeat_interleave(times)
+        return bottleneck(inputs, state.weights.site(site).to(inputs.dtype), state.grouping)

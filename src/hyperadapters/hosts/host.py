@@ -96,7 +96,7 @@ class Host:
 
         def on_features(hidden: Tensor) -> None:
             chosen = choose(masked_mean(hidden, inputs["attention_mask"]))
-            state.weights, state.rows = chosen.weights, chosen.rows
+            state.weights, state.grouping = chosen.weights, chosen.grouping
 
         state = BatchState(on_features=on_features)
         with self._active.use(state):
