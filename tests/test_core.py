@@ -126,6 +126,18 @@ def test_every_row_has_a_place_in_a_group_of_its_task_and_little_is_left_over(ro
     assert len(grouping.rows) < 3 * len(rows)
 
 
+@pytest.mark.parametrize("rows", [[0, 0], [2, 0, 0, 1, 2], [0, 0, 0, 0, 0, 0, 1]])
+def test_gradients_through_a_grouping_are_those_of_finite_differences(rows: list[int]) -> None:
+    num_tasks = max(rows) + 1
+    weights = [tensor.double().requires_grad_() for tensor in _weights(num_tasks)]
+    inputs = torch.randn(2 * len(rows), 2, 5, dtype=torch.float64, requires_grad=True)
+
+    def adapt(inputs: Tensor, *weights: Tensor) -> Tensor:
+        return bottleneck(inputs, *_grouped(BottleneckWeights(*weights), torch.tensor(rows), num_tasks))
+
+    assert torch.autograd.gradcheck(adapt, (inputs, *weights))
+
+
 def test_a_number_of_rows_that_fits_no_grouping_is_refused() -> None:
     with pytest.raises(RuntimeError, match="5 rows reached the adapters of a batch of 2"):
         Grouping.of(torch.tensor([0, 1]), 2).gather(torch.zeros(5, 1, 3))

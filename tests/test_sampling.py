@@ -28,31 +28,44 @@ def shares(sampler: MixedTaskBatchSampler, task_ids: list[int], epochs: int) -> 
     return {task: count / counts.total() for task, count in sorted(counts.items())}
 
 
+def lengths_of(task_ids: list[int], grouped: bool) -> list[int] | None:
+    """Lengths that differ within a task and between tasks; none where rows are not grouped by length."""
+    return [1 + (row * 37) % 50 + 20 * (task % 3) for row, task in enumerate(task_ids)] if grouped else None
+
+
 @no_deadline
-@given(sizes=SIZES, batch_size=st.integers(1, 40), seed=st.integers(0, 3))
-def test_proportional_draws_each_row_once_an_epoch(sizes: list[int], batch_size: int, seed: int) -> None:
-    sampler = MixedTaskBatchSampler(ids_of(*sizes), batch_size, seed=seed)
+@given(sizes=SIZES, batch_size=st.integers(1, 40), seed=st.integers(0, 3), grouped=st.booleans())
+def test_proportional_draws_each_row_once_an_epoch(sizes: list[int], batch_size: int, seed: int, grouped: bool) -> None:
+    task_ids = ids_of(*sizes)
+    sampler = MixedTaskBatchSampler(task_ids, batch_size, seed=seed, lengths=lengths_of(task_ids, grouped))
     assert sorted(row for batch in sampler for row in batch) == list(range(sum(sizes)))
 
 
 @no_deadline
-@given(sizes=SIZES, batch_size=st.integers(4, 40), strategy=st.sampled_from(STRATEGIES), seed=st.integers(0, 3))
+@given(
+    sizes=SIZES,
+    batch_size=st.integers(4, 40),
+    strategy=st.sampled_from(STRATEGIES),
+    seed=st.integers(0, 3),
+    grouped=st.booleans(),
+)
 def test_only_a_task_of_one_row_is_ever_alone_in_a_batch(
-    sizes: list[int], batch_size: int, strategy: Strategy, seed: int
+    sizes: list[int], batch_size: int, strategy: Strategy, seed: int, grouped: bool
 ) -> None:
     task_ids = ids_of(*sizes)
-    for batch in MixedTaskBatchSampler(task_ids, batch_size, strategy, seed=seed):
+    lengths = lengths_of(task_ids, grouped)
+    for batch in MixedTaskBatchSampler(task_ids, batch_size, strategy, seed=seed, lengths=lengths):
         present = Counter(task_ids[row] for row in batch)
         assert all(count >= 2 or sizes[task] == 1 for task, count in present.items())
 
 
 @no_deadline
-@given(sizes=SIZES, batch_size=st.integers(4, 40), strategy=st.sampled_from(STRATEGIES))
+@given(sizes=SIZES, batch_size=st.integers(4, 40), strategy=st.sampled_from(STRATEGIES), grouped=st.booleans())
 def test_rows_of_a_task_that_has_several_are_different_within_a_pair(
-    sizes: list[int], batch_size: int, strategy: Strategy
+    sizes: list[int], batch_size: int, strategy: Strategy, grouped: bool
 ) -> None:
     task_ids = ids_of(*sizes)
-    for batch in MixedTaskBatchSampler(task_ids, batch_size, strategy):
+    for batch in MixedTaskBatchSampler(task_ids, batch_size, strategy, lengths=lengths_of(task_ids, grouped)):
         for task in {task_ids[row] for row in batch}:
             rows = {row for row in batch if task_ids[row] == task}
             assert len(rows) >= 2 or sizes[task] == 1
@@ -145,3 +158,36 @@ def test_drawn_tasks_go_through_all_their_rows_in_rounds(strategy: Strategy) -> 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_epoch_has_as_many_rows_as_the_data(strategy: Strategy) -> None:
     assert sum(len(batch) for batch in MixedTaskBatchSampler(ids_of(20, 30), 8, strategy)) == 50
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rows_of_like_length_share_a_batch_and_every_task_keeps_its_share(strategy: Strategy) -> None:
+    task_ids = ids_of(400, 200, 200, 100)
+    lengths = lengths_of(task_ids, True)
+    assert lengths is not None
+    plain = MixedTaskBatchSampler(task_ids, 16, strategy, seed=1)
+    grouped = MixedTaskBatchSampler(task_ids, 16, strategy, seed=1, lengths=lengths)
+
+    def padded(sampler: MixedTaskBatchSampler) -> int:
+        return sum(len(batch) * max(lengths[row] for row in batch) for batch in sampler)
+
+    assert padded(grouped) < 0.7 * padded(plain)
+    assert shares(grouped, task_ids, 20) == pytest.approx(shares(plain, task_ids, 20), abs=0.02)
+    tasks_of_batches = [len({task_ids[row] for row in batch}) for batch in grouped]
+    assert sum(tasks_of_batches) / len(tasks_of_batches) > 2
+
+
+def test_batches_by_length_are_drawn_anew_for_each_epoch_and_the_same_for_each_seed() -> None:
+    task_ids = ids_of(60, 40)
+    lengths = lengths_of(task_ids, True)
+
+    def batches(seed: int, epoch: int) -> list[list[int]]:
+        sampler = MixedTaskBatchSampler(task_ids, 8, seed=seed, lengths=lengths)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert batches(0, 0) == batches(0, 0)
+    assert {frozenset(batch) for batch in batches(0, 0)} != {frozenset(batch) for batch in batches(0, 1)}
+    assert batches(0, 0) != batches(1, 0)
+    order = [max(lengths[row] for row in batch) for batch in batches(0, 0)]  # type: ignore[index]
+    assert order != sorted(order)

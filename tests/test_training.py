@@ -133,6 +133,7 @@ def test_predict_answers_in_order_with_and_without_tasks(
         {"text": "w11 w12", "text_pair": "bad bad bad"},
         {"text": "yes yes yes yes w21 w22", "task": "size"},
         {"text": "blue blue w5 w6"},
+        {"text": "no no no no w21 w22", "task": "size"},
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / f"out.{ending}"
@@ -144,10 +145,10 @@ def test_predict_answers_in_order_with_and_without_tasks(
     else:
         found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["text"] for row in found] == [row["text"] for row in rows]
-    assert [str(row["routed"]).lower() for row in found] == ["false", "true", "false", "true"]
-    assert [row["task"] for row in found] == ["colour", "mood", "size", "colour"]
+    assert [str(row["routed"]).lower() for row in found] == ["false", "true", "false", "true", "false"]
+    assert [row["task"] for row in found] == ["colour", "mood", "size", "colour", "size"]
     assert [row["answer"] for row in found[:2]] == ["red", "bad"]
-    assert float(found[2]["answer"]) > 20.0
+    assert float(found[2]["answer"]) > float(found[4]["answer"]) + 5.0
     assert found[3]["answer"] == "blue"
 
 
@@ -359,8 +360,8 @@ def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
     rate = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert len(rate) == sum(p.requires_grad for p in model.parameters())
     assert model.heads is not None
-    assert rate[id(model.heads.heads[0].weight)] == (0.5, 0.1)
-    assert rate[id(model.heads.heads[0].bias)] == (0.5, 0.0)
+    assert rate[id(model.heads.weight)] == (0.5, 0.1)
+    assert rate[id(model.heads.bias)] == (0.5, 0.0)
     assert rate[id(model.retriever.down.weight)] == (0.25, 0.1)
     assert rate[id(model.hypernetwork.up_weight.weight)] == (0.001, 0.1)
 

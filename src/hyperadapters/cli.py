@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,6 +71,8 @@ def train(
     loaded = load_recipe(recipe, overrides or ())
     from hyperadapters.training.run import train as train_run
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hyperadapters").setLevel(logging.INFO)
     run = train_run(loaded, output, resume=resume, overwrite=overwrite)
     _print_scores(run.metrics)
     typer.echo(f"Checkpoint and metrics.json are in {output}/")

@@ -32,7 +32,7 @@ from hyperadapters.errors import BackboneError, TaskError, unknown_name
 from hyperadapters.hosts.active import BatchState
 from hyperadapters.hosts.backbone import fingerprint, load_backbone, load_tokenizer
 from hyperadapters.hosts.heads import TaskHeads
-from hyperadapters.hosts.host import Encoded, Host, Inputs, pool
+from hyperadapters.hosts.host import Encoded, Frozen, Host, Inputs, pool
 from hyperadapters.hosts.placement import check_tasks, fit_lengths, place
 from hyperadapters.hosts.sites import find_sites
 from hyperadapters.task_parts import set_task_parts, task_parts
@@ -102,7 +102,7 @@ class HyperAdapterModel(nn.Module):
         self.retriever = InstanceRetriever(width, hidden, dim)
         self.prototypes = PrototypeTable(len(self.tasks), dim, config.prototypes_per_task)
         self.hypernetwork = PrototypicalHypernetwork(num_sites, width, config.adapter_dim, dim, hidden)
-        num_shared = len(sites.shared.layers) if sites.shared else 0
+        num_shared = len(sites.shared.layers) - config.frozen_encoder_layers if sites.shared else 0
         shared_dim = config.shared_adapter_dim or config.adapter_dim
         self.shared_adapters = nn.ModuleList(LearnedBottleneck(width, shared_dim) for _ in range(num_shared))
         self.unused_adapters = nn.ModuleList()
@@ -185,6 +185,7 @@ class HyperAdapterModel(nn.Module):
         output_hidden_states: bool = False,
         route: Route = "nearest",
         encoded: Encoded | None = None,
+        frozen: Frozen | None = None,
     ) -> HyperAdapterOutput:
         """Run a batch of one task or of several.
 
@@ -200,7 +201,7 @@ class HyperAdapterModel(nn.Module):
             route: the adapters of rows without `task_ids`: "nearest" for those of the most similar task, "soft" for
                 those generated from a mixture of the prototypes, weighted by similarity. The head, and an adapter
                 that a task has of its own, are the most similar task's in any case.
-            encoded: result of `encode` for the same inputs, where it is there already.
+            encoded, frozen: result of the method of that name for the same inputs, where it is there already.
 
         Raises:
             TaskError: `task_ids` has a wrong shape or type or is out of range, or labels come without `task_ids`.
@@ -219,11 +220,11 @@ class HyperAdapterModel(nn.Module):
             task_ids, state = self._choose(task_ids, instances, route)
             return state
 
-        if encoded is None and self._host.is_one_pass:
+        if encoded is None and frozen is None and self._host.is_one_pass:
             output = self._host.run(inputs, choose, output_hidden_states)
         else:
             if encoded is None or (self.text_to_text and output_hidden_states and encoded.hidden_states is None):
-                encoded = self._host.encode(inputs, output_hidden_states)
+                encoded = self._host.encode(inputs, output_hidden_states, frozen)
             state = choose(encoded.pooled)
             output = self._host.run_above(inputs, encoded, state, decoder_input_ids, output_hidden_states)
         assert task_ids is not None
@@ -289,6 +290,17 @@ class HyperAdapterModel(nn.Module):
     ) -> Encoded:
         """Run what lies below the generated adapters and is the same for every task."""
         return self._host.encode(self._inputs(input_ids, attention_mask, token_type_ids))
+
+    @property
+    def has_frozen_layers(self) -> bool:
+        """Whether there are layers below everything trained, so that `frozen` can be kept through a training."""
+        return self._host.has_frozen_layers
+
+    def frozen(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Frozen:
+        """Run the layers below everything that is trained."""
+        return self._host.frozen(self._inputs(input_ids, attention_mask, token_type_ids))
 
     def instances(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -483,7 +495,7 @@ class HyperAdapterModel(nn.Module):
         Their outputs do not depend on anything trained, so there is nothing for dropout to regularise.
         """
         super().train(mode)
-        self._host.keep_prefix_in_evaluation()
+        self._host.keep_frozen_in_evaluation()
         return self
 
     def activation_checkpointing_enable(

@@ -22,6 +22,8 @@ class ModelConfig(StrictModel):
         adapter_norm_input: whether an adapter reads the layer-normed input of its feed-forward (encoder-decoder).
         feature_layer: encoder backbones only: m, the number of layers below the hidden states that the retriever
             reads; adapters are generated for the layers above. Default: half of the layers.
+        frozen_encoder_layers: encoder-decoder backbones only: number of encoder layers, from below, without a learned
+            adapter. What they compute never changes and can be kept between epochs; all of them: a frozen encoder.
         features: encoder backbones only: "layer", the retriever reads the hidden states at m, so that one pass routes
             and answers; or "backbone", it reads the last hidden states of the whole frozen pass, and the layers above m
             run once more with adapters.
@@ -38,6 +40,7 @@ class ModelConfig(StrictModel):
     shared_adapter_dim: Int | None = Field(None, ge=1)
     adapter_norm_input: bool = True
     feature_layer: Int | None = Field(None, ge=0)
+    frozen_encoder_layers: Int = Field(0, ge=0)
     features: Literal["layer", "backbone"] = "layer"
     prototypes_per_task: Int = Field(1, ge=1)
     temperature: float = Field(0.1, gt=0, allow_inf_nan=False)

@@ -95,6 +95,8 @@ class DataConfig(StrictModel):
             (rows a task where there are no labels). Subsets are stratified, seeded and nested: the smaller one is
             part of the larger one. With n_train and fraction a classification task keeps two rows of each label.
         n_validation: at most so many validation rows a task.
+        group_by_length: whether batches are made of rows of like length, so that little is padded (see
+            `data.sampling.MixedTaskBatchSampler`).
         sampling: "proportional" to the number of rows (what the released code does), by "temperature"
             (rows ** (1 / temperature)), or "balanced" (all tasks alike).
         temperature: of the sampling.
@@ -108,6 +110,7 @@ class DataConfig(StrictModel):
     n_validation: Int | None = Field(None, ge=1)
     sampling: Literal["proportional", "temperature", "balanced"] = "proportional"
     temperature: float = Field(10.0, ge=1, allow_inf_nan=False)
+    group_by_length: bool = True
     max_length: Int = Field(128, ge=4)
     max_target_length: Int = Field(32, ge=2)
 
@@ -140,6 +143,14 @@ class TrainingConfig(StrictModel):
         false_decline_rate: share of a task's own inputs that may be declined when they are routed; sets the similarity
             below which an input is (see `inference.routing`).
         early_stopping_patience: evaluations without a better mean after which training stops.
+        prefix_cache: where the hidden states of the frozen layers below everything trained are kept, so that these run
+            once for each training row: "memory", "file" (in the run's folder while it trains), "none", or "auto":
+            memory up to `prefix_cache_gb`, a file above that if it takes less than half of the free disk, else none.
+        prefix_cache_dtype: in which they are kept; "float16" halves them, and rounds.
+        prefix_cache_gb: GiB of memory that "auto" may take.
+        optimizer: as `optim` of `transformers.TrainingArguments`.
+        attention: implementation of the backbone's attention during training, as transformers names them; default: its
+            own choice.
         report_to: any of "tensorboard", "wandb", "trackio" and what else transformers knows.
     """
 
@@ -163,6 +174,11 @@ class TrainingConfig(StrictModel):
     bf16: bool = False
     fp16: bool = False
     gradient_checkpointing: bool = False
+    prefix_cache: Literal["auto", "memory", "file", "none"] = "auto"
+    prefix_cache_dtype: Literal["float32", "float16"] = "float32"
+    prefix_cache_gb: float = Field(4.0, ge=0, allow_inf_nan=False)
+    optimizer: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch_fused"
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     report_to: tuple[str, ...] = ()
 
     @model_validator(mode="after")

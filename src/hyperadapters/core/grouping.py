@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,13 +64,50 @@ class Grouping:
                 f"{len(inputs)} rows reached the adapters of a batch of {self.num_rows}; expected a multiple"
             )
         wide = inputs.reshape(self.num_rows, -1, inputs.shape[-1])
-        # index_select and not inputs[rows]: the gradient of the latter adds up in an order that varies from run to run.
-        placed = wide if self.rows is None else wide.index_select(0, self.rows)
+        placed = wide if self.rows is None or self.places is None else _gather(wide, self.rows, self.places)
         return placed.reshape(len(self.tasks), -1, inputs.shape[-1])
 
     def scatter(self, outputs: Tensor, like: Tensor) -> Tensor:
         """Undo `gather`: outputs [G, c n S, d] in the order and shape of the inputs, `like` [n B, S, d]."""
-        if self.places is None:
+        if self.rows is None or self.places is None:
             return outputs.reshape(like.shape)
-        rows_of_groups = outputs.reshape(-1, like.numel() // self.num_rows)
-        return rows_of_groups.index_select(0, self.places).reshape(like.shape)
+        in_places = outputs.reshape(len(self.rows), -1, outputs.shape[-1])
+        return _scatter(in_places, self.places).reshape(like.shape)
+
+
+# Torch's own gradient of an index adds up with scattered writes: several times slower than the copies it stands for,
+# and for `x[rows]` in an order that varies from run to run. Here every row has one place, so copies are enough.
+
+
+class _Gather(torch.autograd.Function):
+    """`rows_of_batch[rows]`. Each row counts once in the gradient, by its place: places left over are never read."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return batch.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.index_select(0, places), None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """`in_places[places]`; the gradient of places left over is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, in_places: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.num_places = len(in_places)
+        return in_places.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        filled = gradient.new_zeros(ctx.num_places, *gradient.shape[1:])
+        return filled.index_copy_(0, places, gradient), None
+
+
+_gather: Callable[[Tensor, Tensor, Tensor], Tensor] = _Gather.apply
+_scatter: Callable[[Tensor, Tensor], Tensor] = _Scatter.apply

@@ -11,6 +11,8 @@ import torch
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example
 
+CHUNK_ROWS = 1000
+
 
 class Collator:
     """Tokenises and pads a list of examples, of one task or mixed.
@@ -42,19 +44,18 @@ class Collator:
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Make the tensors that are read from the texts: `input_ids`, `attention_mask`, what the tokenizer adds."""
-        options: dict[str, Any] = {
-            "padding": True,
-            "truncation": True,
-            "max_length": self.max_length,
-            "return_tensors": "pt",
-        }
-        if self.text_to_text:
-            found = self.tokenizer([self._prompt(example) for example in examples], **options)
-            return {name: found[name] for name in ("input_ids", "attention_mask")}
-        texts = [
-            example.text if example.text_pair is None else (example.text, example.text_pair) for example in examples
-        ]
-        return dict(self.tokenizer(texts, **options))
+        found = self._tokenized(examples, padding=True, return_tensors="pt")
+        names = ("input_ids", "attention_mask") if self.text_to_text else tuple(found)
+        return {name: found[name] for name in names}
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Number of tokens of each example's input."""
+        parts = (examples[start : start + CHUNK_ROWS] for start in range(0, len(examples), CHUNK_ROWS))
+        return [len(tokens) for part in parts for tokens in self._tokenized(part)["input_ids"]]
+
+    def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
+        texts = [self._prompt(example) if self.text_to_text else _texts(example) for example in examples]
+        return self.tokenizer(texts, truncation=True, max_length=self.max_length, **options)
 
     def _labels(self, examples: Sequence[Example]) -> torch.Tensor:
         if not self.text_to_text:
@@ -73,6 +74,10 @@ class Collator:
         if template is not None:
             return template.format(text=example.text, text_pair=example.text_pair)
         return " ".join(text for text in (example.text, example.text_pair) if text is not None)
+
+
+def _texts(example: Example) -> str | tuple[str, str]:
+    return example.text if example.text_pair is None else (example.text, example.text_pair)
 
 
 def target_text(task: Task, target: int | float | str | None) -> str:

@@ -13,6 +13,10 @@ from torch.utils.data import Sampler
 Strategy = Literal["proportional", "temperature", "balanced"]
 
 LOOK_AHEAD = 16
+WINDOW_ROWS = 16
+"""Rows of a task among which those of like length are paired."""
+WINDOW_BATCHES = 8
+"""Batches among which rows of like length are brought together: more would pad less and mix less."""
 
 
 class MixedTaskBatchSampler(Sampler[list[int]]):
@@ -25,6 +29,10 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
 
     A task's last row of an odd number joins one of its pairs; a task of one row stands alone. Batches have
     `batch_size` rows, or one or two less where no group fitted, and the last one what is left.
+
+    With `lengths`, rows of like length come together, so that little is padded: both rows of a pair, and the pairs of a
+    batch. Which rows an epoch holds is not changed, only which of them share a batch. Batches of long rows then come
+    from fewer tasks.
     """
 
     def __init__(
@@ -34,9 +42,11 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         strategy: Strategy = "proportional",
         temperature: float = 10.0,
         seed: int = 0,
+        lengths: Sequence[int] | None = None,
     ) -> None:
-        """Args: task_ids: task of each row of the data set; the rest as above."""
+        """Args: task_ids: task of each row of the data set; lengths: tokens of each row; the rest as above."""
         self.batch_size, self.strategy, self.temperature, self.seed = batch_size, strategy, temperature, seed
+        self.lengths = lengths
         self.epoch = 0
         self._drawn: tuple[int, list[list[int]]] | None = None
         self._rows: dict[int, list[int]] = {}
@@ -58,13 +68,35 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         if self._drawn is None or self._drawn[0] != self.epoch:
             generator = random.Random(f"{self.seed}/{self.epoch}")
             groups = self._groups_once(generator) if self.strategy == "proportional" else self._groups_drawn(generator)
-            self._drawn = self.epoch, list(_pack(groups, self.batch_size))
+            self._drawn = self.epoch, self._pack(groups, generator)
         return self._drawn[1]
+
+    def _pack(self, groups: list[list[int]], generator: random.Random) -> list[list[int]]:
+        if self.lengths is None:
+            return list(_pack(groups, self.batch_size))
+        batches: list[list[int]] = []
+        window = WINDOW_BATCHES * max(1, self.batch_size // 2)
+        for start in range(0, len(groups), window):
+            batches += _pack(sorted(groups[start : start + window], key=self._longest), self.batch_size)
+        generator.shuffle(batches)
+        return batches
+
+    def _longest(self, group: list[int]) -> int:
+        assert self.lengths is not None
+        return max(self.lengths[row] for row in group)
+
+    def _shuffled(self, rows: list[int], generator: random.Random) -> list[int]:
+        """The rows of a task in a new order; with lengths, rows next to each other are of like length."""
+        shuffled = generator.sample(rows, len(rows))
+        if self.lengths is None:
+            return shuffled
+        parts = (shuffled[start : start + WINDOW_ROWS] for start in range(0, len(shuffled), WINDOW_ROWS))
+        return [row for part in parts for row in sorted(part, key=self.lengths.__getitem__)]
 
     def _groups_once(self, generator: random.Random) -> list[list[int]]:
         groups: list[list[int]] = []
         for rows in self._rows.values():
-            shuffled = generator.sample(rows, len(rows))
+            shuffled = self._shuffled(rows, generator)
             pairs = [shuffled[start : start + 2] for start in range(0, len(shuffled), 2)]
             if len(pairs) > 1 and len(pairs[-1]) == 1:
                 last = pairs.pop()
@@ -77,15 +109,14 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         exponent = 0.0 if self.strategy == "balanced" else 1.0 / self.temperature
         tasks = list(self._rows)
         weights = [len(self._rows[task]) ** exponent for task in tasks]
-        rounds = {task: _endless(self._rows[task], generator) for task in tasks}
+        rounds = {task: self._endless(self._rows[task], generator) for task in tasks}
         total = sum(len(rows) for rows in self._rows.values())
         drawn = generator.choices(tasks, weights, k=max(1, total // 2))
         return [_pair(rounds[task], len(self._rows[task])) for task in drawn]
 
-
-def _endless(rows: list[int], generator: random.Random) -> Iterator[int]:
-    while True:
-        yield from generator.sample(rows, len(rows))
+    def _endless(self, rows: list[int], generator: random.Random) -> Iterator[int]:
+        while True:
+            yield from self._shuffled(rows, generator)
 
 
 def _pair(rows: Iterator[int], count: int) -> list[int]:

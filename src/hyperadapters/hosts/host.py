@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,18 @@ class Encoded(NamedTuple):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+class Frozen(NamedTuple):
+    """What the layers below everything trained make of a batch; it stays the same through training.
+
+    Attributes:
+        hidden: input of the first layer with an adapter, or output of a wholly frozen encoder [B, S, d].
+        pooled: what the retriever reads [B, d], float32; None where layers with adapters come before it.
+    """
+
+    hidden: Tensor
+    pooled: Tensor | None
+
+
 class _PrefixDoneError(Exception):
     """Raised by a hook to leave a forward whose upper layers are not needed."""
 
@@ -52,29 +65,28 @@ class Host:
         """
         self.backbone: Any = backbone
         self.text_to_text = sites.kind == "encoder-decoder"
-        first_layer = config.feature_layer or 0
         self.is_one_pass = not self.text_to_text and config.features == "layer"
         self._reads_whole_pass = config.features == "backbone"
         self._sites = sites
-        self._below = () if self.text_to_text else tuple(sites.generated.layers[:first_layer])
+        stack, num_frozen = sites.generated, config.feature_layer or 0
+        if sites.shared is not None:
+            stack, num_frozen = sites.shared, config.frozen_encoder_layers
+        self._below = tuple(stack.layers[:num_frozen])
         self._active = ActiveAdapters()
         self._is_checkpointing = False
         self._injection: Injection | None = Injection(
-            backbone, sites, first_layer, shared, self._active, config.adapter_norm_input
+            backbone, sites, num_frozen, shared, self._active, config.adapter_norm_input
         )
 
-    def encode(self, inputs: Inputs, output_hidden_states: bool = False) -> Encoded:
-        """Run what lies below the generated adapters; the layers above are left out where their output is not read."""
-        self._check_attached()
-        if not self.text_to_text:
-            return self._encode_prefix(inputs)
-        with self._active.use(BatchState()):
-            output = self.backbone.encoder(**inputs, output_hidden_states=output_hidden_states)
-        hidden = output.last_hidden_state
-        return Encoded(hidden, masked_mean(hidden, inputs["attention_mask"]), output.hidden_states)
+    @property
+    def has_frozen_layers(self) -> bool:
+        """Whether there are layers below everything trained."""
+        return bool(self._below)
 
     @torch.no_grad()
-    def _encode_prefix(self, inputs: Inputs) -> Encoded:
+    def frozen(self, inputs: Inputs) -> Frozen:
+        """Run the layers below everything trained, in evaluation mode: dropout there would regularise nothing."""
+        self._check_attached()
         entered: list[Tensor] = []
 
         def on_features(hidden: Tensor) -> None:
@@ -82,13 +94,32 @@ class Host:
             if not self._reads_whole_pass:
                 raise _PrefixDoneError
 
+        stack = self.backbone.encoder if self.text_to_text else self.backbone
         read = None
         with self._active.use(BatchState(enabled=False, on_features=on_features)), evaluating(self.backbone):
             try:
-                read = self.backbone(**inputs).last_hidden_state
+                read = stack(**inputs).last_hidden_state
             except _PrefixDoneError:
-                read = entered[0]
-        return Encoded(entered[0], masked_mean(read, inputs["attention_mask"]))
+                read = None if self.text_to_text else entered[0]
+        hidden = entered[0] if entered else read
+        assert hidden is not None
+        return Frozen(hidden, None if read is None else masked_mean(read, inputs["attention_mask"]))
+
+    def encode(self, inputs: Inputs, output_hidden_states: bool = False, frozen: Frozen | None = None) -> Encoded:
+        """Run what lies below the generated adapters; the layers above are left out where their output is not read.
+
+        `frozen` is the result of the method of that name, where it is there already.
+        """
+        self._check_attached()
+        if frozen is None and (self._below or not self.text_to_text):
+            frozen = self.frozen(inputs)
+        if frozen is not None and frozen.pooled is not None and not output_hidden_states:
+            return Encoded(frozen.hidden, frozen.pooled)
+        state = BatchState(features=None if frozen is None else frozen.hidden)
+        with self._active.use(state), self._without_layers_below(output_hidden_states):
+            output = self.backbone.encoder(**inputs, output_hidden_states=output_hidden_states)
+        hidden = output.last_hidden_state
+        return Encoded(hidden, masked_mean(hidden, inputs["attention_mask"]), output.hidden_states)
 
     def run(self, inputs: Inputs, choose: Callable[[Tensor], BatchState], output_hidden_states: bool = False) -> Any:
         """One pass of an encoder: on the way `choose` gets what the retriever reads [B, d] and returns the adapters."""
@@ -122,7 +153,7 @@ class Host:
                     output_hidden_states=output_hidden_states,
                 )
         state.features = encoded.hidden
-        with self._active.use(state), _skipped(() if output_hidden_states else self._below):
+        with self._active.use(state), self._without_layers_below(output_hidden_states):
             return self.backbone(**inputs, output_hidden_states=output_hidden_states)
 
     def generate(self, inputs: Inputs, encoded: Encoded, state: BatchState, options: dict[str, Any]) -> Any:
@@ -141,12 +172,18 @@ class Host:
         assert self._sites.shared is not None
         return not chosen and len(self._sites.generated.layers) > len(self._sites.shared.layers)
 
-    def keep_prefix_in_evaluation(self) -> None:
-        """Switch dropout off below the features: their outputs depend on nothing trained, so it regularises nothing."""
+    def keep_frozen_in_evaluation(self) -> None:
+        """Switch dropout off below everything trained, where it would regularise nothing."""
+        for layer in self._below:
+            layer.eval()
         if not self.text_to_text:
             self.backbone.get_submodule("embeddings").eval()
-            for layer in self._below:
-                layer.eval()
+        elif self._sites.shared is not None and len(self._below) == len(self._sites.shared.layers):
+            self.backbone.encoder.eval()
+
+    def _without_layers_below(self, needed: bool) -> AbstractContextManager[None]:
+        """A context in which the frozen layers hand on their input, unless they are needed for their hidden states."""
+        return nullcontext() if needed else _skipped(self._below, _hand_on_block if self.text_to_text else _hand_on)
 
     def disabled(self) -> AbstractContextManager[None]:
         """A context in which the backbone runs without adapters."""
@@ -182,11 +219,11 @@ def pool(output: Any, inputs: Inputs) -> Tensor:
 
 
 @contextmanager
-def _skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Make layers hand on their input, where the output of the last one is known already."""
+def _skipped(layers: Sequence[nn.Module], hand_on: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward of layers, where the output of the last one is known already."""
     own = [vars(layer).get("forward") for layer in layers]  # what another library may have put there
     for layer in layers:
-        layer.forward = _hand_on
+        layer.forward = partial(hand_on, layer)
     try:
         yield
     finally:
@@ -196,8 +233,23 @@ def _skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
                 layer.forward = forward
 
 
-def _hand_on(hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
-    return hidden_states
+def _hand_on(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> Tensor:
+    return hidden
+
+
+def _hand_on_block(
+    block: Any,
+    hidden: Tensor,
+    mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    *args: Any,
+    **options: Any,
+) -> tuple[Tensor, Tensor, None]:
+    """As `_hand_on` for a block of T5's encoder, the first of which makes the position bias for all."""
+    if position_bias is None:
+        length = hidden.shape[1]
+        position_bias = block.layer[0].SelfAttention.compute_bias(length, length, device=hidden.device)
+    return hidden, position_bias, None
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Injection:
         self,
         backbone: nn.Module,
         sites: Sites,
-        first_layer: int,
+        num_frozen: int,
         shared: nn.ModuleList,
         active: ActiveAdapters,
         norm_input: bool,
@@ -67,8 +67,8 @@ class Injection:
         Args:
             backbone: the model that `sites` were found in.
             sites: where.
-            first_layer: generated adapters go into the layers from this one on.
-            shared: learned adapters, one for each layer of the shared stack; empty for none.
+            num_frozen: layers of the lowest stack that get no adapter.
+            shared: learned adapters, one for each further layer of the shared stack; empty for none.
             active: state that generated adapters read.
             norm_input: see `ModelConfig.adapter_norm_input`.
         """
@@ -76,15 +76,18 @@ class Injection:
         self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         backbone.requires_grad_(False)
-        generated = [partial(active.adapt, site=site) for site in range(len(sites.generated.layers) - first_layer)]
-        self._wrap(sites.generated, first_layer, generated, active, norm_input)
+        first_generated = num_frozen if sites.shared is None else 0
+        generated = [partial(active.adapt, site=site) for site in range(len(sites.generated.layers) - first_generated)]
+        self._wrap(sites.generated, first_generated, generated, active, norm_input)
         if sites.shared is not None:
-            self._wrap(sites.shared, 0, list(shared), active, norm_input)
-        self._hook = sites.generated.layers[first_layer].register_forward_pre_hook(active.enter_first_layer)
+            self._wrap(sites.shared, num_frozen, list(shared), active, norm_input)
+        adapted = (sites.shared or sites.generated).layers[num_frozen:]
+        self._hooks = [layer.register_forward_pre_hook(active.enter_first_layer) for layer in adapted[:1]]
 
     def restore(self) -> None:
         """Put every module, hook, mode and `requires_grad` of the backbone back."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         for owner, attribute, module in self._replaced:
             setattr(owner, attribute, module)
         self._replaced.clear()

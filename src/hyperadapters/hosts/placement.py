@@ -42,11 +42,14 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
             )
         if config.feature_layer is not None:
             raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
+        _check_frozen_layers(config, sites)
         return config
     if config.preset == "official":
         raise RecipeError("preset 'official' is for encoder-decoder backbones, as the released code is; use 'paper'")
     if config.shared_adapter_dim is not None:
         raise RecipeError("shared_adapter_dim: encoder backbones have no shared adapters; remove it")
+    if config.frozen_encoder_layers:
+        raise RecipeError("frozen_encoder_layers: an encoder is frozen below its feature_layer; set that instead")
     num_layers = len(sites.generated.layers)
     feature_layer = num_layers // 2 if config.feature_layer is None else config.feature_layer
     if feature_layer >= num_layers:
@@ -55,6 +58,17 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
             f"generated above it), found {feature_layer}"
         )
     return config.model_copy(update={"feature_layer": feature_layer})
+
+
+def _check_frozen_layers(config: ModelConfig, sites: Sites) -> None:
+    num_layers = len(sites.shared.layers) if sites.shared else 0
+    if config.frozen_encoder_layers > num_layers:
+        raise RecipeError(
+            f"frozen_encoder_layers: expected 0 to {num_layers}, the encoder's layers, "
+            f"found {config.frozen_encoder_layers}"
+        )
+    if config.preset == "official" and config.frozen_encoder_layers:
+        raise RecipeError("frozen_encoder_layers: preset 'official' adapts every encoder layer; remove it")
 
 
 def fit_lengths(lengths: Lengths | None, sites: Sites) -> Lengths:

@@ -18,7 +18,7 @@ from hyperadapters.checkpoint import is_checkpoint
 from hyperadapters.config import RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
-from hyperadapters.errors import CheckpointError, DataError, OutputError
+from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
 from hyperadapters.files import make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.inference.batches import best_device
@@ -72,6 +72,8 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
         backbone_name=recipe.backbone,
         lengths=recipe.data.lengths,
     )
+    if recipe.training.attention is not None:
+        _use_attention(model.backbone, recipe.training.attention)
     _set_target_scales(model, tasks)
     train_rows, validation_rows = examples_of(tasks, "train"), examples_of(tasks, "validation")
     arguments = training_arguments(recipe, output, bool(validation_rows))
@@ -217,6 +219,13 @@ def _recipe_text(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     resolve_paths(values, Path.cwd())
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _use_attention(backbone: Any, name: str) -> None:
+    try:
+        backbone.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise RecipeError(f"training.attention: '{name}' cannot be used: {error}") from error
 
 
 def _set_target_scales(model: HyperAdapterModel, tasks: Sequence[TaskData]) -> None:

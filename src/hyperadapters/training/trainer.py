@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ from hyperadapters.errors import MissingPackageError, OutputError, RecipeError, 
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.optimizers import OfficialAdamW
+from hyperadapters.training.prefix import FrozenPrefix
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+logger = logging.getLogger(__name__)
 
 
 class HyperAdapterTrainer(Trainer):
@@ -70,6 +76,11 @@ class HyperAdapterTrainer(Trainer):
         # The loss is a mean over the micro-batch, so the Trainer has to divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._terms: list[torch.Tensor] = []
+        self._lengths = self.data_collator.lengths(train_examples)
+        self._prefix: FrozenPrefix | None = None
+        if model.has_frozen_layers:
+            self._prefix = FrozenPrefix(model, self._lengths, recipe.training, arguments.output_dir)
+            logger.info(self._prefix.describe())
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of mixed tasks, in which each task present has at least two rows."""
@@ -80,16 +91,20 @@ class HyperAdapterTrainer(Trainer):
             data.sampling,
             data.temperature,
             self.recipe.seed,
+            self._lengths if data.group_by_length else None,
         )
         loader: DataLoader[Any] = DataLoader(
-            examples,
+            list(range(len(examples))),  # type: ignore[arg-type]
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=self._batch,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
+
+    def _batch(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return {**self.data_collator([self.train_dataset[row] for row in rows]), "rows": torch.tensor(rows)}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Groups by learning rate (heads, retriever, everything else), each with and without weight decay."""
@@ -116,8 +131,12 @@ class HyperAdapterTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The total objective; its terms are collected for the log."""
-        training = self.recipe.training
-        output = model(**inputs, label_smoothing=training.label_smoothing, reduction=training.reduction)
+        training, rows = self.recipe.training, inputs.pop("rows").tolist()
+        frozen = None
+        if self._prefix is not None:
+            with self.accelerator.autocast():
+                frozen = self._prefix(rows, {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
+        output = model(**inputs, frozen=frozen, label_smoothing=training.label_smoothing, reduction=training.reduction)
         self._terms.append(torch.stack([term.detach() for term in output.losses]))
         return (output.loss, output) if return_outputs else output.loss
 
@@ -208,6 +227,7 @@ def _training_arguments(recipe: Recipe, folder: Path, has_validation: bool) -> T
         use_cpu=not torch.accelerator.is_available(),
         bf16=training.bf16,
         fp16=training.fp16,
+        optim=training.optimizer,
         activation_checkpointing=training.gradient_checkpointing,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

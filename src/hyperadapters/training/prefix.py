@@ -1,0 +1,153 @@
+"""What the frozen layers below everything trained make of the training examples, computed once and kept.
+
+A row's hidden states depend in their last bits on the length that it is padded to, and on nothing else of its batch
+(on a CPU; a GPU may also choose its kernels by the number of rows). So rows are always padded to the next of a few
+lengths here, whether or not the results are kept: training with kept states repeats training without them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hyperadapters.config import TrainingConfig
+from hyperadapters.errors import OutputError, RecipeError
+from hyperadapters.hosts.host import Frozen
+from hyperadapters.model import HyperAdapterModel
+
+SHORTEST = 16
+GIB = 2**30
+
+
+class FrozenPrefix:
+    """Gives the hidden states of training examples below everything trained, each computed when it is first needed."""
+
+    def __init__(
+        self, model: HyperAdapterModel, lengths: Sequence[int], config: TrainingConfig, folder: str | Path
+    ) -> None:
+        """Make room for the examples, not yet filled.
+
+        Args:
+            model: with frozen layers.
+            lengths: tokens of each example [N].
+            config: `prefix_cache`, `prefix_cache_dtype` and `prefix_cache_gb` say where, how and how much.
+            folder: of the file, where one is used. It has no name there and is gone when the process ends.
+        """
+        self._model = model
+        self._starts = [0, *accumulate(lengths)]
+        dtype: torch.dtype = getattr(torch, config.prefix_cache_dtype)
+        shape = self._starts[-1], model.hypernetwork.width
+        self.num_bytes = shape[0] * shape[1] * dtype.itemsize + 4 * len(lengths) * shape[1]
+        self.place = _place(config, self.num_bytes, Path(folder))
+        self._hidden = _room(self.place, shape, dtype, Path(folder))
+        self._pooled: Tensor | None = None
+        self._known = [False] * len(lengths)
+        backbone: Any = model.backbone
+        self._padding_id: int = backbone.config.pad_token_id or 0  # RoBERTa counts positions by it
+
+    def describe(self) -> str:
+        """Where the states are kept and how large they will be, for the log."""
+        where = {"memory": "kept in memory", "file": "kept in a file", "none": "computed anew for each batch"}
+        rows, tokens = len(self._known), self._starts[-1]
+        size = f"{self.num_bytes / GIB:.2f} GiB when full"
+        return f"Frozen layers: the states of {rows:,} rows, {tokens:,} tokens, are {where[self.place]} ({size})."
+
+    def __call__(self, rows: Sequence[int], inputs: Mapping[str, Tensor]) -> Frozen:
+        """The states of a batch, zeros where it is padded.
+
+        Args:
+            rows: index of each row among the examples [B].
+            inputs: their `input_ids` [B, S], `attention_mask` and what else the backbone takes, padded on the right.
+
+        Raises:
+            RecipeError: states exceed the range of float16.
+        """
+        if self._hidden is None:
+            return self._compute(inputs)
+        missing = [place for place, row in enumerate(rows) if not self._known[row]]
+        if missing:
+            found = self._compute({name: tensor[missing] for name, tensor in inputs.items()})
+            self._keep([rows[place] for place in missing], found)
+        return self._take(rows, inputs["attention_mask"])
+
+    def _compute(self, inputs: Mapping[str, Tensor]) -> Frozen:
+        mask = inputs["attention_mask"]
+        sizes = [max(SHORTEST, 1 << (length - 1).bit_length()) for length in mask.sum(dim=1).tolist()]
+        parts, order = [], []
+        for size in sorted(set(sizes)):
+            places = [place for place, own in enumerate(sizes) if own == size]
+            parts.append(self._compute_padded({name: tensor[places] for name, tensor in inputs.items()}, size))
+            order += places
+        back = torch.tensor(order, device=mask.device).argsort()
+        hidden = torch.cat([pad(part.hidden, (0, 0, 0, mask.shape[1] - part.hidden.shape[1])) for part in parts])[back]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Frozen(hidden * mask[..., None].to(hidden.dtype), torch.cat(pooled)[back] if pooled else None)
+
+    def _compute_padded(self, inputs: Mapping[str, Tensor], size: int) -> Frozen:
+        length = inputs["attention_mask"].shape[1]
+        size = min(size, self._model.lengths.input)
+        fill = {"input_ids": self._padding_id}
+        found = self._model.frozen(
+            **{name: pad(tensor, (0, size - length), value=fill.get(name, 0)) for name, tensor in inputs.items()}
+        )
+        return Frozen(found.hidden[:, :length], found.pooled)
+
+    def _keep(self, rows: Sequence[int], found: Frozen) -> None:
+        assert self._hidden is not None
+        self._dtype = found.hidden.dtype
+        if found.pooled is not None and self._pooled is None:
+            self._pooled = torch.zeros(len(self._known), found.pooled.shape[1])
+        for place, row in enumerate(rows):
+            start, end = self._starts[row : row + 2]
+            self._hidden[start:end] = found.hidden[place, : end - start]
+            if not self._hidden[start:end].isfinite().all():
+                raise RecipeError("training.prefix_cache_dtype: activations exceed float16; use float32")
+            self._known[row] = True
+        if found.pooled is not None and self._pooled is not None:
+            self._pooled[list(rows)] = found.pooled.cpu()
+
+    def _take(self, rows: Sequence[int], mask: Tensor) -> Frozen:
+        assert self._hidden is not None
+        hidden = torch.zeros(*mask.shape, self._hidden.shape[1], dtype=self._hidden.dtype)
+        for place, row in enumerate(rows):
+            start, end = self._starts[row : row + 2]
+            hidden[place, : end - start] = self._hidden[start:end]
+        pooled = None if self._pooled is None else self._pooled[list(rows)].to(mask.device)
+        return Frozen(hidden.to(mask.device, self._dtype), pooled)
+
+
+def _place(config: TrainingConfig, num_bytes: int, folder: Path) -> str:
+    if config.prefix_cache != "auto":
+        return config.prefix_cache
+    if num_bytes <= config.prefix_cache_gb * GIB:
+        return "memory"
+    return "file" if num_bytes < 0.5 * shutil.disk_usage(folder).free else "none"
+
+
+def _room(place: str, shape: tuple[int, int], dtype: torch.dtype, folder: Path) -> Tensor | None:
+    """Memory or a file for the states, or None.
+
+    Raises:
+        OutputError: the disk is too small.
+    """
+    if place == "none":
+        return None
+    if place == "memory":
+        return torch.empty(shape, dtype=dtype)
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the mapping keeps it
+    size = max(1, shape[0] * shape[1] * dtype.itemsize)
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is to be noticed now, not as a crash while writing
+    except OSError as error:
+        raise OutputError(f"{folder}: no room for {size / GIB:.2f} GiB of states of frozen layers: {error}") from None
+    return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype, count=shape[0] * shape[1]).view(shape)

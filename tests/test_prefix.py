@@ -1,0 +1,147 @@
+"""Frozen layers run once for each training row, and training goes on as if they ran every time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import save_backbone, tiny_backbone
+from safetensors.torch import load_file
+
+from hyperadapters import HyperAdapterModel, Task
+from hyperadapters.config import Recipe, TrainingConfig
+from hyperadapters.errors import OutputError, RecipeError
+from hyperadapters.training import run as runs
+from hyperadapters.training.prefix import FrozenPrefix
+from hyperadapters.training.trainer import HyperAdapterTrainer
+
+WORDS = [f"w{index}" for index in range(40)]
+
+
+def _rows(task: int, count: int) -> list[dict[str, str]]:
+    """Texts of one to forty words: some fill their place to the last token."""
+    generator = torch.Generator().manual_seed(task)
+    rows = []
+    for index in range(count):
+        length = int(torch.randint(1, 41, (1,), generator=generator))
+        words = [WORDS[int(i)] for i in torch.randint(0, 40, (length,), generator=generator)]
+        rows.append({"text": " ".join([("good", "bad")[index % 2], *words]), "label": ("a", "b")[index % 2]})
+    return rows
+
+
+@pytest.fixture(params=["bert", "roberta", "t5-half", "t5-whole"])
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """A recipe of three epochs with dropout everywhere it may be."""
+    kind = request.param.partition("-")[0]
+    dropout = (
+        {"dropout_rate": 0.1} if kind == "t5" else {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    )
+    frozen = {"t5-half": {"frozen_encoder_layers": 1}, "t5-whole": {"frozen_encoder_layers": 2}}
+    tasks = []
+    for task, count in enumerate((30, 13)):
+        path = tmp_path / f"{task}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in _rows(task, count)))
+        tasks.append({"name": f"t{task}", "labels": ["a", "b"], "source": {"path": str(path)}})
+    return {
+        "backbone": str(save_backbone(tmp_path / "backbone", kind, **dropout)),
+        "model": {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 8, **frozen.get(request.param, {})},
+        "data": {"max_length": 40},
+        "training": {"num_train_epochs": 3, "batch_size": 8, "eval_steps": 1000, "logging_steps": 1},
+        "tasks": tasks,
+    }
+
+
+def _train(values: dict[str, Any], output: Path, **training: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
+    values = {**values, "training": {**values["training"], **training}}
+    losses: list[float] = []
+    original = HyperAdapterTrainer.log
+
+    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            losses.append(logs["loss"])
+        original(self, logs, start_time)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HyperAdapterTrainer, "log", log)
+        runs.train(Recipe.model_validate(values), output)
+    (weights,) = output.glob("adapters-*.safetensors")
+    return load_file(weights), losses
+
+
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_kept_states_train_to_the_same_weights_bit_for_bit(recipe: dict[str, Any], place: str, tmp_path: Path) -> None:
+    expected, expected_losses = _train(recipe, tmp_path / "none", prefix_cache="none")
+    found, losses = _train(recipe, tmp_path / place, prefix_cache=place)
+    assert losses == expected_losses
+    assert len(losses) == 18
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert [path.suffix for path in sorted((tmp_path / place).iterdir())] == [".safetensors", ".json", ".json", ".yaml"]
+
+
+def test_frozen_layers_run_once_for_each_row(recipe: dict[str, Any], tmp_path: Path) -> None:
+    counted = []
+    compute = FrozenPrefix._compute
+
+    def count(self: FrozenPrefix, inputs: Any) -> Any:
+        counted.append(len(inputs["input_ids"]))
+        return compute(self, inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrozenPrefix, "_compute", count)
+        _train(recipe, tmp_path / "memory", prefix_cache="memory")
+    assert sum(counted) == 43
+    assert len(counted) == 6
+
+
+def test_states_in_float16_train_to_nearly_the_same_losses(recipe: dict[str, Any], tmp_path: Path) -> None:
+    _, expected = _train(recipe, tmp_path / "float32")
+    _, losses = _train(recipe, tmp_path / "float16", prefix_cache_dtype="float16")
+    assert losses != expected
+    assert losses == pytest.approx(expected, rel=2e-3)
+
+
+def _prefix(folder: Path, lengths: list[int], **training: Any) -> FrozenPrefix:
+    model = HyperAdapterModel(tiny_backbone("bert"), [Task(name="t", kind="classification", labels=("a", "b"))])
+    return FrozenPrefix(model, lengths, TrainingConfig(max_steps=1, **training), folder)
+
+
+@pytest.mark.parametrize(
+    ("limit", "free", "place"), [(1.0, 0, "memory"), (1e-9, 10**9, "file"), (1e-9, 10**4, "none"), (0.0, 0, "none")]
+)
+def test_the_place_goes_by_what_there_is_room_for(
+    limit: float, free: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    assert _prefix(tmp_path, [100, 28], prefix_cache_gb=limit).place == place
+
+
+def test_the_size_is_stated_before_anything_is_computed(tmp_path: Path) -> None:
+    prefix = _prefix(tmp_path, [100_000, 31_072])
+    assert prefix.num_bytes == 131_072 * 16 * 4 + 2 * 16 * 4
+    assert prefix.describe() == (
+        "Frozen layers: the states of 2 rows, 131,072 tokens, are kept in memory (0.01 GiB when full)."
+    )
+
+
+def test_a_disk_without_room_is_reported_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    with pytest.raises(OutputError, match=r"no room for 0\.06 GiB of states of frozen layers: .*No space left"):
+        _prefix(tmp_path, [1_000_000], prefix_cache="file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_activations_that_float16_cannot_hold_are_reported(tmp_path: Path) -> None:
+    prefix = _prefix(tmp_path, [3], prefix_cache_dtype="float16")
+    inputs = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    with torch.no_grad():
+        prefix._model.get_parameter("backbone.embeddings.LayerNorm.weight").fill_(1e6)
+        prefix._model.get_parameter("backbone.encoder.layer.1.output.LayerNorm.weight").fill_(1e6)
+    with pytest.raises(RecipeError, match="exceed float16; use float32"):
+        prefix([0], inputs)
