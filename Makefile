@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test format clean
+.PHONY: demo test bench format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -12,6 +12,10 @@ test: .venv/dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+bench: .venv/bench-installed
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/scale_plot.py
 
 format: .venv/dev-installed
 	$(BIN)/ruff check --fix .
@@ -25,6 +29,10 @@ clean:
 
 .venv/demo-installed: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+.venv/bench-installed: .venv/demo-installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 .venv/dev-installed: .venv/demo-installed

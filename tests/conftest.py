@@ -103,6 +103,13 @@ def save_backbone(folder: Path, kind: str = "bert", **settings: Any) -> Path:
     return folder
 
 
+def empty_keys(model: Any, num_keys: int = 1) -> Tensor:
+    """Places for keys of a model's tasks, to be filled in."""
+    weight = model.prototypes.weight
+    model.prototypes.keys = torch.zeros(len(weight), num_keys, weight.shape[1])
+    return model.prototypes.keys
+
+
 @pytest.fixture
 def bert_folder(tmp_path: Path) -> Path:
     return save_backbone(tmp_path / "bert", "bert")

@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODER_DECODERS, ENCODERS, save_backbone, tiny_backbone
+from conftest import ENCODER_DECODERS, ENCODERS, empty_keys, save_backbone, tiny_backbone
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from test_hosts import make_batch, make_model
+from torch import Tensor
 
-from hyperadapters.checkpoint import CONFIG_FILE
+from hyperadapters.checkpoint import CONFIG_FILE, load_state
+from hyperadapters.config import Task
+from hyperadapters.core import BottleneckWeights
 from hyperadapters.errors import CheckpointError, OutputError
+from hyperadapters.hosts.heads import Head
 from hyperadapters.inference.routing import decide
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.task_parts import set_task_parts, task_parts
@@ -43,8 +47,6 @@ def test_saving_and_loading_gives_the_same_outputs_bit_for_bit(kind: str, tmp_pa
 
 def test_the_backbone_is_found_by_its_name(tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "backbone", "t5")
-    from hyperadapters.config import Task
-
     model = HyperAdapterModel.from_backbone(
         str(folder), [Task.text_to_text("a"), Task.text_to_text("b")], adapter_dim=4
     )
@@ -67,10 +69,10 @@ def test_a_checkpoint_is_two_files_without_backbone_weights_or_pickle(tmp_path: 
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
     with safe_open(_weights_file(tmp_path), framework="pt") as file:
         names = set(file.keys())
-    assert names == {n for n in model.state_dict() if not n.startswith("backbone.")}
+    assert names == {n for n in model.state_dict() if not n.startswith("backbone.")} - {"prototypes.keys"}
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert config["backbone"]["fingerprint"] == model.backbone_fingerprint
-    assert config["format_version"] == 1
+    assert config["format_version"] == 2
 
 
 def test_saving_again_replaces_the_old_weights(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_missing_parts_are_named(run: Path, tmp_path: Path) -> None:
     [
         ("{", "not readable.*damaged"),
         ("[]", "fault"),
-        ('{"format_version": 99}', r"has format 99, this library .* reads up to 1; upgrade"),
+        ('{"format_version": 99}', r"has format 99, this library .* reads up to 2; upgrade"),
         ('{"format_version": 1, "tsks": []}', "tsks: unknown key. Did you mean 'tasks'"),
     ],
 )
@@ -190,20 +192,112 @@ def test_weights_outside_the_folder_are_refused(run: Path) -> None:
         _load(run)
 
 
-def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: Path) -> None:
-    model, batch = make_model("bert"), make_batch("bert")
-    model.save_pretrained(tmp_path)
-    values = json.loads((tmp_path / CONFIG_FILE).read_text())
-    del values["lengths"], values["model"]["features"], values["model"]["prototypes_per_task"]
-    state = load_file(_weights_file(tmp_path))
-    del state["thresholds"], state["prototypes.keys"]
+def _write(folder: Path, values: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Put other contents into a checkpoint, with the checksums that belong to them."""
     described = {key: value for key, value in values.items() if key != "weights"}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     weights = save(state, metadata={"config_sha256": digest})
-    _weights_file(tmp_path).write_bytes(weights)
+    _weights_file(folder).write_bytes(weights)
     values["weights"]["sha256"] = hashlib.sha256(weights).hexdigest()
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(values))
-    loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))
+    (folder / CONFIG_FILE).write_text(json.dumps(values))
+
+
+def _save_format_1(model: HyperAdapterModel, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Write a checkpoint as the first format had it: a weight and a bias for each head, all keys of each task."""
+    model.save_pretrained(folder)
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    values["format_version"] = 1
+    values["tasks"] = [task.model_dump(mode="json") for task in model.tasks]
+    state = {name: tensor for name, tensor in model.adapter_state_dict().items() if name not in PACKED}
+    for task_id, head in enumerate([] if model.heads is None else model.heads.unpack()):
+        state[f"heads.heads.{task_id}.weight"] = head.weight.clone()
+        state[f"heads.heads.{task_id}.bias"] = head.bias.clone()
+    _write(folder, values, state)
+    return values, state
+
+
+PACKED = ("heads.weight", "heads.wide_weight", "heads.bias", "heads.starts")
+
+
+def _with_parts_of_their_own(kind: str) -> HyperAdapterModel:
+    """A model in which the first task has a wide head, and an adapter of its own, as after a few-shot fit."""
+    model = make_model(kind)
+    parts = task_parts(model)
+    parts[0].own_adapter = BottleneckWeights(*(tensor + 0.1 for tensor in model.adapters(torch.tensor([0]))))
+    if model.heads is not None:
+        model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
+        parts = task_parts(model)
+        parts[0].head = Head(torch.randn(3, 2 * model.heads.width), torch.randn(3))
+    set_task_parts(model, parts)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+@pytest.mark.parametrize("write", [_save_format_1, HyperAdapterModel.save_pretrained], ids=["1", "2"])
+def test_both_formats_load_wide_heads_and_own_adapters(write: Any, kind: str, tmp_path: Path) -> None:
+    model, batch = _with_parts_of_their_own(kind), make_batch(kind)
+    write(model, tmp_path)
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone(kind))
+    assert loaded.tasks == model.tasks
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert loaded.adapter_state_dict().keys() == model.adapter_state_dict().keys()
+
+
+@pytest.mark.parametrize("write", [_save_format_1, HyperAdapterModel.save_pretrained], ids=["1", "2"])
+def test_a_model_goes_back_to_an_earlier_state(write: Any, tmp_path: Path) -> None:
+    model, batch = _with_parts_of_their_own("bert"), make_batch("bert")
+    before = model(**batch).logits
+    write(model, tmp_path)
+    with torch.no_grad():
+        for tensor in model.adapter_state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(1.0)
+    load_state(model, tmp_path)
+    assert torch.equal(model(**batch).logits, before)
+    assert not model.prototypes.keys.any()
+
+
+def test_a_head_of_format_1_with_another_shape_is_refused(tmp_path: Path) -> None:
+    values, state = _save_format_1(make_model("bert"), tmp_path)
+    state["heads.heads.2.weight"] = torch.zeros(3, 16)
+    _write(tmp_path, values, state)
+    with pytest.raises(CheckpointError, match=r"do not fit the model .* the head of task 2 has shape"):
+        _load(tmp_path)
+    del state["heads.heads.2.weight"]
+    _write(tmp_path, values, state)
+    with pytest.raises(CheckpointError, match=r"do not fit the model .*heads\.heads\.2\.weight"):
+        _load(tmp_path)
+
+
+def test_keys_are_in_the_file_where_a_task_has_some(tmp_path: Path) -> None:
+    model = make_model("bert")
+    empty_keys(model)[1] = 0.5
+    model.save_pretrained(tmp_path)
+    assert torch.equal(_load(tmp_path).prototypes.keys, model.prototypes.keys)
+
+
+def test_a_task_is_one_line_without_what_is_default(tmp_path: Path) -> None:
+    tasks = [
+        Task.classification("größe", ["a\n", '"b"'], label_words={"a\n": "x", '"b"': "y"}),
+        Task.regression("r", fields=["text", "text_pair"], metrics=["spearman", "pearson"], step=0.5),
+    ]
+    model = HyperAdapterModel(tiny_backbone("bert"), tasks)
+    model.save_pretrained(tmp_path)
+    lines = (tmp_path / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
+    start = lines.index('  "tasks": [')
+    assert "größe" in lines[start + 1]
+    assert "template" not in lines[start + 1]
+    assert lines[start + 3] == "  ],"
+    assert _load(tmp_path).tasks == model.tasks == tuple(tasks)
+
+
+def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: Path) -> None:
+    model, batch = make_model("bert"), make_batch("bert")
+    values, state = _save_format_1(model, tmp_path)
+    del values["lengths"], values["model"]["features"], values["model"]["prototypes_per_task"]
+    del state["thresholds"], state["prototypes.keys"]
+    _write(tmp_path, values, state)
+    loaded = _load(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     assert all(result.accepted for result in decide(loaded, torch.randn(4, 64)))
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_backbone, tiny_tokenizer
+from conftest import empty_keys, tiny_backbone, tiny_tokenizer
 from safetensors.torch import load_file
 from test_hosts import make_batch, make_model
 from torch import Tensor
@@ -26,6 +26,7 @@ from hyperadapters.core import BottleneckWeights, OwnBottleneck
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, HyperAdaptersError, OutputError, TaskError
+from hyperadapters.hosts import heads
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training import fewshot
 from hyperadapters.training.fewshot import FITS, INITS, FitReport
@@ -43,7 +44,7 @@ def lived_in(kind: str, own: Iterable[str] = ("mood",), **settings: Any) -> Hype
     model = make_model(kind, **settings)
     model.tokenizer = tiny_tokenizer()
     with torch.no_grad():
-        model.prototypes.keys.normal_()
+        empty_keys(model, model.adapter_config.prototypes_per_task).normal_()
         model.thresholds.copy_(torch.tensor([0.1, -0.2, -torch.inf]))
         for name in own:
             task_id = model.task_id(name)
@@ -120,10 +121,14 @@ def stored(model: HyperAdapterModel, folder: Path) -> tuple[dict[str, dict[str, 
         if key in ("prototypes.weight", "prototypes.keys", "thresholds", "heads.target_mean", "heads.target_std"):
             for name, part in zip(names, tensor, strict=True):
                 of_task[name][key] = part.numpy().tobytes()
-        elif found := re.fullmatch(r"(heads\.heads|own_adapters)\.(\d+)", module):
-            of_task[names[int(found[2])]][f"{found[1]}.{rest}"] = tensor.numpy().tobytes()
+        elif found := re.fullmatch(r"own_adapters\.(\d+)", module):
+            of_task[names[int(found[1])]][f"own_adapters.{rest}"] = tensor.numpy().tobytes()
+        elif module == "heads":
+            assert rest in ("weight", "wide_weight", "bias", "starts")
         else:
             shared[key] = tensor.numpy().tobytes()
+    for name, head in zip(names, [] if model.heads is None else model.heads.unpack(), strict=model.heads is not None):
+        of_task[name]["head"] = head.weight.numpy().tobytes() + head.bias.numpy().tobytes()
     return of_task, shared
 
 
@@ -352,10 +357,10 @@ def test_neighbours_are_the_most_similar_tasks_with_their_cosine_similarity(kind
     model = lived_in(kind, prototypes_per_task=2)
     add_new(model, fit="none", init="random")
     with torch.no_grad():
-        model.prototypes.keys.normal_()
-        model.prototypes.keys[0, 1] = 0
-        if not has_keys:
-            model.prototypes.keys.zero_()
+        keys = empty_keys(model, 2)
+        if has_keys:
+            keys.normal_()
+            keys[0, 1] = 0
     task = Task.classification("last", ["no", "yes"])
     expected = sorted(_similarities(model, rows_of(task)).items(), key=lambda item: -item[1])[:3]
     report = model.add_task(task, rows_of(task), fit="none")
@@ -1160,7 +1165,7 @@ def test_a_refit_that_stops_anywhere_leaves_the_model_as_it_was(fit: str) -> Non
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(torch.nn.utils, "skip_init"), (OwnBottleneck, "__init__"), (OwnBottleneck, "forward")],
+    [(heads, "_joined"), (OwnBottleneck, "__init__"), (OwnBottleneck, "forward")],
 )
 def test_tasks_that_cannot_be_put_in_place_leave_the_model_as_it_was(owner: Any, name: str) -> None:
     """As when the memory of an accelerator runs out."""

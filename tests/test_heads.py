@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.hosts.heads import Head, TaskHeads, wide_inputs
@@ -11,6 +14,7 @@ from hyperadapters.training.baselines import few_shot_probe
 
 TASKS = [Task.classification("a", ["x", "y"]), Task.regression("b"), Task.classification("c", ["x", "y", "z"])]
 PLAIN = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.5, 0.0]))
+WIDE_FIRST = Head(torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([0.5, 0.25]))
 SCALED = Head(torch.tensor([[2.0, 0.0]]), torch.tensor([1.0]), target_mean=10.0, target_std=4.0)
 WIDE = Head(torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]), torch.zeros(3))
 POOLED = torch.tensor([[3.0, 4.0], [1.0, 2.0], [6.0, 8.0]])
@@ -38,11 +42,110 @@ def test_a_wide_head_reads_directions_only() -> None:
 
 
 def test_a_head_is_given_back_as_it_was() -> None:
+    heads = TaskHeads.of(TASKS, [WIDE_FIRST, SCALED, WIDE])
+    for task_id, head in enumerate((WIDE_FIRST, SCALED, WIDE)):
+        for found in (heads.head(task_id), heads.unpack()[task_id]):
+            assert torch.equal(found.weight, head.weight)
+            assert torch.equal(found.bias, head.bias)
+            assert (found.target_mean, found.target_std) == (head.target_mean, head.target_std)
+
+
+def test_a_head_given_back_is_no_copy() -> None:
     heads = TaskHeads.of(TASKS, [PLAIN, SCALED, WIDE])
-    for task_id, head in enumerate((PLAIN, SCALED, WIDE)):
-        found = heads.head(task_id)
-        assert torch.equal(found.weight, head.weight)
-        assert (found.target_mean, found.target_std) == (head.target_mean, head.target_std)
+    for task_id in range(3):
+        for head in (heads.head(task_id), heads.unpack()[task_id]):
+            head.bias.add_(1)
+            head.weight.add_(1)
+    assert torch.equal(heads.head(2).weight, WIDE.weight + 2)
+    assert torch.equal(heads.head(1).bias, SCALED.bias + 2)
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(2, 2), torch.zeros(3, 3)])
+def test_a_head_that_does_not_fit_its_task_is_refused(weight: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"the head of task 2 has shape .*, not 3 outputs"):
+        TaskHeads.of(TASKS, [PLAIN, SCALED, Head(weight, torch.zeros(3))], width=2)
+
+
+# Against the same in a loop over tasks
+
+MANY = [
+    Task.regression(f"t{index}") if index % 4 == 0 else Task.classification(f"t{index}", list("abcdefgh"[: 2 + index]))
+    for index in range(7)
+]
+MIXED = torch.tensor([3, 0, 5, 2, 3, 4, 5, 6, 0, 2])
+TARGETS = torch.tensor([4.0, 0.3, 0.0, 3.0, 1.0, -7.0, 2.0, 7.0, 2.5, 0.0])
+
+
+def _mixed_heads(wide: set[int]) -> list[Head]:
+    sizes = [len(task.labels) or 1 for task in MANY]
+    scales = [(3.0, 2.0) if task.kind == "regression" else (0.0, 1.0) for task in MANY]
+    return [
+        Head(torch.randn(size, 10 if index in wide else 5), torch.randn(size), *scale)
+        for index, (size, scale) in enumerate(zip(sizes, scales, strict=True))
+    ]
+
+
+def _loop(
+    heads: list[Head], pooled: Tensor, features: Tensor, task_ids: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Logits, and the sum of the rows' losses, computed row by row."""
+    width = max(len(heads[task_id].bias) for task_id in task_ids.tolist())
+    logits, total = [], torch.zeros(())
+    for row, task_id in enumerate(task_ids.tolist()):
+        head = heads[task_id]
+        is_wide = head.weight.shape[1] > pooled.shape[1]
+        inputs = wide_inputs(pooled, features)[row] if is_wide else pooled[row]
+        values = F.linear(inputs, head.weight, head.bias) * head.target_std + head.target_mean
+        logits.append(F.pad(values, (0, width - len(values)), value=-torch.inf))
+        if MANY[task_id].kind == "regression":
+            total = total + ((values[0] - TARGETS[row]) / head.target_std).square()
+        else:
+            total = total + F.cross_entropy(values, TARGETS[row].long(), label_smoothing=label_smoothing)
+    return torch.stack(logits), total
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("wide", [set(), {0, 3, 5}, set(range(7))], ids=["plain", "mixed", "wide"])
+def test_logits_losses_and_gradients_are_those_of_a_loop_over_rows(wide: set[int], smoothing: float) -> None:
+    given = _mixed_heads(wide)
+    heads = TaskHeads.of(MANY, given, width=5)
+    alone = [h._replace(weight=h.weight.clone().requires_grad_(), bias=h.bias.clone().requires_grad_()) for h in given]
+    pooled, features = torch.randn(10, 5, requires_grad=True), torch.randn(10, 5)
+    expected, expected_loss = _loop(alone, pooled, features, MIXED, smoothing)
+    logits = heads(pooled, features, MIXED)
+    loss = heads.loss(logits, TARGETS, MIXED, smoothing, "sum")
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(heads.loss(logits, TARGETS, MIXED, smoothing), expected_loss / 10)
+
+    (from_loop,) = torch.autograd.grad(expected_loss, pooled, retain_graph=True)
+    (packed,) = torch.autograd.grad(loss, pooled, retain_graph=True)
+    torch.testing.assert_close(packed, from_loop)
+    expected_loss.backward()
+    loss.backward()
+    assert alone[1].bias.grad is None
+    gradients = TaskHeads.of(MANY, [Head(_gradient(head.weight), _gradient(head.bias)) for head in alone], width=5)
+    for name, parameter in heads.named_parameters():
+        if parameter.numel():
+            torch.testing.assert_close(parameter.grad, gradients.get_parameter(name).data)
+
+
+def test_other_tasks_of_a_model_change_nothing() -> None:
+    given, pooled, features = _mixed_heads({3}), torch.randn(4, 5), torch.randn(4, 5)
+    few = TaskHeads.of(MANY[2:4], given[2:4], width=5)
+    rows = torch.tensor([1, 0, 0, 1])
+    assert torch.equal(TaskHeads.of(MANY, given)(pooled, features, rows + 2), few(pooled, features, rows))
+
+
+@pytest.mark.parametrize("label", [2.0, -1.0])
+def test_a_label_that_the_task_does_not_have_is_refused(label: float) -> None:
+    heads, rows = TaskHeads.of(TASKS, [PLAIN, SCALED, WIDE]), torch.tensor([0, 2])
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        heads.loss(heads(POOLED[:2], FEATURES[:2], rows), torch.tensor([label, 0.0]), rows)
 
 
 def test_the_few_shot_probe_learns_from_directions() -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SPECIAL, VOCABULARY, save_backbone, tiny_backbone, tiny_tokenizer
+from conftest import SPECIAL, VOCABULARY, empty_keys, save_backbone, tiny_backbone, tiny_tokenizer
 from test_hosts import make_batch, make_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
@@ -595,11 +595,11 @@ def test_rows_mixed_with_a_task_of_its_own_adapter_equal_single_rows(kind: str, 
             value = batch.pop(name)
         if kind == "t5":
             batch["decoder_input_ids"] = value
-        model.prototypes.keys.zero_()
+        keys = empty_keys(model)
         instances = model.instances(batch["input_ids"], batch["attention_mask"]).detach()
         with torch.no_grad():  # some rows go to the task of its own adapter, some to others
-            model.prototypes.keys[3, 0] = instances[0]
-            model.prototypes.keys[0, 0] = instances[1]
+            keys[3, 0] = instances[0]
+            keys[0, 0] = instances[1]
     mixed = model(**batch, route=route)
     assert len(mixed.task_ids.unique()) > 1
     assert 3 in mixed.task_ids
@@ -658,7 +658,7 @@ def test_generation_from_encoded_with_own_adapters_equals_generation_row_by_row(
     if not told:
         batch.pop("task_ids")
         with torch.no_grad():
-            model.prototypes.keys[3, 0] = model.instances(**batch)[0]
+            empty_keys(model)[3, 0] = model.instances(**batch)[0]
     options = {**options, "route": route, "max_new_tokens": 3, "min_new_tokens": 3}
     encoded = model.encode(batch["input_ids"], batch["attention_mask"])
     together = model.generate(**batch, encoded=encoded, **options)

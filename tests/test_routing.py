@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ENCODER_DECODERS, ENCODERS, save_backbone, tiny_backbone, tiny_tokenizer
+from conftest import ENCODER_DECODERS, ENCODERS, empty_keys, save_backbone, tiny_backbone, tiny_tokenizer
 from test_hosts import HEAD_TASKS, TEXT_TASKS, make_batch, make_model
 from torch import Tensor, nn
 
@@ -30,11 +30,11 @@ ALL = (*ENCODERS, *ENCODER_DECODERS)
 
 
 def table(weight: list[list[float]], keys: list[list[list[float]]] | None = None) -> PrototypeTable:
-    prototypes = PrototypeTable(len(weight), len(weight[0]), len(keys[0]) if keys else 1)
+    prototypes = PrototypeTable(len(weight), len(weight[0]))
     with torch.no_grad():
         prototypes.weight.copy_(torch.tensor(weight))
         if keys:
-            prototypes.keys.copy_(torch.tensor(keys))
+            prototypes.keys = torch.tensor(keys)
     return prototypes
 
 
@@ -440,7 +440,7 @@ def test_soft_routing_generates_from_the_mixture_of_prototypes(kind: str, featur
     batch = make_batch(kind)
     model, told = (make_model(kind, features=features, temperature=0.3) for _ in range(2))
     key = torch.randn(64)
-    model.prototypes.keys[1, 0] = key
+    empty_keys(model)[1, 0] = key
     found = model(**untold(kind, batch), route="soft")
     prototypes = model.prototypes.weight.detach().clone()
     points = torch.stack([prototypes[0], key, prototypes[2]])

@@ -5,6 +5,11 @@
 
 The weights file carries its digest in its name, so writing a new one never touches the old; replacing the JSON file
 is the one step that makes the new state current. Each file holds a checksum of the other.
+
+A task's keys are left out where they have the defaults of `Task`, which are therefore part of the format, and the
+tensor `prototypes.keys` is left out where no task has a key.
+
+Format 2 has the heads packed as `TaskHeads` has them; format 1 had a weight and a bias for each.
 """
 
 from __future__ import annotations
@@ -19,18 +24,19 @@ from typing import Any, Literal
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hyperadapters._version import __version__
 from hyperadapters.config import Lengths, ModelConfig, StrictModel, Task, parse
-from hyperadapters.core import BottleneckWeights
+from hyperadapters.core import BottleneckWeights, OwnBottleneck
 from hyperadapters.errors import CheckpointError
 from hyperadapters.files import make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
+from hyperadapters.hosts.heads import Head, TaskHeads
 from hyperadapters.model import HyperAdapterModel
-from hyperadapters.task_parts import set_task_parts, task_parts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_FILE = "hyperadapter.json"
 _WEIGHTS_PATTERN = "adapters-*.safetensors"
 
@@ -68,6 +74,25 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _values(config: CheckpointConfig) -> dict[str, Any]:
+    """What the JSON file holds."""
+    tasks = config.model_dump(mode="json", include={"tasks"}, exclude_defaults=True)
+    values = config.model_dump(mode="json", exclude={"tasks", "weights"})
+    return {**values, **tasks}
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    """The values as indented JSON with one line for each task, since there may be thousands."""
+    parts = []
+    for key, value in values.items():
+        if key == "tasks":
+            lines = ",\n".join("    " + json.dumps(task, ensure_ascii=False) for task in value)
+            parts.append(f'  "tasks": [\n{lines}\n  ]')
+        else:
+            parts.append(f'  "{key}": ' + json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n  "))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a checkpoint."""
     return (folder / CONFIG_FILE).is_file()
@@ -88,13 +113,16 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         tasks=model.tasks,
     )
     state = {name: value.detach().cpu().contiguous() for name, value in model.adapter_state_dict().items()}
-    weights = safetensors.torch.save(state, metadata={"config_sha256": _digest(config.model_dump(mode="json"))})
+    if not state["prototypes.keys"].numel():
+        del state["prototypes.keys"]
+    values = _values(config)
+    weights = safetensors.torch.save(state, metadata={"config_sha256": _digest(values)})
     sha256 = hashlib.sha256(weights).hexdigest()
     name = f"adapters-{sha256[:12]}.safetensors"
-    config = config.model_copy(update={"weights": WeightsReference(file=name, sha256=sha256)})
+    values["weights"] = WeightsReference(file=name, sha256=sha256).model_dump(mode="json")
     make_folder(folder)
     write_atomically(folder / name, weights)
-    write_atomically(folder / CONFIG_FILE, (config.model_dump_json(indent=2) + "\n").encode())
+    write_atomically(folder / CONFIG_FILE, _text(values).encode())
     for old in folder.glob(_WEIGHTS_PATTERN):
         if old.name != name:
             with suppress(OSError):  # the new state is current by now, and a left-over file does no harm
@@ -108,8 +136,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
         CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
         BackboneError: the backbone cannot be loaded.
     """
-    config = read_config(folder)
-    state = read_weights(folder, config)
+    config, state = _read(folder)
     if backbone is None:
         if config.backbone.name is None:
             raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
@@ -123,7 +150,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
             "load it with the same weights and revision that it was trained with"
         )
     try:
-        _add_missing(model, state)
+        _modernise(model, state)
         _make_room(model, state)
         model.load_adapter_state_dict(state)
     except (KeyError, ValueError, RuntimeError) as error:
@@ -134,34 +161,50 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
     return model.eval()
 
 
-def _add_missing(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
-    """Give the state of an early checkpoint what was not there yet: nothing was known of routing."""
-    state.setdefault("thresholds", model.thresholds)
-    state.setdefault("prototypes.keys", model.prototypes.keys)
+def _modernise(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
+    """Bring the state of a checkpoint to the names of the present format, and put in what was left out.
+
+    Raises:
+        KeyError: a head is missing.
+        ValueError: a head has another shape than its task's.
+    """
+    state.setdefault("thresholds", torch.full_like(model.thresholds, -torch.inf))
+    if not state.get("prototypes.keys", torch.zeros(0)).any():
+        state["prototypes.keys"] = torch.zeros(len(model.tasks), 0, model.adapter_config.prototype_dim)
+    if model.heads is not None and "heads.weight" not in state:
+        names = [f"heads.heads.{task_id}" for task_id in range(len(model.tasks))]
+        heads = [Head(state.pop(f"{name}.weight"), state.pop(f"{name}.bias")) for name in names]
+        packed = TaskHeads.of(model.tasks, heads, model.heads.width)
+        for name in ("weight", "wide_weight", "bias", "starts"):
+            state[f"heads.{name}"] = packed.get_buffer(name) if name == "starts" else packed.get_parameter(name)
 
 
 @torch.no_grad()
 def _make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
-    """Make places for what only some tasks have, own adapters and wide heads; the values are loaded after.
+    """Make places for what only some tasks have: keys, own adapters, wide heads; the values are loaded after.
 
     Raises:
         ValueError: one of them has another shape than this model's.
     """
     device = model.thresholds.device
+    keys = state["prototypes.keys"]
+    if keys.ndim != 3 or (len(keys), keys.shape[2]) != tuple(model.prototypes.weight.shape):
+        raise ValueError(f"the keys have shape {tuple(keys.shape)}")
+    model.prototypes.keys = torch.zeros_like(keys, device=device)
+    if model.heads is not None and len(state["heads.wide_weight"]):
+        is_wide = (state["heads.starts"] >= len(state["heads.weight"])).tolist()
+        model.heads = TaskHeads(model.heads.width, model.tasks, is_wide).to(device)
+    own_ids = sorted({int(name.split(".")[1]) for name in state if name.startswith("own_adapters.")})
+    if not own_ids:
+        return
     shapes = [tensor.shape for tensor in model.adapters(torch.zeros(1, dtype=torch.long, device=device))]
-    parts = task_parts(model)
-    for task_id, part in enumerate(parts):
+    for task_id in own_ids:
         own = [state.get(f"own_adapters.{task_id}.{name}") for name in BottleneckWeights._fields]
-        if all(tensor is not None for tensor in own):
-            part.own_adapter = BottleneckWeights(*(tensor.to(device) for tensor in own if tensor is not None))
-            if [tensor.shape for tensor in part.own_adapter] != shapes:
+        if task_id in range(len(model.tasks)) and all(tensor is not None for tensor in own):
+            weights = BottleneckWeights(*(tensor.to(device) for tensor in own if tensor is not None))
+            if [tensor.shape for tensor in weights] != shapes:
                 raise ValueError(f"the adapter of task {task_id} has other shapes than those of this model")
-        weight = state.get(f"heads.heads.{task_id}.weight")
-        if part.head is not None and weight is not None:
-            labels, width = part.head.weight.shape
-            if weight.shape == (labels, 2 * width):
-                part.head = part.head._replace(weight=weight.to(device))
-    set_task_parts(model, parts)
+            model.own_adapters[str(task_id)] = OwnBottleneck(weights)
 
 
 def load_state(model: HyperAdapterModel, folder: Path) -> None:
@@ -170,22 +213,22 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
     Raises:
         CheckpointError: it is missing or damaged, or its tasks, settings or backbone are not those of the model.
     """
-    config = read_config(folder)
+    config, state = _read(folder)
     found = (config.tasks, config.model, config.backbone.fingerprint)
     if found != (model.tasks, model.adapter_config, model.backbone_fingerprint):
         raise CheckpointError(f"{folder}: is of a model with other tasks, settings or another backbone")
-    state = read_weights(folder, config)
     try:
+        _modernise(model, state)
         model.load_adapter_state_dict(state)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{folder}: is of a model with other adapters or heads: {error}") from None
 
 
-def read_config(folder: Path) -> CheckpointConfig:
-    """Read and check the JSON file of a checkpoint.
+def _read(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
+    """Read and check both files of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, not readable, or of a newer format.
+        CheckpointError: one of them is missing, damaged or of a newer format.
     """
     values = _read_json(folder)
     path = folder / CONFIG_FILE
@@ -194,7 +237,27 @@ def read_config(folder: Path) -> CheckpointConfig:
         raise CheckpointError(
             f"{path}: has format {version}, this library ({__version__}) reads up to {FORMAT_VERSION}; upgrade it"
         )
-    return parse(CheckpointConfig, values, CheckpointError, str(path))
+    digest = _digest(values) if isinstance(values, dict) else ""
+    config = _parse(values, str(path))
+    return config, _read_weights(folder, config, digest)
+
+
+def _parse(values: Any, where: str) -> CheckpointConfig:
+    tasks: Any = values.get("tasks") if isinstance(values, dict) else None
+    if isinstance(tasks, list):
+        # As text in between: the memory of thousands of tasks' values is then free in one piece when tasks are made.
+        lines = [json.dumps(task) for task in tasks]
+        tasks.clear()
+        tasks.extend(map(_task, lines))
+    return parse(CheckpointConfig, values, CheckpointError, where)
+
+
+def _task(line: str) -> Any:
+    """A task from JSON; as it is where something is wrong with it, which the whole reports with its place."""
+    values = json.loads(line)
+    with suppress(ValidationError):
+        return Task.model_validate(values)
+    return values
 
 
 def _read_json(folder: Path) -> Any:
@@ -208,7 +271,7 @@ def _read_json(folder: Path) -> Any:
     return values
 
 
-def read_weights(folder: Path, config: CheckpointConfig) -> dict[str, Tensor]:
+def _read_weights(folder: Path, config: CheckpointConfig, expected_digest: str) -> dict[str, Tensor]:
     """Read the weights of a checkpoint after comparing both checksums.
 
     Raises:
@@ -220,21 +283,21 @@ def read_weights(folder: Path, config: CheckpointConfig) -> dict[str, Tensor]:
         )
     path = folder / config.weights.file
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: the weights cannot be read: {error}") from None
-    sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != config.weights.sha256:
         raise CheckpointError(
             f"{path}: expected sha256 {config.weights.sha256[:12]}, found {sha256[:12]}; "
             "the file is truncated or altered: copy it again"
         )
     try:
-        state = safetensors.torch.load(data)
-        with safetensors.safe_open(path, framework="pt") as file:
-            digest = (file.metadata() or {}).get("config_sha256")
+        with safetensors.safe_open(path, framework="pt") as weights:
+            digest = (weights.metadata() or {}).get("config_sha256")
+            state = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
-    if digest != _digest(_read_json(folder)):
+    if digest != expected_digest:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} was altered after it was written: copy both files again")
     return state

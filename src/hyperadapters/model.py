@@ -100,7 +100,7 @@ class HyperAdapterModel(nn.Module):
         width, dim, hidden = sites.width, config.prototype_dim, config.hidden_dim
         num_sites = len(sites.generated.layers) - (config.feature_layer or 0)
         self.retriever = InstanceRetriever(width, hidden, dim)
-        self.prototypes = PrototypeTable(len(self.tasks), dim, config.prototypes_per_task)
+        self.prototypes = PrototypeTable(len(self.tasks), dim)
         self.hypernetwork = PrototypicalHypernetwork(num_sites, width, config.adapter_dim, dim, hidden)
         num_shared = len(sites.shared.layers) - config.frozen_encoder_layers if sites.shared else 0
         shared_dim = config.shared_adapter_dim or config.adapter_dim

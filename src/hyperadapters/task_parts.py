@@ -28,7 +28,7 @@ class TaskParts:
     Attributes:
         task: what it is.
         prototype: [p].
-        keys: [K, p], see `core.PrototypeTable`.
+        keys: [any number, p], see `core.PrototypeTable`.
         threshold: similarity below which an input routed to it is declined.
         head: for encoder backbones.
         own_adapter: weights of its own [L, 1, ...]; None where the hypernetwork writes them.
@@ -45,17 +45,16 @@ class TaskParts:
 def task_parts(model: HyperAdapterModel) -> list[TaskParts]:
     """The parts of all tasks, in the order of their ids. The tensors are the model's, not copies."""
     own = {int(key): adapter() for key, adapter in model.own_adapters.items()}
-    return [
-        TaskParts(
-            task=task,
-            prototype=model.prototypes.weight[task_id].detach(),
-            keys=model.prototypes.keys[task_id],
-            threshold=float(model.thresholds[task_id]),
-            head=None if model.heads is None else model.heads.head(task_id),
-            own_adapter=own.get(task_id),
-        )
-        for task_id, task in enumerate(model.tasks)
-    ]
+    parts = zip(
+        model.tasks,
+        model.prototypes.weight.detach().unbind(),
+        model.prototypes.keys.unbind(),
+        model.thresholds.tolist(),
+        [None] * len(model.tasks) if model.heads is None else model.heads.unpack(),
+        map(own.get, range(len(model.tasks))),
+        strict=True,
+    )
+    return [TaskParts(*values) for values in parts]
 
 
 def set_task_parts(model: HyperAdapterModel, parts: Sequence[TaskParts]) -> None:
@@ -67,16 +66,17 @@ def set_task_parts(model: HyperAdapterModel, parts: Sequence[TaskParts]) -> None
     tasks = tuple(part.task for part in parts)
     model.check_tasks(tasks)
     with torch.inference_mode(False), torch.no_grad():  # everything is made before anything is changed
-        weight, keys = torch.stack([part.prototype for part in parts]), torch.stack([part.keys for part in parts])
+        weight = torch.stack([part.prototype for part in parts])
         thresholds = model.thresholds.new_tensor([part.threshold for part in parts])
-        heads = None if model.heads is None else TaskHeads.of(tasks, [part.head for part in parts if part.head])
+        heads = [part.head for part in parts if part.head]
+        new_heads = None if model.heads is None else TaskHeads.of(tasks, heads, model.heads.width)
         own_adapters = nn.ModuleDict(
             {str(index): OwnBottleneck(part.own_adapter) for index, part in enumerate(parts) if part.own_adapter}
         )
         own_adapters.train(model.training)
-        if heads is not None:
-            heads.train(model.training)
-    model.prototypes.replace(weight, keys)
-    model.thresholds, model.heads, model.own_adapters = thresholds, heads, own_adapters
+        if new_heads is not None:
+            new_heads.train(model.training)
+        model.prototypes.replace(weight, [part.keys for part in parts])
+    model.thresholds, model.heads, model.own_adapters = thresholds, new_heads, own_adapters
     model.tasks = tasks
     model.revision += 1

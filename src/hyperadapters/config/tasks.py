@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import string
 import unicodedata
+from collections import Counter
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -75,7 +77,9 @@ class Task(StrictModel):
     def _check_name(cls, name: str) -> str:
         if not name.strip() or name != name.strip() or len(name) > 100:
             raise ValueError("expected 1 to 100 characters without spaces at the ends")
-        if any(char in "/\\" or unicodedata.category(char).startswith("C") for char in name) or name in (".", ".."):
+        # `isprintable` is quick, and false where any character has a category C.
+        has_control = not name.isprintable() and any(unicodedata.category(char).startswith("C") for char in name)
+        if has_control or "/" in name or "\\" in name or name in (".", ".."):
             raise ValueError("must not contain path separators or control characters")
         return name
 
@@ -113,9 +117,19 @@ class Task(StrictModel):
         words = [word.strip() for word in (self.label_words or {}).values()]
         if len(set(words)) != len(words):
             raise ValueError("label_words must be different from each other")
-        if not self.metrics:
-            object.__setattr__(self, "metrics", (known[0],))
+        # In a model of thousands of tasks these take more memory than their prototypes: what is equal is kept once.
+        object.__setattr__(self, "labels", _shared(self.labels))
+        object.__setattr__(self, "metrics", _shared(self.metrics or (known[0],)))
+        object.__setattr__(self, "__pydantic_fields_set__", _FIELDS)
         return self
+
+
+_FIELDS = set(Task.model_fields)
+
+
+@lru_cache(maxsize=1024)
+def _shared(values: tuple[str, ...]) -> tuple[str, ...]:
+    return values
 
 
 def _check_template(template: str, fields: tuple[str, ...]) -> None:
@@ -136,6 +150,6 @@ def check_task_names(tasks: tuple[Task, ...]) -> None:
     names = [task.name for task in tasks]
     if not names:
         raise ValueError("expected at least one task, found none")
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"task names must be different from each other, found '{name}' {names.count(name)} times")
+    if len(set(names)) < len(names):
+        name, count = Counter(names).most_common(1)[0]
+        raise ValueError(f"task names must be different from each other, found '{name}' {count} times")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,17 +25,17 @@ class PrototypeTable(nn.Module):
     method that grow with the number of tasks.
 
     A task may have keys to be recognised by instead of its prototype: several where its inputs form several clumps, or
-    one where the prototype was copied from another task. Adapters are generated from the prototype in any case. A key
-    of zeros is not there.
+    one where the prototype was copied from another task. Adapters are generated from the prototype in any case. There
+    are as many places K for keys as a task has at most, none at first; a key of zeros is not there.
     """
 
     keys: Tensor
 
-    def __init__(self, num_tasks: int, dim: int = 64, num_keys: int = 1) -> None:
-        """Args: num_tasks: T; dim: p; num_keys: K, places for keys of each task, empty at first."""
+    def __init__(self, num_tasks: int, dim: int = 64) -> None:
+        """Args: num_tasks: T; dim: p."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_tasks, dim))
-        self.register_buffer("keys", torch.zeros(num_tasks, num_keys, dim))
+        self.register_buffer("keys", torch.zeros(num_tasks, 0, dim))
 
     def forward(self, task_ids: Tensor) -> Tensor:
         """Return the prototypes [U, p] of the tasks [U]; an index out of range is an IndexError."""
@@ -41,12 +43,13 @@ class PrototypeTable(nn.Module):
 
     def similarity(self, instances: Tensor) -> Tensor:
         """Cosine similarity [B, T] of instance vectors [B, p] to each task: to its nearest key, or its prototype."""
-        num_tasks, num_keys, _ = self.keys.shape
+        similarity = cosine_similarity(instances, self.weight)
         present = self.keys.any(dim=-1)
-        points = torch.where(present[..., None], self.keys, self.weight[:, None])
-        similarity = cosine_similarity(instances, points.flatten(0, 1)).view(-1, num_tasks, num_keys)
-        without_keys = ~present.any(dim=1, keepdim=True)
-        return similarity.masked_fill(~present & ~without_keys, -torch.inf).amax(dim=-1)
+        keyed = present.any(dim=-1).nonzero()[:, 0]
+        if not len(keyed):
+            return similarity
+        to_keys = cosine_similarity(instances, self.keys[keyed].flatten(0, 1)).view(len(instances), len(keyed), -1)
+        return similarity.index_copy(1, keyed, to_keys.masked_fill(~present[keyed], -torch.inf).amax(dim=-1))
 
     def nearest(self, instances: Tensor) -> Tensor:
         """Index [B] of the task most similar to each instance vector [B, p]; the lower index wins a tie."""
@@ -57,7 +60,17 @@ class PrototypeTable(nn.Module):
         shares = (self.similarity(instances) / temperature).softmax(dim=-1)
         return shares.to(self.weight.dtype) @ self.weight
 
-    def replace(self, weight: Tensor, keys: Tensor) -> None:
-        """Take the prototypes [T, p] and keys [T, K, p] of other tasks. `weight` is a new parameter then."""
+    def replace(self, weight: Tensor, keys: Sequence[Tensor]) -> None:
+        """Take the prototypes [T, p] of other tasks, and the keys [any number, p] of each.
+
+        `weight` is a new parameter then.
+        """
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        self.keys = keys
+        self.set_keys(keys)
+
+    def set_keys(self, keys: Sequence[Tensor]) -> None:
+        """Take the keys [any number, p] of each task."""
+        present = [of_task[of_task.any(dim=-1)] for of_task in keys]
+        most = max(map(len, present))
+        places = [nn.functional.pad(of_task, (0, 0, 0, most - len(of_task))) for of_task in present]
+        self.keys = torch.stack(places).to(self.weight.device)

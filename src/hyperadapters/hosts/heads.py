@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ class Head(NamedTuple):
 
 
 class TaskHeads(nn.Module):
-    """One linear head a task.
+    """One linear head a task, all of them packed into three tensors.
 
     A head reads the pooled last hidden states [B, d]. A wide head reads two vectors of length 1 in a row [B, 2 d]: the
     direction of the pooled features that the retriever reads, which no adapter has changed, and that of the pooled
@@ -31,42 +32,85 @@ class TaskHeads(nn.Module):
 
     A regression head predicts the target in units of the training targets' standard deviation from their mean
     (`set_target_scale`), so that tasks with large numbers do not drown the others.
+
+    The N outputs of all tasks are in the order of the task ids, first those of plain heads, then those of wide ones:
+    `weight` [N plain, d], `wide_weight` [N wide, 2 d], `bias` [N]; `starts` [T] has the first output of each task. In
+    training, the head of a task that is absent from a batch has gradients of zero, not none, so an optimizer's
+    momentum moves it on.
     """
 
+    starts: Tensor
     target_mean: Tensor
     target_std: Tensor
+    _sizes: Tensor
+    _is_regression: Tensor
 
-    def __init__(self, width: int, tasks: Sequence[Task]) -> None:
-        """Args: width: d of the pooled hidden states; tasks: in the order of their ids."""
+    def __init__(self, width: int, tasks: Sequence[Task], is_wide: Sequence[bool] | None = None) -> None:
+        """Args: width: d of the pooled hidden states; tasks: in the order of their ids; is_wide: default: none is."""
         super().__init__()
-        self._describe(tasks)
-        self.heads = nn.ModuleList(nn.Linear(width, size) for size in self.sizes)
+        self.width = width
+        self.sizes = tuple(head_size(task) for task in tasks)
+        self.is_regression = tuple(task.kind == "regression" for task in tasks)
+        starts, num_plain = _places(self.sizes, is_wide or [False] * len(tasks))
+        self.weight = nn.Parameter(torch.empty(num_plain, width).normal_(std=0.02))
+        self.wide_weight = nn.Parameter(torch.empty(sum(self.sizes) - num_plain, 2 * width).normal_(std=0.02))
+        self.bias = nn.Parameter(torch.zeros(sum(self.sizes)))
+        self.register_buffer("starts", torch.tensor(starts, dtype=torch.long))
+        # A classification keeps 0 and 1, which change nothing.
         self.register_buffer("target_mean", torch.zeros(len(tasks)))
         self.register_buffer("target_std", torch.ones(len(tasks)))
-        for head in self.heads:
-            nn.init.normal_(head.weight, std=0.02)  # type: ignore[arg-type]
-            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        self.register_buffer("_sizes", torch.tensor(self.sizes, dtype=torch.long), persistent=False)
+        self.register_buffer("_is_regression", torch.tensor(self.is_regression, dtype=torch.bool), persistent=False)
 
     def head(self, task_id: int) -> Head:
         """The head of a task; the tensors are the model's, not copies."""
-        linear = self.heads[task_id]
+        start, size = int(self.starts[task_id]), self.sizes[task_id]
+        is_wide = start >= len(self.weight)
+        weight, row = (self.wide_weight, start - len(self.weight)) if is_wide else (self.weight, start)
         scale = float(self.target_mean[task_id]), float(self.target_std[task_id])
-        return Head(linear.weight.detach(), linear.bias.detach(), *scale)  # type: ignore[operator]
+        return Head(weight.detach()[row : row + size], self.bias.detach()[start : start + size], *scale)
+
+    def unpack(self) -> list[Head]:
+        """The heads of all tasks, as `head` gives them."""
+        numbers = (self.starts, self.target_mean, self.target_std)
+        starts, means, stds = (tensor.tolist() for tensor in numbers)  # one copy from the device, not one a task
+        order = sorted(range(len(starts)), key=starts.__getitem__)
+        sizes = [self.sizes[task_id] for task_id in order]
+        num_plain = bisect_left([starts[task_id] for task_id in order], len(self.weight))
+        plain, wide = self.weight.detach().split(sizes[:num_plain]), self.wide_weight.detach().split(sizes[num_plain:])
+        heads: dict[int, Head] = {}
+        for task_id, weight, bias in zip(order, plain + wide, self.bias.detach().split(sizes), strict=True):
+            heads[task_id] = Head(weight, bias, means[task_id], stds[task_id])
+        return [heads[task_id] for task_id in range(len(order))]
 
     @classmethod
-    def of(cls, tasks: Sequence[Task], heads: Sequence[Head]) -> TaskHeads:
-        """Heads of tasks with given weights, copied."""
-        made = cls(0, ())
-        made._describe(tasks)
-        made.heads = nn.ModuleList(_linear(head) for head in heads)
-        device = heads[0].weight.device
-        made.target_mean = torch.tensor([head.target_mean for head in heads], device=device)
-        made.target_std = torch.tensor([head.target_std for head in heads], device=device)
-        return made
+    @torch.no_grad()
+    def of(cls, tasks: Sequence[Task], heads: Sequence[Head], width: int | None = None) -> TaskHeads:
+        """Heads of tasks with given weights, copied.
 
-    def _describe(self, tasks: Sequence[Task]) -> None:
-        self.sizes = tuple(head_size(task) for task in tasks)
-        self.is_regression = tuple(task.kind == "regression" for task in tasks)
+        Args:
+            tasks: in the order of their ids.
+            heads: of each task.
+            width: d of the pooled hidden states; default: what the narrowest head reads.
+
+        Raises:
+            ValueError: a head has another shape than its task's.
+        """
+        width = min(head.weight.shape[1] for head in heads) if width is None else width
+        is_wide = [head.weight.shape[1] > width for head in heads]
+        made = cls(0, tasks, is_wide).to(heads[0].weight.device)
+        for task_id, (head, size) in enumerate(zip(heads, made.sizes, strict=True)):
+            if head.weight.shape not in ((size, width), (size, 2 * width)) or head.bias.shape != (size,):
+                raise ValueError(f"the head of task {task_id} has shape {tuple(head.weight.shape)}, not {size} outputs")
+        made.width = width
+        plain = [head for head, wide in zip(heads, is_wide, strict=True) if not wide]
+        wide = [head for head, wide in zip(heads, is_wide, strict=True) if wide]
+        made.weight = _joined([head.weight for head in plain], made.weight.new_empty(0, width))
+        made.wide_weight = _joined([head.weight for head in wide], made.weight.new_empty(0, 2 * width))
+        made.bias = _joined([head.bias for head in (*plain, *wide)], made.bias)
+        made.target_mean.copy_(torch.tensor([head.target_mean for head in heads]))
+        made.target_std.copy_(torch.tensor([head.target_std for head in heads]))
+        return made
 
     def set_target_scale(self, task_id: int, targets: Sequence[float]) -> None:
         """Remember mean and standard deviation of a regression task's training targets."""
@@ -87,18 +131,23 @@ class TaskHeads(nn.Module):
             [B, C] with C the largest head among the batch's tasks: the task's logits (a regression's one value, in the
             units of its targets), then minus infinity.
         """
-        present = task_ids.unique().tolist()
-        logits = pooled.new_full((len(pooled), max(self.sizes[task_id] for task_id in present)), -torch.inf)
-        for task_id in present:
-            rows = (task_ids == task_id).nonzero()[:, 0]
-            head = self.heads[task_id]
-            is_wide = head.weight.shape[1] > pooled.shape[1]
-            inputs = wide_inputs(pooled[rows], features[rows]) if is_wide else pooled[rows]
-            values = head(inputs.to(head.weight.dtype)).to(logits.dtype)
-            if self.is_regression[task_id]:
-                values = values * self.target_std[task_id] + self.target_mean[task_id]
-            logits[rows[:, None], torch.arange(self.sizes[task_id], device=rows.device)] = values
-        return logits
+        sizes = self._sizes[task_ids, None]
+        columns = torch.arange(int(sizes.max()), device=sizes.device)
+        is_own = columns < sizes
+        # [B, C]: which of the N outputs; where a row's task has no more of them, its first once more.
+        outputs = self.starts[task_ids, None] + columns * is_own
+        distinct, places = outputs.unique(return_inverse=True)
+        values = self._values(pooled, features, distinct).gather(1, places)
+        values = values * self.target_std[task_ids, None] + self.target_mean[task_ids, None]
+        return values.to(pooled.dtype).masked_fill(~is_own, -torch.inf)
+
+    def _values(self, pooled: Tensor, features: Tensor, outputs: Tensor) -> Tensor:
+        """Some of the N outputs [L], distinct and in ascending order, for every row: [B, L]."""
+        num_plain = int((outputs < len(self.weight)).sum()) if len(self.wide_weight) else len(outputs)
+        plain, wide = outputs[:num_plain], outputs[num_plain:] - len(self.weight)
+        inputs = wide_inputs(pooled, features)
+        values = torch.cat([_product(pooled, self.weight, plain), _product(inputs, self.wide_weight, wide)], dim=1)
+        return values + self.bias.index_select(0, outputs)
 
     def loss(
         self,
@@ -117,17 +166,18 @@ class TaskHeads(nn.Module):
             label_smoothing: of classification.
             reduction: "mean" or "sum" over the rows of the batch.
         """
-        total = logits.new_zeros(())
-        for task_id in task_ids.unique().tolist():
-            rows = (task_ids == task_id).nonzero()[:, 0]
-            values, targets = logits[rows, : self.sizes[task_id]], labels[rows]
-            if self.is_regression[task_id]:
-                total = total + ((values[:, 0] - targets) / self.target_std[task_id]).square().sum()
-            else:
-                total = total + F.cross_entropy(
-                    values, targets.long(), reduction="sum", label_smoothing=label_smoothing
-                )
-        return total / len(labels) if reduction == "mean" else total
+        is_regression, sizes = self._is_regression[task_ids], self._sizes[task_ids]
+        # An index that is none of the row's own labels becomes -1, which `gather` refuses.
+        targets = labels.masked_fill(is_regression, 0).long()
+        targets = targets.masked_fill(targets >= sizes, -1)
+        log_shares = logits.log_softmax(dim=1)
+        of_target = log_shares.gather(1, targets[:, None])[:, 0]
+        is_own = torch.arange(logits.shape[1], device=logits.device) < sizes[:, None]
+        of_own = log_shares.masked_fill(~is_own, 0).sum(dim=1) / sizes
+        cross_entropy = (label_smoothing - 1) * of_target - label_smoothing * of_own
+        errors = ((logits[:, 0] - labels) / self.target_std[task_ids]).square()
+        losses = torch.where(is_regression, errors, cross_entropy)
+        return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def head_size(task: Task) -> int:
@@ -140,10 +190,21 @@ def wide_inputs(pooled: Tensor, features: Tensor) -> Tensor:
     return torch.cat([F.normalize(features.float(), dim=-1), F.normalize(pooled.float(), dim=-1)], dim=-1)
 
 
-@torch.no_grad()
-def _linear(head: Head) -> nn.Linear:
-    linear = nn.utils.skip_init(nn.Linear, head.weight.shape[1], head.weight.shape[0], device=head.weight.device)
-    linear.to(head.weight.dtype)
-    linear.weight.copy_(head.weight)
-    linear.bias.copy_(head.bias)
-    return linear
+def _places(sizes: Sequence[int], is_wide: Sequence[bool]) -> tuple[list[int], int]:
+    """The first output of each task, see `TaskHeads`, and the number of outputs of plain heads."""
+    num_plain = sum(size for size, wide in zip(sizes, is_wide, strict=True) if not wide)
+    following, starts = [0, num_plain], []
+    for size, wide in zip(sizes, is_wide, strict=True):
+        starts.append(following[wide])
+        following[wide] += size
+    return starts, num_plain
+
+
+def _joined(tensors: Sequence[Tensor], default: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.cat(list(tensors)) if tensors else default)
+
+
+def _product(inputs: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """Inputs [B, i] times some distinct rows [L] of a weight [N, i]: [B, L] in the type of the inputs."""
+    # index_select and not weight[rows]: the gradient of the latter adds up in an order that varies from run to run.
+    return F.linear(inputs.to(weight.dtype), weight.index_select(0, rows)).to(inputs.dtype)

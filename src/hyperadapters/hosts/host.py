@@ -113,7 +113,8 @@ class Host:
         self._check_attached()
         if frozen is None and (self._below or not self.text_to_text):
             frozen = self.frozen(inputs)
-        if frozen is not None and frozen.pooled is not None and not output_hidden_states:
+        needs_encoder = self.text_to_text and output_hidden_states
+        if frozen is not None and frozen.pooled is not None and not needs_encoder:
             return Encoded(frozen.hidden, frozen.pooled)
         state = BatchState(features=None if frozen is None else frozen.hidden)
         with self._active.use(state), self._without_layers_below(output_hidden_states):

@@ -19,9 +19,10 @@ class AdapterCache:
     """
 
     def __init__(self, model: HyperAdapterModel, max_bytes: int) -> None:
-        """Args: model: generates; max_bytes: of adapters kept. Those of a batch are always there for the batch."""
+        """Args: model: generates; max_bytes: of adapters kept. Those of the last batch are always there besides."""
         self._model, self._max_bytes = model, max_bytes
         self._kept: OrderedDict[int, BottleneckWeights] = OrderedDict()
+        self._last: tuple[list[int], BottleneckWeights] | None = None
         self._made_for: tuple[int, torch.device] | None = None
 
     @property
@@ -34,14 +35,17 @@ class AdapterCache:
         made_for = (self._model.revision, task_ids.device)
         if self._made_for != made_for:
             self._kept.clear()
-            self._made_for = made_for
+            self._last, self._made_for = None, made_for
         wanted: list[int] = task_ids.tolist()
+        if self._last is not None and self._last[0] == wanted:  # the same tasks again and again: nothing to copy
+            return self._last[1]
         for task_id in wanted:
             if task_id not in self._kept:  # one by one: made together with others they could differ in the last bit
                 self._kept[task_id] = self._model.adapters(task_ids.new_tensor([task_id]))
         for task_id in wanted:
             self._kept.move_to_end(task_id)
         weights = BottleneckWeights.cat([self._kept[task_id] for task_id in wanted])
+        self._last = wanted, weights
         self._shrink()
         return weights
 

@@ -143,7 +143,7 @@ def calibrate(
         kept = _first_of_each_task(train_examples, ROWS_FOR_KEYS)
         instances, owners = _instances_and_owners(model, kept)
         keys = [_keys(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))]
-        model.prototypes.keys.copy_(torch.stack(keys))
+        model.prototypes.set_keys(keys)
     instances, owners = _instances_and_owners(model, validation_examples or train_examples)
     found = thresholds(model.prototypes.similarity(instances), owners, false_decline_rate)
     model.thresholds.copy_(found - ROUNDING)

@@ -1,0 +1,103 @@
+"""Rows of the results: one a figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hyperadapters import __version__
+from hyperadapters.files import make_folder, write_atomically
+from speed_parts.models import Setting
+from speed_parts.timing import Timing
+
+Row = dict[str, Any]
+Better = Literal["higher", "lower"]
+
+
+def row(setting: Setting, figure: str, value: float, better: Better, **details: Any) -> Row:
+    """A row: the figure, what it was measured on, and details such as the shape of the batch."""
+    return {
+        "figure": figure,
+        "value": rounded(value),
+        "aim": setting.aims.get(figure),
+        "better": better,
+        "device": _device_name(setting.device),
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "version": __version__,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "peft": _peft_version(),
+        **details,
+    }
+
+
+def ratio(
+    setting: Setting,
+    figure: str,
+    ours: Timing,
+    other: Timing,
+    other_name: str,
+    better: Better = "higher",
+    **details: Any,
+) -> Row:
+    """The row of a ratio of two medians: how many times faster ours is; slower, where lower is better."""
+    value = other.ms / ours.ms if better == "higher" else ours.ms / other.ms
+    return row(
+        setting, figure, value, better, **timing("ours", ours), other=other_name, **timing("other", other), **details
+    )
+
+
+def timing(name: str, times: Timing) -> dict[str, Any]:
+    """Median, quartiles and number of times, under names that start with `name`."""
+    return {
+        f"{name}_ms": rounded(times.ms),
+        f"{name}_quartiles_ms": [rounded(value) for value in times.quartiles_ms],
+        f"{name}_repeats": len(times.seconds),
+    }
+
+
+def rounded(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def write_rows(path: Path, new: Iterable[Row]) -> None:
+    """Put rows into a file of JSON-lines, in the place of those of the same figure and device."""
+    old = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = {(found["figure"], found["device"]): found for found in [*old, *new]}
+    make_folder(path.parent)
+    write_atomically(path, "".join(json.dumps(found) + "\n" for found in rows.values()).encode())
+
+
+def print_rows(rows: Iterable[Row], console: Console) -> None:
+    """Print a table of figures."""
+    table = Table("figure", title="Times are medians in ms; the rows say what the other thing is")
+    for name in ("value", "aim", "ours", "other"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for found in rows:
+        relation = "≥" if found["better"] == "higher" else "≤"
+        aim = "" if found["aim"] is None else f"{relation} {found['aim']:g}"
+        times = (f"{found[name]:g}" if name in found else "" for name in ("ours_ms", "other_ms"))
+        table.add_row(found["figure"], f"{found['value']:g}", aim, *times)
+    console.print(table)
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+@cache
+def _peft_version() -> str | None:
+    try:
+        return version("peft")
+    except PackageNotFoundError:
+        return None
