@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 PARTS = (
     Part(("train_",), training.steps),
     Part(("epoch_bucketed_vs_shuffled",), training.epochs),
-    Part(("option_",), training.options),
+    Part(("option_", "compile_vs_eager"), training.options),
     Part(("exponent_train_",), training.growth),
     Part(("per_row_memory_saved",), training.memory),
     Part(("mixed_batch_", "vs_peft_", "peft_1_", "peft_8_", "peft_32_", "loop_"), serving.mixed_batches),
@@ -66,6 +66,7 @@ QUICK = {
     "predict_rows": (100, 1000),
     "train_batches": 2,
     "train_repeats": 2,
+    "epoch_rows": 8,
 }
 
 

@@ -103,7 +103,48 @@ def features() -> None:
         table([*header, *(f"AUROC {name}" for name in names)], body)
 
 
+SPEED_TABLES = {
+    "Training": ("train_", "epoch_", "per_row_"),
+    "Options of training": ("option_", "compile_"),
+    "Mixed batches": ("mixed_batch_", "peft_1_", "peft_8_", "peft_32_", "vs_peft_", "loop_"),
+    "Generation and routing": ("generate_", "routing_", "predictor_"),
+    "Many tasks": ("ten_thousand_", "cold_", "disk_", "peft_disk_", "predict_peak_"),
+}
+"""The tables of docs/performance.md, and the beginnings of the names of their figures."""
+
+
+def speed() -> None:
+    """The figures of benchmarks/speed.py and benchmarks/gpu.py, by device."""
+    by_device: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows("speed"):
+        by_device[row["device"]].append(row)
+    for device, found in by_device.items():
+        print(f"### {device}, {found[0]['threads']} threads\n")
+        for title, beginnings in SPEED_TABLES.items():
+            body = [speed_cells(row) for row in found if row["figure"].startswith(beginnings)]
+            if body:
+                print(f"{title}:\n")
+                table(["figure", "value", "aim", "ours, ms", "other, ms", "the other"], body)
+        growth = [row for row in found if row["figure"].startswith("exponent_")]
+        if growth:
+            table(["figure", "exponent", "points"], [growth_cells(row) for row in growth])
+
+
+def speed_cells(row: dict[str, Any]) -> list[str]:
+    relation = "≥" if row["better"] == "higher" else "≤"
+    aim = "" if row["aim"] is None else f"{relation} {row['aim']:g}"
+    times = [f"{row[name]:.4g}" if name in row else "" for name in ("ours_ms", "other_ms")]
+    return [f"`{row['figure']}`", f"{row['value']:.3g}", aim, *times, row.get("other", "")]
+
+
+def growth_cells(row: dict[str, Any]) -> list[str]:
+    unit = "s" if row["figure"] == "exponent_predict_rows" else "ms"
+    points = ", ".join(f"{point[0]:,}: {point[1]:.3g} {unit}" for point in row["points"])
+    return [f"`{row['figure']}`", f"{row['value']:.2f}", points]
+
+
 if __name__ == "__main__":
     transfer()
     routing()
     features()
+    speed()

@@ -62,6 +62,7 @@ class Setting:
         predict_rows: of the files that are answered.
         train_batches: of an epoch, on which steps are timed.
         train_repeats: of these.
+        epoch_rows: training rows of each task for a whole epoch.
         aims: by figure; those without one have none.
     """
 
@@ -80,6 +81,7 @@ class Setting:
     predict_rows: tuple[int, ...] = (1000, 10_000, 100_000)
     train_batches: int = 8
     train_repeats: int = 5
+    epoch_rows: int = 40
     aims: Mapping[str, float] = field(default_factory=dict)
 
 

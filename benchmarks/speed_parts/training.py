@@ -5,6 +5,7 @@ Steps and epochs are those of `recipes/local-glue.yaml`, whose data stand beside
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -141,8 +142,9 @@ def _all(step: Callable[[dict[str, Tensor]], None], batches: Sequence[dict[str, 
 def epochs(setting: Setting) -> Iterator[Row]:
     """An epoch with batches by length, relative to one with plainly shuffled batches; states of frozen layers kept."""
     with TemporaryDirectory() as folder:
-        grouped = Steps(Path(folder), ["data.group_by_length=true"])
-        shuffled = Steps(Path(folder), ["data.group_by_length=false"])
+        size = f"data.n_train={setting.epoch_rows}"
+        grouped = Steps(Path(folder), [size, "data.group_by_length=true"])
+        shuffled = Steps(Path(folder), [size, "data.group_by_length=false"])
         functions = {"grouped": grouped.epoch, "shuffled": shuffled.epoch}
         repeats = max(setting.train_repeats // 2, 2)
         times = interleaved(functions, repeats, setting.device, warmup=1)  # the first epoch fills the cache
@@ -163,16 +165,35 @@ def _tasks_of_batches(batches: Sequence[dict[str, Tensor]]) -> float:
 
 
 def options(setting: Setting) -> Iterator[Row]:
-    """Time of steps with an option, relative to those without it."""
+    """Time of steps with an option, relative to those without it; and compiled, which is no option."""
     with TemporaryDirectory() as folder:
         base = {"prefix_cache": "memory"}
         for name, (with_it, without) in OPTIONS.items():
             ours, other = (Steps(Path(folder), **{**base, **chosen}) for chosen in (with_it, without))
-            batches = ours.batches()[: max(setting.train_batches // 2, 1)]
-            functions = {"with": partial(_all, ours.step, batches), "without": partial(_all, other.step, batches)}
-            times = interleaved(functions, setting.train_repeats, setting.device, warmup=1)
-            shape = {"backbone": setting.encoder, "timed_together": f"{len(batches)} steps"}
-            yield ratio(setting, f"option_{name}", times["with"], times["without"], "without it", "lower", **shape)
+            yield _compared(setting, f"option_{name}", ours, other)
+        compiled, other = Steps(Path(folder), **base), Steps(Path(folder), **base)
+        started = time.perf_counter()
+        _compile(compiled.model)
+        _all(compiled.step, compiled.batches()[1:3])  # two lengths, after which it is compiled for all
+        seconds = rounded(time.perf_counter() - started)
+        yield _compared(setting, "compile_vs_eager", compiled, other, seconds_to_compile=seconds)
+
+
+def _compared(setting: Setting, figure: str, ours: Steps, other: Steps, **details: Any) -> Row:
+    batches = ours.batches()[1:4]
+    functions = {"with": partial(_all, ours.step, batches), "without": partial(_all, other.step, batches)}
+    times = interleaved(functions, setting.train_repeats, setting.device, warmup=1)
+    shape = {"backbone": setting.encoder, "tokens": [batch["input_ids"].shape[1] for batch in batches]}
+    shape["timed_together"] = f"{len(batches)} steps"
+    return ratio(setting, figure, times["with"], times["without"], "without it", "lower", **shape, **details)
+
+
+def _compile(model: HyperAdapterModel) -> None:
+    """Compile what lies between the adapters: these read a state that differs from batch to batch."""
+    backbone: Any = model.backbone
+    for layer in backbone.encoder.layer[model.adapter_config.feature_layer :]:
+        layer.attention.compile(dynamic=True)
+        layer.intermediate.compile(dynamic=True)
 
 
 def growth(setting: Setting) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from hyperadapters.config import ModelConfig
-from hyperadapters.core import masked_mean
+from hyperadapters.core import BottleneckWeights, masked_mean
 from hyperadapters.hosts.active import ActiveAdapters, BatchState
 from hyperadapters.hosts.inject import Injection
 from hyperadapters.hosts.sites import Sites
@@ -68,10 +68,10 @@ class Host:
         self.is_one_pass = not self.text_to_text and config.features == "layer"
         self._reads_whole_pass = config.features == "backbone"
         self._sites = sites
-        stack, num_frozen = sites.generated, config.feature_layer or 0
+        self._lowest, num_frozen = sites.generated, config.feature_layer or 0
         if sites.shared is not None:
-            stack, num_frozen = sites.shared, config.frozen_encoder_layers
-        self._below = tuple(stack.layers[:num_frozen])
+            self._lowest, num_frozen = sites.shared, config.frozen_encoder_layers
+        self._below = tuple(self._lowest.layers[:num_frozen])
         self._active = ActiveAdapters()
         self._is_checkpointing = False
         self._injection: Injection | None = Injection(
@@ -126,11 +126,14 @@ class Host:
         """One pass of an encoder: on the way `choose` gets what the retriever reads [B, d] and returns the adapters."""
         self._check_attached()
 
+        state = BatchState()
+
         def on_features(hidden: Tensor) -> None:
             chosen = choose(masked_mean(hidden, inputs["attention_mask"]))
-            state.weights, state.grouping = chosen.weights, chosen.grouping
+            state.weights, state.grouping = _like(hidden, chosen.weights), chosen.grouping
+            state.on_features = None  # a circle of references would keep the weights until the garbage is collected
 
-        state = BatchState(on_features=on_features)
+        state.on_features = on_features
         with self._active.use(state):
             return self.backbone(**inputs, output_hidden_states=output_hidden_states)
 
@@ -144,6 +147,7 @@ class Host:
     ) -> Any:
         """Run the layers with generated adapters on the result of `encode`, and return the backbone's output."""
         self._check_attached()
+        state.weights = _like(encoded.hidden, state.weights)
         if self.text_to_text:
             with self._active.use(state):
                 return self.backbone(
@@ -160,6 +164,7 @@ class Host:
     def generate(self, inputs: Inputs, encoded: Encoded, state: BatchState, options: dict[str, Any]) -> Any:
         """Run the backbone's own `generate` on the result of `encode`."""
         self._check_attached()
+        state.weights = _like(encoded.hidden, state.weights)
         if self._needs_growing_cache(options):
             options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with self._active.use(state):
@@ -174,12 +179,20 @@ class Host:
         return not chosen and len(self._sites.generated.layers) > len(self._sites.shared.layers)
 
     def keep_frozen_in_evaluation(self) -> None:
-        """Switch dropout off below everything trained, where it would regularise nothing."""
+        """Switch dropout off below everything trained, where it would regularise nothing and only take time.
+
+        An encoder-decoder whose lowest encoder layer has an adapter keeps the dropout that it was pretrained with.
+        """
+        if self.text_to_text and not self._below:
+            return
         for layer in self._below:
             layer.eval()
+        for owner in self._lowest.owners[len(self._below) :][:1]:  # the first layer with an adapter, but for that
+            for name, module in owner.named_children():
+                module.train(module.training and name == self._lowest.attribute)
         if not self.text_to_text:
             self.backbone.get_submodule("embeddings").eval()
-        elif self._sites.shared is not None and len(self._below) == len(self._sites.shared.layers):
+        elif len(self._below) == len(self._lowest.layers):
             self.backbone.encoder.eval()
 
     def _without_layers_below(self, needed: bool) -> AbstractContextManager[None]:
@@ -212,6 +225,11 @@ class Host:
     def _check_attached(self) -> None:
         if self._injection is None:
             raise RuntimeError("the adapters were detached from this model's backbone; make or load a new model")
+
+
+def _like(hidden: Tensor, weights: BottleneckWeights | None) -> BottleneckWeights | None:
+    """The weights in the type of the hidden states, at once rather than at each site and decoding step."""
+    return None if weights is None else weights.to(hidden.dtype)
 
 
 def pool(output: Any, inputs: Inputs) -> Tensor:
