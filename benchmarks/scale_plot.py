@@ -50,6 +50,7 @@ def draw(ours: dict[str, Any], peft: dict[str, Any], path: Path) -> None:
             axes.set_ylim(bottom=0)
         else:
             axes.set_yscale("log")
+            axes.set_ylim(top=3 * axes.get_ylim()[1])  # room for the legend
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)

@@ -124,7 +124,7 @@ def speed() -> None:
             body = [speed_cells(row) for row in found if row["figure"].startswith(beginnings)]
             if body:
                 print(f"{title}:\n")
-                table(["figure", "value", "aim", "ours, ms", "other, ms", "the other"], body)
+                table(["figure", "value (quartiles)", "aim", "ours, ms", "other, ms", "the other"], body)
         growth = [row for row in found if row["figure"].startswith("exponent_")]
         if growth:
             table(["figure", "exponent", "points"], [growth_cells(row) for row in growth])
@@ -134,7 +134,10 @@ def speed_cells(row: dict[str, Any]) -> list[str]:
     relation = "≥" if row["better"] == "higher" else "≤"
     aim = "" if row["aim"] is None else f"{relation} {row['aim']:g}"
     times = [f"{row[name]:.4g}" if name in row else "" for name in ("ours_ms", "other_ms")]
-    return [f"`{row['figure']}`", f"{row['value']:.3g}", aim, *times, row.get("other", "")]
+    value = f"{row['value']:.3g}"
+    if "quartiles" in row:
+        value += " ({:.3g} to {:.3g})".format(*row["quartiles"])
+    return [f"`{row['figure']}`", value, aim, *times, row.get("other", "")]
 
 
 def growth_cells(row: dict[str, Any]) -> list[str]:
@@ -143,8 +146,23 @@ def growth_cells(row: dict[str, Any]) -> list[str]:
     return [f"`{row['figure']}`", f"{row['value']:.2f}", points]
 
 
+def grouping() -> None:
+    """Quality with and without batches by length, over seeds."""
+    body = []
+    for grouped in (True, False):
+        found = [row for row in rows("grouping") if row["group_by_length"] == grouped]
+        if found:
+            shares = [[100 * row[name] for row in found] for name in ("mean", "routing_accuracy")]
+            seconds = [row["seconds"] for row in found]
+            cells = [f"{mean(x):.1f} ± {stdev(x):.1f}" for x in (*shares, seconds)]
+            body.append(["by length" if grouped else "shuffled", str(len(found)), *cells])
+    if body:
+        table(["batches", "seeds", "mean score, %", "routed right, %", "training, s"], body)
+
+
 if __name__ == "__main__":
     transfer()
     routing()
     features()
     speed()
+    grouping()

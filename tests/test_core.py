@@ -122,6 +122,8 @@ def test_every_row_has_a_place_in_a_group_of_its_task_and_little_is_left_over(ro
     size = len(grouping.rows) // len(grouping.tasks)
     assert grouping.rows[grouping.places].tolist() == list(range(len(rows)))
     assert grouping.tasks[grouping.places // size].tolist() == rows
+    # What is left over holds rows of the same task: weights of another could overflow on them, and spoil its gradient.
+    assert [rows[row] for row in grouping.rows.tolist()] == grouping.tasks.repeat_interleave(size).tolist()
     assert len(grouping.tasks) < 2 * num_tasks
     assert len(grouping.rows) < 3 * len(rows)
 

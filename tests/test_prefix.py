@@ -132,9 +132,14 @@ def test_a_disk_without_room_is_reported_with_its_size(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", refuse)
-    with pytest.raises(OutputError, match=r"no room for 0\.06 GiB of states of frozen layers: .*No space left"):
+    with pytest.raises(OutputError, match=r"no room in .* for 0\.06 GiB of states of frozen layers: .*No space left"):
         _prefix(tmp_path, [1_000_000], prefix_cache="file")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_memory_than_there_is_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"no room in memory for .* GiB of states"):
+        _prefix(tmp_path, [10**15], prefix_cache="memory")
 
 
 def test_activations_that_float16_cannot_hold_are_reported(tmp_path: Path) -> None:

@@ -76,17 +76,39 @@ def test_rows_of_a_task_that_has_several_are_different_within_a_pair(
 def test_no_batch_is_empty_or_larger_than_asked_for(sizes: list[int], batch_size: int, strategy: Strategy) -> None:
     lengths = [len(batch) for batch in MixedTaskBatchSampler(ids_of(*sizes), batch_size, strategy)]
     assert lengths
-    assert all(1 <= length <= batch_size for length in lengths)
+    assert all(1 <= length <= batch_size + 1 for length in lengths)
+    assert sum(length > batch_size for length in lengths) <= sum(size % 2 for size in sizes)
+
+
+@no_deadline
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=2, max_size=24),
+    batch_size=st.integers(8, 40),
+    strategy=st.sampled_from(STRATEGIES),
+    grouped=st.booleans(),
+)
+def test_every_epoch_has_the_same_number_of_batches(
+    sizes: list[int], batch_size: int, strategy: Strategy, grouped: bool
+) -> None:
+    task_ids = ids_of(*sizes)
+    sampler = MixedTaskBatchSampler(task_ids, batch_size, strategy, lengths=lengths_of(task_ids, grouped))
+    numbers = set()
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        numbers.add(len(sampler))
+    assert len(numbers) == 1
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("sizes", [(40, 60), (41, 61, 7), (3,) * 40, (2, 300)])
 @pytest.mark.parametrize("batch_size", [4, 5, 8])
-def test_batches_are_full_or_two_rows_short_at_most_but_at_the_end(
-    strategy: Strategy, sizes: tuple[int, ...], batch_size: int
+@pytest.mark.parametrize("grouped", [False, True])
+def test_batches_are_full_or_three_rows_short_at_most(
+    strategy: Strategy, sizes: tuple[int, ...], batch_size: int, grouped: bool
 ) -> None:
-    lengths = [len(batch) for batch in MixedTaskBatchSampler(ids_of(*sizes), batch_size, strategy)]
-    assert all(length >= batch_size - 2 for length in lengths[:-1])
+    task_ids = ids_of(*sizes)
+    sampler = MixedTaskBatchSampler(task_ids, batch_size, strategy, lengths=lengths_of(task_ids, grouped))
+    assert min(len(batch) for batch in sampler) >= batch_size - 3
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -49,11 +50,15 @@ def ratio(
     better: Better = "higher",
     **details: Any,
 ) -> Row:
-    """The row of a ratio of two medians: how many times faster ours is; slower, where lower is better."""
-    value = other.ms / ours.ms if better == "higher" else ours.ms / other.ms
-    return row(
-        setting, figure, value, better, **timing("ours", ours), other=other_name, **timing("other", other), **details
-    )
+    """The row of a ratio, how many times faster ours is; slower, where lower is better.
+
+    The median of the ratios of each round, so that what slows the machine down for a while counts on both sides.
+    """
+    times = other.seconds, ours.seconds
+    above, below = times if better == "higher" else reversed(times)
+    first, value, third = np.quantile(np.divide(above, below), (0.25, 0.5, 0.75)).tolist()
+    details = {"quartiles": [rounded(first), rounded(third)], **timing("ours", ours), "other": other_name, **details}
+    return row(setting, figure, value, better, **details, **timing("other", other))
 
 
 def timing(name: str, times: Timing) -> dict[str, Any]:

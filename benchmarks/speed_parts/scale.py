@@ -14,21 +14,33 @@ import torch
 from hyperadapters import HyperAdapterModel
 from hyperadapters.inference.cache import AdapterCache
 from speed_parts.fresh import ROWS, TASKS, TOKENS, in_fresh_process
-from speed_parts.models import CACHE_BYTES, Setting, make_model, make_peft, save_lora
+from speed_parts.models import (
+    CACHE_BYTES,
+    Setting,
+    make_batch,
+    make_model,
+    make_peft,
+    make_task_ids,
+    save_lora,
+    serving,
+)
 from speed_parts.rows import Row, ratio, rounded, row, timing
 from speed_parts.timing import Timing, interleaved, timed
 
 FEW = 10
-FRESH_PROCESSES = 3
+FRESH_PROCESSES = 2
 LOADED = (1, 30, 100)  # PEFT's model always has one
 
 
 def many_tasks(setting: Setting) -> Iterator[Row]:
-    """What a run with ten thousand tasks takes beyond one with ten: with heads, whose bytes are taken off, and without.
+    """What a run with ten thousand tasks takes beyond one with ten, in two cases.
+
+    With heads, whose bytes are taken off, and the same labels for all tasks; without heads, each task with labels of its
+    own.
 
     The larger of two differences counts, that of the files and that of the resident memory after loading.
     """
-    for backbone, end in ((setting.encoder, ""), ("t5-tiny", "_without_heads")):
+    for backbone, end in ((setting.encoder, ""), ("t5-tiny", "_own_labels")):
         tasks = (FEW, setting.max_tasks)
         with TemporaryDirectory() as folder:
             heads = [save_run(setting, backbone, number, Path(folder) / str(number)) for number in tasks]
@@ -92,7 +104,20 @@ def cold_task(setting: Setting) -> Iterator[Row]:
             end, details = "" if loaded == max(LOADED) else f"_{loaded}_loaded", {**shape, "loaded": loaded}
             name = "PEFT's load_adapter"
             yield ratio(setting, f"cold_task_vs_peft{end}", ours_time, other_time, name, **details)
-    yield row(setting, "cold_task_ms", ours_time.ms, "lower", **timing("ours", ours_time), **details)
+    del peft
+    ours_time = _cold_between_batches(setting, model)
+    yield row(setting, "cold_task_ms", ours_time.ms, "lower", **timing("ours", ours_time), **shape)
+
+
+def _cold_between_batches(setting: Setting, model: HyperAdapterModel) -> Timing:
+    """Times of tasks that are used for the first time, each after a batch of others, as when serving."""
+    cache, seconds = AdapterCache(model, CACHE_BYTES), []
+    batch = make_batch(setting, setting.rows, setting.tokens[0])
+    with serving(model, cache):
+        for task_id in range(1, 2 * setting.repeats):
+            model(**batch, task_ids=make_task_ids(setting, setting.rows, 1))
+            seconds.append(timed(partial(use_task, model, cache, task_id), setting.device)[0])
+    return Timing(tuple(seconds[1:]))
 
 
 def use_task(model: HyperAdapterModel, cache: AdapterCache, task_id: int) -> None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters import HyperAdapterModel
+from hyperadapters.config import TrainingConfig
 from hyperadapters.core import masked_mean
 from hyperadapters.data.sampling import MixedTaskBatchSampler
+from hyperadapters.training.prefix import FrozenPrefix
 from speed_parts.models import Setting, make_batch, make_model, make_peft, make_task_ids
 from speed_parts.rows import Row, ratio, rounded, row
 from speed_parts.timing import interleaved
@@ -40,7 +42,8 @@ def steps(setting: Setting) -> Iterator[Row]:
     told = {**batch, "task_ids": make_task_ids(setting, setting.rows, 8), "labels": labels}
     model = make_model(setting, setting.encoder, 8).train()
     optimizer = torch.optim.AdamW(_trained(model), fused=True)
-    frozen = model.frozen(**batch)
+    config = TrainingConfig(max_steps=1, prefix_cache="memory")
+    prefix = FrozenPrefix(model, [tokens] * setting.rows, config, ".")
     peft = make_peft(setting, setting.encoder, 1).train()
     head = nn.Linear(peft.config.hidden_size, 3, device=setting.device)
     peft_optimizer = torch.optim.AdamW([*_trained(peft), *head.parameters()], fused=True)
@@ -50,7 +53,7 @@ def steps(setting: Setting) -> Iterator[Row]:
         _update(nn.functional.cross_entropy(head(pooled), labels.long()), peft_optimizer)
 
     functions: dict[str, Callable[[], Any]] = {
-        "kept": lambda: _update(model(**told, frozen=frozen).loss, optimizer),
+        "kept": lambda: _update(model(**told, frozen=prefix(range(setting.rows), batch)).loss, optimizer),
         "anew": lambda: _update(model(**told).loss, optimizer),
         "peft": peft_step,
     }

@@ -214,6 +214,11 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
         CheckpointError: it is missing or damaged, or its tasks, settings or backbone are not those of the model.
     """
     config, state = _read(folder)
+    if config.format_version < FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder}: was written by an earlier version of the library, whose training state this one cannot go on "
+            "with: finish the run with that version, or start it anew with --overwrite"
+        )
     found = (config.tasks, config.model, config.backbone.fingerprint)
     if found != (model.tasks, model.adapter_config, model.backbone_fingerprint):
         raise CheckpointError(f"{folder}: is of a model with other tasks, settings or another backbone")

@@ -20,7 +20,8 @@ class Grouping:
     Attributes:
         tasks: the task of each group [G], as an index into the batch's distinct tasks.
         num_rows: B.
-        rows: the row at each place [G c]; a place that is left over repeats some row. None: row i is at place i.
+        rows: the row at each place [G c]; a place that is left over repeats a row of its
+            task. None: row i is at place i.
         places: the place of each row [B]; None as for `rows`.
     """
 
@@ -47,7 +48,8 @@ class Grouping:
         first_group = groups_of_task.cumsum(0) - groups_of_task
         places_in_order = first_group[ordered] * size + rank
         group_tasks = torch.arange(num_tasks, device=tasks.device).repeat_interleave(groups_of_task)
-        rows = tasks.new_zeros(len(group_tasks) * size)
+        first_row = rows_in_order[counts.cumsum(0) - counts]
+        rows = first_row[group_tasks].repeat_interleave(size)
         rows[places_in_order] = rows_in_order
         places = torch.empty_like(tasks)
         places[rows_in_order] = places_in_order

@@ -44,7 +44,7 @@ class Collator:
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Make the tensors that are read from the texts: `input_ids`, `attention_mask`, what the tokenizer adds."""
-        found = self._tokenized(examples, padding=True, return_tensors="pt")
+        found = self._tokenized(examples, padding=True, padding_side="right", return_tensors="pt")
         names = ("input_ids", "attention_mask") if self.text_to_text else tuple(found)
         return {name: found[name] for name in names}
 
@@ -63,6 +63,7 @@ class Collator:
         targets = self.tokenizer(
             text_target=[target_text(self.tasks[example.task_id], example.target) for example in examples],  # type: ignore[index]
             padding=True,
+            padding_side="right",
             truncation=True,
             max_length=self.max_target_length,
             return_tensors="pt",

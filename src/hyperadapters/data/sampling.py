@@ -27,8 +27,9 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
     "balanced" draw tasks with probability n ** (1 / temperature) and 1, and go through the rows of each task in
     rounds; an epoch then has as many rows as the data, but not each of them once.
 
-    A task's last row of an odd number joins one of its pairs; a task of one row stands alone. Batches have
-    `batch_size` rows, or one or two less where no group fitted, and the last one what is left.
+    A task's last row of an odd number joins one of its pairs; a task of one row stands alone. Every epoch has the same
+    number of batches, as few as hold its pairs, and all about equally full; one may have a row more than `batch_size`
+    where only groups of three are left.
 
     With `lengths`, rows of like length come together, so that little is padded: both rows of a pair, and the pairs of a
     batch. Which rows an epoch holds is not changed, only which of them share a batch. Batches of long rows then come
@@ -73,11 +74,13 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
 
     def _pack(self, groups: list[list[int]], generator: random.Random) -> list[list[int]]:
         if self.lengths is None:
-            return list(_pack(groups, self.batch_size))
-        batches: list[list[int]] = []
+            return _pack(groups, self.batch_size)
         window = WINDOW_BATCHES * max(1, self.batch_size // 2)
-        for start in range(0, len(groups), window):
-            batches += _pack(sorted(groups[start : start + window], key=self._longest), self.batch_size)
+        ordered: list[list[int]] = []
+        for number, start in enumerate(range(0, len(groups), window)):
+            # Up and down in turn, so that rows of like length meet where one window ends and the next begins.
+            ordered += sorted(groups[start : start + window], key=self._longest, reverse=number % 2 == 1)
+        batches = _pack(ordered, self.batch_size)
         generator.shuffle(batches)
         return batches
 
@@ -126,16 +129,30 @@ def _pair(rows: Iterator[int], count: int) -> list[int]:
     return [first] if first == second else [first, second]
 
 
-def _pack(groups: list[list[int]], batch_size: int) -> Iterator[list[int]]:
-    """Fill batches in order; where the next group does not fit, take one of those after it that does."""
+def _pack(groups: list[list[int]], batch_size: int) -> list[list[int]]:
+    """Fill batches in order; where the next group does not fit, take one of those after it that does.
+
+    Counted in pairs, of which every epoch has as many, so that every epoch has as many batches, all about equally full:
+    the Trainer counts the batches of the first epoch and would cut a longer one short.
+    """
     waiting = deque(group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size))
+    full = max(1, batch_size // 2)
+    total = sum(_pairs(group, full) for group in waiting)
+    number = -(-total // full)
+    batches: list[list[int]] = []
+    taken = 0
     while waiting:
-        batch = list(waiting.popleft())
-        while True:
-            room = batch_size - len(batch)
-            fitting = next((group for group in islice(waiting, LOOK_AHEAD) if len(group) <= room), None)
-            if fitting is None:
-                break
-            waiting.remove(fitting)
-            batch += fitting
-        yield batch
+        batch: list[int] = []
+        end = max(taken + 1, (len(batches) + 1) * total // number)
+        while waiting and taken < end:
+            sizes = (_pairs(group, full) for group in islice(waiting, LOOK_AHEAD))
+            place = next((place for place, size in enumerate(sizes) if size <= end - taken), 0)
+            taken += _pairs(waiting[place], full)
+            batch += waiting[place]
+            del waiting[place]
+        batches.append(batch)
+    return batches
+
+
+def _pairs(group: list[int], full: int) -> int:
+    return min(full, -(-len(group) // 2))

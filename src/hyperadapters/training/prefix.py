@@ -111,7 +111,11 @@ class FrozenPrefix:
             start, end = self._starts[row : row + 2]
             self._hidden[start:end] = found.hidden[place, : end - start]
             if not self._hidden[start:end].isfinite().all():
-                raise RecipeError("training.prefix_cache_dtype: activations exceed float16; use float32")
+                raise RecipeError(
+                    "training.prefix_cache_dtype: activations exceed float16; use float32"
+                    if self._hidden.dtype == torch.float16
+                    else "the frozen layers give values that are not finite; look at training.fp16 and the backbone"
+                )
             self._known[row] = True
         if found.pooled is not None and self._pooled is not None:
             self._pooled[list(rows)] = found.pooled.cpu()
@@ -138,16 +142,21 @@ def _room(place: str, shape: tuple[int, int], dtype: torch.dtype, folder: Path) 
     """Memory or a file for the states, or None.
 
     Raises:
-        OutputError: the disk is too small.
+        OutputError: there is not enough of it.
     """
     if place == "none":
         return None
-    if place == "memory":
-        return torch.empty(shape, dtype=dtype)
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the mapping keeps it
     size = max(1, shape[0] * shape[1] * dtype.itemsize)
     try:
-        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is to be noticed now, not as a crash while writing
-    except OSError as error:
-        raise OutputError(f"{folder}: no room for {size / GIB:.2f} GiB of states of frozen layers: {error}") from None
+        if place == "memory":
+            return torch.empty(shape, dtype=dtype)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the mapping keeps it
+        if hasattr(os, "posix_fallocate"):  # a full disk is to be noticed now, not as a crash while writing
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    except (OSError, RuntimeError) as error:
+        where = "in memory" if place == "memory" else f"in {folder}"
+        message = f"training.prefix_cache: no room {where} for {size / GIB:.2f} GiB of states of frozen layers: {error}"
+        raise OutputError(message) from None
     return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype, count=shape[0] * shape[1]).view(shape)

@@ -131,11 +131,11 @@ class HyperAdapterTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The total objective; its terms are collected for the log."""
-        training, rows = self.recipe.training, inputs.pop("rows").tolist()
+        training, rows = self.recipe.training, inputs.pop("rows", None)
         frozen = None
-        if self._prefix is not None:
+        if self._prefix is not None and rows is not None:
             with self.accelerator.autocast():
-                frozen = self._prefix(rows, {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
+                frozen = self._prefix(rows.tolist(), {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
         output = model(**inputs, frozen=frozen, label_smoothing=training.label_smoothing, reduction=training.reduction)
         self._terms.append(torch.stack([term.detach() for term in output.losses]))
         return (output.loss, output) if return_outputs else output.loss
