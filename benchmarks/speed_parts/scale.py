@@ -35,8 +35,8 @@ LOADED = (1, 30, 100)  # PEFT's model always has one
 def many_tasks(setting: Setting) -> Iterator[Row]:
     """What a run with ten thousand tasks takes beyond one with ten, in two cases.
 
-    With heads, whose bytes are taken off, and the same labels for all tasks; without heads, each task with labels of its
-    own.
+    One has heads, whose bytes are taken off, and the same labels for all tasks.
+    The other has no heads, and labels of its own for each task.
 
     The larger of two differences counts, that of the files and that of the resident memory after loading.
     """
