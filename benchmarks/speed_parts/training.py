@@ -180,7 +180,8 @@ def options(setting: Setting) -> Iterator[Row]:
 
 
 def _compared(setting: Setting, figure: str, ours: Steps, other: Steps, **details: Any) -> Row:
-    batches = ours.batches()[1:4]
+    by_length = sorted(ours.batches(), key=lambda batch: batch["input_ids"].shape[1])
+    batches = by_length[len(by_length) // 2 :][:3]
     functions = {"with": partial(_all, ours.step, batches), "without": partial(_all, other.step, batches)}
     times = interleaved(functions, setting.train_repeats, setting.device, warmup=1)
     shape = {"backbone": setting.encoder, "tokens": [batch["input_ids"].shape[1] for batch in batches]}
