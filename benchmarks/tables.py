@@ -142,7 +142,7 @@ def speed_cells(row: dict[str, Any]) -> list[str]:
 
 def growth_cells(row: dict[str, Any]) -> list[str]:
     unit = "s" if row["figure"] == "exponent_predict_rows" else "ms"
-    points = ", ".join(f"{point[0]:,}: {point[1]:.3g} {unit}" for point in row["points"])
+    points = ", ".join(f"{int(point[0]):,}: {point[1]:.3g} {unit}" for point in row["points"])
     return [f"`{row['figure']}`", f"{row['value']:.2f}", points]
 
 
