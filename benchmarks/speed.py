@@ -2,9 +2,9 @@
 
     python benchmarks/speed.py [--only FIGURE ...] [--quick] [--output PATH]
 
-Things that are compared are timed in turn in the same run, after warming up; a figure is made of their medians. Writes
-a row a figure to benchmarks/results/speed.jsonl, in the place of rows of the same figure and device. Needs peft and
-psutil besides the library, and an otherwise idle machine.
+Things that are compared are timed in turn in the same run, after warming up; a figure is the median of the ratios of
+each round. Writes a row a figure to benchmarks/results/speed.jsonl, in the place of rows of the same figure and device.
+Needs peft and psutil besides the library, and an otherwise idle machine.
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ class Grouping:
     Attributes:
         tasks: the task of each group [G], as an index into the batch's distinct tasks.
         num_rows: B.
-        rows: the row at each place [G c]; a place that is left over repeats a row of its
-            task. None: row i is at place i.
+        rows: the row at each place [G c]; what is left over repeats a row of the same task. None: row i is at place i.
         places: the place of each row [B]; None as for `rows`.
     """
 
