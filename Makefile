@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench format clean
+.PHONY: demo test bench figures format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -16,6 +16,9 @@ test: .venv/dev-installed
 bench: .venv/bench-installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/scale_plot.py
+
+figures: .venv/bench-installed
+	$(BIN)/python benchmarks/efficiency_figures.py
 
 format: .venv/dev-installed
 	$(BIN)/ruff check --fix .

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+MISSING = "\N{EN DASH}"
 METHODS = {
     "probe": "logistic regression",
     "none": "retrieval only",
@@ -21,38 +23,73 @@ METHODS = {
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    path = RESULTS / f"{name}.jsonl"
+    return read(RESULTS / f"{name}.jsonl")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, none where there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation; of a single value itself, and of none a dash."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else MISSING
+    return f"{mean(values):.1f} ± {stdev(values):.1f}"
+
+
+def markdown(header: list[str], body: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *body)]
+    lines.insert(1, "|" + "---|" * len(header))
+    return "\n".join(lines)
+
+
 def table(header: list[str], body: list[list[str]]) -> None:
-    print("| " + " | ".join(header) + " |")
-    print("|" + "---|" * len(header))
-    for cells in body:
-        print("| " + " | ".join(cells) + " |")
-    print()
+    print(markdown(header, body) + "\n")
 
 
-def transfer() -> None:
-    """Accuracy by task, k and method: mean and standard deviation over seeds; and the mean over tasks."""
-    scores: dict[tuple[int, str, str], list[float]] = defaultdict(list)
-    by_seed: dict[tuple[int, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+Scores = dict[tuple[str, int], float]
+"""Scores by (task, seed), in per cent."""
+
+
+def transfer_scores(found: list[dict[str, Any]]) -> dict[tuple[int, str], Scores]:
+    """The scores of each (k, method)."""
+    scores: dict[tuple[int, str], Scores] = defaultdict(dict)
+    for row in found:
+        scores[row["k"], row["method"]][row["task"], row["seed"]] = 100 * row["score"]
+    return scores
+
+
+def transfer_table(found: list[dict[str, Any]]) -> str:
+    """Accuracy by k, task and method: mean and standard deviation over draws, and those of the mean over tasks.
+
+    The mean of a method is over the draws for which it has a score of every task.
+    """
+    scores = transfer_scores(found)
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for row in rows("transfer"):
-        scores[row["k"], row["task"], row["method"]].append(100 * row["score"])
-        by_seed[row["k"], row["method"]][row["seed"]].append(100 * row["score"])
+    for row in found:
         seconds[row["k"], row["method"]].append(row["seconds"])
-    tasks = list(dict.fromkeys(task for _, task, _ in scores))
+    tasks = list(dict.fromkeys(row["task"] for row in found))
+    present = {row["method"] for row in found}
+    methods = [method for method in METHODS if method in present] + sorted(present - set(METHODS))
     body = []
-    for k in sorted({k for k, _, _ in scores}):
+    for k in sorted({k for k, _ in scores}):
+        columns = [scores.get((k, method), {}) for method in methods]
         for task in tasks:
-            found = [scores[k, task, method] for method in METHODS]
-            body.append([str(k), task, *(f"{mean(x):.1f} ± {stdev(x):.1f}" for x in found)])
-        means = [[mean(x) for x in by_seed[k, method].values()] for method in METHODS]
-        body.append([str(k), "**mean**", *(f"**{mean(x):.1f} ± {stdev(x):.1f}**" for x in means)])
-        longest = [max(seconds[k, method]) for method in METHODS]
-        body.append([str(k), "longest, s", *(f"{x:.1f}" for x in longest)])
-    table(["k", "task", *METHODS.values()], body)
+            draws = [[score for (name, _), score in column.items() if name == task] for column in columns]
+            body.append([str(k), task, *map(spread, draws)])
+        means = [draw_means(column, tasks) for column in columns]
+        body.append([str(k), "**mean**", *(f"**{spread(x)}**" for x in means)])
+        times = [seconds.get((k, method), []) for method in methods]
+        body.append([str(k), "longest, s", *(f"{max(x):.1f}" if x else MISSING for x in times)])
+    return markdown(["k", "task", *(METHODS.get(method, f"`{method}`") for method in methods)], body)
+
+
+def draw_means(scores: Scores, tasks: list[str]) -> list[float]:
+    """Means over tasks, of the draws that have them all."""
+    seeds = dict.fromkeys(seed for _, seed in scores)
+    complete = [seed for seed in seeds if all((task, seed) in scores for task in tasks)]
+    return [mean(scores[task, seed] for task in tasks) for seed in complete]
 
 
 def routing() -> None:
@@ -161,7 +198,7 @@ def grouping() -> None:
 
 
 if __name__ == "__main__":
-    transfer()
+    print(transfer_table(rows("transfer")) + "\n")
     routing()
     features()
     speed()

@@ -18,6 +18,8 @@ RANKS = {
     "data": 2,
     "batch": 3,
     "hosts": 3,
+    "methods": 4,
+    "objective": 4,
     "task_parts": 4,
     "model": 4,
     "checkpoint": 4,
@@ -29,12 +31,20 @@ RANKS = {
     "cli": 9,
     "__init__": 10,
 }
-SAME_RANK = {("checkpoint", "model"), ("model", "task_parts"), ("checkpoint", "task_parts")}
+SAME_RANK = {
+    ("checkpoint", "methods"),
+    ("checkpoint", "model"),
+    ("checkpoint", "task_parts"),
+    ("model", "methods"),
+    ("model", "objective"),
+    ("model", "task_parts"),
+}
 # Methods of the model whose work is done above it, and for the eyes of the type checker only.
 OFFERED = {
     ("hyperadapters.model", "hyperadapters.checkpoint"),
     ("hyperadapters.model", "hyperadapters.inference.routing"),
     ("hyperadapters.model", "hyperadapters.training.fewshot"),
+    ("hyperadapters.objective", "hyperadapters.model"),
     ("hyperadapters.task_parts", "hyperadapters.model"),
 }
 

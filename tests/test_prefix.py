@@ -1,4 +1,4 @@
-"""Frozen layers run once for each training row, and training goes on as if they ran every time."""
+"""Frozen layers run once for each row, and training and evaluation go on as if they ran every time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_backbone, tiny_backbone
+from conftest import save_backbone, tiny_backbone, tiny_tokenizer
 from safetensors.torch import load_file
+from torch import nn
 
 from hyperadapters import HyperAdapterModel, Task
-from hyperadapters.config import Recipe, TrainingConfig
-from hyperadapters.errors import OutputError, RecipeError
+from hyperadapters.config import ModelConfig, Recipe, TrainingConfig
+from hyperadapters.data.examples import Example
+from hyperadapters.errors import BackboneError, DataError, OutputError, RecipeError
+from hyperadapters.inference.predictor import Predictor
 from hyperadapters.training import run as runs
-from hyperadapters.training.prefix import FrozenPrefix
+from hyperadapters.training.evaluation import evaluate
+from hyperadapters.training.prefix import GIB, FrozenPrefix
 from hyperadapters.training.trainer import HyperAdapterTrainer
 
 WORDS = [f"w{index}" for index in range(40)]
@@ -150,3 +154,157 @@ def test_activations_that_float16_cannot_hold_are_reported(tmp_path: Path) -> No
         prefix._model.get_parameter("backbone.encoder.layer.1.output.LayerNorm.weight").fill_(1e6)
     with pytest.raises(RecipeError, match="exceed float16; use float32"):
         prefix([0], inputs)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {"features": "backbone"},
+    "t5-half": {"frozen_encoder_layers": 1},
+    "t5-whole": {"frozen_encoder_layers": 2},
+}
+
+
+def _model(backbone: nn.Module, **settings: Any) -> HyperAdapterModel:
+    tasks = [Task.classification("t0", ["a", "b"]), Task.regression("t1")]
+    model = HyperAdapterModel(backbone, tasks, ModelConfig(adapter_dim=4, prototype_dim=8, **settings))
+    model.tokenizer = tiny_tokenizer()
+    return model.eval()
+
+
+def _examples(count: int = 10) -> list[Example]:
+    rows = [Example(task, row["text"], None, 0) for task in (0, 1) for row in _rows(task, count // 2)]
+    return [Example(row.task_id, row.text, None, index % 2) for index, row in enumerate(rows)]
+
+
+def _states(model: HyperAdapterModel, examples: list[Example], folder: Path, place: Any = "memory") -> FrozenPrefix:
+    lengths = model.collator.lengths(examples)
+    return FrozenPrefix(model, lengths, TrainingConfig(max_steps=1, prefix_cache=place), folder)
+
+
+def _count_rows(backbone: nn.Module) -> list[int]:
+    """Rows that the lowest layer computes from now on, a number a call; one that hands on its input computes none."""
+    encoder: Any = backbone.get_submodule("encoder")
+    layer = (encoder.block if hasattr(encoder, "block") else encoder.layer)[0]
+    counted: list[int] = []
+    query = next(module for module in layer.modules() if isinstance(module, nn.Linear))
+    query.register_forward_pre_hook(lambda _, args: counted.append(len(args[0])))
+    return counted
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_evaluation_with_kept_states_gives_what_it_gives_without(name: str, tmp_path: Path) -> None:
+    backbone, examples = tiny_backbone(name.partition("-")[0]), _examples()
+    model = _model(backbone, **KINDS[name])
+    prefix = _states(model, examples, tmp_path)
+    expected = evaluate(model, examples, batch_size=4)
+    counted = _count_rows(backbone)
+    found = [evaluate(model, examples, 4, prefix) for _ in range(3)]
+    assert sum(counted) == len(examples)
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+    assert evaluate(model, examples, 4, _states(model, examples, tmp_path, "none")) == found[0]
+    assert found[0].tasks["t0"] == expected.tasks["t0"]
+    for one, other in zip(found[0].predictions, expected.predictions, strict=True):
+        assert (one.task, one.text) == (other.task, other.text)
+        assert one.instance == pytest.approx(other.instance, abs=1e-5)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+        if one.text is None:
+            assert one.target == pytest.approx(other.target, abs=1e-5)
+
+
+def test_models_of_one_backbone_share_states_one_after_the_other(tmp_path: Path) -> None:
+    backbone, examples = tiny_backbone("bert"), _examples()
+    first = _model(backbone)
+    prefix = _states(first, examples, tmp_path)
+    prefix([0, 1], first.collator.inputs(examples[:2]))
+    first.detach()
+    for method in ("hyperdecoder", "task_adapter"):
+        model = _model(backbone, method=method)
+        expected = evaluate(model, examples, batch_size=4)
+        counted = _count_rows(backbone)
+        found = evaluate(model, examples, 4, prefix)
+        assert sum(counted) == (8 if method == "hyperdecoder" else 0)
+        for one, other in zip(found.predictions, expected.predictions, strict=True):
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+        model.detach()
+
+
+@pytest.mark.parametrize("change", ["weights", "feature_layer", "features"])
+def test_states_of_other_frozen_layers_are_refused(change: str, tmp_path: Path) -> None:
+    examples = _examples()
+    prefix = _states(_model(tiny_backbone("bert")), examples, tmp_path)
+    settings: dict[str, Any] = {
+        "weights": {},
+        "feature_layer": {"feature_layer": 3},
+        "features": {"features": "backbone"},
+    }
+    other = _model(tiny_backbone("bert", seed=int(change == "weights")), **settings[change])
+    with pytest.raises(BackboneError, match="kept states are of another backbone, or of other frozen layers"):
+        evaluate(other, examples, prefix=prefix)
+
+
+def test_a_prefix_of_other_examples_is_refused(tmp_path: Path) -> None:
+    examples = _examples()
+    model = _model(tiny_backbone("bert"))
+    with pytest.raises(DataError, match="expected a prefix of the 8 examples, found one of 10"):
+        evaluate(model, examples[:8], prefix=_states(model, examples, tmp_path))
+
+
+def test_inputs_that_are_to_be_routed_do_not_ask_for_states(tmp_path: Path) -> None:
+    examples = _examples()
+    model = _model(tiny_backbone("bert"))
+    asked: list[int] = []
+
+    def states(rows: Any, inputs: Any) -> Any:
+        asked.extend(rows)
+        return model.frozen(**inputs)
+
+    untold = [Example(None, example.text) if index % 2 else example for index, example in enumerate(examples)]
+    found = list(Predictor(model, batch_size=2, decline=False)(untold, frozen=states))
+    assert sorted(asked) == [0, 2, 4, 6, 8]
+    assert len(found) == 10
+
+
+def _with_validation(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    for task in (0, 1):
+        (tmp_path / f"{task}-validation.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in _rows(task + 5, 6))
+        )
+        path = {"train": str(tmp_path / f"{task}.jsonl"), "validation": str(tmp_path / f"{task}-validation.jsonl")}
+        recipe["tasks"][task]["source"] = {"path": path}
+    recipe["training"]["eval_steps"] = 3
+    return recipe
+
+
+def test_frozen_layers_run_once_for_each_validation_row(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = _with_validation(recipe, tmp_path)
+    computed: list[int] = []
+    compute = FrozenPrefix._compute
+
+    def count(self: FrozenPrefix, inputs: Any) -> Any:
+        computed.append(len(inputs["input_ids"]))
+        return compute(self, inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrozenPrefix, "_compute", count)
+        _train(recipe, tmp_path / "memory", prefix_cache="memory")
+    assert sum(computed) == 43 + 12
+    expected, _ = _train(recipe, tmp_path / "none", prefix_cache="none")
+    found = load_file(next((tmp_path / "memory").glob("adapters-*.safetensors")))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    kept, anew = (json.loads((tmp_path / place / "metrics.json").read_text()) for place in ("memory", "none"))
+    assert {**kept, "seconds": 0} == {**anew, "seconds": 0}
+
+
+def test_training_and_validation_rows_share_the_limit(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[FrozenPrefix] = []
+    describe = FrozenPrefix.describe
+    monkeypatch.setattr(FrozenPrefix, "describe", lambda self: made.append(self) or describe(self))
+    recipe = _with_validation(recipe, tmp_path)
+    _train(recipe, tmp_path / "all")
+    training, validation = made
+    limit = (training.num_bytes + 0.5 * validation.num_bytes) / GIB
+    _train(recipe, tmp_path / "half", prefix_cache_gb=limit)
+    assert [prefix.place for prefix in made] == ["memory", "memory", "memory", "file"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from hyperadapters.config import Method
 from hyperadapters.core import Losses
 from hyperadapters.errors import TaskError
 
@@ -24,7 +25,7 @@ class HyperAdapterOutput(ModelOutput):
         loss: the total, if labels were given.
         losses: the total and its terms, if labels were given.
         logits: [B, S, V] for text-to-text backbones, [B, C] for heads (see `TaskHeads.forward`).
-        instances: instance vectors [B, p].
+        instances: instance vectors [B, p]; None for a method without a retriever.
         task_ids: the tasks used [B]: those given, or the most similar ones.
         encoder_hidden_states, decoder_hidden_states: the embedding and each layer's output [B, S, d], if asked for.
     """
@@ -38,17 +39,25 @@ class HyperAdapterOutput(ModelOutput):
     decoder_hidden_states: tuple[Tensor, ...] | None = None
 
 
-def check_task_ids(task_ids: Tensor | None, rows: int, num_tasks: int, has_labels: bool) -> None:
+def check_can_route(method: Method) -> None:
+    """Raise TaskError unless a method finds the task of an input."""
+    if method != "pha":
+        raise TaskError(f"method '{method}' cannot route: give each input its task")
+
+
+def check_task_ids(task_ids: Tensor | None, rows: int, num_tasks: int, has_labels: bool, method: Method) -> None:
     """Check the task ids [B] of a batch.
 
     Raises:
-        TaskError: they have a wrong shape or type, are out of range, or labels come without them; or there are no rows.
+        TaskError: they have a wrong shape or type, are out of range, or labels come without them, or the method needs
+            them; or there are no rows.
     """
     if rows == 0:
         raise TaskError("expected at least one row in the batch, found none")
     if task_ids is None:
         if has_labels:
             raise TaskError("labels need task_ids: a loss is not computed for tasks that were guessed")
+        check_can_route(method)
         return
     if not isinstance(task_ids, Tensor) or task_ids.dtype != torch.long or task_ids.shape != (rows,):
         found = f"{task_ids.dtype} of shape {tuple(task_ids.shape)}" if isinstance(task_ids, Tensor) else repr(task_ids)

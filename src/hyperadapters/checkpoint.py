@@ -34,6 +34,7 @@ from hyperadapters.errors import CheckpointError
 from hyperadapters.files import make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.hosts.heads import Head, TaskHeads
+from hyperadapters.methods import PARTS
 from hyperadapters.model import HyperAdapterModel
 
 FORMAT_VERSION = 2
@@ -113,7 +114,7 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         tasks=model.tasks,
     )
     state = {name: value.detach().cpu().contiguous() for name, value in model.adapter_state_dict().items()}
-    if not state["prototypes.keys"].numel():
+    if not state.get("prototypes.keys", torch.ones(1)).numel():
         del state["prototypes.keys"]
     values = _values(config)
     weights = safetensors.torch.save(state, metadata={"config_sha256": _digest(values)})
@@ -169,7 +170,7 @@ def _modernise(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
         ValueError: a head has another shape than its task's.
     """
     state.setdefault("thresholds", torch.full_like(model.thresholds, -torch.inf))
-    if not state.get("prototypes.keys", torch.zeros(0)).any():
+    if "prototypes.weight" in state and not state.get("prototypes.keys", torch.zeros(0)).any():
         state["prototypes.keys"] = torch.zeros(len(model.tasks), 0, model.adapter_config.prototype_dim)
     if model.heads is not None and "heads.weight" not in state:
         names = [f"heads.heads.{task_id}" for task_id in range(len(model.tasks))]
@@ -187,10 +188,11 @@ def _make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
         ValueError: one of them has another shape than this model's.
     """
     device = model.thresholds.device
-    keys = state["prototypes.keys"]
-    if keys.ndim != 3 or (len(keys), keys.shape[2]) != tuple(model.prototypes.weight.shape):
-        raise ValueError(f"the keys have shape {tuple(keys.shape)}")
-    model.prototypes.keys = torch.zeros_like(keys, device=device)
+    if "prototypes" in PARTS[model.adapter_config.method]:
+        keys = state["prototypes.keys"]
+        if keys.ndim != 3 or (len(keys), keys.shape[2]) != tuple(model.prototypes.weight.shape):
+            raise ValueError(f"the keys have shape {tuple(keys.shape)}")
+        model.prototypes.keys = torch.zeros_like(keys, device=device)
     if model.heads is not None and len(state["heads.wide_weight"]):
         is_wide = (state["heads.starts"] >= len(state["heads.weight"])).tolist()
         model.heads = TaskHeads(model.heads.width, model.tasks, is_wide).to(device)

@@ -1,9 +1,9 @@
-"""HyperAdapterModel: a frozen backbone, and the network that writes an adapter for each task."""
+"""HyperAdapterModel: a frozen backbone, and what gives it an adapter for each task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,22 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from hyperadapters.batch import ROUTES, HyperAdapterOutput, Route, check_task_ids
+from hyperadapters.batch import HyperAdapterOutput, Route, check_task_ids
 from hyperadapters.config import Lengths, ModelConfig, Task, parse
-from hyperadapters.core import (
-    BottleneckWeights,
-    Grouping,
-    InstanceRetriever,
-    LearnedBottleneck,
-    Losses,
-    PrototypeTable,
-    PrototypicalHypernetwork,
-    Reduction,
-    instance_contrastive_loss,
-    prototype_contrastive_loss,
-    sequence_loss,
-    total_loss,
-)
+from hyperadapters.core import BottleneckWeights, Grouping, LearnedBottleneck, Losses, Reduction
 from hyperadapters.data.collate import Collator
 from hyperadapters.errors import BackboneError, TaskError, unknown_name
 from hyperadapters.hosts.active import BatchState
@@ -35,16 +22,16 @@ from hyperadapters.hosts.heads import TaskHeads
 from hyperadapters.hosts.host import Encoded, Frozen, Host, Inputs, pool
 from hyperadapters.hosts.placement import check_tasks, fit_lengths, place
 from hyperadapters.hosts.sites import find_sites
+from hyperadapters.methods import MethodParts
+from hyperadapters.objective import objective
 from hyperadapters.task_parts import set_task_parts, task_parts
 
 if TYPE_CHECKING:
     from hyperadapters.inference.routing import RoutingResult
     from hyperadapters.training.fewshot import FitReport
 
-AdapterSource = Callable[[Tensor], BottleneckWeights]
 
-
-class HyperAdapterModel(nn.Module):
+class HyperAdapterModel(MethodParts):
     """A frozen backbone with generated adapters, one task or many in a batch.
 
     Make one with `from_backbone`, load one with `from_pretrained`, or pass a transformers model to the constructor.
@@ -53,16 +40,12 @@ class HyperAdapterModel(nn.Module):
     Attributes:
         backbone: the frozen model.
         tasks: the tasks, the index of each being its `task_id`.
-        adapter_config: sizes and preset.
-        retriever, prototypes, hypernetwork, shared_adapters, heads: the trained parts.
-        own_adapters: of the tasks that were fitted apart from the hypernetwork, by task id as text.
-        thresholds: similarity [T] below which an input routed to a task is declined; minus infinity: never.
+        shared_adapters, heads: what is trained besides the parts of the method (see `MethodParts`).
         unused_adapters: of the preset "official" only: what the released code trains and never uses.
         lengths: at which texts are cut.
+        width: d, of the backbone's hidden states.
         revision: counts the changes of the tasks; what was derived from them before is outdated.
     """
-
-    thresholds: Tensor
 
     def __init__(
         self,
@@ -77,7 +60,7 @@ class HyperAdapterModel(nn.Module):
         Args:
             backbone: a transformers model of a known architecture; for encoders the plain one, without a task head.
             tasks: at least one; their order fixes the task ids.
-            config: sizes and preset.
+            config: method, sizes and preset.
             backbone_name: under which a checkpoint finds the backbone again; default: the backbone's `name_or_path`.
             lengths: at which texts are cut; default: 128 tokens of input, or what the backbone has positions for.
 
@@ -86,22 +69,16 @@ class HyperAdapterModel(nn.Module):
             TaskError: no task, two of one name, a text-to-text task for a backbone with heads, or labels not known.
             RecipeError: a setting does not fit the backbone.
         """
-        super().__init__()
-        sites = find_sites(backbone)
-        self._sites = sites
-        self.tasks = tuple(tasks)
-        check_tasks(self.tasks, sites)
-        self.adapter_config = config = place(config or ModelConfig(), sites)
-        self.lengths = fit_lengths(lengths, sites)
+        sites, tasks = find_sites(backbone), tuple(tasks)
+        check_tasks(tasks, sites)
+        config, lengths = place(config or ModelConfig(), sites), fit_lengths(lengths, sites)
+        width, num_sites = sites.width, len(sites.generated.layers) - (config.feature_layer or 0)
+        super().__init__(config, len(tasks), num_sites, width)
+        self.tasks, self.lengths, self.width, self._sites = tasks, lengths, width, sites
         self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or None
         self.backbone_fingerprint = fingerprint(backbone)
         self.revision = 0
 
-        width, dim, hidden = sites.width, config.prototype_dim, config.hidden_dim
-        num_sites = len(sites.generated.layers) - (config.feature_layer or 0)
-        self.retriever = InstanceRetriever(width, hidden, dim)
-        self.prototypes = PrototypeTable(len(self.tasks), dim)
-        self.hypernetwork = PrototypicalHypernetwork(num_sites, width, config.adapter_dim, dim, hidden)
         num_shared = len(sites.shared.layers) - config.frozen_encoder_layers if sites.shared else 0
         shared_dim = config.shared_adapter_dim or config.adapter_dim
         self.shared_adapters = nn.ModuleList(LearnedBottleneck(width, shared_dim) for _ in range(num_shared))
@@ -111,12 +88,9 @@ class HyperAdapterModel(nn.Module):
             self.unused_adapters.extend(LearnedBottleneck(width, config.adapter_dim) for _ in range(num_sites))
         self.text_to_text = sites.kind == "encoder-decoder"
         self.heads = None if self.text_to_text else TaskHeads(width, self.tasks)
-        self.own_adapters = nn.ModuleDict()
-        self.register_buffer("thresholds", torch.full((len(self.tasks),), -torch.inf))
 
         self.backbone = backbone
         self._host = Host(backbone, sites, config, self.shared_adapters)
-        self._adapter_source: AdapterSource | None = None
         self.to(next(backbone.parameters()).device)
 
     @classmethod
@@ -192,7 +166,7 @@ class HyperAdapterModel(nn.Module):
         Args:
             input_ids: [B, S].
             attention_mask: 1 for real tokens [B, S]; default: all real.
-            task_ids: task of each row [B]; default: the most similar one.
+            task_ids: task of each row [B]; default: the most similar one, if the method can route.
             labels: token ids [B, T] with -100 for padding (text-to-text), or label index or number [B] (heads).
             token_type_ids: [B, S], for encoders that have them.
             decoder_input_ids: [B, T]; default: the labels moved right.
@@ -204,20 +178,21 @@ class HyperAdapterModel(nn.Module):
             encoded, frozen: result of the method of that name for the same inputs, where it is there already.
 
         Raises:
-            TaskError: `task_ids` has a wrong shape or type or is out of range, or labels come without `task_ids`.
+            TaskError: `task_ids` has a wrong shape or type or is out of range, or is missing where there are labels or
+                the method cannot route.
         """
         inputs = self._inputs(input_ids, attention_mask, token_type_ids)
-        check_task_ids(task_ids, len(input_ids), len(self.tasks), labels is not None)
+        check_task_ids(task_ids, len(input_ids), len(self.tasks), labels is not None, self.adapter_config.method)
         if self.text_to_text and decoder_input_ids is None:
             if labels is None:
                 raise TaskError("forward of a text-to-text backbone needs labels or decoder_input_ids; or use generate")
             decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
-        features = instances = torch.empty(0)
+        features, instances = torch.empty(0), None
 
         def choose(pooled: Tensor) -> BatchState:
             nonlocal features, instances, task_ids
-            features, instances = pooled, self.retriever(pooled)
-            task_ids, state = self._choose(task_ids, instances, route)
+            features, instances = pooled, self.retrieve(pooled)
+            task_ids, state = self.choose(task_ids, instances, route)
             return state
 
         if encoded is None and frozen is None and self._host.is_one_pass:
@@ -231,7 +206,7 @@ class HyperAdapterModel(nn.Module):
         logits = output.logits if self.heads is None else self.heads(pool(output, inputs), features, task_ids)
         losses = None
         if labels is not None:
-            losses = self._losses(logits, instances, task_ids, labels, label_smoothing, reduction)
+            losses = objective(self, logits, instances, task_ids, labels, label_smoothing, reduction)
         encoder_states = output.hidden_states if self.heads else encoded.hidden_states if encoded else None
         return HyperAdapterOutput(
             loss=None if losses is None else losses.total,
@@ -280,16 +255,20 @@ class HyperAdapterModel(nn.Module):
         if not self.text_to_text:
             raise TaskError("generate needs a text-to-text backbone; this one has task heads: use forward")
         inputs = self._inputs(input_ids, attention_mask)
-        check_task_ids(task_ids, len(input_ids), len(self.tasks), False)
+        check_task_ids(task_ids, len(input_ids), len(self.tasks), False, self.adapter_config.method)
         encoded = encoded or self._host.encode(inputs)
-        task_ids, state = self._choose(task_ids, self.retriever(encoded.pooled), route)
+        task_ids, state = self.choose(task_ids, self.retrieve(encoded.pooled), route)
         return self._host.generate(inputs, encoded, state, options)
 
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        frozen: Frozen | None = None,
     ) -> Encoded:
-        """Run what lies below the generated adapters and is the same for every task."""
-        return self._host.encode(self._inputs(input_ids, attention_mask, token_type_ids))
+        """Run what lies below the generated adapters and is the same for every task; `frozen` as in `forward`."""
+        return self._host.encode(self._inputs(input_ids, attention_mask, token_type_ids), frozen=frozen)
 
     @property
     def has_frozen_layers(self) -> bool:
@@ -305,8 +284,14 @@ class HyperAdapterModel(nn.Module):
     def instances(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Instance vectors [B, p]."""
-        vectors: Tensor = self.retriever(self.encode(input_ids, attention_mask, token_type_ids).pooled)
+        """Instance vectors [B, p].
+
+        Raises:
+            TaskError: the method has no retriever.
+        """
+        vectors = self.retrieve(self.encode(input_ids, attention_mask, token_type_ids).pooled)
+        if vectors is None:
+            raise TaskError(f"method '{self.adapter_config.method}' has no instance vectors")
         return vectors
 
     def adapted(
@@ -335,46 +320,6 @@ class HyperAdapterModel(nn.Module):
 
         return route(self, texts, **options)
 
-    def _choose(self, task_ids: Tensor | None, instances: Tensor, route: Route) -> tuple[Tensor, BatchState]:
-        """The task of each row, the most similar one where none are given, and the adapters for them."""
-        if route not in ROUTES:
-            raise TaskError(unknown_name("route", route, ROUTES))
-        if task_ids is None and route == "soft":
-            task_ids = self.prototypes.nearest(instances)
-            mixtures = self.prototypes.mixture(instances, self.adapter_config.temperature)
-            weights = self._with_own(self.hypernetwork(mixtures), task_ids)
-            rows = torch.arange(len(task_ids), device=task_ids.device)
-            return task_ids, BatchState(weights, Grouping.of(rows, len(rows)))
-        task_ids = self.prototypes.nearest(instances) if task_ids is None else task_ids
-        distinct, rows = task_ids.unique(return_inverse=True)
-        weights, grouping = (self._adapter_source or self.adapters)(distinct), Grouping.of(rows, len(distinct))
-        if len(grouping.tasks) > len(distinct):
-            weights = weights.tasks(grouping.tasks)
-        return task_ids, BatchState(weights, grouping)
-
-    def adapters(self, task_ids: Tensor) -> BottleneckWeights:
-        """The adapters [L, U, ...] of the tasks [U]: generated, or a task's own."""
-        return self._with_own(self.hypernetwork(self.prototypes(task_ids)), task_ids)
-
-    def _with_own(self, weights: BottleneckWeights, task_ids: Tensor) -> BottleneckWeights:
-        if not len(self.own_adapters):
-            return weights
-        keys = [str(task_id) for task_id in task_ids.tolist()]
-        if self.own_adapters.keys().isdisjoint(keys):
-            return weights
-        return BottleneckWeights.cat(
-            [self.own_adapters[key]() if key in self.own_adapters else weights.task(i) for i, key in enumerate(keys)]
-        )
-
-    @contextmanager
-    def adapters_from(self, source: AdapterSource) -> Iterator[None]:
-        """A context in which the adapters of a batch's distinct tasks come from `source`, a cache for example."""
-        before, self._adapter_source = self._adapter_source, source
-        try:
-            yield
-        finally:
-            self._adapter_source = before
-
     def _inputs(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -383,28 +328,6 @@ class HyperAdapterModel(nn.Module):
         if token_type_ids is not None and not self.text_to_text:
             inputs["token_type_ids"] = token_type_ids
         return inputs
-
-    def _losses(
-        self,
-        logits: Tensor,
-        instances: Tensor,
-        task_ids: Tensor,
-        labels: Tensor,
-        label_smoothing: float,
-        reduction: Reduction,
-    ) -> Losses:
-        official = self.adapter_config.preset == "official"
-        if self.heads is not None:
-            task = self.heads.loss(logits, labels, task_ids, label_smoothing, reduction)
-        else:
-            ignored = (-100, self.backbone.config.pad_token_id) if official else (-100,)  # type: ignore[union-attr]
-            task = sequence_loss(logits, labels, label_smoothing, reduction, ignored, count_ignored=official)  # type: ignore[arg-type]
-        temperature = self.adapter_config.temperature
-        instance = instance_contrastive_loss(instances, task_ids, temperature)
-        prototype = prototype_contrastive_loss(
-            instances, self.prototypes.weight, task_ids, temperature, positive_in_denominator=not official
-        )
-        return total_loss(task, instance, prototype, self.adapter_config.contrastive_weight)
 
     # Tasks
 
@@ -435,8 +358,9 @@ class HyperAdapterModel(nn.Module):
         """Remove a task. The ids of those behind it move up by one; their outputs stay as they are.
 
         Raises:
-            TaskError: it is unknown, or the last one.
+            TaskError: it is unknown, or the last one, or the method's tasks cannot change.
         """
+        self.check_tasks_can_change()
         task_id = self.task_id(name)
         if len(self.tasks) == 1:
             raise TaskError(f"'{name}' is the only task, and a model needs one: add another before removing it")

@@ -3,7 +3,7 @@
 `Task`, `ModelConfig` and `Lengths` travel with a checkpoint; `Recipe` describes a training run.
 """
 
-from hyperadapters.config.model import Lengths, ModelConfig
+from hyperadapters.config.model import Lengths, Method, ModelConfig
 from hyperadapters.config.recipe import (
     RECIPE_FILE,
     SPLITS,
@@ -27,6 +27,7 @@ __all__ = [
     "Kind",
     "Lengths",
     "METRICS_OF_KIND",
+    "Method",
     "ModelConfig",
     "RECIPE_FILE",
     "Recipe",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hyperadapters.config.validation import Int, StrictModel
+
+Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 
 class ModelConfig(StrictModel):
     """Sizes of the method and the preset that fixes its arithmetic.
 
     Attributes:
+        method: where the adapters come from: "pha", or one of the methods it is compared with (see docs/methods.md).
+            Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
         preset: "paper", or "official", which repeats the released code number by number (see docs/faithfulness.md).
         prototype_dim: p, numbers in a prototype, an instance vector, a layer embedding and a hypernetwork code.
         hidden_dim: hidden units of the retriever and of the hypernetwork's trunk.
@@ -31,8 +35,11 @@ class ModelConfig(StrictModel):
             for tasks whose inputs form several clumps: so many centroids of its training instances, by k-means.
         temperature: of both contrastive losses.
         contrastive_weight: lambda, weight of each contrastive loss.
+        contrast: which contrastive losses there are: "both", one of "instance" and "prototype", or "none". Without
+            "prototype" nothing teaches the retriever where the prototypes are, so inputs cannot be routed well.
     """
 
+    method: Method = "pha"
     preset: Literal["paper", "official"] = "paper"
     prototype_dim: Int = Field(64, ge=1)
     hidden_dim: Int = Field(128, ge=1)
@@ -45,6 +52,15 @@ class ModelConfig(StrictModel):
     prototypes_per_task: Int = Field(1, ge=1)
     temperature: float = Field(0.1, gt=0, allow_inf_nan=False)
     contrastive_weight: float = Field(0.1, ge=0, allow_inf_nan=False)
+    contrast: Literal["both", "instance", "prototype", "none"] = "both"
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        if self.method != "pha" and self.preset == "official":
+            raise ValueError(f"preset 'official' is the released code's PHA; with method '{self.method}' use 'paper'")
+        if self.method != "pha" and self.prototypes_per_task > 1:
+            raise ValueError(f"prototypes_per_task: is for routing, and method '{self.method}' cannot route; remove it")
+        return self
 
 
 class Lengths(StrictModel):

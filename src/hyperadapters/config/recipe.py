@@ -135,7 +135,8 @@ class TrainingConfig(StrictModel):
         batch_size: rows of a step on each device (before accumulation).
         learning_rate: of the hypernetwork, prototypes and shared adapters.
         head_learning_rate: of the task heads; default: `learning_rate`.
-        retriever_learning_rate: of the retriever, which only the contrastive losses reach; default: `learning_rate`.
+        retriever_learning_rate: of the retriever, which with method "pha" only the contrastive losses reach; default:
+            `learning_rate`.
         warmup_steps: of the linear schedule.
         label_smoothing: of the task loss.
         reduction: of the task loss over tokens (text-to-text) or rows (heads): "mean" or "sum".
@@ -144,10 +145,11 @@ class TrainingConfig(StrictModel):
             below which an input is (see `inference.routing`).
         early_stopping_patience: evaluations without a better mean after which training stops.
         prefix_cache: where the hidden states of the frozen layers below everything trained are kept, so that these run
-            once for each training row: "memory", "file" (in the run's folder while it trains), "none", or "auto":
-            memory up to `prefix_cache_gb`, a file above that if it takes less than half of the free disk, else none.
+            once for each training row and validation row: "memory", "file" (in the run's folder while it trains),
+            "none", or "auto": memory up to `prefix_cache_gb`, a file above that if it takes less than half of the free
+            disk, else none.
         prefix_cache_dtype: in which they are kept; "float16" halves them, and rounds.
-        prefix_cache_gb: GiB of memory that "auto" may take.
+        prefix_cache_gb: GiB of memory that "auto" may take in all.
         optimizer: as `optim` of `transformers.TrainingArguments`.
         attention: implementation of the backbone's attention during training, as transformers names them; default: its
             own choice.

@@ -2,8 +2,10 @@
 
 Read in this order: `retriever` (hidden states to instance vectors), `prototypes` (one vector a task),
 `hypernetwork` (prototype and site to adapter weights), `forms` (what these weights do), `losses` (what trains it).
+`baselines` is what it is compared with and not part of it.
 """
 
+from hyperadapters.core.baselines import LearnedAdapters
 from hyperadapters.core.forms import BottleneckWeights, LearnedBottleneck, OwnBottleneck, bottleneck
 from hyperadapters.core.grouping import Grouping
 from hyperadapters.core.hypernetwork import PrototypicalHypernetwork
@@ -22,6 +24,7 @@ __all__ = [
     "BottleneckWeights",
     "Grouping",
     "InstanceRetriever",
+    "LearnedAdapters",
     "LearnedBottleneck",
     "Losses",
     "OwnBottleneck",

@@ -73,9 +73,10 @@ def _record(example: Example, prediction: Prediction) -> dict[str, Any]:
         record["probabilities"] = {label: round(p, 6) for label, p in prediction.probabilities.items()}
     if prediction.text is not None:
         record["output"] = prediction.text
-    record["similarity"] = round(routing.similarity, 6)
-    record["margin"] = round(routing.margin, 6) if len(routing.candidates) > 1 else None
-    record["candidates"] = {candidate.task: round(candidate.similarity, 6) for candidate in routing.candidates}
+    if routing is not None:
+        record["similarity"] = round(routing.similarity, 6)
+        record["margin"] = round(routing.margin, 6) if len(routing.candidates) > 1 else None
+        record["candidates"] = {candidate.task: round(candidate.similarity, 6) for candidate in routing.candidates}
     return record
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from hyperadapters.batch import ROUTES, Route
+from hyperadapters.batch import ROUTES, Route, check_can_route
 from hyperadapters.config import Task
 from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError, TaskError, unknown_name
-from hyperadapters.hosts.host import evaluating
+from hyperadapters.hosts.host import Frozen, evaluating
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
 from hyperadapters.inference.cache import AdapterCache
 from hyperadapters.inference.inputs import read_inputs
@@ -27,6 +27,9 @@ from hyperadapters.model import HyperAdapterModel
 
 CHUNK_BATCHES = 32
 CACHE_BYTES = 256 * 2**20
+
+FrozenStates = Callable[[Sequence[int], Mapping[str, Tensor]], Frozen]
+"""Gives the states of frozen layers of inputs [B], by their places among all, and by their tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +42,19 @@ class Prediction:
             label's word or no number.
         probabilities: by label, for classification heads; else None.
         text: what a text-to-text backbone wrote; else None.
-        routing: where the input would go by itself, whether or not its task was given.
+        routing: where the input would go by itself, whether or not its task was given; None where the method cannot
+            route.
         target: the answer as `Example.target` has it: the index of a label, a number or a text.
-        instance: instance vector, p numbers.
+        instance: instance vector, p numbers; None for a method without a retriever.
     """
 
     task: str | None
     answer: str | float | None
     probabilities: dict[str, float] | None
     text: str | None
-    routing: RoutingResult
+    routing: RoutingResult | None
     target: int | float | str | None
-    instance: tuple[float, ...]
+    instance: tuple[float, ...] | None
 
 
 class Predictor:
@@ -103,17 +107,25 @@ class Predictor:
         """
         return cls(HyperAdapterModel.from_pretrained(folder).to(device or best_device()), **options)
 
-    def __call__(self, inputs: Iterable[Any], task: str | None = None, progress: bool = False) -> Iterator[Prediction]:
+    def __call__(
+        self,
+        inputs: Iterable[Any],
+        task: str | None = None,
+        progress: bool = False,
+        frozen: FrozenStates | None = None,
+    ) -> Iterator[Prediction]:
         """Answer inputs one after the other, as they are asked for.
 
         Args:
             inputs: see `read_inputs`: strings, pairs, mappings with `text`, `text_pair` and `task`, examples.
             task: name of the task of all inputs; default: each one's own, or the one it is routed to.
             progress: whether to show a bar on the error stream, if that is a terminal.
+            frozen: what the frozen layers make of the inputs, where it is there already; not asked for inputs that are
+                to be routed.
 
         Raises:
-            DataError, TaskError: an input is wrong, or a task of the model has gone meanwhile. Inputs of earlier chunks
-                have been answered then.
+            DataError, TaskError: an input is wrong, or has no task where the method cannot route, or a task of the
+                model has gone meanwhile. Inputs of earlier chunks have been answered then.
         """
         tasks = self.model.tasks
         examples = read_inputs(inputs, tasks, task)
@@ -121,17 +133,23 @@ class Predictor:
         if progress:
             console = Console(stderr=True)
             hidden = not console.is_terminal
-            stream = self._stream(examples, tasks)
+            stream = self._stream(examples, tasks, frozen)
             return iter(track(stream, "Answering", total, console=console, transient=True, disable=hidden))
-        return self._stream(examples, tasks)
+        return self._stream(examples, tasks, frozen)
 
-    def _stream(self, examples: Iterator[Example], tasks: tuple[Task, ...]) -> Iterator[Prediction]:
+    def _stream(
+        self, examples: Iterator[Example], tasks: tuple[Task, ...], frozen: FrozenStates | None
+    ) -> Iterator[Prediction]:
+        start = 0
         while chunk := list(islice(examples, self.batch_size * CHUNK_BATCHES)):
             if self.model.tasks[: len(tasks)] != tasks:
                 raise TaskError("a task was removed or renamed while inputs were answered; answer them again")
-            yield from self._answer_chunk(chunk)
+            yield from self._answer_chunk(chunk, start, frozen)
+            start += len(chunk)
 
-    def _answer_chunk(self, examples: Sequence[Example]) -> list[Prediction]:
+    def _answer_chunk(self, examples: Sequence[Example], start: int, frozen: FrozenStates | None) -> list[Prediction]:
+        if any(example.task_id is None for example in examples):
+            check_can_route(self.model.adapter_config.method)
         answers: dict[int, Prediction] = {}
         collator, device = self.model.collator, device_of(self.model)
         with evaluating(self.model), self.model.adapters_from(self._cache):
@@ -142,26 +160,35 @@ class Predictor:
                     batch = to_device(collator.inputs([examples[index] for index in indices]), device)
                     task_ids = torch.tensor([examples[i].task_id for i in indices], device=device) if told else None
                     plain = self._without_templates([examples[index] for index in indices]) if told else None
-                    answers.update(zip(indices, self._answer_batch(batch, task_ids, plain), strict=True))
+                    states = frozen([start + index for index in indices], batch) if told and frozen else None
+                    answers.update(zip(indices, self._answer_batch(batch, task_ids, plain, states), strict=True))
         return [answers[index] for index in range(len(examples))]
 
     def _without_templates(self, examples: Sequence[Example]) -> dict[str, Tensor] | None:
         """The inputs as they would be routed, where their tasks' templates make them others."""
         tasks = [self.model.tasks[example.task_id] for example in examples if example.task_id is not None]
-        if not self.model.text_to_text or all(task.template is None for task in tasks):
+        can_differ = self.model.text_to_text and self.model.can_route
+        if not can_differ or all(task.template is None for task in tasks):
             return None
         plain = [Example(None, example.text, example.text_pair) for example in examples]
         return to_device(self.model.collator.inputs(plain), device_of(self.model))
 
     @torch.inference_mode()
     def _answer_batch(
-        self, batch: dict[str, Tensor], task_ids: Tensor | None, plain: dict[str, Tensor] | None
+        self,
+        batch: dict[str, Tensor],
+        task_ids: Tensor | None,
+        plain: dict[str, Tensor] | None,
+        frozen: Frozen | None,
     ) -> list[Prediction]:
         model = self.model
         if model.text_to_text:
-            encoded = model.encode(**batch)
-            instances = model.retriever(encoded.pooled) if plain is None else model.instances(**plain)
-            used = model.prototypes.nearest(instances) if task_ids is None else task_ids
+            encoded = model.encode(**batch, frozen=frozen)
+            instances = model.retrieve(encoded.pooled) if plain is None else model.instances(**plain)
+            used = task_ids
+            if used is None:
+                assert instances is not None
+                used = model.prototypes.nearest(instances)
             tokens = model.generate(
                 **batch,
                 task_ids=task_ids,
@@ -172,22 +199,26 @@ class Predictor:
             )
             outputs: list[Any] = model.collator.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         else:
-            output = model(**batch, task_ids=task_ids, route=self.route)
+            output = model(**batch, task_ids=task_ids, route=self.route, frozen=frozen)
             instances, used, outputs = output.instances, output.task_ids, output.logits.float().tolist()
-        routings = decide(model, instances)
-        declined = [task_ids is None and self.decline and not routing.accepted for routing in routings]
+        vectors = [None] * len(used) if instances is None else [tuple(vector) for vector in instances.tolist()]
+        routings: Sequence[RoutingResult | None] = [None] * len(used)
+        if model.can_route and instances is not None:
+            routings = decide(model, instances)
+        may_decline = task_ids is None and self.decline
+        declined = [may_decline and routing is not None and not routing.accepted for routing in routings]
         return [
             Prediction(None, None, None, None, routing, None, instance)
             if is_declined
             else _prediction(model.tasks[task_id], value, routing, instance)
             for task_id, value, routing, instance, is_declined in zip(
-                used.tolist(), outputs, routings, map(tuple, instances.tolist()), declined, strict=True
+                used.tolist(), outputs, routings, vectors, declined, strict=True
             )
         ]
 
 
 def _prediction(
-    task: Task, output: str | list[float], routing: RoutingResult, instance: tuple[float, ...]
+    task: Task, output: str | list[float], routing: RoutingResult | None, instance: tuple[float, ...] | None
 ) -> Prediction:
     """Read the answer from a generated text, or from a head's logits."""
     likely, text = None, None

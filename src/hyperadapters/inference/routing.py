@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hyperadapters.batch import check_can_route
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError
 from hyperadapters.hosts.host import evaluating
@@ -68,7 +69,9 @@ def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) 
 
     Raises:
         DataError: an input is none of these.
+        TaskError: the model's method cannot route.
     """
+    check_can_route(model.adapter_config.method)
     examples = list(read_inputs(texts, model.tasks, None))
     return decide(model, instance_vectors(model, examples, batch_size)) if examples else []
 
@@ -136,7 +139,9 @@ def calibrate(
 
     Raises:
         DataError: the rate is not from 0 to below 1, or instance vectors are not finite.
+        TaskError: the model's method cannot route.
     """
+    check_can_route(model.adapter_config.method)
     if not 0 <= false_decline_rate < 1:
         raise DataError(f"false_decline_rate: expected 0 to below 1, found {false_decline_rate}")
     if model.adapter_config.prototypes_per_task > 1:

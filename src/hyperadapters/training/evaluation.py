@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hyperadapters.data.examples import Example
+from hyperadapters.errors import DataError
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
+from hyperadapters.training.prefix import FrozenPrefix
 
 
 @dataclass(frozen=True)
@@ -18,23 +20,40 @@ class Evaluation:
     Attributes:
         tasks: metrics by task name, the task's score first.
         mean: mean of the tasks' scores.
-        routing_accuracy: share of the examples that are most similar to their own task, declined or not.
+        routing_accuracy: share of the examples that are most similar to their own task, declined or not; None where the
+            method cannot route.
         predictions: one for each example, in their order.
     """
 
     tasks: dict[str, dict[str, float]]
     mean: float
-    routing_accuracy: float
+    routing_accuracy: float | None
     predictions: list[Prediction]
 
 
-def evaluate(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64) -> Evaluation:
+def evaluate(
+    model: HyperAdapterModel,
+    examples: Sequence[Example],
+    batch_size: int = 64,
+    prefix: FrozenPrefix | None = None,
+) -> Evaluation:
     """Answer examples under their own tasks, in mixed batches, and score each task that has any.
 
     Args:
         examples: at least one, each with a task and a target.
+        prefix: of these examples, made for this model or another one of the same backbone. The frozen layers run for
+            the examples that it does not hold yet. The logits are those without it to 1e-5, since rows are padded to
+            other lengths, and the same bit for bit whether the states are kept or computed anew (in float32).
+
+    Raises:
+        BackboneError: the prefix is of another backbone, or of other frozen layers.
+        DataError: it has room for another number of examples.
     """
-    predictions = list(Predictor(model, batch_size)(examples))
+    if prefix is not None:
+        if len(prefix) != len(examples):
+            raise DataError(f"expected a prefix of the {len(examples)} examples, found one of {len(prefix)}")
+        prefix.use(model)
+    predictions = list(Predictor(model, batch_size)(examples, frozen=prefix))
     scores = {}
     for task_id, task in enumerate(model.tasks):
         rows = [row for row, example in enumerate(examples) if example.task_id == task_id]
@@ -43,8 +62,9 @@ def evaluate(model: HyperAdapterModel, examples: Sequence[Example], batch_size: 
             scores[task.name] = score(task, targets, [predictions[row].target for row in rows])
     main = [scores[task.name][task.main_metric] for task in model.tasks if task.name in scores]
     names = [task.name for task in model.tasks]
-    routed = sum(
+    routed = [
         p.routing.candidates[0].task == names[e.task_id]  # type: ignore[index]
         for p, e in zip(predictions, examples, strict=True)
-    )
-    return Evaluation(scores, sum(main) / len(main), routed / len(examples), predictions)
+        if p.routing is not None
+    ]
+    return Evaluation(scores, sum(main) / len(main), sum(routed) / len(routed) if routed else None, predictions)

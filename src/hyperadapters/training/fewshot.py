@@ -107,12 +107,13 @@ def add_task(
         seed: of the subset, random start, left-out examples and batches.
 
     Raises:
-        TaskError: the name is taken, the kind does not fit the backbone, there is no such `fit` or `init`, or
-            `max_steps` is negative.
+        TaskError: the name is taken, the kind does not fit the backbone, there is no such `fit` or `init`, `max_steps`
+            is negative, or the model is of another method than "pha".
         DataError: no examples, one of them is wrong, or there is none for a label. Nothing has changed then.
     """
     if not isinstance(task, Task):
         raise TaskError(f"expected a Task, such as Task.classification(name, labels); found {task!r}")
+    model.check_tasks_can_change()
     _check_choice("fit", fit, FITS)
     _check_choice("init", init, INITS)
     task, rows = _read_examples(task, examples, len(model.tasks))
@@ -143,6 +144,7 @@ def refit_task(
     Raises:
         TaskError, DataError: as in `add_task`, or the task is unknown.
     """
+    model.check_tasks_can_change()
     _check_choice("fit", fit, FITS)
     _check_choice("init", init, (*INITS, "current"))
     task_id = model.task_id(name)

@@ -80,7 +80,7 @@ class FitExamples:
         with torch.no_grad():
             for rows in batches_by_length(self.examples, BATCH_SIZE):
                 inputs = self._inputs(rows)
-                encoded = model.encode(**inputs)
+                encoded = model.encode(inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids"))
                 real = inputs["attention_mask"].bool()
                 self._hidden.update(zip(rows, (h[m] for h, m in zip(encoded.hidden, real, strict=True)), strict=True))
                 self._pooled.update(zip(rows, encoded.pooled, strict=True))

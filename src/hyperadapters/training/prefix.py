@@ -1,8 +1,9 @@
-"""What the frozen layers below everything trained make of the training examples, computed once and kept.
+"""What the frozen layers below everything trained make of examples, computed once and kept.
 
 A row's hidden states depend in their last bits on the length that it is padded to, and on nothing else of its batch
 (on a CPU; a GPU may also choose its kernels by the number of rows). So rows are always padded to the next of a few
-lengths here, whether or not the results are kept: training with kept states repeats training without them.
+lengths here, whether or not the results are kept: training with kept states repeats training without them, and so does
+validation.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hyperadapters.config import TrainingConfig
-from hyperadapters.errors import OutputError, RecipeError
+from hyperadapters.errors import BackboneError, OutputError, RecipeError
 from hyperadapters.hosts.host import Frozen
 from hyperadapters.model import HyperAdapterModel
 
@@ -30,7 +31,10 @@ GIB = 2**30
 
 
 class FrozenPrefix:
-    """Gives the hidden states of training examples below everything trained, each computed when it is first needed."""
+    """Gives the hidden states of examples below everything trained, each computed when it is first needed.
+
+    One object serves models of the same backbone one after the other (see `use`): frozen layers never change.
+    """
 
     def __init__(
         self, model: HyperAdapterModel, lengths: Sequence[int], config: TrainingConfig, folder: str | Path
@@ -43,10 +47,10 @@ class FrozenPrefix:
             config: `prefix_cache`, `prefix_cache_dtype` and `prefix_cache_gb` say where, how and how much.
             folder: of the file, where one is used. It has no name there and is gone when the process ends.
         """
-        self._model = model
+        self._model, self._layers = model, _layers(model)
         self._starts = [0, *accumulate(lengths)]
         dtype: torch.dtype = getattr(torch, config.prefix_cache_dtype)
-        shape = self._starts[-1], model.hypernetwork.width
+        shape = self._starts[-1], model.width
         self.num_bytes = shape[0] * shape[1] * dtype.itemsize + 4 * len(lengths) * shape[1]
         self.place = _place(config, self.num_bytes, Path(folder))
         self._hidden = _room(self.place, shape, dtype, Path(folder))
@@ -54,6 +58,28 @@ class FrozenPrefix:
         self._known = [False] * len(lengths)
         backbone: Any = model.backbone
         self._padding_id: int = backbone.config.pad_token_id or 0  # RoBERTa counts positions by it
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._known)
+
+    def use(self, model: HyperAdapterModel) -> None:
+        """Compute with this model from now on; what is kept stays.
+
+        Raises:
+            BackboneError: its backbone, or the layers of it that are frozen, are others.
+        """
+        if _layers(model) != self._layers:
+            raise BackboneError(
+                "the kept states are of another backbone, or of other frozen layers of it (feature_layer, features, "
+                "frozen_encoder_layers, lengths); make a FrozenPrefix for this model"
+            )
+        self._model = model
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Bytes of memory that the states take when all are there."""
+        return self.num_bytes if self.place == "memory" else 0
 
     def describe(self) -> str:
         """Where the states are kept and how large they will be, for the log."""
@@ -128,6 +154,13 @@ class FrozenPrefix:
             hidden[place, : end - start] = self._hidden[start:end]
         pooled = None if self._pooled is None else self._pooled[list(rows)].to(mask.device)
         return Frozen(hidden.to(mask.device, self._dtype), pooled)
+
+
+def _layers(model: HyperAdapterModel) -> tuple[object, ...]:
+    """What the states depend on: the weights, which layers run, and where texts are cut."""
+    config = model.adapter_config
+    layers = (config.feature_layer, config.features, config.frozen_encoder_layers)
+    return model.backbone_fingerprint, *layers, model.lengths.input
 
 
 def _place(config: TrainingConfig, num_bytes: int, folder: Path) -> str:

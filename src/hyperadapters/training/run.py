@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from hyperadapters.inference.batches import best_device
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import Evaluation, evaluate
+from hyperadapters.training.prefix import FrozenPrefix
 from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 
 METRICS_FILE = "metrics.json"
@@ -45,9 +46,9 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     """Train, keep the best checkpoint, measure it on validation and test rows, and write everything to a folder.
 
     The folder then holds the checkpoint, `metrics.json`, `resolved_recipe.yaml` and the logs that the recipe asks for;
-    until the run has ended also the Trainer's own checkpoints. At the end the routing is calibrated (see
-    `inference.routing.calibrate`). Nothing is written before the recipe, the data and the backbone have been checked.
-    `seconds` in the metrics counts from the last start of a resumed run.
+    until the run has ended also the Trainer's own checkpoints. At the end the routing is calibrated, where the method
+    routes (see `inference.routing.calibrate`). Nothing is written before the recipe, the data and the backbone were
+    checked. `seconds` in the metrics counts from the last start of a resumed run.
 
     Args:
         recipe: what to train.
@@ -86,8 +87,12 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     trainer = HyperAdapterTrainer(model, recipe, train_rows, validation_rows, arguments)
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
     seconds = time.monotonic() - started
-    calibrate(model, train_rows, validation_rows, recipe.training.false_decline_rate, recipe.seed)
-    evaluations = evaluate_splits(model, tasks, recipe.training.eval_batch_size)
+    if model.can_route:
+        calibrate(model, train_rows, validation_rows, recipe.training.false_decline_rate, recipe.seed)
+    prefixes: dict[Split, FrozenPrefix] = {}
+    if trainer.validation_prefix is not None:
+        prefixes["validation"] = trainer.validation_prefix
+    evaluations = evaluate_splits(model, tasks, recipe.training.eval_batch_size, prefixes=prefixes)
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
     model.eval().save_pretrained(output)
     write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
@@ -136,10 +141,12 @@ def evaluate_splits(
     tasks: Sequence[TaskData],
     batch_size: int,
     splits: Sequence[Split] = ("validation", "test"),
+    prefixes: Mapping[Split, FrozenPrefix] | None = None,
 ) -> dict[Split, Evaluation]:
-    """Evaluate those of the splits that have rows."""
+    """Evaluate those of the splits that have rows, with the states of frozen layers that are there already."""
     found = {split: examples_of(tasks, split) for split in splits}
-    return {split: evaluate(model, rows, batch_size) for split, rows in found.items() if rows}
+    prefixes = prefixes or {}
+    return {split: evaluate(model, rows, batch_size, prefixes.get(split)) for split, rows in found.items() if rows}
 
 
 def metrics_of(evaluations: dict[Split, Evaluation], trainable_parameters: int, seconds: float) -> dict[str, Any]:

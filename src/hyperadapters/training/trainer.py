@@ -23,7 +23,7 @@ from hyperadapters.errors import MissingPackageError, OutputError, RecipeError, 
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.optimizers import OfficialAdamW
-from hyperadapters.training.prefix import FrozenPrefix
+from hyperadapters.training.prefix import GIB, FrozenPrefix
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -34,6 +34,9 @@ class HyperAdapterTrainer(Trainer):
     """Trains a `HyperAdapterModel`; accelerate, mixed precision, accumulation, loggers and resuming are the Trainer's.
 
     The contrastive losses see the rows of one forward: with gradient accumulation, those of one micro-batch.
+
+    Attributes:
+        validation_prefix: states of frozen layers of the validation examples; None where there are none of either.
     """
 
     model: HyperAdapterModel
@@ -78,9 +81,19 @@ class HyperAdapterTrainer(Trainer):
         self._terms: list[torch.Tensor] = []
         self._lengths = self.data_collator.lengths(train_examples)
         self._prefix: FrozenPrefix | None = None
+        self.validation_prefix: FrozenPrefix | None = None
         if model.has_frozen_layers:
-            self._prefix = FrozenPrefix(model, self._lengths, recipe.training, arguments.output_dir)
-            logger.info(self._prefix.describe())
+            self._prefix = self._make_prefix(self._lengths)
+            if validation_examples:
+                self.validation_prefix = self._make_prefix(self.data_collator.lengths(validation_examples))
+
+    def _make_prefix(self, lengths: list[int]) -> FrozenPrefix:
+        taken = 0 if self._prefix is None else self._prefix.bytes_in_memory / GIB
+        left = max(0.0, self.recipe.training.prefix_cache_gb - taken)
+        training = self.recipe.training.model_copy(update={"prefix_cache_gb": left})
+        prefix = FrozenPrefix(self.model, lengths, training, self.args.output_dir)
+        logger.info(prefix.describe())
+        return prefix
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of mixed tasks, in which each task present has at least two rows."""
@@ -153,9 +166,11 @@ class HyperAdapterTrainer(Trainer):
     ) -> dict[str, float]:
         """Score every task; `eval_mean`, the mean of the tasks' scores, chooses the best checkpoint."""
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
-        result = evaluate(self.model, examples, self.args.per_device_eval_batch_size)
+        prefix = self.validation_prefix if examples is self.eval_dataset else None
+        result = evaluate(self.model, examples, self.args.per_device_eval_batch_size, prefix)
         values = {f"{metric_key_prefix}_mean": result.mean}
-        values[f"{metric_key_prefix}_routing_accuracy"] = result.routing_accuracy
+        if result.routing_accuracy is not None:
+            values[f"{metric_key_prefix}_routing_accuracy"] = result.routing_accuracy
         for task, scores in result.tasks.items():
             values.update({f"{metric_key_prefix}_{task}_{name}": value for name, value in scores.items()})
         self.log(values)

@@ -1,0 +1,1 @@
+"""The parts of the sample-efficiency benchmark: data, cached states, one training loop, the arms, rows of results."""

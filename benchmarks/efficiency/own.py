@@ -1,0 +1,123 @@
+"""The methods of this library: adapters a task or shared, hypernetworks, PHA and its ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from efficiency.data import rows_of
+from efficiency.loop import EVAL_BATCH_SIZE, HEAD_LEARNING_RATE, Learner, fit, task_scores
+from efficiency.networks import set_target_scales, trainable_numbers
+from efficiency.setting import Cell, Outcome, Setting, Trained
+from efficiency.states import frozen_copy
+from hyperadapters import HyperAdapterModel
+from hyperadapters.batch import HyperAdapterOutput
+from hyperadapters.config import Lengths, ModelConfig, parse
+from hyperadapters.core import masked_mean
+from hyperadapters.data.examples import Example
+from hyperadapters.hosts.host import Frozen
+from hyperadapters.inference.batches import batches_by_length
+
+ADAPTER_DIM = 32
+RETRIEVER_LEARNING_RATE = 3e-3
+"""Of a retriever that only the contrastive losses train, as in the recipes."""
+COUNTED_BY_TASK = ("prototypes", "heads")
+"""Parts of which every task has its share."""
+
+
+def train_own(settings: dict[str, Any], setting: Setting, cell: Cell, rate: float) -> Trained:
+    """Train a `HyperAdapterModel`.
+
+    Args:
+        settings: of `ModelConfig`, on top of those that all arms of this library share.
+        setting: the backbone, the cached states below `first_layer`, and the budgets.
+        cell: the tasks with their rows, and the seed.
+        rate: learning rate of what is neither head nor retriever.
+    """
+    torch.manual_seed(cell.seed)
+    learner = OwnLearner(settings, setting, cell)
+    train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
+    setting.states.prepare([*train, *validation])
+    lengths, budget = setting.texts.lengths(train), setting.budgets[cell.n]
+    found = fit(learner, train, validation, lengths, budget, budget.steps, budget.batch_size, rate, cell.seed)
+    return Trained(
+        validation=sum(found.scores.values()) / len(found.scores),
+        test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test)), learner.routing_accuracy(test)),
+        trainable=trainable_numbers(learner),
+        trainable_per_task=learner.numbers_by_task / len(cell.tasks),
+        steps=found.steps,
+        seconds=found.seconds,
+    )
+
+
+class OwnLearner(Learner):
+    """A model of this library, fed with cached states."""
+
+    def __init__(self, settings: dict[str, Any], setting: Setting, cell: Cell) -> None:
+        """Args: as `train_own`."""
+        super().__init__()
+        self.tasks = [data.task for data in cell.tasks]
+        shared = {"adapter_dim": ADAPTER_DIM, "feature_layer": setting.first_layer}
+        config = parse(ModelConfig, {**shared, **settings})
+        lengths = Lengths(input=setting.max_length)
+        self.model = HyperAdapterModel(frozen_copy(setting.backbone), self.tasks, config, lengths=lengths)
+        assert self.model.heads is not None
+        set_target_scales(self.model.heads, cell.tasks)
+        self._texts, self._states = setting.texts, setting.states
+
+    @property
+    def numbers_by_task(self) -> int:
+        """Trained numbers that belong to one task each, in all."""
+        counted = [*COUNTED_BY_TASK, *["learned_adapters"] * (self.model.adapter_config.method == "task_adapter")]
+        parts = [part for name, part in self.model.named_children() if name in counted]
+        return sum(map(trainable_numbers, parts))
+
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        """Heads and a retriever that only contrasts have rates of their own."""
+        rates = {"heads": HEAD_LEARNING_RATE}
+        if self.model.can_route:
+            rates["retriever"] = RETRIEVER_LEARNING_RATE
+        trained = [
+            (name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        ]
+        return [{"params": [parameter], "lr": rates.get(name.partition(".")[0], rate)} for name, parameter in trained]
+
+    def loss(self, examples: Sequence[Example]) -> Tensor:
+        """The objective."""
+        labels = torch.tensor([float(example.target or 0) for example in examples], device=self._texts.device)
+        loss: Tensor | None = self._run(examples, labels).loss
+        assert loss is not None
+        return loss
+
+    def logits(self, examples: Sequence[Example]) -> Tensor:
+        """Of each row under its own task [B, C]."""
+        return self._run(examples).logits
+
+    @torch.no_grad()
+    def routing_accuracy(self, examples: Sequence[Example]) -> float | None:
+        """Share of examples whose instance vector is nearest to their own task's prototype."""
+        if not self.model.can_route:
+            return None
+        hits = 0
+        for rows in batches_by_length(examples, EVAL_BATCH_SIZE):
+            batch = [examples[row] for row in rows]
+            nearest = self.model.prototypes.nearest(self.model.retriever(self._frozen(batch).pooled))
+            hits += int((nearest == self._task_ids(batch)).sum())
+        return hits / len(examples)
+
+    def _run(self, examples: Sequence[Example], labels: Tensor | None = None) -> HyperAdapterOutput:
+        inputs, task_ids = self._texts.batch(examples), self._task_ids(examples)
+        output: HyperAdapterOutput = self.model(
+            **inputs, task_ids=task_ids, labels=labels, frozen=self._frozen(examples)
+        )
+        return output
+
+    def _frozen(self, examples: Sequence[Example]) -> Frozen:
+        hidden, mask = self._states.batch(examples)
+        return Frozen(hidden, masked_mean(hidden, mask))
+
+    def _task_ids(self, examples: Sequence[Example]) -> Tensor:
+        return torch.tensor([example.task_id for example in examples], device=self._texts.device)

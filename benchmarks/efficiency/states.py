@@ -1,0 +1,121 @@
+"""Texts as tokens, and what the frozen layers make of them, each computed once in a process and kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from hyperadapters.data.examples import Example
+from hyperadapters.inference.batches import batches_by_length
+
+Key = tuple[str, str | None]
+
+PREFIX_BATCH_SIZE = 64
+
+
+class Texts:
+    """Tokens of examples, by their texts."""
+
+    def __init__(self, tokenizer: Any, max_length: int, device: str) -> None:
+        self._tokenizer, self.max_length, self.device = tokenizer, max_length, device
+        self._known: dict[Key, dict[str, Tensor]] = {}
+
+    @property
+    def separator(self) -> str:
+        """What the tokenizer puts between the texts of a pair."""
+        return self._tokenizer.sep_token or ""
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Number of tokens of each example."""
+        self._read(examples)
+        return [len(self._known[key_of(example)]["input_ids"]) for example in examples]
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Inputs of the backbone on the device, padded on the right [B, S]."""
+        self._read(examples)
+        rows = [self._known[key_of(example)] for example in examples]
+        fill = {"input_ids": self._tokenizer.pad_token_id}
+        return {
+            name: pad_sequence([row[name] for row in rows], True, fill.get(name, 0)).to(self.device) for name in rows[0]
+        }
+
+    def _read(self, examples: Sequence[Example]) -> None:
+        for example in missing_from(self._known, examples):
+            tokens = self._tokenizer(*key_of(example), truncation=True, max_length=self.max_length)
+            self._known[key_of(example)] = {name: torch.tensor(values) for name, values in tokens.items()}
+
+
+class States:
+    """Hidden states of examples below the adapted layers of a frozen encoder, in float32, by their texts."""
+
+    def __init__(self, backbone: nn.Module, texts: Texts, first_layer: int) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            backbone: an encoder with `embeddings` and `encoder.layer`.
+            texts: give its inputs.
+            first_layer: number of layers below the states; 0 for those of the embeddings.
+        """
+        self._prefix = with_layers(backbone, 0, first_layer).eval()
+        self._texts = texts
+        self._known: dict[Key, Tensor] = {}
+
+    @torch.no_grad()
+    def prepare(self, examples: Sequence[Example]) -> None:
+        """Compute the states of those examples that have none yet."""
+        missing = missing_from(self._known, examples)
+        for rows in batches_by_length(missing, PREFIX_BATCH_SIZE):
+            inputs = self._texts.batch([missing[row] for row in rows])
+            hidden = self._prefix(**inputs).last_hidden_state
+            lengths = inputs["attention_mask"].sum(dim=1).tolist()
+            for row, states, length in zip(rows, hidden, lengths, strict=True):
+                self._known[key_of(missing[row])] = states[:length].clone()
+
+    def batch(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Hidden states, zeros where padded [B, S, d], and the attention mask [B, S]."""
+        self.prepare(examples)
+        rows = [self._known[key_of(example)] for example in examples]
+        mask = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], True)
+        return pad_sequence(rows, True), mask
+
+
+class HandOn(nn.Module):
+    """Stands in the place of an encoder's embeddings, where hidden states are given."""
+
+    def forward(self, inputs_embeds: Tensor, **_: Any) -> Tensor:
+        """The given states."""
+        return inputs_embeds
+
+
+def key_of(example: Example) -> Key:
+    """What the tokens and states of an example depend on."""
+    return example.text, example.text_pair
+
+
+def missing_from(known: Container[Key], examples: Sequence[Example]) -> list[Example]:
+    """One example of each text that is not known yet."""
+    return list({key_of(example): example for example in examples if key_of(example) not in known}.values())
+
+
+def with_layers(backbone: nn.Module, start: int, end: int | None = None) -> Any:
+    """An encoder with some of the layers of another one, whose parameters it shares."""
+    chosen: Any = frozen_copy(backbone)
+    chosen.encoder.layer = chosen.encoder.layer[start:end]
+    return chosen
+
+
+def upper_layers(backbone: nn.Module, first_layer: int) -> Any:
+    """The layers of an encoder above the first so many, which read hidden states given as `inputs_embeds`."""
+    chosen = with_layers(backbone, first_layer)
+    chosen.embeddings = HandOn()
+    return chosen
+
+
+def frozen_copy(backbone: nn.Module) -> Any:
+    """A copy of the modules that shares the parameters, so that modules can be replaced in it."""
+    return copy.deepcopy(backbone, {id(parameter): parameter for parameter in backbone.parameters()})

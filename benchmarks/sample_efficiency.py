@@ -1,0 +1,54 @@
+"""How well each method does with few training rows: twelve tasks, one frozen MiniLM, equal budgets.
+
+    python benchmarks/sample_efficiency.py --arms probe lora_task pha --sizes 32 100 500 all --seeds 0 1 2
+
+Appends one JSON object a cell (arm, size, seed) to benchmarks/results/sample_efficiency.jsonl; cells already there are
+skipped, and those that failed are tried again. Learning rates are chosen on the validation rows with seed 0; the trials
+are kept in learning_rates.jsonl beside it. Needs peft besides the library, and setfit for the arm of that name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from efficiency.arms import ARMS
+from efficiency.data import read_size
+from efficiency.loop import BUDGETS
+from efficiency.runner import Runner
+from efficiency.setting import Setting
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "sample_efficiency.jsonl"
+TRIALS = "learning_rates.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--arms", nargs="+", required=True, choices=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--sizes", nargs="+", type=read_size, default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--first-layer", type=int, choices=(0, 3), default=3, help="layers that stay as they are; 0: a control"
+    )
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"torch {torch.__version__} finds no CUDA GPU here; use --device cpu")
+    elsewhere = [arm for arm in arguments.arms if not ARMS[arm].in_layers]
+    if arguments.first_layer == 0 and elsewhere:
+        parser.error(f"--first-layer does not concern the arm(s) {', '.join(elsewhere)}; leave them out")
+    setting = Setting(arguments.data, device=arguments.device, first_layer=arguments.first_layer)
+    runner = Runner(setting, arguments.output, arguments.output.with_name(TRIALS), lambda line: print(line, flush=True))
+    runner.run(arguments.arms, arguments.sizes, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
