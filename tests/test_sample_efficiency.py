@@ -364,7 +364,9 @@ def test_training_stops_when_nothing_gets_better(setting: Setting) -> None:
     network = Stubborn(WholeEncoder(setting), _cell().tasks, setting.width)
     rows = rows_of(_cell().tasks, "train")
     start = [parameter.clone() for parameter in network.parameters()]
-    found = fit(network, rows, rows, setting.texts.lengths(rows), Budget(40, patience=2), 40, 8, 1e-3, seed=0)
+    found = fit(
+        network, rows, rows, setting.texts.lengths(rows), Budget(40, evaluations=8, patience=2), 40, 8, 1e-3, seed=0
+    )
     assert found.steps == 15  # the first of eight evaluations is the best, two more are made
     assert not torch.equal(start[0], next(network.parameters()))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from efficiency import foreign
 from efficiency.foreign import train_alone, train_shared
-from efficiency.own import train_own
+from efficiency.own import train_own, train_text_heads
 from efficiency.probe import train_probe
 from efficiency.setfit_arm import train_setfit
 from efficiency.setting import Cell, Setting, Trained
@@ -45,6 +45,11 @@ ARMS = {
     "hyperdecoder": Arm(partial(train_own, {"method": "hyperdecoder"}), HYPERNETWORK_GRID),
     "pha": Arm(partial(train_own, {"method": "pha"}), HYPERNETWORK_GRID),
     "plus": Arm(partial(train_own, {"preset": "plus"}), HYPERNETWORK_GRID),
+    "plus_no_orthogonal": Arm(partial(train_own, {"preset": "plus", "codes": "trunk"}), HYPERNETWORK_GRID),
+    "plus_no_texts": Arm(partial(train_own, {"preset": "plus", "head_inputs": "adapted"}), HYPERNETWORK_GRID),
+    "plus_no_contrast": Arm(partial(train_own, {"preset": "plus", "contrast": "none"}), HYPERNETWORK_GRID),
+    "plus_no_hypernetwork": Arm(partial(train_own, {"preset": "plus", "method": "task_adapter"}), ADAPTER_GRID),
+    "plus_no_adapters": Arm(train_text_heads, (), in_layers=False),
     "pha_no_instance": Arm(partial(train_own, {"contrast": "prototype"}), HYPERNETWORK_GRID),
     "pha_no_prototype": Arm(partial(train_own, {"contrast": "instance"}), HYPERNETWORK_GRID),
     "pha_no_contrast": Arm(partial(train_own, {"contrast": "none"}), HYPERNETWORK_GRID),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from efficiency.data import rows_of
 from efficiency.loop import EVAL_BATCH_SIZE, HEAD_LEARNING_RATE, Learner, fit, task_scores
 from efficiency.networks import set_target_scales, trainable_numbers
 from efficiency.setting import Cell, Outcome, Setting, Trained
-from efficiency.states import frozen_copy
+from efficiency.states import frozen_copy, key_of, missing_from
 from hyperadapters import HyperAdapterModel
 from hyperadapters.batch import HyperAdapterOutput
 from hyperadapters.config import Lengths, ModelConfig, parse
@@ -20,8 +21,11 @@ from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example
 from hyperadapters.hosts.host import Frozen
 from hyperadapters.inference.batches import batches_by_length
+from hyperadapters.training.text_heads import HeadRows, set_text_heads
 
 ADAPTER_DIM = 32
+WIDE_HEAD_LEARNING_RATE = 1e-2
+"""Of heads that read directions, vectors of length 1, where the others read hidden states some seven times as long."""
 RETRIEVER_LEARNING_RATE = 3e-3
 """Of a retriever that only the contrastive losses train, as in the recipes."""
 COUNTED_BY_TASK = ("prototypes", "heads")
@@ -43,13 +47,42 @@ def train_own(settings: dict[str, Any], setting: Setting, cell: Cell, rate: floa
     setting.states.prepare([*train, *validation])
     lengths, budget = setting.texts.lengths(train), setting.budgets[cell.n]
     found = fit(learner, train, validation, lengths, budget, budget.steps, budget.batch_size, rate, cell.seed)
+    scores, seconds = found.scores, found.seconds
+    if learner.model.adapter_config.head_inputs != "adapted":
+        learner.prepare_features([*train, *validation])
+        started = time.monotonic()
+        learner.fit_text_heads(train, validation)
+        scores = task_scores(learner.tasks, validation, learner.answers(validation))
+        seconds += time.monotonic() - started
     return Trained(
-        validation=sum(found.scores.values()) / len(found.scores),
+        validation=sum(scores.values()) / len(scores),
         test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test)), learner.routing_accuracy(test)),
         trainable=trainable_numbers(learner),
         trainable_per_task=learner.numbers_by_task / len(cell.tasks),
         steps=found.steps,
-        seconds=found.seconds,
+        seconds=seconds,
+    )
+
+
+def train_text_heads(setting: Setting, cell: Cell, rate: float | None) -> Trained:
+    """What `plus` is without adapters: regressions on what the frozen backbone makes of the texts."""
+    learner = OwnLearner({"preset": "plus"}, setting, cell)
+    assert learner.model.heads is not None
+    learner.model.heads.wide_weight.data.zero_()
+    train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
+    learner.prepare_features([*train, *validation])
+    started = time.monotonic()
+    learner.fit_text_heads(train, validation)
+    seconds = time.monotonic() - started
+    scores = task_scores(learner.tasks, validation, learner.answers(validation))
+    trained = trainable_numbers(learner.model.heads)
+    return Trained(
+        validation=sum(scores.values()) / len(scores),
+        test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test))),
+        trainable=trained,
+        trainable_per_task=trained / len(cell.tasks),
+        steps=0,
+        seconds=seconds,
     )
 
 
@@ -66,7 +99,8 @@ class OwnLearner(Learner):
         self.model = HyperAdapterModel(frozen_copy(setting.backbone), self.tasks, config, lengths=lengths)
         assert self.model.heads is not None
         set_target_scales(self.model.heads, cell.tasks)
-        self._texts, self._states = setting.texts, setting.states
+        self._texts, self._states, self._head_features = setting.texts, setting.states, setting.head_features
+        self._reads_texts = False
 
     @property
     def numbers_by_task(self) -> int:
@@ -77,12 +111,11 @@ class OwnLearner(Learner):
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Heads and a retriever that only contrasts have rates of their own."""
-        rates = {"heads": HEAD_LEARNING_RATE}
+        wide = self.model.adapter_config.head_inputs != "adapted"
+        rates = {"heads": WIDE_HEAD_LEARNING_RATE if wide else HEAD_LEARNING_RATE}
         if self.model.can_route:
             rates["retriever"] = RETRIEVER_LEARNING_RATE
-        trained = [
-            (name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad
-        ]
+        trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         return [{"params": [parameter], "lr": rates.get(name.partition(".")[0], rate)} for name, parameter in trained]
 
     def loss(self, examples: Sequence[Example]) -> Tensor:
@@ -95,6 +128,17 @@ class OwnLearner(Learner):
     def logits(self, examples: Sequence[Example]) -> Tensor:
         """Of each row under its own task [B, C]."""
         return self._run(examples).logits
+
+    @torch.no_grad()
+    def fit_text_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Finish the heads as `hyperadapters.train` does, with cached features."""
+        logits: dict[int, Tensor] = {}
+        self.eval()
+        for rows in batches_by_length(validation, EVAL_BATCH_SIZE):
+            logits.update(zip(rows, self.logits([validation[row] for row in rows]), strict=True))
+        checked = HeadRows(validation, self._features(validation), [logits[row] for row in range(len(validation))])
+        set_text_heads(self.model, HeadRows(train, self._features(train)), checked)
+        self._reads_texts = True
 
     @torch.no_grad()
     def routing_accuracy(self, examples: Sequence[Example]) -> float | None:
@@ -117,7 +161,23 @@ class OwnLearner(Learner):
 
     def _frozen(self, examples: Sequence[Example]) -> Frozen:
         hidden, mask = self._states.batch(examples)
-        return Frozen(hidden, masked_mean(hidden, mask))
+        features = torch.stack(self._features(examples)) if self._reads_texts else None
+        return Frozen(hidden, masked_mean(hidden, mask), features)
+
+    def _features(self, examples: Sequence[Example]) -> list[Tensor]:
+        """What heads that read texts read of each example [F]; computed once for all arms."""
+        self.prepare_features(examples)
+        return [self._head_features[key_of(example)] for example in examples]
+
+    @torch.no_grad()
+    def prepare_features(self, examples: Sequence[Example]) -> None:
+        """Compute what heads that read texts read, for those examples of which it is not known yet."""
+        missing = missing_from(self._head_features, examples)
+        for rows in batches_by_length(missing, EVAL_BATCH_SIZE):
+            batch = [missing[row] for row in rows]
+            is_pair = [example.text_pair is not None for example in batch]
+            found = self.model.head_features(self._texts.batch(batch), torch.empty(0), is_pair)
+            self._head_features.update(zip(map(key_of, batch), found.cpu(), strict=True))
 
     def _task_ids(self, examples: Sequence[Example]) -> Tensor:
         return torch.tensor([example.task_id for example in examples], device=self._texts.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from efficiency.data import MAX_LENGTH, Size, load
 from efficiency.loop import BUDGETS, Budget
@@ -33,6 +33,7 @@ class Setting:
         max_length: tokens of an input.
         load: gives the tasks of a folder at a size, drawn by a seed.
         features: of the linear probe [d], by text; filled as they are needed.
+        head_features: of heads that read texts [F], by text; filled as they are needed.
     """
 
     data: Path
@@ -43,6 +44,7 @@ class Setting:
     max_length: int = MAX_LENGTH
     load: Callable[[Path, Size, int], tuple[TaskData, ...]] = load
     features: dict[Key, np.ndarray[Any, Any]] = field(default_factory=dict)
+    head_features: dict[Key, Tensor] = field(default_factory=dict)
 
     @cached_property
     def backbone(self) -> nn.Module:

@@ -175,7 +175,7 @@ def _modernise(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
     if model.heads is not None and "heads.weight" not in state:
         names = [f"heads.heads.{task_id}" for task_id in range(len(model.tasks))]
         heads = [Head(state.pop(f"{name}.weight"), state.pop(f"{name}.bias")) for name in names]
-        packed = TaskHeads.of(model.tasks, heads, model.heads.width)
+        packed = TaskHeads.of(model.tasks, heads, model.heads.width, model.heads.features_width)
         for name in ("weight", "wide_weight", "bias", "starts"):
             state[f"heads.{name}"] = packed.get_buffer(name) if name == "starts" else packed.get_parameter(name)
 
@@ -195,7 +195,7 @@ def _make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
         model.prototypes.keys = torch.zeros_like(keys, device=device)
     if model.heads is not None and len(state["heads.wide_weight"]):
         is_wide = (state["heads.starts"] >= len(state["heads.weight"])).tolist()
-        model.heads = TaskHeads(model.heads.width, model.tasks, is_wide).to(device)
+        model.heads = TaskHeads(model.heads.width, model.tasks, is_wide, model.heads.features_width).to(device)
     own_ids = sorted({int(name.split(".")[1]) for name in state if name.startswith("own_adapters.")})
     if not own_ids:
         return

@@ -14,8 +14,10 @@ from hyperadapters.config import Method, ModelConfig
 from hyperadapters.core import (
     BottleneckWeights,
     Grouping,
+    Hypernetwork,
     InstanceRetriever,
     LearnedAdapters,
+    OrthogonalHypernetwork,
     PrototypeTable,
     PrototypicalHypernetwork,
 )
@@ -47,7 +49,7 @@ class MethodParts(nn.Module):
 
     retriever: InstanceRetriever
     prototypes: PrototypeTable
-    hypernetwork: PrototypicalHypernetwork
+    hypernetwork: Hypernetwork
     learned_adapters: LearnedAdapters
     thresholds: Tensor
 
@@ -59,9 +61,11 @@ class MethodParts(nn.Module):
         if "retriever" in parts:
             self.retriever = InstanceRetriever(width, hidden, dim)
         if "prototypes" in parts:
-            self.prototypes = PrototypeTable(num_tasks, dim)
+            self.prototypes = PrototypeTable(num_tasks, dim, orthogonal=config.codes == "orthogonal")
         if "hypernetwork" in parts:
-            self.hypernetwork = PrototypicalHypernetwork(num_sites, width, config.adapter_dim, dim, hidden)
+            sizes = num_sites, width, config.adapter_dim, dim
+            trunk = config.codes == "trunk"
+            self.hypernetwork = PrototypicalHypernetwork(*sizes, hidden) if trunk else OrthogonalHypernetwork(*sizes)
         if "learned_adapters" in parts:
             num_adapters = num_tasks if config.method == "task_adapter" else 1
             self.learned_adapters = LearnedAdapters(num_sites, num_adapters, width, config.adapter_dim)

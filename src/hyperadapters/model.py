@@ -22,6 +22,7 @@ from hyperadapters.hosts.heads import TaskHeads
 from hyperadapters.hosts.host import Encoded, Frozen, Host, Inputs, pool
 from hyperadapters.hosts.placement import check_tasks, fit_lengths, place
 from hyperadapters.hosts.sites import find_sites
+from hyperadapters.hosts.texts import features_width
 from hyperadapters.methods import MethodParts
 from hyperadapters.objective import objective
 from hyperadapters.task_parts import set_task_parts, task_parts
@@ -87,7 +88,8 @@ class HyperAdapterModel(MethodParts):
             # The released code allocates, counts, saves and never uses them; its checkpoints hold them.
             self.unused_adapters.extend(LearnedBottleneck(width, config.adapter_dim) for _ in range(num_sites))
         self.text_to_text = sites.kind == "encoder-decoder"
-        self.heads = None if self.text_to_text else TaskHeads(width, self.tasks)
+        self.heads = None if self.text_to_text else _heads(width, self.tasks, config)
+        self._reads_features: tuple[int, bool] | None = None
 
         self.backbone = backbone
         self._host = Host(backbone, sites, config, self.shared_adapters)
@@ -203,7 +205,12 @@ class HyperAdapterModel(MethodParts):
             state = choose(encoded.pooled)
             output = self._host.run_above(inputs, encoded, state, decoder_input_ids, output_hidden_states)
         assert task_ids is not None
-        logits = output.logits if self.heads is None else self.heads(pool(output, inputs), features, task_ids)
+        if self.heads is None:
+            logits = output.logits
+        else:
+            known = None if encoded is None else encoded.head_features
+            features = self._features_of(inputs, features, task_ids) if known is None else known
+            logits = self.heads(pool(output, inputs), features, task_ids)
         losses = None
         if labels is not None:
             losses = objective(self, logits, instances, task_ids, labels, label_smoothing, reduction)
@@ -293,6 +300,31 @@ class HyperAdapterModel(MethodParts):
         if vectors is None:
             raise TaskError(f"method '{self.adapter_config.method}' has no instance vectors")
         return vectors
+
+    def head_features(self, inputs: Inputs, pooled: Tensor, is_pair: Sequence[bool]) -> Tensor:
+        """What wide heads read of inputs besides the adapted hidden states [B, F]; no adapter changes it.
+
+        Args:
+            inputs: arguments of `encode`.
+            pooled: what the retriever reads of them [B, d].
+            is_pair: which rows are pairs of texts.
+        """
+        head_inputs = self.adapter_config.head_inputs
+        if head_inputs == "adapted":
+            return pooled
+        pairs = torch.tensor(is_pair, device=pooled.device)
+        return self._host.text_features(self._inputs(**inputs), pairs, head_inputs == "texts")
+
+    def _features_of(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:
+        """As `head_features`, but zeros where no head of the model has learned to read them yet."""
+        assert self.heads is not None
+        if self.adapter_config.head_inputs == "adapted":
+            return pooled
+        if self._reads_features is None or self._reads_features[0] != self.revision:
+            self._reads_features = self.revision, self.heads.reads_features
+        if not self._reads_features[1]:
+            return pooled.new_zeros(len(pooled), self.heads.features_width)
+        return self.head_features(inputs, pooled, [self.tasks[task_id].is_pair for task_id in task_ids.tolist()])
 
     def adapted(
         self, inputs: Inputs, encoded: Encoded, weights: BottleneckWeights, decoder_input_ids: Tensor | None = None
@@ -438,3 +470,9 @@ class HyperAdapterModel(MethodParts):
     def detach(self) -> nn.Module:
         """Take all adapters out and return the backbone exactly as it was. The model cannot be used afterwards."""
         return self._host.detach()
+
+
+def _heads(width: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:
+    if config.head_inputs == "adapted":
+        return TaskHeads(width, tasks)
+    return TaskHeads(width, tasks, [True] * len(tasks), features_width(width, config.head_inputs == "texts"))

@@ -69,7 +69,9 @@ def set_task_parts(model: HyperAdapterModel, parts: Sequence[TaskParts]) -> None
         weight = torch.stack([part.prototype for part in parts])
         thresholds = model.thresholds.new_tensor([part.threshold for part in parts])
         heads = [part.head for part in parts if part.head]
-        new_heads = None if model.heads is None else TaskHeads.of(tasks, heads, model.heads.width)
+        new_heads = (
+            None if model.heads is None else TaskHeads.of(tasks, heads, model.heads.width, model.heads.features_width)
+        )
         own_adapters = nn.ModuleDict(
             {str(index): OwnBottleneck(part.own_adapter) for index, part in enumerate(parts) if part.own_adapter}
         )

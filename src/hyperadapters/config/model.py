@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,13 +11,18 @@ from hyperadapters.config.validation import Int, StrictModel
 Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 
+PRESETS = {"plus": {"codes": "orthogonal", "head_inputs": "texts"}}
+"""Settings of a preset where they are not the defaults."""
+
+
 class ModelConfig(StrictModel):
     """Sizes of the method and the preset that fixes its arithmetic.
 
     Attributes:
         method: where the adapters come from: "pha", or one of the methods it is compared with (see docs/methods.md).
             Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
-        preset: "paper", or "official", which repeats the released code number by number (see docs/faithfulness.md).
+        preset: "paper"; "official", which repeats the released code number by number (see docs/faithfulness.md); or
+            "plus", for encoder backbones, which sets `codes` and `head_inputs` where they are not given (docs/plus.md).
         prototype_dim: p, numbers in a prototype, an instance vector, a layer embedding and a hypernetwork code.
         hidden_dim: hidden units of the retriever and of the hypernetwork's trunk.
         adapter_dim: bottleneck of the generated adapters.
@@ -37,10 +42,15 @@ class ModelConfig(StrictModel):
         contrastive_weight: lambda, weight of each contrastive loss.
         contrast: which contrastive losses there are: "both", one of "instance" and "prototype", or "none". Without
             "prototype" nothing teaches the retriever where the prototypes are, so inputs cannot be routed well.
+        codes: what the hypernetwork makes of a prototype and a site: "trunk", the published network, or "orthogonal",
+            a rotation of the prototype for each site, so that tasks and sites start independent of each other.
+        head_inputs: encoder backbones only: what the heads of trained tasks read: "adapted", the last hidden states;
+            "texts", these and how the frozen backbone by itself sees the text, or each text of a pair, and how like
+            they are; or "text", the same without the comparison of a pair.
     """
 
     method: Method = "pha"
-    preset: Literal["paper", "official"] = "paper"
+    preset: Literal["paper", "official", "plus"] = "paper"
     prototype_dim: Int = Field(64, ge=1)
     hidden_dim: Int = Field(128, ge=1)
     adapter_dim: Int = Field(64, ge=1)
@@ -53,11 +63,22 @@ class ModelConfig(StrictModel):
     temperature: float = Field(0.1, gt=0, allow_inf_nan=False)
     contrastive_weight: float = Field(0.1, ge=0, allow_inf_nan=False)
     contrast: Literal["both", "instance", "prototype", "none"] = "both"
+    codes: Literal["trunk", "orthogonal"] = "trunk"
+    head_inputs: Literal["adapted", "text", "texts"] = "adapted"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**PRESETS.get(str(values.get("preset")), {}), **values}
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
         if self.method != "pha" and self.preset == "official":
             raise ValueError(f"preset 'official' is the released code's PHA; with method '{self.method}' use 'paper'")
+        if self.preset == "official" and self.codes != "trunk":
+            raise ValueError(f"codes: preset 'official' has the released code's trunk, found '{self.codes}'; remove it")
         if self.method != "pha" and self.prototypes_per_task > 1:
             raise ValueError(f"prototypes_per_task: is for routing, and method '{self.method}' cannot route; remove it")
         return self

@@ -8,7 +8,7 @@ Read in this order: `retriever` (hidden states to instance vectors), `prototypes
 from hyperadapters.core.baselines import LearnedAdapters
 from hyperadapters.core.forms import BottleneckWeights, LearnedBottleneck, OwnBottleneck, bottleneck
 from hyperadapters.core.grouping import Grouping
-from hyperadapters.core.hypernetwork import PrototypicalHypernetwork
+from hyperadapters.core.hypernetwork import Hypernetwork, OrthogonalHypernetwork, PrototypicalHypernetwork
 from hyperadapters.core.losses import (
     Losses,
     Reduction,
@@ -23,10 +23,12 @@ from hyperadapters.core.retriever import InstanceRetriever, masked_mean
 __all__ = [
     "BottleneckWeights",
     "Grouping",
+    "Hypernetwork",
     "InstanceRetriever",
     "LearnedAdapters",
     "LearnedBottleneck",
     "Losses",
+    "OrthogonalHypernetwork",
     "OwnBottleneck",
     "PrototypeTable",
     "PrototypicalHypernetwork",

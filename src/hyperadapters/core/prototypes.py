@@ -21,7 +21,8 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
 class PrototypeTable(nn.Module):
     """T learned prototypes of p numbers, row t belonging to task t (Zhao et al. 2023, section 3).
 
-    Initialised from a standard normal distribution, as in the released code. They are the only parameters of the
+    Initialised from a standard normal distribution, as in the released code, or orthogonal to each other, of length
+    sqrt(p), as far as there are no more tasks than numbers. They are the only parameters of the
     method that grow with the number of tasks.
 
     A task may have keys to be recognised by instead of its prototype: several where its inputs form several clumps, or
@@ -31,10 +32,14 @@ class PrototypeTable(nn.Module):
 
     keys: Tensor
 
-    def __init__(self, num_tasks: int, dim: int = 64) -> None:
-        """Args: num_tasks: T; dim: p."""
+    def __init__(self, num_tasks: int, dim: int = 64, orthogonal: bool = False) -> None:
+        """Args: num_tasks: T; dim: p; orthogonal: how they start."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_tasks, dim))
+        if orthogonal:
+            with torch.no_grad():
+                for start in range(0, num_tasks, dim):  # so many are orthogonal to each other
+                    nn.init.orthogonal_(self.weight[start : start + dim], gain=dim**0.5)
         self.register_buffer("keys", torch.zeros(num_tasks, 0, dim))
 
     def forward(self, task_ids: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from hyperadapters.core import Reduction
 
 
 class Head(NamedTuple):
-    """A head's weight [C, d], or [C, 2 d] of a wide one, its bias [C], and the scale of a regression's targets."""
+    """A head's weight [C, d], or [C, F + d] of a wide one, its bias [C], and the scale of a regression's targets."""
 
     weight: Tensor
     bias: Tensor
@@ -26,15 +26,15 @@ class Head(NamedTuple):
 class TaskHeads(nn.Module):
     """One linear head a task, all of them packed into three tensors.
 
-    A head reads the pooled last hidden states [B, d]. A wide head reads two vectors of length 1 in a row [B, 2 d]: the
-    direction of the pooled features that the retriever reads, which no adapter has changed, and that of the pooled
-    last hidden states. With few examples the first keep what the adapter of another task has lost.
+    A head reads the pooled last hidden states [B, d]. A wide head reads [B, F + d]: features of the row that
+    no adapter has changed, and the direction of the pooled last hidden states (see `wide_inputs`). With few examples
+    the first keep what an adapter has lost or not yet learned.
 
     A regression head predicts the target in units of the training targets' standard deviation from their mean
     (`set_target_scale`), so that tasks with large numbers do not drown the others.
 
     The N outputs of all tasks are in the order of the task ids, first those of plain heads, then those of wide ones:
-    `weight` [N plain, d], `wide_weight` [N wide, 2 d], `bias` [N]; `starts` [T] has the first output of each task. In
+    `weight` [N plain, d], `wide_weight` [N wide, F + d], `bias` [N]; `starts` [T] has the first output of each task. In
     training, the head of a task that is absent from a batch has gradients of zero, not none, so an optimizer's
     momentum moves it on.
     """
@@ -45,15 +45,29 @@ class TaskHeads(nn.Module):
     _sizes: Tensor
     _is_regression: Tensor
 
-    def __init__(self, width: int, tasks: Sequence[Task], is_wide: Sequence[bool] | None = None) -> None:
-        """Args: width: d of the pooled hidden states; tasks: in the order of their ids; is_wide: default: none is."""
+    def __init__(
+        self,
+        width: int,
+        tasks: Sequence[Task],
+        is_wide: Sequence[bool] | None = None,
+        features_width: int | None = None,
+    ) -> None:
+        """Make fresh heads.
+
+        Args:
+            width: d of the pooled hidden states.
+            tasks: in the order of their ids.
+            is_wide: of each task; default: none is.
+            features_width: F, of the features that wide heads read; default: d.
+        """
         super().__init__()
-        self.width = width
+        self.width, self.features_width = width, width if features_width is None else features_width
         self.sizes = tuple(head_size(task) for task in tasks)
         self.is_regression = tuple(task.kind == "regression" for task in tasks)
         starts, num_plain = _places(self.sizes, is_wide or [False] * len(tasks))
         self.weight = nn.Parameter(torch.empty(num_plain, width).normal_(std=0.02))
-        self.wide_weight = nn.Parameter(torch.empty(sum(self.sizes) - num_plain, 2 * width).normal_(std=0.02))
+        adapted = torch.empty(sum(self.sizes) - num_plain, width).normal_(std=0.02)
+        self.wide_weight = nn.Parameter(F.pad(adapted, (self.features_width, 0)))
         self.bias = nn.Parameter(torch.zeros(sum(self.sizes)))
         self.register_buffer("starts", torch.tensor(starts, dtype=torch.long))
         # A classification keeps 0 and 1, which change nothing.
@@ -83,30 +97,40 @@ class TaskHeads(nn.Module):
             heads[task_id] = Head(weight, bias, means[task_id], stds[task_id])
         return [heads[task_id] for task_id in range(len(order))]
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether any wide head has weights other than 0 for features."""
+        return bool(self.wide_weight[:, : self.features_width].any())
+
     @classmethod
     @torch.no_grad()
-    def of(cls, tasks: Sequence[Task], heads: Sequence[Head], width: int | None = None) -> TaskHeads:
+    def of(
+        cls, tasks: Sequence[Task], heads: Sequence[Head], width: int | None = None, features_width: int | None = None
+    ) -> TaskHeads:
         """Heads of tasks with given weights, copied.
 
         Args:
             tasks: in the order of their ids.
             heads: of each task.
             width: d of the pooled hidden states; default: what the narrowest head reads.
+            features_width: F, of the features that wide heads read; default: d.
 
         Raises:
             ValueError: a head has another shape than its task's.
         """
         width = min(head.weight.shape[1] for head in heads) if width is None else width
         is_wide = [head.weight.shape[1] > width for head in heads]
+        features_width = width if features_width is None else features_width
+        wide_width = features_width + width
         made = cls(0, tasks, is_wide).to(heads[0].weight.device)
         for task_id, (head, size) in enumerate(zip(heads, made.sizes, strict=True)):
-            if head.weight.shape not in ((size, width), (size, 2 * width)) or head.bias.shape != (size,):
+            if head.weight.shape not in ((size, width), (size, wide_width)) or head.bias.shape != (size,):
                 raise ValueError(f"the head of task {task_id} has shape {tuple(head.weight.shape)}, not {size} outputs")
-        made.width = width
+        made.width, made.features_width = width, features_width
         plain = [head for head, wide in zip(heads, is_wide, strict=True) if not wide]
         wide = [head for head, wide in zip(heads, is_wide, strict=True) if wide]
         made.weight = _joined([head.weight for head in plain], made.weight.new_empty(0, width))
-        made.wide_weight = _joined([head.weight for head in wide], made.weight.new_empty(0, 2 * width))
+        made.wide_weight = _joined([head.weight for head in wide], made.weight.new_empty(0, wide_width))
         made.bias = _joined([head.bias for head in (*plain, *wide)], made.bias)
         made.target_mean.copy_(torch.tensor([head.target_mean for head in heads]))
         made.target_std.copy_(torch.tensor([head.target_std for head in heads]))
@@ -124,7 +148,7 @@ class TaskHeads(nn.Module):
 
         Args:
             pooled: last hidden states [B, d] in float32.
-            features: what the retriever reads [B, d] in float32.
+            features: of the rows, unchanged by adapters [B, F] in float32.
             task_ids: [B].
 
         Returns:
@@ -186,8 +210,19 @@ def head_size(task: Task) -> int:
 
 
 def wide_inputs(pooled: Tensor, features: Tensor) -> Tensor:
-    """What a wide head reads [B, 2 d]: see `TaskHeads`."""
-    return torch.cat([F.normalize(features.float(), dim=-1), F.normalize(pooled.float(), dim=-1)], dim=-1)
+    """What a wide head reads [B, F + d]: features, and the direction of the pooled last hidden states.
+
+    Args:
+        pooled: last hidden states [B, d].
+        features: [B, F], F at least d.
+    """
+    return torch.cat([scaled_features(features, pooled.shape[-1]), F.normalize(pooled.float(), dim=-1)], dim=-1)
+
+
+def scaled_features(features: Tensor, width: int) -> Tensor:
+    """Features [B, F] as a wide head reads them: the first d in their direction only, the others as they are."""
+    features = features.float()
+    return torch.cat([F.normalize(features[:, :width], dim=-1), features[:, width:]], dim=-1)
 
 
 def _places(sizes: Sequence[int], is_wide: Sequence[bool]) -> tuple[list[int], int]:

@@ -17,6 +17,7 @@ from hyperadapters.core import BottleneckWeights, masked_mean
 from hyperadapters.hosts.active import ActiveAdapters, BatchState
 from hyperadapters.hosts.inject import Injection
 from hyperadapters.hosts.sites import Sites
+from hyperadapters.hosts.texts import text_features
 
 Inputs = Mapping[str, Tensor]
 
@@ -28,11 +29,13 @@ class Encoded(NamedTuple):
         hidden: input of the first layer with generated adapters, or output of an encoder-decoder's encoder [B, S, d].
         pooled: what the retriever reads [B, d], float32.
         hidden_states: of an encoder-decoder's encoder, if asked for.
+        head_features: see `HyperAdapterModel.head_features` [B, F]; None where they are not known yet.
     """
 
     hidden: Tensor
     pooled: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
+    head_features: Tensor | None = None
 
 
 class Frozen(NamedTuple):
@@ -41,10 +44,12 @@ class Frozen(NamedTuple):
     Attributes:
         hidden: input of the first layer with an adapter, or output of a wholly frozen encoder [B, S, d].
         pooled: what the retriever reads [B, d], float32; None where layers with adapters come before it.
+        head_features: see `HyperAdapterModel.head_features` [B, F]; None where they are not known yet.
     """
 
     hidden: Tensor
     pooled: Tensor | None
+    head_features: Tensor | None = None
 
 
 class _PrefixDoneError(Exception):
@@ -105,6 +110,18 @@ class Host:
         assert hidden is not None
         return Frozen(hidden, None if read is None else masked_mean(read, inputs["attention_mask"]))
 
+    @torch.no_grad()
+    def text_features(self, inputs: Inputs, is_pair: Tensor, compared: bool) -> Tensor:
+        """What the frozen backbone makes of each text by itself [B, F]; see `texts.text_features`."""
+        self._check_attached()
+
+        def encode(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            hidden: Tensor = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return hidden
+
+        with self.disabled(), evaluating(self.backbone):
+            return text_features(encode, inputs["input_ids"], inputs["attention_mask"], is_pair, compared)
+
     def encode(self, inputs: Inputs, output_hidden_states: bool = False, frozen: Frozen | None = None) -> Encoded:
         """Run what lies below the generated adapters; the layers above are left out where their output is not read.
 
@@ -115,7 +132,7 @@ class Host:
             frozen = self.frozen(inputs)
         needs_encoder = self.text_to_text and output_hidden_states
         if frozen is not None and frozen.pooled is not None and not needs_encoder:
-            return Encoded(frozen.hidden, frozen.pooled)
+            return Encoded(frozen.hidden, frozen.pooled, None, frozen.head_features)
         state = BatchState(features=None if frozen is None else frozen.hidden)
         with self._active.use(state), self._without_layers_below(output_hidden_states):
             output = self.backbone.encoder(**inputs, output_hidden_states=output_hidden_states)

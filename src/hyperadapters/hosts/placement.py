@@ -36,6 +36,11 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
         RecipeError: a setting does not fit the backbone.
     """
     if sites.kind == "encoder-decoder":
+        if config.head_inputs != "adapted":
+            raise RecipeError(
+                f"head_inputs: '{config.head_inputs}' (preset 'plus' sets it) is for encoders, which have task heads; "
+                "an encoder-decoder writes its answers: use preset 'paper'"
+            )
         if config.features != "layer":
             raise RecipeError(
                 f"features: '{config.features}' is for encoders; an encoder-decoder reads its encoder's output"

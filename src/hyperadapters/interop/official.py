@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hyperadapters.config import ModelConfig, Task
+from hyperadapters.core import PrototypicalHypernetwork
 from hyperadapters.errors import CheckpointError, did_you_mean
 from hyperadapters.model import HyperAdapterModel
 
@@ -90,6 +91,7 @@ def official_parameters(model: HyperAdapterModel) -> dict[str, nn.Parameter]:
                 for part, parameter in adapter.get_submodule(side).named_parameters():
                     own[f"{prefix}_{side}_manual.{part}"] = parameter
     own["decoder.adapter_task_embedding.weight"] = model.prototypes.weight
+    assert isinstance(model.hypernetwork, PrototypicalHypernetwork)
     own["decoder.param_gen.layer_embed.weight"] = model.hypernetwork.site_embeddings
     trunk = model.hypernetwork.trunk
     modules: dict[str, nn.Module] = {

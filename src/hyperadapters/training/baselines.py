@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
@@ -24,6 +24,8 @@ from hyperadapters.training.metrics import score
 
 PROBE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
 FEW_SHOT_STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+MANY_ROWS = 1000
+"""Above which one look at left-out rows is enough to choose a regularisation."""
 
 
 def majority(data: TaskData) -> dict[str, float]:
@@ -70,13 +72,28 @@ def few_shot_probe(features: np.ndarray[Any, Any], labels: Sequence[int], inputs
     The regularisation is the one of `FEW_SHOT_STRENGTHS` with the lowest log loss in cross-validation over the examples
     (four folds, or as many as the rarest label has rows), 10 where a label has one row only.
     """
-    folds = min(4, min(Counter(labels).values()))
-    probe: Any = LogisticRegression(C=10.0, max_iter=2000)
-    if folds > 1:
-        cv = StratifiedKFold(folds, shuffle=True, random_state=0)
-        probe = GridSearchCV(probe, {"C": FEW_SHOT_STRENGTHS}, scoring="neg_log_loss", cv=cv)
-    answers: list[int] = probe.fit(normalize(features), labels).predict(normalize(inputs)).tolist()
+    answers: list[int] = logistic_regression(normalize(features), labels).predict(normalize(inputs)).tolist()
     return answers
+
+
+def logistic_regression(inputs: np.ndarray[Any, Any], labels: Sequence[int]) -> LogisticRegression:
+    """A logistic regression on inputs [N, d]; how its regularisation is chosen: see `few_shot_probe`.
+
+    With more than `MANY_ROWS` rows it is chosen on a quarter of them, once.
+    """
+    folds = min(4, min(Counter(labels).values()))
+    plain = LogisticRegression(C=10.0, max_iter=2000)
+    if folds < 2:
+        return plain.fit(inputs, labels)
+    cv: Any = StratifiedKFold(folds, shuffle=True, random_state=0)
+    if len(labels) > MANY_ROWS:
+        cv = StratifiedShuffleSplit(1, test_size=0.25, random_state=0)
+    search = GridSearchCV(plain, {"C": FEW_SHOT_STRENGTHS}, scoring="neg_log_loss", cv=cv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UserWarning)  # of many labels with few rows each, which is as it should be
+        found: LogisticRegression = search.fit(inputs, labels).best_estimator_
+    return found
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hyperadapters.config import DataConfig, Task, parse
-from hyperadapters.core import BottleneckWeights, PrototypicalHypernetwork
+from hyperadapters.core import BottleneckWeights, Hypernetwork
 from hyperadapters.data.examples import Example, infer_labels, read_fields, read_target
 from hyperadapters.data.loading import subset
 from hyperadapters.data.sources import Row
@@ -321,7 +321,7 @@ def _kept_on_failure(model: HyperAdapterModel) -> Iterator[None]:
 
 @torch.no_grad()
 def _share(
-    model: HyperAdapterModel, data: FitExamples, hypernetwork: PrototypicalHypernetwork, task_id: int | None
+    model: HyperAdapterModel, data: FitExamples, hypernetwork: Hypernetwork, task_id: int | None
 ) -> dict[str, TaskChange]:
     """Give the model the trained hypernetwork, and measure what that does to its other tasks."""
     old = model.hypernetwork

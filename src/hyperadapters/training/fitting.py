@@ -14,7 +14,7 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
 from hyperadapters.config import Task
-from hyperadapters.core import BottleneckWeights, OwnBottleneck, PrototypicalHypernetwork, sequence_loss
+from hyperadapters.core import BottleneckWeights, Hypernetwork, OwnBottleneck, sequence_loss
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.hosts.heads import Head, wide_inputs
@@ -55,7 +55,7 @@ class Fitted:
     prototype: Tensor
     adapter: BottleneckWeights | None
     head: Head | None
-    hypernetwork: PrototypicalHypernetwork | None
+    hypernetwork: Hypernetwork | None
     steps: int
     stopping: Stopping
 
@@ -77,12 +77,17 @@ class FitExamples:
         self.examples = [Example(0, e.text, e.text_pair, e.target) for e in examples]
         self._hidden: dict[int, Tensor] = {}
         self._pooled: dict[int, Tensor] = {}
+        self._features: dict[int, Tensor] = {}
         with torch.no_grad():
             for rows in batches_by_length(self.examples, BATCH_SIZE):
                 inputs = self._inputs(rows)
                 encoded = model.encode(inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids"))
                 real = inputs["attention_mask"].bool()
                 self._hidden.update(zip(rows, (h[m] for h, m in zip(encoded.hidden, real, strict=True)), strict=True))
+                features = encoded.pooled
+                if not model.text_to_text:
+                    features = model.head_features(inputs, encoded.pooled, [task.is_pair] * len(rows))
+                self._features.update(zip(rows, features, strict=True))
                 self._pooled.update(zip(rows, encoded.pooled, strict=True))
 
     def __len__(self) -> int:
@@ -94,8 +99,8 @@ class FitExamples:
         return [example.target for example in self.examples]
 
     def features(self, rows: Sequence[int]) -> Tensor:
-        """What the retriever reads [B, d] of some rows."""
-        return torch.stack([self._pooled[row] for row in rows])
+        """What wide heads read of some rows besides the adapted hidden states [B, F]."""
+        return torch.stack([self._features[row] for row in rows])
 
     def outputs(self, rows: Sequence[int], weights: BottleneckWeights) -> tuple[Tensor, Tensor]:
         """Pooled last hidden states [B, d], or logits [B, T, V], of some rows under an adapter; and their labels."""
@@ -116,7 +121,7 @@ class FitExamples:
         kept = torch.cat([self._hidden[row] for row in rows])
         hidden = kept.new_zeros(*real.shape, kept.shape[-1])
         hidden[real] = kept
-        return _Batch(batch, Encoded(hidden, self.features(rows)), labels)
+        return _Batch(batch, Encoded(hidden, torch.stack([self._pooled[row] for row in rows])), labels)
 
 
 class _Student(nn.Module):

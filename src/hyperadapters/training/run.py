@@ -26,6 +26,7 @@ from hyperadapters.inference.routing import calibrate
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.prefix import FrozenPrefix
+from hyperadapters.training.text_heads import fit_text_heads
 from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 
 METRICS_FILE = "metrics.json"
@@ -87,6 +88,8 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     trainer = HyperAdapterTrainer(model, recipe, train_rows, validation_rows, arguments)
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
     seconds = time.monotonic() - started
+    if recipe.model.head_inputs != "adapted":
+        fit_text_heads(model, train_rows, validation_rows, recipe.training.eval_batch_size)
     if model.can_route:
         calibrate(model, train_rows, validation_rows, recipe.training.false_decline_rate, recipe.seed)
     prefixes: dict[Split, FrozenPrefix] = {}

@@ -1,0 +1,176 @@
+"""Heads of a trained model that also read the texts as the frozen backbone sees them (`model.head_inputs`).
+
+While the adapters are trained, heads read the adapted hidden states alone. Then, for each task, a regularised
+regression is fitted to the frozen features of the training rows, and the validation rows say how much of each goes
+into the answer. With few rows the regression carries the task, with many rows the adapters add to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import RidgeCV
+from torch import Tensor
+
+from hyperadapters.config import Task
+from hyperadapters.data.examples import Example
+from hyperadapters.hosts.heads import Head, TaskHeads, scaled_features
+from hyperadapters.hosts.host import evaluating
+from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.model import HyperAdapterModel
+from hyperadapters.training.baselines import logistic_regression
+
+RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+PRIOR = (1.0, 0.0)
+"""Shares of the regression's logits and of the trained head's, from which the validation rows have to argue away: a
+head that was trained on few rows is too sure of itself."""
+PRIOR_STRENGTH = 4.0
+"""Half of it is what a distance of 1 from the prior costs, in nats."""
+SHARES_UNCHECKED = (1.0, 0.5)
+"""Shares for a task without validation rows."""
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """Rows to fit heads to.
+
+    Attributes:
+        examples: with task and target [N].
+        features: of each, result of `HyperAdapterModel.head_features` [F].
+        logits: of each, by the trained model, at least as many as its task has; none for rows that only the
+            regressions are fitted to.
+    """
+
+    examples: Sequence[Example]
+    features: Sequence[Tensor]
+    logits: Sequence[Tensor] = ()
+
+    def of_task(self, task_id: int) -> HeadRows:
+        """The rows of one task."""
+        rows = [row for row, example in enumerate(self.examples) if example.task_id == task_id]
+        logits = [self.logits[row] for row in rows] if self.logits else ()
+        return HeadRows([self.examples[row] for row in rows], [self.features[row] for row in rows], logits)
+
+    @property
+    def targets(self) -> list[float]:
+        """Index of the label or number of each row."""
+        return [float(example.target or 0) for example in self.examples]
+
+
+def fit_text_heads(
+    model: HyperAdapterModel, train: Sequence[Example], validation: Sequence[Example], batch_size: int = 64
+) -> None:
+    """Fit the heads of a trained model to what its frozen backbone makes of the texts.
+
+    Args:
+        model: with `head_inputs` other than "adapted"; its heads are replaced.
+        train, validation: examples of all its tasks. A task without validation examples gets
+            `SHARES_UNCHECKED`.
+        batch_size: of the passes that make the features.
+    """
+    checked = _head_rows(model, validation, batch_size, with_logits=True)
+    set_text_heads(model, _head_rows(model, train, batch_size, with_logits=False), checked)
+
+
+@torch.no_grad()
+def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int, with_logits: bool) -> HeadRows:
+    features = [torch.empty(0)] * len(examples)
+    logits = list(features)
+    with evaluating(model):
+        for rows in batches_by_length(examples, batch_size):
+            inputs = to_device(model.collator.inputs([examples[row] for row in rows]), device_of(model))
+            encoded = model.encode(inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids"))
+            found = model.head_features(inputs, encoded.pooled, [examples[row].text_pair is not None for row in rows])
+            for row, of_row in zip(rows, found.cpu(), strict=True):
+                features[row] = of_row
+            if with_logits:
+                task_ids = torch.tensor([examples[row].task_id for row in rows], device=found.device)
+                output = model(**inputs, task_ids=task_ids, encoded=encoded)
+                for row, of_row in zip(rows, output.logits.cpu(), strict=True):
+                    logits[row] = of_row
+    return HeadRows(examples, features, logits if with_logits else ())
+
+
+@torch.no_grad()
+def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRows) -> None:
+    """As `fit_text_heads`, for rows whose features and logits are known."""
+    assert model.heads is not None
+    width = model.heads.width
+    made = []
+    for task_id, (task, trained) in enumerate(zip(model.tasks, model.heads.unpack(), strict=True)):
+        regression = _regression(task, train.of_task(task_id), trained, width)
+        rows = validation.of_task(task_id)
+        shares = SHARES_UNCHECKED if not rows.targets else _shares(task, rows, regression, trained, width)
+        made.append(_joined(regression, trained, shares))
+    heads = TaskHeads.of(model.tasks, made, width, model.heads.features_width).to(device_of(model))
+    heads.train(model.training)
+    model.heads = heads
+    model.revision += 1
+
+
+def _regression(task: Task, rows: HeadRows, trained: Head, width: int) -> Head:
+    """A ridge or logistic regression on features; its strength is chosen on rows that are left out."""
+    inputs = scaled_features(torch.stack(list(rows.features)), width).numpy()
+    scale = trained.target_mean, trained.target_std
+    if task.kind == "regression":
+        ridge = RidgeCV(RIDGE_STRENGTHS).fit(inputs, (np.array(rows.targets) - scale[0]) / scale[1])
+        return _head(ridge.coef_[None], np.array([ridge.intercept_]), *scale)
+    labels = [int(target) for target in rows.targets]
+    found = logistic_regression(inputs, labels)
+    weight, bias = found.coef_, found.intercept_
+    if len(weight) == 1:  # scikit-learn has one output for two labels
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return _head(weight, bias)
+
+
+def _head(weight: Any, bias: Any, *scale: float) -> Head:
+    return Head(torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32), *scale)
+
+
+def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, width: int) -> tuple[float, float]:
+    """How much of the regression's and of the trained logits makes the validation rows most likely, given `PRIOR`.
+
+    Neither is below 0. A regression task's numbers are taken as normally distributed, with the spread that the
+    regression leaves.
+    """
+    inputs = scaled_features(torch.stack(list(rows.features)), width)
+    first = F.linear(inputs, regression.weight, regression.bias)
+    second = torch.stack([logits[: len(trained.bias)] for logits in rows.logits]).float()
+    targets = torch.tensor(rows.targets)
+    if task.kind == "regression":
+        second = (second - trained.target_mean) / trained.target_std
+        targets = (targets - trained.target_mean) / trained.target_std
+        spread = float((first[:, 0] - targets).square().mean().clamp(min=1e-6))
+    prior = torch.tensor(PRIOR)
+    shares = prior.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([shares], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = shares[0] * first + shares[1] * second
+        if task.kind == "regression":
+            loss = (logits[:, 0] - targets).square().sum() / (2 * spread)
+        else:
+            loss = F.cross_entropy(logits, targets.long(), reduction="sum")
+        loss = loss + PRIOR_STRENGTH / 2 * (shares - prior).square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    found = shares.detach().clamp(min=0).tolist()
+    return found[0], found[1]
+
+
+def _joined(regression: Head, trained: Head, shares: tuple[float, float]) -> Head:
+    """The wide head whose logits are the sum of both heads', each times its share."""
+    features_width = regression.weight.shape[1]
+    adapted = trained.weight.cpu()[:, features_width:]
+    weight = torch.cat([shares[0] * regression.weight, shares[1] * adapted], dim=1)
+    bias = shares[0] * regression.bias + shares[1] * trained.bias.cpu()
+    return trained._replace(weight=weight, bias=bias)

@@ -1,0 +1,319 @@
+"""The preset `plus`: codes that start orthogonal, and heads that read the texts as the frozen backbone sees them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ENCODERS, save_backbone, tiny_backbone, tiny_tokenizer
+from test_hosts import HEAD_TASKS, make_batch
+from torch import Tensor
+
+from hyperadapters.config import ModelConfig, Recipe, Task, parse
+from hyperadapters.core import OrthogonalHypernetwork, PrototypeTable, masked_mean
+from hyperadapters.data.examples import Example
+from hyperadapters.errors import RecipeError
+from hyperadapters.hosts.heads import TaskHeads
+from hyperadapters.hosts.host import evaluating
+from hyperadapters.hosts.texts import features_width, split_pairs, text_features
+from hyperadapters.inference.predictor import Predictor
+from hyperadapters.model import HyperAdapterModel
+from hyperadapters.training.run import load_run, train
+from hyperadapters.training.text_heads import SHARES_UNCHECKED, HeadRows, fit_text_heads, set_text_heads
+
+CLS, SEP, PAD = 7, 8, 0
+SIZES: dict[str, Any] = {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 6}
+WIDTH = 16
+PAIR_TASKS = [
+    Task.classification("same", ["no", "yes"], fields=("text", "text_pair")),
+    Task.regression("size"),
+    Task.classification("mood", ["bad", "good"]),
+]
+
+
+def make_model(tasks: list[Task] = PAIR_TASKS, kind: str = "bert", **settings: Any) -> HyperAdapterModel:
+    backbone = tiny_backbone(kind)
+    torch.manual_seed(1)
+    model = HyperAdapterModel(backbone, tasks, parse(ModelConfig, {"preset": "plus", **SIZES, **settings}))
+    model.tokenizer = tiny_tokenizer()
+    return model.eval()
+
+
+def examples(count: int = 24) -> list[Example]:
+    """Rows of `PAIR_TASKS`; a pair is the same text twice or two different ones."""
+    rows = []
+    for row in range(count):
+        text = f"w{row % 9} w{3 * row % 17} w{row % 5}"
+        rows.append(Example(0, text, text if row % 2 else f"w{20 + row % 7} red", row % 2))
+        rows.append(Example(1, f"{text} {'w30 ' * (row % 4)}", None, float(row % 4)))
+        rows.append(Example(2, f"{text} {('bad', 'good')[row % 2]}", None, row % 2))
+    return rows
+
+
+# The preset
+
+
+def test_the_preset_sets_what_is_not_given() -> None:
+    config = parse(ModelConfig, {"preset": "plus"})
+    assert (config.codes, config.head_inputs) == ("orthogonal", "texts")
+    kept = parse(ModelConfig, {"preset": "plus", "codes": "trunk"})
+    assert (kept.codes, kept.head_inputs) == ("trunk", "texts")
+    assert (ModelConfig().codes, ModelConfig().head_inputs) == ("trunk", "adapted")
+
+
+def test_a_backbone_without_heads_is_refused() -> None:
+    config = parse(ModelConfig, {"preset": "plus"})
+    with pytest.raises(RecipeError, match=r"head_inputs: 'texts' \(preset 'plus' sets it\) is for encoders"):
+        HyperAdapterModel(tiny_backbone("t5"), [Task.text_to_text("a")], config)
+
+
+def test_the_released_codes_network_is_fixed() -> None:
+    with pytest.raises(RecipeError, match="codes: preset 'official' has the released code's trunk"):
+        parse(ModelConfig, {"preset": "official", "codes": "orthogonal"}, RecipeError)
+
+
+# Codes
+
+
+def test_prototypes_and_codes_start_orthogonal_and_of_one_length() -> None:
+    table, network = PrototypeTable(5, 8, orthogonal=True), OrthogonalHypernetwork(3, WIDTH, 4, 8)
+    torch.testing.assert_close(table.weight @ table.weight.T, 8 * torch.eye(5))
+    codes = network.codes(table.weight)
+    assert codes.shape == (3, 5, 8)
+    for of_site in codes:
+        torch.testing.assert_close(of_site @ of_site.T, 8 * torch.eye(5))
+
+
+def test_more_tasks_than_numbers_are_orthogonal_in_parts() -> None:
+    table = PrototypeTable(11, 8, orthogonal=True).weight
+    torch.testing.assert_close(table[:8] @ table[:8].T, 8 * torch.eye(8))
+    torch.testing.assert_close(table[8:] @ table[8:].T, 8 * torch.eye(3))
+
+
+def test_generated_down_weights_have_the_variance_of_a_linear_layer() -> None:
+    torch.manual_seed(0)
+    table, network = PrototypeTable(20, 64, orthogonal=True), OrthogonalHypernetwork(2, 384, 32)
+    weights = network(table.weight)
+    assert float(weights.down_weight.detach().std()) == pytest.approx((3 * 384) ** -0.5, rel=0.02)
+    assert not any(tensor.any() for tensor in (weights.up_weight, weights.up_bias, weights.down_bias))
+
+
+def test_at_a_site_a_step_of_the_heads_for_one_task_leaves_the_others_as_they_are() -> None:
+    table, network = PrototypeTable(3, 8, orthogonal=True), OrthogonalHypernetwork(1, WIDTH, 4, 8)
+    before = network(table.weight)
+    network(table.weight).up_weight[:, 1].sum().backward()
+    with torch.no_grad():
+        network.up_weight.weight -= network.up_weight.weight.grad
+    after = network(table.weight)
+    torch.testing.assert_close(after.up_weight[:, [0, 2]], before.up_weight[:, [0, 2]], atol=1e-5, rtol=0)
+    assert float((after.up_weight[:, 1] - before.up_weight[:, 1]).abs().detach().min()) > 1.0
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_fresh_model_is_its_backbone(kind: str) -> None:
+    model, batch = make_model(HEAD_TASKS, kind), make_batch(kind)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad(), model.adapters_disabled():
+        expected = masked_mean(model.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
+    weights = model.adapters(torch.tensor([1]))
+    torch.testing.assert_close(model.adapted(inputs, model.encode(**inputs), weights), expected, atol=1e-5, rtol=1e-5)
+
+
+# Texts
+
+
+def row(*tokens: int, length: int = 9) -> list[int]:
+    return [*tokens, *[PAD] * (length - len(tokens))]
+
+
+def test_pairs_are_split_as_bert_and_roberta_write_them() -> None:
+    ids = torch.tensor(
+        [
+            row(CLS, 1, 2, SEP, 3, SEP),  # BERT
+            row(CLS, 1, SEP, SEP, 3, 4, 5, SEP),  # RoBERTa
+            row(CLS, 1, 2, 3, SEP),  # a single text
+            row(CLS, 1, SEP, 2, SEP),  # a single text that holds a separator
+            row(CLS, 1, 2, 3, 4, 5, 6, 1, SEP),
+            row(CLS, 1, SEP, 2, SEP, 3, SEP),  # a pair whose second text holds one
+        ]
+    )
+    mask = torch.tensor(
+        [[1] * 6 + [0] * 3, [1] * 8 + [0], [1] * 5 + [0] * 4, [1] * 5 + [0] * 4, [1] * 9, [1] * 7 + [0] * 2]
+    )
+    found, real = split_pairs(ids, mask, torch.tensor([True, True, False, False, False, True]))
+    texts = [tokens[: int(count)].tolist() for tokens, count in zip(found, real.sum(dim=1), strict=True)]
+    firsts = [
+        [CLS, 1, 2, SEP],
+        [CLS, 1, SEP],
+        [CLS, 1, 2, 3, SEP],
+        [CLS, 1, SEP, 2, SEP],
+        ids[4].tolist(),
+        [CLS, 1, SEP],
+    ]
+    assert texts == [*firsts, [CLS, 3, SEP], [CLS, 3, 4, 5, SEP], [CLS, 2, SEP, 3, SEP]]
+    assert all(real[index, : len(text)].all() for index, text in enumerate(texts))
+
+
+def test_an_empty_second_text_is_no_error() -> None:
+    ids = torch.tensor([[CLS, 1, 2, SEP, SEP]])
+    found, real = split_pairs(ids, torch.ones_like(ids), torch.tensor([True]))
+    assert found[1, : int(real[1].sum())].tolist() in ([CLS], [CLS, SEP])
+
+
+def test_features_are_those_of_each_text_encoded_alone() -> None:
+    backbone = tiny_backbone("bert")
+
+    def encode(ids: Tensor, mask: Tensor) -> Tensor:
+        hidden: Tensor = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden
+
+    def alone(*tokens: int) -> Tensor:
+        ids = torch.tensor([tokens])
+        return F.normalize(encode(ids, torch.ones_like(ids)).mean(dim=1), dim=-1)[0]
+
+    ids = torch.tensor([row(CLS, 1, 2, SEP, 3, SEP), row(CLS, 4, 5, 6, SEP)])
+    mask = torch.tensor([[1] * 6 + [0] * 3, [1] * 5 + [0] * 4])
+    with torch.no_grad():
+        found = text_features(encode, ids, mask, torch.tensor([True, False]))
+        first, second, single = alone(CLS, 1, 2, SEP), alone(CLS, 3, SEP), alone(CLS, 4, 5, 6, SEP)
+    assert found.shape == (2, features_width(WIDTH, compared=True))
+    pair = torch.cat([first + second, (first - second).abs(), (first @ second)[None]])
+    torch.testing.assert_close(found[0], pair, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1], torch.cat([single, torch.zeros(WIDTH + 1)]), atol=1e-5, rtol=1e-5)
+
+
+# Heads
+
+
+def fitted(**settings: Any) -> HyperAdapterModel:
+    model, rows = make_model(**settings), examples()
+    assert model.heads is not None
+    model.heads.set_target_scale(1, [0.0, 1.0, 2.0, 3.0])
+    fit_text_heads(model, rows[:48], rows[48:], batch_size=8)
+    return model
+
+
+def answers(model: HyperAdapterModel, rows: list[Example]) -> list[Any]:
+    return [prediction.target for prediction in Predictor(model)(rows)]
+
+
+def test_features_are_not_computed_before_heads_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = make_model(), examples(4)
+    calls = []
+    real = model._host.text_features
+    monkeypatch.setattr(model._host, "text_features", lambda *args: calls.append(1) or real(*args))
+    batch = model.collator(rows)
+    model.train()(**batch).loss.backward()
+    assert not calls
+    assert model.heads is not None
+    assert not model.heads.wide_weight.grad[:, : model.heads.features_width].any()  # type: ignore[index]
+    fit_text_heads(model, rows, rows, batch_size=8)
+    calls.clear()
+    model.eval()(**batch)
+    assert len(calls) == 1
+
+
+def test_fitted_heads_read_what_adapters_have_not_learned() -> None:
+    rows = examples()
+    assert answers(fitted(), rows[:48])[::3] == [example.target for example in rows[:48][::3]]
+
+
+@pytest.mark.parametrize("head_inputs", ["text", "texts"])
+def test_a_mixed_batch_equals_single_rows_and_a_checkpoint_repeats_them(head_inputs: str, tmp_path: Path) -> None:
+    model, rows = fitted(head_inputs=head_inputs), examples(4)
+    model.save_pretrained(tmp_path)
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, tiny_backbone("bert"))
+    with torch.no_grad(), evaluating(model):
+        mixed = model(**model.collator(rows)).logits
+        assert torch.equal(loaded(**model.collator(rows)).logits, mixed)
+        for index, example in enumerate(rows):
+            single = model(**model.collator([example])).logits[0]
+            torch.testing.assert_close(mixed[index, : len(single)], single, atol=1e-5, rtol=1e-5)
+
+
+def test_a_new_task_is_fitted_on_the_same_features_and_changes_no_other() -> None:
+    model, rows = fitted(), examples(6)
+    before = [prediction.probabilities for prediction in Predictor(model)(rows)]
+    new = Task.classification("near", ["no", "yes"], fields=("text", "text_pair"))
+    model.add_task(
+        new, [{"text": e.text, "text_pair": e.text_pair, "label": ("no", "yes")[int(e.target)]} for e in rows[::3]]
+    )  # type: ignore[arg-type]
+    assert model.heads is not None
+    assert model.heads.head(3).weight.shape == (2, features_width(WIDTH, compared=True) + WIDTH)
+    assert [prediction.probabilities for prediction in Predictor(model)(rows)] == before
+    found = [p.target for p in Predictor(model)([Example(None, e.text, e.text_pair) for e in rows[::3]], task="near")]
+    assert found == [example.target for example in rows[::3]]
+
+
+def shares(validation_targets: list[int], trained_logits: Tensor) -> tuple[float, float]:
+    """Shares of regression and trained head, read from the fitted head of a task that the regression cannot learn."""
+    task = Task.classification("coin", ["heads", "tails"])
+    model = make_model([task])
+    assert model.heads is not None
+    with torch.no_grad():
+        model.heads.wide_weight.fill_(0.0)
+        model.heads.wide_weight[0, -1] = 1.0
+    generator = torch.Generator().manual_seed(0)
+    width = model.heads.features_width
+    rows = [Example(0, "w1", None, index % 2) for index in range(8)]
+    features = [torch.randn(width, generator=generator) for _ in rows]
+    checked = [Example(0, "w1", None, target) for target in validation_targets]
+    noise = [torch.randn(width, generator=generator) for _ in checked]
+    set_text_heads(model, HeadRows(rows, features), HeadRows(checked, noise, list(trained_logits)))
+    head = model.heads.head(0)
+    return float(head.weight[:, :width].norm()), float(head.weight[0, -1])
+
+
+def test_a_trained_head_that_says_nothing_has_no_say() -> None:
+    targets = [0, 1] * 8
+    assert shares(targets, torch.zeros(16, 2))[1] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_trained_head_that_is_right_has_its_say_and_one_that_is_wrong_has_none() -> None:
+    targets = [0, 1] * 8
+    right = torch.tensor([[1.0, -1.0] if target == 0 else [-1.0, 1.0] for target in targets])
+    assert shares(targets, right)[1] > 0.5
+    assert shares(targets, -right)[1] == 0.0
+
+
+def test_without_validation_rows_both_have_fixed_shares() -> None:
+    assert shares([], torch.zeros(0, 2))[1] == SHARES_UNCHECKED[1]
+
+
+def test_fresh_wide_heads_read_no_features() -> None:
+    heads = TaskHeads(4, PAIR_TASKS, [True] * 3, 9)
+    assert not heads.reads_features
+    assert heads.wide_weight.shape == (5, 13)
+
+
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_training_ends_with_heads_that_read_texts(has_validation: bool, tmp_path: Path) -> None:
+    save_backbone(tmp_path / "bert")
+    for split, count in (("train", 40), ("validation", 16), ("test", 16)):
+        if split != "validation" or has_validation:
+            rows = [
+                {"text": e.text, "text_pair": e.text_pair, "label": "ny"[int(e.target or 0)]}
+                for e in examples(count)[::3]
+            ]
+            (tmp_path / f"same-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = {split: f"{tmp_path}/same-{split}.jsonl" for split in ("train", "validation", "test")}
+    if not has_validation:
+        del splits["validation"]
+    recipe = {
+        "backbone": str(tmp_path / "bert"),
+        "model": {"preset": "plus", **SIZES},
+        "data": {"max_length": 64},
+        "training": {"max_steps": 4, "batch_size": 8, "eval_steps": 2},
+        "tasks": [{"name": "same", "fields": ["text", "text_pair"], "source": {"path": splits}}],
+    }
+    run = train(parse(Recipe, recipe, RecipeError), tmp_path / "run")
+    assert run.model.heads is not None
+    assert run.model.heads.reads_features
+    assert run.evaluations["test"].mean > 0.9  # equal or different texts: the frozen backbone sees that at once
+    loaded, _ = load_run(tmp_path / "run")
+    rows = [Example(0, e.text, e.text_pair, e.target) for e in examples(4)[::3]]
+    assert answers(loaded, rows) == answers(run.model, rows)
