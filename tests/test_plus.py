@@ -16,7 +16,7 @@ from torch import Tensor
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.core import OrthogonalHypernetwork, PrototypeTable, masked_mean
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import RecipeError
+from hyperadapters.errors import DataError, RecipeError
 from hyperadapters.hosts.heads import TaskHeads
 from hyperadapters.hosts.host import evaluating
 from hyperadapters.hosts.texts import features_width, split_pairs, text_features
@@ -54,6 +54,28 @@ def examples(count: int = 24) -> list[Example]:
     return rows
 
 
+def pair_recipe(folder: Path, model: dict[str, Any], has_validation: bool = True) -> Recipe:
+    """A short training of one pair task on a tiny backbone."""
+    save_backbone(folder / "bert")
+    splits = {}
+    for split, count in (("train", 40), ("validation", 16), ("test", 16)):
+        if split != "validation" or has_validation:
+            rows = [
+                {"text": e.text, "text_pair": e.text_pair, "label": "ny"[int(e.target or 0)]}
+                for e in examples(count)[::3]
+            ]
+            splits[split] = f"{folder}/same-{split}.jsonl"
+            Path(splits[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "backbone": str(folder / "bert"),
+        "model": model,
+        "data": {"max_length": 64},
+        "training": {"max_steps": 4, "batch_size": 8, "eval_steps": 2},
+        "tasks": [{"name": "same", "fields": ["text", "text_pair"], "source": {"path": splits}}],
+    }
+    return parse(Recipe, recipe, RecipeError)
+
+
 # The preset
 
 
@@ -74,6 +96,13 @@ def test_a_backbone_without_heads_is_refused() -> None:
 def test_the_released_codes_network_is_fixed() -> None:
     with pytest.raises(RecipeError, match="codes: preset 'official' has the released code's trunk"):
         parse(ModelConfig, {"preset": "official", "codes": "orthogonal"}, RecipeError)
+
+
+def test_what_takes_the_preset_back_is_in_the_recipe_of_a_run(tmp_path: Path) -> None:
+    model = {"preset": "plus", "codes": "trunk", "head_inputs": "adapted", **SIZES}
+    run = train(pair_recipe(tmp_path, model), tmp_path / "run")
+    _, recipe = load_run(tmp_path / "run")
+    assert recipe.model == run.model.adapter_config.model_copy(update={"feature_layer": None})
 
 
 # Codes
@@ -284,6 +313,22 @@ def test_without_validation_rows_both_have_fixed_shares() -> None:
     assert shares([], torch.zeros(0, 2))[1] == SHARES_UNCHECKED[1]
 
 
+def test_a_trained_head_that_diverged_has_no_say() -> None:
+    assert shares([0, 1] * 8, torch.full((16, 2), torch.nan))[1] == 0.0
+
+
+def test_heads_are_fitted_once() -> None:
+    model, rows = fitted(), examples()
+    with pytest.raises(ValueError, match="heads that read the texts already cannot be fitted again"):
+        fit_text_heads(model, rows[:48], rows[48:], batch_size=8)
+
+
+def test_a_label_without_a_training_row_is_named() -> None:
+    model, rows = make_model(), examples()
+    with pytest.raises(DataError, match=r"task 'same': no training example of label\(s\) yes; add one of each"):
+        fit_text_heads(model, [e for e in rows if e.task_id or not e.target], rows, batch_size=8)
+
+
 def test_fresh_wide_heads_read_no_features() -> None:
     heads = TaskHeads(4, PAIR_TASKS, [True] * 3, 9)
     assert not heads.reads_features
@@ -292,25 +337,7 @@ def test_fresh_wide_heads_read_no_features() -> None:
 
 @pytest.mark.parametrize("has_validation", [True, False])
 def test_training_ends_with_heads_that_read_texts(has_validation: bool, tmp_path: Path) -> None:
-    save_backbone(tmp_path / "bert")
-    for split, count in (("train", 40), ("validation", 16), ("test", 16)):
-        if split != "validation" or has_validation:
-            rows = [
-                {"text": e.text, "text_pair": e.text_pair, "label": "ny"[int(e.target or 0)]}
-                for e in examples(count)[::3]
-            ]
-            (tmp_path / f"same-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    splits = {split: f"{tmp_path}/same-{split}.jsonl" for split in ("train", "validation", "test")}
-    if not has_validation:
-        del splits["validation"]
-    recipe = {
-        "backbone": str(tmp_path / "bert"),
-        "model": {"preset": "plus", **SIZES},
-        "data": {"max_length": 64},
-        "training": {"max_steps": 4, "batch_size": 8, "eval_steps": 2},
-        "tasks": [{"name": "same", "fields": ["text", "text_pair"], "source": {"path": splits}}],
-    }
-    run = train(parse(Recipe, recipe, RecipeError), tmp_path / "run")
+    run = train(pair_recipe(tmp_path, {"preset": "plus", **SIZES}, has_validation), tmp_path / "run")
     assert run.model.heads is not None
     assert run.model.heads.reads_features
     assert run.evaluations["test"].mean > 0.9  # equal or different texts: the frozen backbone sees that at once

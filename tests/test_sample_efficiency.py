@@ -205,7 +205,7 @@ def test_what_a_failed_search_has_trained_is_no_other_arms(
 ) -> None:
     def fail_at_the_second(setting: Setting, cell: Cell, rate: float) -> Trained:
         if rate > 3e-4:
-            raise RuntimeError("out of luck")
+            raise LookupError("out of luck")
         return Trained(99.0, lambda: Outcome({"mood": 1.0}), 1, 1.0, 1, 0.1)
 
     calls: list[tuple[int, float | None]] = []
@@ -213,8 +213,21 @@ def test_what_a_failed_search_has_trained_is_no_other_arms(
     monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), (3e-4, 1e-3, 3e-3)))
     _runner(setting, tmp_path).run(["failing", "fake"], [8], [0])
     rows = _rows(tmp_path / "rows.jsonl")
-    assert rows[0]["error"] == "RuntimeError: out of luck"
+    assert rows[0]["error"] == "LookupError: out of luck"
     assert (rows[1]["arm"], rows[1]["score"]) == ("fake", 60.0)
+
+
+def test_a_rate_at_which_training_breaks_is_no_choice(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_when_high(setting: Setting, cell: Cell, rate: float) -> Trained:
+        if rate > 1e-3:
+            raise RuntimeError("not finite")
+        return Trained(1e4 * rate, lambda: Outcome({"mood": 1e4 * rate}), 1, 1.0, 1, 0.1)
+
+    monkeypatch.setitem(arms.ARMS, "breaking", arms.Arm(break_when_high, (3e-4, 1e-3, 3e-3)))
+    _runner(setting, tmp_path).run(["breaking"], [8], [0, 1])
+    assert [(row["learning_rate"], row["score"]) for row in _rows(tmp_path / "rows.jsonl")] == [(1e-3, 10.0)] * 2
 
 
 def test_the_control_with_all_layers_is_an_arm_of_its_own(

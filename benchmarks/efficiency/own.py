@@ -135,7 +135,7 @@ class OwnLearner(Learner):
         logits: dict[int, Tensor] = {}
         self.eval()
         for rows in batches_by_length(validation, EVAL_BATCH_SIZE):
-            logits.update(zip(rows, self.logits([validation[row] for row in rows]), strict=True))
+            logits.update(zip(rows, self.logits([validation[row] for row in rows]).cpu(), strict=True))
         checked = HeadRows(validation, self._features(validation), [logits[row] for row in range(len(validation))])
         set_text_heads(self.model, HeadRows(train, self._features(train)), checked)
         self._reads_texts = True
@@ -161,7 +161,7 @@ class OwnLearner(Learner):
 
     def _frozen(self, examples: Sequence[Example]) -> Frozen:
         hidden, mask = self._states.batch(examples)
-        features = torch.stack(self._features(examples)) if self._reads_texts else None
+        features = torch.stack(self._features(examples)).to(hidden.device) if self._reads_texts else None
         return Frozen(hidden, masked_mean(hidden, mask), features)
 
     def _features(self, examples: Sequence[Example]) -> list[Tensor]:

@@ -87,7 +87,13 @@ class Runner:
         known = self.trials.validation(name, n, self.device, rate)
         if known is not None:
             return known
-        measured = self._train(ARMS[arm], self._cell(n, SEED_OF_TRIALS), rate)
+        try:
+            measured = self._train(ARMS[arm], self._cell(n, SEED_OF_TRIALS), rate)
+        except (RuntimeError, ValueError) as error:  # a rate that is too high for the arm, where a lower one was not
+            if self._kept is None:
+                raise
+            self.report(f"{name} n={n} rate {rate:g}: {_failure(error)['error']}")
+            return -float("inf")
         trained = measured.trained
         row = {"arm": name, "n": n, "learning_rate": rate, "validation": trained.validation, "steps": trained.steps}
         self.trials.add({**row, "seconds": trained.seconds, "device": self.device, "version": __version__})

@@ -104,7 +104,7 @@ class HyperAdapterModel(MethodParts):
         Args:
             name: on the Hub, or a folder.
             tasks: see the constructor.
-            preset: "paper" or "official".
+            preset: "paper", "plus" or "official".
             **settings: other settings of `ModelConfig`.
 
         Raises:
@@ -306,13 +306,13 @@ class HyperAdapterModel(MethodParts):
 
         Args:
             inputs: arguments of `encode`.
-            pooled: what the retriever reads of them [B, d].
+            pooled: what the retriever reads of them [B, d]; read with `head_inputs: adapted` only.
             is_pair: which rows are pairs of texts.
         """
         head_inputs = self.adapter_config.head_inputs
         if head_inputs == "adapted":
             return pooled
-        pairs = torch.tensor(is_pair, device=pooled.device)
+        pairs = torch.tensor(is_pair, device=inputs["input_ids"].device)
         return self._host.text_features(self._inputs(**inputs), pairs, head_inputs == "texts")
 
     def _features_of(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 `Task`, `ModelConfig` and `Lengths` travel with a checkpoint; `Recipe` describes a training run.
 """
 
-from hyperadapters.config.model import Lengths, Method, ModelConfig
+from hyperadapters.config.model import PRESETS, Lengths, Method, ModelConfig
 from hyperadapters.config.recipe import (
     RECIPE_FILE,
     SPLITS,
@@ -29,6 +29,7 @@ __all__ = [
     "METRICS_OF_KIND",
     "Method",
     "ModelConfig",
+    "PRESETS",
     "RECIPE_FILE",
     "Recipe",
     "SPLITS",

@@ -275,7 +275,7 @@ def make_head(
     fitted: bool = True,
     seed: int = 0,
 ) -> Head | None:
-    """A head from what heads read [N, 2 d] of some rows: from the means of the labels, or a ridge regression.
+    """A head from what heads read [N, F + d] of some rows: from the means of the labels, or a ridge regression.
 
     Args:
         task: kind and labels.

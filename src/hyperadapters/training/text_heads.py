@@ -7,7 +7,7 @@ into the answer. With few rows the regression carries the task, with many rows t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example
+from hyperadapters.errors import DataError
 from hyperadapters.hosts.heads import Head, TaskHeads, scaled_features
 from hyperadapters.hosts.host import evaluating
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
@@ -69,10 +70,16 @@ def fit_text_heads(
 
     Args:
         model: with `head_inputs` other than "adapted"; its heads are replaced.
-        train, validation: examples of all its tasks. A task without validation examples gets
-            `SHARES_UNCHECKED`.
+        train, validation: examples of all its tasks. A task without validation examples gets `SHARES_UNCHECKED`.
         batch_size: of the passes that make the features.
+
+    Raises:
+        DataError: a label of a task has no training example.
+        ValueError: the heads have been fitted already; what they had learned before is no longer apart.
     """
+    assert model.heads is not None
+    if model.heads.reads_features:
+        raise ValueError("heads that read the texts already cannot be fitted again; train a new model")
     checked = _head_rows(model, validation, batch_size, with_logits=True)
     set_text_heads(model, _head_rows(model, train, batch_size, with_logits=False), checked)
 
@@ -84,13 +91,13 @@ def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size
     with evaluating(model):
         for rows in batches_by_length(examples, batch_size):
             inputs = to_device(model.collator.inputs([examples[row] for row in rows]), device_of(model))
-            encoded = model.encode(inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids"))
-            found = model.head_features(inputs, encoded.pooled, [examples[row].text_pair is not None for row in rows])
+            is_pair = [examples[row].text_pair is not None for row in rows]
+            found = model.head_features(inputs, torch.empty(0), is_pair)
             for row, of_row in zip(rows, found.cpu(), strict=True):
                 features[row] = of_row
             if with_logits:
                 task_ids = torch.tensor([examples[row].task_id for row in rows], device=found.device)
-                output = model(**inputs, task_ids=task_ids, encoded=encoded)
+                output = model(**inputs, task_ids=task_ids)
                 for row, of_row in zip(rows, output.logits.cpu(), strict=True):
                     logits[row] = of_row
     return HeadRows(examples, features, logits if with_logits else ())
@@ -98,7 +105,7 @@ def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size
 
 @torch.no_grad()
 def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRows) -> None:
-    """As `fit_text_heads`, for rows whose features and logits are known."""
+    """As `fit_text_heads`, for rows whose features are known, and logits of heads that read none of them."""
     assert model.heads is not None
     width = model.heads.width
     made = []
@@ -106,7 +113,7 @@ def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRo
         regression = _regression(task, train.of_task(task_id), trained, width)
         rows = validation.of_task(task_id)
         shares = SHARES_UNCHECKED if not rows.targets else _shares(task, rows, regression, trained, width)
-        made.append(_joined(regression, trained, shares))
+        made.append(_combined(regression, trained, shares))
     heads = TaskHeads.of(model.tasks, made, width, model.heads.features_width).to(device_of(model))
     heads.train(model.training)
     model.heads = heads
@@ -121,6 +128,8 @@ def _regression(task: Task, rows: HeadRows, trained: Head, width: int) -> Head:
         ridge = RidgeCV(RIDGE_STRENGTHS).fit(inputs, (np.array(rows.targets) - scale[0]) / scale[1])
         return _head(ridge.coef_[None], np.array([ridge.intercept_]), *scale)
     labels = [int(target) for target in rows.targets]
+    if unseen := [label for index, label in enumerate(task.labels) if index not in labels]:
+        raise DataError(f"task '{task.name}': no training example of label(s) {', '.join(unseen)}; add one of each")
     found = logistic_regression(inputs, labels)
     weight, bias = found.coef_, found.intercept_
     if len(weight) == 1:  # scikit-learn has one output for two labels
@@ -135,42 +144,56 @@ def _head(weight: Any, bias: Any, *scale: float) -> Head:
 def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, width: int) -> tuple[float, float]:
     """How much of the regression's and of the trained logits makes the validation rows most likely, given `PRIOR`.
 
-    Neither is below 0. A regression task's numbers are taken as normally distributed, with the spread that the
-    regression leaves.
+    Neither is below 0; a trained head that diverged has no share. A regression task's numbers are taken as normally
+    distributed, with the spread that the regression leaves.
     """
     inputs = scaled_features(torch.stack(list(rows.features)), width)
     first = F.linear(inputs, regression.weight, regression.bias)
     second = torch.stack([logits[: len(trained.bias)] for logits in rows.logits]).float()
     targets = torch.tensor(rows.targets)
+    if not second.isfinite().all():
+        return PRIOR
     if task.kind == "regression":
         second = (second - trained.target_mean) / trained.target_std
         targets = (targets - trained.target_mean) / trained.target_std
         spread = float((first[:, 0] - targets).square().mean().clamp(min=1e-6))
+
+    def cost(shares: Tensor) -> Tensor:
+        logits = shares[0] * first + shares[1] * second
+        if task.kind == "regression":
+            return (logits[:, 0] - targets).square().sum() / (2 * spread)
+        return F.cross_entropy(logits, targets.long(), reduction="sum")
+
+    found = _minimum(cost, torch.ones(2))
+    if (found < 0).any():  # of a convex cost: where one share is below 0, the best without it is at 0
+        found = _minimum(cost, (found >= 0).float())
+    first_share, second_share = found.clamp(min=0).tolist()
+    return first_share, second_share
+
+
+def _minimum(cost: Callable[[Tensor], Tensor], free: Tensor) -> Tensor:
+    """The shares [2] with the lowest cost, that of their distance from `PRIOR` included; 0 where they are not free."""
     prior = torch.tensor(PRIOR)
     shares = prior.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([shares], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        logits = shares[0] * first + shares[1] * second
-        if task.kind == "regression":
-            loss = (logits[:, 0] - targets).square().sum() / (2 * spread)
-        else:
-            loss = F.cross_entropy(logits, targets.long(), reduction="sum")
-        loss = loss + PRIOR_STRENGTH / 2 * (shares - prior).square().sum()
+        loss = cost(free * shares) + PRIOR_STRENGTH / 2 * (free * (shares - prior)).square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    found = shares.detach().clamp(min=0).tolist()
-    return found[0], found[1]
+    return free * shares.detach()
 
 
-def _joined(regression: Head, trained: Head, shares: tuple[float, float]) -> Head:
+def _combined(regression: Head, trained: Head, shares: tuple[float, float]) -> Head:
     """The wide head whose logits are the sum of both heads', each times its share."""
     features_width = regression.weight.shape[1]
-    adapted = trained.weight.cpu()[:, features_width:]
+    adapted, bias = trained.weight.cpu()[:, features_width:], trained.bias.cpu()
+    if not shares[1]:  # also where it is not finite
+        adapted, bias = torch.zeros_like(adapted), torch.zeros_like(bias)
     weight = torch.cat([shares[0] * regression.weight, shares[1] * adapted], dim=1)
-    bias = shares[0] * regression.bias + shares[1] * trained.bias.cpu()
+    bias = shares[0] * regression.bias + shares[1] * bias
     return trained._replace(weight=weight, bias=bias)
