@@ -36,6 +36,9 @@ NAMES = {
 }
 """The main arms in the order of the tables, with their names. Their ablations are called `ARM_no_SOMETHING`."""
 
+WITHOUT_PROTOTYPES = ("plus_no_adapters", "plus_no_hypernetwork")
+"""Ablations that stand among the main arms: what the heads of PHA+ read is worth without its prototypes."""
+
 CONTROL = "_all_layers"
 """The end of the names of arms that change all layers, not only the upper ones."""
 
@@ -62,8 +65,8 @@ def label(arm: str) -> str:
 
 
 def is_main(arm: str) -> bool:
-    """Whether an arm is neither an ablation nor a control."""
-    return "_no_" not in arm and not arm.endswith(CONTROL)
+    """Whether an arm stands among the main ones: no ablation but `WITHOUT_PROTOTYPES`, and no control."""
+    return ("_no_" not in arm or arm in WITHOUT_PROTOTYPES) and not arm.endswith(CONTROL)
 
 
 def arm_order(arm: str) -> tuple[int, str]:
