@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from hyperadapters.core.forms import BottleneckWeights, head_bound
 
 
-class Hypernetwork(nn.Module):
+class Hypernetwork(nn.Module, ABC):
     """What hypernetworks have in common: four linear heads from codes to weights.
 
     The weights are read row by row without a transpose: element i * a + j of `down_weight` goes from input i to
@@ -31,9 +32,9 @@ class Hypernetwork(nn.Module):
         self.up_weight = nn.Linear(prototype_dim, bottleneck_dim * width, bias)
         self.up_bias = nn.Linear(prototype_dim, width, bias)
 
+    @abstractmethod
     def codes(self, prototypes: Tensor) -> Tensor:
         """Return the codes [L, U, p] that the heads read, for the prototypes [U, p]."""
-        raise NotImplementedError
 
     def forward(self, prototypes: Tensor) -> BottleneckWeights:
         """Generate the adapters of U tasks at all L sites from their prototypes [U, p]."""
