@@ -97,7 +97,7 @@ def test_what_the_model_offers_from_above_is_imported_when_it_is_called() -> Non
 
 
 def test_the_core_needs_torch_only() -> None:
-    allowed = {"__future__", "collections", "dataclasses", "math", "typing", "torch", "hyperadapters"}
+    allowed = {"__future__", "abc", "collections", "dataclasses", "math", "typing", "torch", "hyperadapters"}
     for name, path in _modules().items():
         if _unit(name) == "core":
             assert {imported.split(".")[0] for imported in _imports(path)} <= allowed, name
