@@ -72,7 +72,7 @@ def test_a_checkpoint_is_two_files_without_backbone_weights_or_pickle(tmp_path: 
     assert names == {n for n in model.state_dict() if not n.startswith("backbone.")} - {"prototypes.keys"}
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert config["backbone"]["fingerprint"] == model.backbone_fingerprint
-    assert config["format_version"] == 2
+    assert config["format_version"] == 3
 
 
 def test_saving_again_replaces_the_old_weights(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_missing_parts_are_named(run: Path, tmp_path: Path) -> None:
     [
         ("{", "not readable.*damaged"),
         ("[]", "fault"),
-        ('{"format_version": 99}', r"has format 99, this library .* reads up to 2; upgrade"),
+        ('{"format_version": 99}', r"has format 99, this library .* reads up to 3; upgrade"),
         ('{"format_version": 1, "tsks": []}', "tsks: unknown key. Did you mean 'tasks'"),
     ],
 )

@@ -13,9 +13,10 @@ from conftest import ENCODERS, save_backbone, tiny_backbone, tiny_tokenizer
 from test_hosts import HEAD_TASKS, make_batch
 from torch import Tensor
 
+from hyperadapters.checkpoint import stored_state
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.core import OrthogonalHypernetwork, PrototypeTable, masked_mean
-from hyperadapters.data.examples import Example
+from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError, RecipeError
 from hyperadapters.hosts.heads import TaskHeads
 from hyperadapters.hosts.host import evaluating
@@ -81,7 +82,7 @@ def pair_recipe(folder: Path, model: dict[str, Any], has_validation: bool = True
 
 def test_the_preset_sets_what_is_not_given() -> None:
     config = parse(ModelConfig, {"preset": "plus"})
-    assert (config.codes, config.head_inputs) == ("orthogonal", "texts")
+    assert (config.codes, config.head_inputs, config.label_names) == ("orthogonal", "texts", True)
     kept = parse(ModelConfig, {"preset": "plus", "codes": "trunk"})
     assert (kept.codes, kept.head_inputs) == ("trunk", "texts")
     assert (ModelConfig().codes, ModelConfig().head_inputs) == ("trunk", "adapted")
@@ -344,3 +345,69 @@ def test_training_ends_with_heads_that_read_texts(has_validation: bool, tmp_path
     loaded, _ = load_run(tmp_path / "run")
     rows = [Example(0, e.text, e.text_pair, e.target) for e in examples(4)[::3]]
     assert answers(loaded, rows) == answers(run.model, rows)
+
+
+# Names of labels
+
+
+def test_names_of_labels_are_examples_of_single_texts_only() -> None:
+    tasks = [*PAIR_TASKS, Task.classification("rating", ["1", "2"]), Task.classification("topic", ["new_card", "pin"])]
+    assert label_examples(tasks) == [
+        Example(2, "bad", None, 0),
+        Example(2, "good", None, 1),
+        Example(4, "new card", None, 0),
+        Example(4, "pin", None, 1),
+    ]
+
+
+def test_a_label_name_is_one_more_row_of_the_regression() -> None:
+    rows = [row for row in examples() if row.task_id == 2]
+    with_names, without = make_model(PAIR_TASKS), make_model(PAIR_TASKS, label_names=False)
+    by_hand = make_model(PAIR_TASKS, label_names=False)
+    other = [row for row in examples() if row.task_id != 2]
+    for model, extra in ((with_names, []), (without, []), (by_hand, label_examples(PAIR_TASKS))):
+        fit_text_heads(model, [*rows, *other, *extra], examples(9))
+    weights = [model.heads.wide_weight for model in (with_names, by_hand, without) if model.heads is not None]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.allclose(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("label_names", [True, False])
+def test_a_task_with_one_example_a_label_can_learn_from_their_names(label_names: bool) -> None:
+    model = make_model(label_names=label_names)
+    report = model.add_task(
+        Task.classification("colour", ["red", "blue"]),
+        [{"text": "w1 w2", "label": "red"}, {"text": "w3 w4", "label": "blue"}],
+    )
+    assert report.examples == 2
+    # With one row a label nothing can be left out to choose a number of steps.
+    assert report.stopping == ("leave-one-out" if label_names else "fixed")
+
+
+# What a checkpoint keeps of heads
+
+
+def test_a_checkpoint_keeps_fitted_heads_in_half_the_bytes_and_without_zeros(tmp_path: Path) -> None:
+    model = make_model()
+    fit_text_heads(model, examples(), examples(9))
+    assert model.heads is not None
+    state = stored_state(model)
+    wide = features_width(WIDTH, compared=True) + WIDTH
+    assert (state["heads.wide_weight"].shape, state["heads.wide_weight"].dtype) == ((2, wide), torch.float16)
+    assert (state["heads.single_weight"].shape, state["heads.single_weight"].dtype) == ((3, 2 * WIDTH), torch.float16)
+    model.save_pretrained(tmp_path)
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))
+    assert loaded.heads is not None
+    for name, value in model.heads.state_dict().items():
+        assert torch.equal(value, loaded.heads.state_dict()[name]), name
+
+
+def test_heads_that_need_all_their_bytes_keep_them(tmp_path: Path) -> None:
+    model = make_model()
+    assert model.heads is not None
+    torch.nn.init.normal_(model.heads.wide_weight)
+    assert stored_state(model)["heads.wide_weight"].dtype == torch.float32
+    model.save_pretrained(tmp_path)
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))
+    assert loaded.heads is not None
+    assert torch.equal(loaded.heads.wide_weight, model.heads.wide_weight)

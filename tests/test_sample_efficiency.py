@@ -139,7 +139,7 @@ def _fake(calls: list[tuple[int, float | None]], fails: bool = False) -> Any:
         if fails and cell.seed == 1:
             raise RuntimeError("out of luck")
         value = 0.0 if rate is None else -abs(rate - 1e-3)
-        return Trained(value, lambda: Outcome({"mood": 50.0, "pairs": 70.0}), 10, 2.5, 4, 0.1)
+        return Trained(value, lambda: Outcome({"mood": 50.0, "pairs": 70.0}), 10, 2.5, 10, 4, 0.1)
 
     return train
 
@@ -206,7 +206,7 @@ def test_what_a_failed_search_has_trained_is_no_other_arms(
     def fail_at_the_second(setting: Setting, cell: Cell, rate: float) -> Trained:
         if rate > 3e-4:
             raise LookupError("out of luck")
-        return Trained(99.0, lambda: Outcome({"mood": 1.0}), 1, 1.0, 1, 0.1)
+        return Trained(99.0, lambda: Outcome({"mood": 1.0}), 1, 1.0, 4, 1, 0.1)
 
     calls: list[tuple[int, float | None]] = []
     monkeypatch.setitem(arms.ARMS, "failing", arms.Arm(fail_at_the_second, (3e-4, 1e-3, 3e-3)))

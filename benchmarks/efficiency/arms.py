@@ -47,6 +47,7 @@ ARMS = {
     "plus": Arm(partial(train_own, {"preset": "plus"}), HYPERNETWORK_GRID),
     "plus_no_orthogonal": Arm(partial(train_own, {"preset": "plus", "codes": "trunk"}), HYPERNETWORK_GRID),
     "plus_no_texts": Arm(partial(train_own, {"preset": "plus", "head_inputs": "adapted"}), HYPERNETWORK_GRID),
+    "plus_no_names": Arm(partial(train_own, {"preset": "plus", "label_names": False}), HYPERNETWORK_GRID),
     "plus_no_contrast": Arm(partial(train_own, {"preset": "plus", "contrast": "none"}), HYPERNETWORK_GRID),
     "plus_no_hypernetwork": Arm(partial(train_own, {"preset": "plus", "method": "task_adapter"}), ADAPTER_GRID),
     "plus_no_adapters": Arm(train_text_heads, (), in_layers=False),

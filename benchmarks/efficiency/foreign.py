@@ -16,7 +16,7 @@ import torch
 from efficiency.data import alone, rows_of
 from efficiency.loop import Fit, fit, task_scores
 from efficiency.networks import Encoder, Network, PromptedEncoder, UpperEncoder, WholeEncoder, trainable_numbers
-from efficiency.setting import Cell, Outcome, Setting, Trained
+from efficiency.setting import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
 from hyperadapters.data.examples import TaskData
 from hyperadapters.errors import MissingPackageError
 
@@ -66,12 +66,13 @@ def train_shared(make: Make, setting: Setting, cell: Cell, rate: float) -> Train
     """Train one network on mixed batches of all tasks."""
     budget = setting.budgets[cell.n]
     network, found = _train(make, setting, cell.tasks, budget.steps, budget.batch_size, rate, cell)
-    heads = trainable_numbers(network.heads)
+    per_task = network.encoder.per_task + trainable_numbers(network.heads) / len(cell.tasks)
     return Trained(
         validation=_mean(found.scores),
         test=lambda: Outcome(_scores(network, cell.tasks)),
         trainable=trainable_numbers(network),
-        trainable_per_task=network.encoder.per_task + heads / len(cell.tasks),
+        trainable_per_task=per_task,
+        bytes_per_task=FLOAT32_BYTES * per_task,
         steps=found.steps,
         seconds=found.seconds,
     )
@@ -99,6 +100,7 @@ def train_alone(make: Make, setting: Setting, cell: Cell, rate: float) -> Traine
         test=test,
         trainable=trainable,
         trainable_per_task=trainable / len(tasks),
+        bytes_per_task=FLOAT32_BYTES * trainable / len(tasks),
         steps=sum(found.steps for _, found in done),
         seconds=sum(found.seconds for _, found in done),
     )

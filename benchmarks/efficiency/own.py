@@ -16,12 +16,13 @@ from efficiency.setting import Cell, Outcome, Setting, Trained
 from efficiency.states import frozen_copy, key_of, missing_from
 from hyperadapters import HyperAdapterModel
 from hyperadapters.batch import HyperAdapterOutput
+from hyperadapters.checkpoint import stored_state
 from hyperadapters.config import Lengths, ModelConfig, parse
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example
 from hyperadapters.hosts.host import Frozen
 from hyperadapters.inference.batches import batches_by_length
-from hyperadapters.training.text_heads import HeadRows, set_text_heads
+from hyperadapters.training.text_heads import HeadRows, regression_examples, set_text_heads
 
 ADAPTER_DIM = 32
 WIDE_HEAD_LEARNING_RATE = 1e-2
@@ -59,6 +60,7 @@ def train_own(settings: dict[str, Any], setting: Setting, cell: Cell, rate: floa
         test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test)), learner.routing_accuracy(test)),
         trainable=trainable_numbers(learner),
         trainable_per_task=learner.numbers_by_task / len(cell.tasks),
+        bytes_per_task=learner.bytes_by_task / len(cell.tasks),
         steps=found.steps,
         seconds=seconds,
     )
@@ -81,6 +83,7 @@ def train_text_heads(setting: Setting, cell: Cell, rate: float | None) -> Traine
         test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test))),
         trainable=trained,
         trainable_per_task=trained / len(cell.tasks),
+        bytes_per_task=learner.bytes_of(("heads",)) / len(cell.tasks),
         steps=0,
         seconds=seconds,
     )
@@ -105,9 +108,23 @@ class OwnLearner(Learner):
     @property
     def numbers_by_task(self) -> int:
         """Trained numbers that belong to one task each, in all."""
-        counted = [*COUNTED_BY_TASK, *["learned_adapters"] * (self.model.adapter_config.method == "task_adapter")]
-        parts = [part for name, part in self.model.named_children() if name in counted]
+        parts = [part for name, part in self.model.named_children() if name in self._counted_by_task]
         return sum(map(trainable_numbers, parts))
+
+    @property
+    def bytes_by_task(self) -> int:
+        """What a checkpoint has for each task by itself, in all."""
+        return self.bytes_of(self._counted_by_task)
+
+    def bytes_of(self, parts: Sequence[str]) -> int:
+        """What a checkpoint has for some parts of the model."""
+        stored = stored_state(self.model).items()
+        return sum(tensor.nbytes for name, tensor in stored if name.partition(".")[0] in parts)
+
+    @property
+    def _counted_by_task(self) -> tuple[str, ...]:
+        alone = self.model.adapter_config.method == "task_adapter"
+        return (*COUNTED_BY_TASK, "learned_adapters") if alone else COUNTED_BY_TASK
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Heads and a retriever that only contrasts have rates of their own."""
@@ -137,7 +154,8 @@ class OwnLearner(Learner):
         for rows in batches_by_length(validation, EVAL_BATCH_SIZE):
             logits.update(zip(rows, self.logits([validation[row] for row in rows]).cpu(), strict=True))
         checked = HeadRows(validation, self._features(validation), [logits[row] for row in range(len(validation))])
-        set_text_heads(self.model, HeadRows(train, self._features(train)), checked)
+        fitted_to = regression_examples(self.model, train)
+        set_text_heads(self.model, HeadRows(fitted_to, self._features(fitted_to)), checked)
         self._reads_texts = True
 
     @torch.no_grad()

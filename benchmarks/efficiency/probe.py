@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from efficiency.setting import Cell, Outcome, Setting, Trained
+from efficiency.setting import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
 from efficiency.states import frozen_copy, key_of, missing_from
 from hyperadapters import HyperAdapterModel
 from hyperadapters.config import Lengths, Split
@@ -62,6 +62,7 @@ def train_probe(setting: Setting, cell: Cell, rate: float | None) -> Trained:
         test=test,
         trainable=trainable,
         trainable_per_task=trainable / len(probes),
+        bytes_per_task=FLOAT32_BYTES * trainable / len(probes),
         steps=0,
         seconds=seconds,
     )

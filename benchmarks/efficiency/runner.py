@@ -115,7 +115,7 @@ class Runner:
             "score": sum(tested.scores.values()) / len(tested.scores),
             "trainable": trained.trainable,
             "trainable_per_task": round(trained.trainable_per_task),
-            "bytes_per_task": trained.bytes_per_task,
+            "bytes_per_task": round(trained.bytes_per_task),
             "seconds": trained.seconds,
             "peak_mb": measured.peak_mb,
             "routing_accuracy": tested.routing_accuracy,

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from efficiency.loop import task_scores
-from efficiency.setting import Cell, Outcome, Setting, Trained
+from efficiency.setting import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
 from hyperadapters.config import Split
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.errors import MissingPackageError
@@ -58,6 +58,7 @@ def train_setfit(setting: Setting, cell: Cell, rate: float) -> Trained:
         test=lambda: Outcome(scores("test")),
         trainable=trainable,
         trainable_per_task=trainable / len(tasks),
+        bytes_per_task=FLOAT32_BYTES * trainable / len(tasks),
         steps=sum(steps),
         seconds=seconds,
     )

@@ -90,6 +90,9 @@ class Outcome(NamedTuple):
     routing_accuracy: float | None = None
 
 
+FLOAT32_BYTES = 4
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained arm.
@@ -99,6 +102,7 @@ class Trained:
         test: reads the test rows; called once, and only of the arm that was chosen.
         trainable: numbers that were trained in all.
         trainable_per_task: of these, those that one task more would add, its head included; the mean over the tasks.
+        bytes_per_task: what is stored for them.
         steps: of the optimizer; the sum over tasks that are trained alone.
         seconds: of the training, without what is read and cached before it.
     """
@@ -107,10 +111,6 @@ class Trained:
     test: Callable[[], Outcome]
     trainable: int
     trainable_per_task: float
+    bytes_per_task: float
     steps: int
     seconds: float
-
-    @property
-    def bytes_per_task(self) -> int:
-        """What is stored for one task more, in float32."""
-        return round(4 * self.trainable_per_task)

@@ -9,7 +9,9 @@ is the one step that makes the new state current. Each file holds a checksum of 
 A task's keys are left out where they have the defaults of `Task`, which are therefore part of the format, and the
 tensor `prototypes.keys` is left out where no task has a key.
 
-Format 2 has the heads packed as `TaskHeads` has them; format 1 had a weight and a bias for each.
+Format 3 leaves out what wide heads of single texts have for comparing pairs, which is zero, and has wide heads as
+float16 where that loses nothing. Format 2 has the heads packed as `TaskHeads` has them; format 1 had a weight and a
+bias for each.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from hyperadapters.hosts.heads import Head, TaskHeads
 from hyperadapters.methods import PARTS
 from hyperadapters.model import HyperAdapterModel
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+FIRST_TO_GO_ON_WITH = 2
+"""Format of the oldest checkpoints from which a training can go on."""
 CONFIG_FILE = "hyperadapter.json"
 _WEIGHTS_PATTERN = "adapters-*.safetensors"
 
@@ -113,11 +117,8 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         lengths=model.lengths,
         tasks=model.tasks,
     )
-    state = {name: value.detach().cpu().contiguous() for name, value in model.adapter_state_dict().items()}
-    if not state.get("prototypes.keys", torch.ones(1)).numel():
-        del state["prototypes.keys"]
     values = _values(config)
-    weights = safetensors.torch.save(state, metadata={"config_sha256": _digest(values)})
+    weights = safetensors.torch.save(stored_state(model), metadata={"config_sha256": _digest(values)})
     sha256 = hashlib.sha256(weights).hexdigest()
     name = f"adapters-{sha256[:12]}.safetensors"
     values["weights"] = WeightsReference(file=name, sha256=sha256).model_dump(mode="json")
@@ -128,6 +129,49 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         if old.name != name:
             with suppress(OSError):  # the new state is current by now, and a left-over file does no harm
                 old.unlink()
+
+
+@torch.no_grad()
+def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's weights file, by name."""
+    state = {name: value.detach().cpu() for name, value in model.adapter_state_dict().items()}
+    if not state.get("prototypes.keys", torch.ones(1)).numel():
+        del state["prototypes.keys"]
+    if model.heads is not None and len(model.heads.wide_weight):
+        state.update(_pack(state.pop("heads.wide_weight"), model.heads))
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def _pack(wide_weight: Tensor, heads: TaskHeads) -> dict[str, Tensor]:
+    """Wide heads [N, F + d] in two parts: those that compare texts, and the others, without their zeros for that."""
+    compares = wide_weight[:, heads.width : heads.features_width].any(dim=1)
+    kept = _columns_of_single_texts(heads)
+    packed = {"heads.wide_weight": wide_weight[compares], "heads.single_weight": wide_weight[~compares][:, kept]}
+    packed = {name: half if (half := value.half()).float().equal(value) else value for name, value in packed.items()}
+    return {**packed, "heads.compares": compares}
+
+
+def _unpack(state: dict[str, Tensor], heads: TaskHeads) -> None:
+    """Undo `_pack`.
+
+    Raises:
+        KeyError, ValueError: a part is missing or has another shape than this model's.
+    """
+    compares, single = state.pop("heads.compares"), state.pop("heads.single_weight").float()
+    wide, kept = state["heads.wide_weight"].float(), _columns_of_single_texts(heads)
+    expected = (int(compares.sum()), heads.features_width + heads.width), (int((~compares).sum()), int(kept.sum()))
+    if compares.dtype != torch.bool or (tuple(wide.shape), tuple(single.shape)) != expected:
+        raise ValueError(f"the heads have shapes {tuple(wide.shape)} and {tuple(single.shape)}, not {expected}")
+    weight = wide.new_zeros(len(compares), heads.features_width + heads.width)
+    weight[compares] = wide
+    weight[(~compares).nonzero(), kept.nonzero()[:, 0]] = single
+    state["heads.wide_weight"] = weight
+
+
+def _columns_of_single_texts(heads: TaskHeads) -> Tensor:
+    """Which of the F + d inputs of a wide head are not there to compare the texts of a pair."""
+    columns = torch.arange(heads.features_width + heads.width)
+    return (columns < heads.width) | (columns >= heads.features_width)
 
 
 def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterModel:
@@ -166,12 +210,14 @@ def _modernise(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
     """Bring the state of a checkpoint to the names of the present format, and put in what was left out.
 
     Raises:
-        KeyError: a head is missing.
+        KeyError: a head is missing, or a part of the heads.
         ValueError: a head has another shape than its task's.
     """
     state.setdefault("thresholds", torch.full_like(model.thresholds, -torch.inf))
     if "prototypes.weight" in state and not state.get("prototypes.keys", torch.zeros(0)).any():
         state["prototypes.keys"] = torch.zeros(len(model.tasks), 0, model.adapter_config.prototype_dim)
+    if model.heads is not None and "heads.compares" in state:
+        _unpack(state, model.heads)
     if model.heads is not None and "heads.weight" not in state:
         names = [f"heads.heads.{task_id}" for task_id in range(len(model.tasks))]
         heads = [Head(state.pop(f"{name}.weight"), state.pop(f"{name}.bias")) for name in names]
@@ -216,7 +262,7 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
         CheckpointError: it is missing or damaged, or its tasks, settings or backbone are not those of the model.
     """
     config, state = _read(folder)
-    if config.format_version < FORMAT_VERSION:
+    if config.format_version < FIRST_TO_GO_ON_WITH:
         raise CheckpointError(
             f"{folder}: was written by an earlier version of the library, whose training state this one cannot go on "
             "with: finish the run with that version, or start it anew with --overwrite"

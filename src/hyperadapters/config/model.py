@@ -11,7 +11,7 @@ from hyperadapters.config.validation import Int, StrictModel
 Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 
-PRESETS = {"plus": {"codes": "orthogonal", "head_inputs": "texts"}}
+PRESETS = {"plus": {"codes": "orthogonal", "head_inputs": "texts", "label_names": True}}
 """Settings of a preset where they are not the defaults."""
 
 
@@ -22,7 +22,8 @@ class ModelConfig(StrictModel):
         method: where the adapters come from: "pha", or one of the methods it is compared with (see docs/methods.md).
             Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
         preset: "paper"; "official", which repeats the released code number by number (see docs/faithfulness.md); or
-            "plus", for encoder backbones, which sets `codes` and `head_inputs` where they are not given (docs/plus.md).
+            "plus", for encoder backbones, which sets `codes`, `head_inputs` and `label_names` where they are not given
+            (docs/plus.md).
         prototype_dim: p, numbers in a prototype, an instance vector, a layer embedding and a hypernetwork code.
         hidden_dim: hidden units of the retriever and of the hypernetwork's trunk.
         adapter_dim: bottleneck of the generated adapters.
@@ -47,6 +48,8 @@ class ModelConfig(StrictModel):
         head_inputs: encoder backbones only: what the heads of trained tasks read: "adapted", the last hidden states;
             "texts", these and how the frozen backbone by itself sees the text, or each text of a pair, and how like
             they are; or "text", the same without the comparison of a pair.
+        label_names: encoder backbones only: whether the name of a label counts as one more example of it, in
+            classifications of single texts: for what is fitted to the inputs named by `head_inputs`, and for new tasks.
     """
 
     method: Method = "pha"
@@ -65,6 +68,7 @@ class ModelConfig(StrictModel):
     contrast: Literal["both", "instance", "prototype", "none"] = "both"
     codes: Literal["trunk", "orthogonal"] = "trunk"
     head_inputs: Literal["adapted", "text", "texts"] = "adapted"
+    label_names: bool = False
 
     @model_validator(mode="before")
     @classmethod

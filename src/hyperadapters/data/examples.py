@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hyperadapters.config import Split, Task
@@ -77,6 +78,16 @@ def read_target(row: Row, task: Task) -> int | float | str:
 def infer_labels(rows: list[Row]) -> tuple[str, ...]:
     """Return the sorted labels of the rows."""
     return tuple(sorted({_label_name(row, _cell(row, "label")) for row in rows}))
+
+
+def label_examples(tasks: Sequence[Task]) -> list[Example]:
+    """The names of labels as examples of them, of classifications that read one text and whose names have letters."""
+    return [
+        Example(task_id, name.replace("_", " "), None, label)
+        for task_id, task in enumerate(tasks)
+        if not task.is_pair and all(any(map(str.isalpha, name)) for name in task.labels)
+        for label, name in enumerate(task.labels)
+    ]
 
 
 def _cell(row: Row, name: str) -> object:

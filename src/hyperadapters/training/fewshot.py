@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from hyperadapters.config import DataConfig, Task, parse
 from hyperadapters.core import BottleneckWeights, Hypernetwork
-from hyperadapters.data.examples import Example, infer_labels, read_fields, read_target
+from hyperadapters.data.examples import Example, infer_labels, label_examples, read_fields, read_target
 from hyperadapters.data.loading import subset
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, unknown_name
@@ -173,7 +173,8 @@ def _fit(
         instances = instance_vectors(model, examples)
         similarity = model.prototypes.similarity(instances).mean(dim=0).detach()
         start = _start(model, init, fit, instances, similarity, task_id, seed)
-        data = FitExamples(model, task, examples)
+        names = label_examples([task]) if model.adapter_config.label_names else []
+        data = FitExamples(model, task, [*examples, *names])
         fitted = fit_task(model, data, start, fit, max_steps, seed)
         fitted_parts = TaskParts(
             task=task,

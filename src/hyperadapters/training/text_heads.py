@@ -18,7 +18,7 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from hyperadapters.config import Task
-from hyperadapters.data.examples import Example
+from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError
 from hyperadapters.hosts.heads import Head, TaskHeads, scaled_features
 from hyperadapters.hosts.host import evaluating
@@ -81,7 +81,13 @@ def fit_text_heads(
     if model.heads.reads_features:
         raise ValueError("heads that read the texts already cannot be fitted again; train a new model")
     checked = _head_rows(model, validation, batch_size, with_logits=True)
-    set_text_heads(model, _head_rows(model, train, batch_size, with_logits=False), checked)
+    rows = regression_examples(model, train)
+    set_text_heads(model, _head_rows(model, rows, batch_size, with_logits=False), checked)
+
+
+def regression_examples(model: HyperAdapterModel, train: Sequence[Example]) -> list[Example]:
+    """What the regressions are fitted to: training examples, and names of labels if the model takes them for some."""
+    return [*train, *label_examples(model.tasks)] if model.adapter_config.label_names else list(train)
 
 
 @torch.no_grad()
@@ -195,5 +201,7 @@ def _combined(regression: Head, trained: Head, shares: tuple[float, float]) -> H
     if not shares[1]:  # also where it is not finite
         adapted, bias = torch.zeros_like(adapted), torch.zeros_like(bias)
     weight = torch.cat([shares[0] * regression.weight, shares[1] * adapted], dim=1)
+    rounded = weight.half().float()  # so that a checkpoint can keep it in half the bytes and lose nothing
+    weight = rounded if rounded.isfinite().all() else weight
     bias = shares[0] * regression.bias + shares[1] * bias
     return trained._replace(weight=weight, bias=bias)
