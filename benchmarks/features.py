@@ -97,7 +97,7 @@ def main() -> None:
     known = {task.name for task in tasks}
     sizes = {"adapter_dim": recipe.model.adapter_dim, "feature_layer": recipe.model.feature_layer}
     models = {
-        kind: HyperAdapterModel.from_backbone(recipe.backbone, tasks, features=kind, **sizes).eval()
+        kind: HyperAdapterModel.from_backbone(recipe.backbone, tasks, "paper", features=kind, **sizes).eval()
         for kind in ("layer", "backbone")
     }
     examples = {split: [e for found in data for e in found.splits[split][:count]] for split, count in ROWS.items()}

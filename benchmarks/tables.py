@@ -16,6 +16,8 @@ RESULTS = Path(__file__).parent / "results"
 MISSING = "\N{EN DASH}"
 METHODS = {
     "probe": "logistic regression",
+    "probe_texts": "the same on text features",
+    "lora": "LoRA",
     "none": "retrieval only",
     "prototype": "`prototype`",
     "adapter": "`adapter`",
@@ -198,7 +200,7 @@ def grouping() -> None:
 
 
 if __name__ == "__main__":
-    print(transfer_table(rows("transfer")) + "\n")
+    print(transfer_table(rows("transfer_paper")) + "\n")
     routing()
     features()
     speed()

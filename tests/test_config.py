@@ -505,7 +505,14 @@ def test_wrong_override_is_refused(recipe_file: Path, override: str, message: st
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipe_of_this_repository_loads(path: Path) -> None:
     family = "glue-t5-base" if path.stem.startswith("glue-t5-base") else path.stem
-    sizes = {"demo": 6, "local-glue": 12, "local-plus": 12, "local-transfer": 10, "glue-t5-base": 8}
+    sizes = {
+        "demo": 6,
+        "local-glue": 12,
+        "local-plus": 12,
+        "local-transfer": 10,
+        "local-transfer-plus": 10,
+        "glue-t5-base": 8,
+    }
     assert len(load_recipe(path).tasks) == sizes[family]
 
 

@@ -124,7 +124,7 @@ def stored(model: HyperAdapterModel, folder: Path) -> tuple[dict[str, dict[str, 
         elif found := re.fullmatch(r"own_adapters\.(\d+)", module):
             of_task[names[int(found[1])]][f"own_adapters.{rest}"] = tensor.numpy().tobytes()
         elif module == "heads":
-            assert rest in ("weight", "wide_weight", "bias", "starts")
+            assert rest in ("weight", "wide_weight", "single_weight", "compares", "bias", "starts")
         else:
             shared[key] = tensor.numpy().tobytes()
     for name, head in zip(names, [] if model.heads is None else model.heads.unpack(), strict=model.heads is not None):

@@ -29,7 +29,7 @@ def make_model(kind: str, seed: int = 0, **settings: Any) -> HyperAdapterModel:
     backbone = tiny_backbone(kind)
     torch.manual_seed(seed + 1)
     tasks = HEAD_TASKS if kind in ENCODERS else TEXT_TASKS
-    model = HyperAdapterModel(backbone, tasks, ModelConfig(**{"adapter_dim": 4, **settings}))
+    model = HyperAdapterModel(backbone, tasks, ModelConfig(**{"preset": "paper", "adapter_dim": 4, **settings}))
     with torch.no_grad():
         for module in (model.hypernetwork, model.shared_adapters):
             for parameter in module.parameters():

@@ -35,7 +35,9 @@ def make_model(kind: str, method: str, **settings: Any) -> HyperAdapterModel:
     backbone = tiny_backbone(kind)
     torch.manual_seed(1)
     tasks = HEAD_TASKS if kind in ENCODERS else TEXT_TASKS
-    model = HyperAdapterModel(backbone, tasks, ModelConfig(**{**SIZES, "method": method, **settings}))
+    model = HyperAdapterModel(
+        backbone, tasks, ModelConfig(**{"preset": "paper", **SIZES, "method": method, **settings})
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not name.startswith("heads"):

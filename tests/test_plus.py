@@ -23,6 +23,8 @@ from hyperadapters.hosts.host import evaluating
 from hyperadapters.hosts.texts import features_width, split_pairs, text_features
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model import HyperAdapterModel
+from hyperadapters.training import fewshot
+from hyperadapters.training.fitting import make_head
 from hyperadapters.training.run import load_run, train
 from hyperadapters.training.text_heads import SHARES_UNCHECKED, HeadRows, fit_text_heads, set_text_heads
 
@@ -86,6 +88,17 @@ def test_the_preset_sets_what_is_not_given() -> None:
     kept = parse(ModelConfig, {"preset": "plus", "codes": "trunk"})
     assert (kept.codes, kept.head_inputs) == ("trunk", "texts")
     assert (ModelConfig().codes, ModelConfig().head_inputs) == ("trunk", "adapted")
+
+
+def test_it_is_the_default_of_encoders_only() -> None:
+    bert = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(adapter_dim=4)).adapter_config
+    assert (bert.preset, bert.codes, bert.head_inputs, bert.adapter_dim) == ("plus", "orthogonal", "texts", 4)
+    t5 = HyperAdapterModel(tiny_backbone("t5"), [Task.text_to_text("a")], ModelConfig(adapter_dim=4)).adapter_config
+    assert (t5.preset, t5.codes, t5.head_inputs, t5.adapter_dim) == ("paper", "trunk", "adapted", 4)
+    other = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(method="hyperformer"))
+    assert (other.adapter_config.preset, other.adapter_config.head_inputs) == ("paper", "adapted")
+    given = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(codes="trunk")).adapter_config
+    assert (given.preset, given.codes, given.head_inputs) == ("plus", "trunk", "texts")
 
 
 def test_a_backbone_without_heads_is_refused() -> None:
@@ -411,3 +424,72 @@ def test_heads_that_need_all_their_bytes_keep_them(tmp_path: Path) -> None:
     loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))
     assert loaded.heads is not None
     assert torch.equal(loaded.heads.wide_weight, model.heads.wide_weight)
+
+
+# What new tasks learn from known heads
+
+
+def test_a_head_learns_from_a_related_one_and_leaves_an_unrelated_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, known = torch.randn(400, 48, generator=generator), torch.randn(2, 48, generator=generator)
+    labels = (inputs @ (known[1] - known[0]) > 0).long()
+    task = Task.classification("new", ["no", "yes"])
+    rows = [*(labels == 0).nonzero()[:8, 0].tolist(), *(labels == 1).nonzero()[:8, 0].tolist()]
+
+    def accuracy(known: list[Tensor]) -> float:
+        head = make_head(task, inputs, labels.tolist(), rows, known=known)
+        assert head is not None
+        assert head.weight.shape == (2, 48)
+        return float((F.linear(inputs, head.weight, head.bias).argmax(dim=1) == labels).float().mean())
+
+    alone = accuracy([])
+    assert accuracy([known]) > alone + 0.1
+    unrelated = torch.randn(2, 48, generator=generator)
+    assert accuracy([unrelated]) > alone - 0.1
+    assert accuracy([torch.zeros(2, 48)]) == alone
+
+
+def test_a_regression_learns_from_a_related_head() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, known = torch.randn(300, 48, generator=generator), torch.randn(1, 48, generator=generator)
+    targets = (2.0 + 3.0 * inputs @ known[0]).tolist()
+
+    def error(known: list[Tensor]) -> float:
+        head = make_head(Task.regression("new"), inputs, targets, range(12), known=known)
+        assert head is not None
+        values = F.linear(inputs, head.weight, head.bias)[:, 0] * head.target_std + head.target_mean
+        return float((values - torch.tensor(targets)).square().mean())
+
+    assert error([known]) < 0.5 * error([])
+
+
+def test_only_what_known_heads_make_of_texts_of_the_same_kind_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    fit_text_heads(model, examples(), examples(9))
+    given: list[list[Tensor]] = []
+    fit = fewshot.fit_task
+
+    def spy(*args: Any) -> Any:
+        given.append(list(args[6]))
+        return fit(*args)
+
+    monkeypatch.setattr(fewshot, "fit_task", spy)
+    task = Task.classification("new", ["a", "b"], fields=("text", "text_pair"))
+    model.add_task(task, [{"text": f"w{n}", "text_pair": f"w{n % 3}", "label": "ab"[n % 2]} for n in range(6)])
+    assert model.heads is not None
+    ((known,),) = given
+    wide = model.heads.head(0).weight
+    assert torch.equal(known[:, :-WIDTH], wide[:, :-WIDTH])
+    assert not known[:, -WIDTH:].any()
+
+
+def test_other_tasks_keep_their_answers_bit_for_bit_when_one_is_added() -> None:
+    model = make_model()
+    fit_text_heads(model, examples(), examples(9))
+    inputs = [Example(None, row.text, row.text_pair) for row in examples() if row.task_id == 0]
+    before = [prediction.probabilities for prediction in Predictor(model)(inputs, task="same")]
+    model.add_task(
+        Task.classification("colour", ["red", "blue"]),
+        [{"text": f"w{n} w{n + 1}", "label": ("red", "blue")[n % 2]} for n in range(8)],
+    )
+    assert [prediction.probabilities for prediction in Predictor(model)(inputs, task="same")] == before

@@ -7,7 +7,7 @@ from collections import defaultdict
 from itertools import chain
 from statistics import mean
 
-from tables import MISSING, markdown, spread, transfer_scores, transfer_table
+from tables import METHODS, MISSING, markdown, spread, transfer_scores, transfer_table
 
 from efficiency.summary import Column, Difference, Row, Size, arm_order, difference, label, pairs, size_order
 
@@ -28,6 +28,10 @@ def replaced(text: str, blocks: dict[str, str]) -> str:
     if len(START.findall(text)) != len(MARKED.findall(text)):
         raise ValueError("each `<!-- table: NAME -->` needs its own line and an `<!-- end -->` after it")
     return MARKED.sub(lambda place: f"{place[1]}\n{blocks[place[2]]}\n\n{place[4]}", text)
+
+
+COMPARED = ("probe", "probe_texts", "lora")
+"""Methods that new tasks from a few examples are compared with."""
 
 
 def tables(columns: dict[Size, Column], trials: list[Row], transfer: list[Row]) -> dict[str, str]:
@@ -131,17 +135,20 @@ def difference_cells(found: Difference | None) -> list[str]:
 
 
 def transfer_differences(rows: list[Row]) -> str:
-    """`adapter` minus logistic regression by k, for each task over draws, and for all over (task, draw)."""
+    """`adapter` minus what it is compared with by k, for each task over draws, and for all over (task, draw)."""
     scores = transfer_scores(rows)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
+    present = [method for method in COMPARED if any(row["method"] == method for row in rows)]
     body = []
     for k in sorted({k for k, _ in scores}):
-        ours, theirs = (scores.get((k, method), {}) for method in ("adapter", "probe"))
-        for task in tasks:
-            of_task = {pair: score for pair, score in ours.items() if pair[0] == task}
-            body.append([str(k), task, *difference_cells(difference(of_task, theirs))])
-        body.append([str(k), "**all**", *difference_cells(difference(ours, theirs))])
-    return markdown(["k", "task", "`adapter` minus logistic regression", "pairs"], body)
+        ours = scores.get((k, "adapter"), {})
+        for task in (*tasks, None):
+            chosen = {pair: score for pair, score in ours.items() if task in (pair[0], None)}
+            found = [difference(chosen, scores.get((k, method), {})) for method in present]
+            cells = [cell for one in found for cell in difference_cells(one)]
+            body.append([str(k), task or "**all**", *cells])
+    columns = [cell for method in present for cell in (f"`adapter` minus {METHODS[method]}", "pairs")]
+    return markdown(["k", "task", *columns], body)
 
 
 def rates_table(trials: list[Row], columns: dict[Size, Column]) -> str:

@@ -23,10 +23,9 @@ from hyperadapters.data.examples import Example
 from hyperadapters.hosts.host import Frozen
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.training.text_heads import HeadRows, regression_examples, set_text_heads
+from hyperadapters.training.trainer import DIRECTIONS_LEARNING_RATE
 
 ADAPTER_DIM = 32
-WIDE_HEAD_LEARNING_RATE = 1e-2
-"""Of heads that read directions, vectors of length 1, where the others read hidden states some seven times as long."""
 RETRIEVER_LEARNING_RATE = 3e-3
 """Of a retriever that only the contrastive losses train, as in the recipes."""
 COUNTED_BY_TASK = ("prototypes", "heads")
@@ -129,7 +128,7 @@ class OwnLearner(Learner):
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Heads and a retriever that only contrasts have rates of their own."""
         wide = self.model.adapter_config.head_inputs != "adapted"
-        rates = {"heads": WIDE_HEAD_LEARNING_RATE if wide else HEAD_LEARNING_RATE}
+        rates = {"heads": DIRECTIONS_LEARNING_RATE if wide else HEAD_LEARNING_RATE}
         if self.model.can_route:
             rates["retriever"] = RETRIEVER_LEARNING_RATE
         trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]

@@ -71,7 +71,9 @@ def predict_files(setting: Setting) -> Iterator[Row]:
         make_backbone("bert-tiny").save_pretrained(folder / "backbone")
         load_tokenizer(MINILM).save_pretrained(folder / "backbone")
         tasks = make_tasks(8)
-        model = HyperAdapterModel.from_backbone(str(folder / "backbone"), tasks, adapter_dim=setting.adapter_dim)
+        model = HyperAdapterModel.from_backbone(
+            str(folder / "backbone"), tasks, "paper", adapter_dim=setting.adapter_dim
+        )
         model.save_pretrained(folder / "run")
         points = []
         for rows in setting.predict_rows:

@@ -104,7 +104,7 @@ def make_model(setting: Setting, backbone: str, num_tasks: int) -> HyperAdapterM
     host = make_backbone(backbone, setting.device, setting.dtype)
     tasks = make_tasks(num_tasks, host.config.model_type == "t5")
     name = MINILM if backbone == "minilm" else None
-    return HyperAdapterModel(host, tasks, ModelConfig(adapter_dim=setting.adapter_dim), name).eval()
+    return HyperAdapterModel(host, tasks, ModelConfig(preset="paper", adapter_dim=setting.adapter_dim), name).eval()
 
 
 def make_peft(setting: Setting, backbone: str, num_tasks: int) -> Any:

@@ -97,14 +97,14 @@ class HyperAdapterModel(MethodParts):
 
     @classmethod
     def from_backbone(
-        cls, name: str, tasks: Sequence[Task], preset: str = "paper", **settings: Any
+        cls, name: str, tasks: Sequence[Task], preset: str | None = None, **settings: Any
     ) -> HyperAdapterModel:
         """Load a backbone and make a model with fresh adapters.
 
         Args:
             name: on the Hub, or a folder.
             tasks: see the constructor.
-            preset: "paper", "plus" or "official".
+            preset: see `ModelConfig`.
             **settings: other settings of `ModelConfig`.
 
         Raises:

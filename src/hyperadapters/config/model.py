@@ -22,8 +22,8 @@ class ModelConfig(StrictModel):
         method: where the adapters come from: "pha", or one of the methods it is compared with (see docs/methods.md).
             Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
         preset: "paper"; "official", which repeats the released code number by number (see docs/faithfulness.md); or
-            "plus", for encoder backbones, which sets `codes`, `head_inputs` and `label_names` where they are not given
-            (docs/plus.md).
+            "plus", which sets `codes`, `head_inputs` and `label_names` where they are not given (docs/plus.md).
+            Default: "plus" for encoder backbones with method "pha", "paper" for all others.
         prototype_dim: p, numbers in a prototype, an instance vector, a layer embedding and a hypernetwork code.
         hidden_dim: hidden units of the retriever and of the hypernetwork's trunk.
         adapter_dim: bottleneck of the generated adapters.
@@ -53,7 +53,7 @@ class ModelConfig(StrictModel):
     """
 
     method: Method = "pha"
-    preset: Literal["paper", "official", "plus"] = "paper"
+    preset: Literal["paper", "official", "plus"] | None = None
     prototype_dim: Int = Field(64, ge=1)
     hidden_dim: Int = Field(128, ge=1)
     adapter_dim: Int = Field(64, ge=1)
@@ -86,6 +86,17 @@ class ModelConfig(StrictModel):
         if self.method != "pha" and self.prototypes_per_task > 1:
             raise ValueError(f"prototypes_per_task: is for routing, and method '{self.method}' cannot route; remove it")
         return self
+
+    def for_backbone(self, has_heads: bool) -> ModelConfig:
+        """These settings with the default preset, where none is given.
+
+        Args:
+            has_heads: whether it is an encoder, whose answers task heads give.
+        """
+        if self.preset is not None:
+            return self
+        preset = "plus" if has_heads and self.method == "pha" else "paper"
+        return ModelConfig(**{**self.model_dump(exclude_unset=True), "preset": preset})
 
 
 class Lengths(StrictModel):

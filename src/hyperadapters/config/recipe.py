@@ -134,7 +134,8 @@ class TrainingConfig(StrictModel):
         max_steps, num_train_epochs: how long; exactly one of them.
         batch_size: rows of a step on each device (before accumulation).
         learning_rate: of the hypernetwork, prototypes and shared adapters.
-        head_learning_rate: of the task heads; default: `learning_rate`.
+        head_learning_rate: of the task heads; default: 1e-2 where they read directions, as those of the preset "plus"
+            do, otherwise `learning_rate`.
         retriever_learning_rate: of the retriever, which with method "pha" only the contrastive losses reach; default:
             `learning_rate`.
         warmup_steps: of the linear schedule.

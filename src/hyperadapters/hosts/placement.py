@@ -30,11 +30,12 @@ def check_tasks(tasks: Sequence[Task], sites: Sites) -> None:
 
 
 def place(config: ModelConfig, sites: Sites) -> ModelConfig:
-    """Check the settings against a backbone, and fill in the layer of an encoder's features.
+    """Check the settings against a backbone, and fill in the preset and the layer of an encoder's features.
 
     Raises:
         RecipeError: a setting does not fit the backbone.
     """
+    config = config.for_backbone(has_heads=sites.kind != "encoder-decoder")
     if sites.kind == "encoder-decoder":
         if config.head_inputs != "adapted":
             raise RecipeError(

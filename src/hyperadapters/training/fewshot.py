@@ -33,6 +33,8 @@ Init = Literal["nearest", "mixture", "mean_instance", "random", "current"]
 FITS = ("prototype", "adapter", "shared", "none")
 INITS = ("nearest", "mixture", "mean_instance", "random")
 NUM_NEIGHBOURS = 3
+NUM_KNOWN_HEADS = 8
+"""Most heads of other tasks that a new one may learn from."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,10 @@ def add_task(
     """Add a task from a handful of examples.
 
     The prototype starts from those of the known tasks most similar to the examples, a head from the means of the labels
-    (of a regression, from a ridge regression); heads are wide ones (see `TaskHeads`). The number of steps is chosen on
-    examples that are left out, and may be 0. The new task gets the last id. No other task changes in any bit, unless
-    `fit` is "shared".
+    (of a regression, from a ridge regression); heads are wide ones (see `TaskHeads`). Where heads of known tasks read
+    the texts (preset "plus"), the new head also learns from what those of similar tasks make of them (see `make_head`).
+    The number of steps is chosen on examples that are left out, and may be 0. The new task gets the last id. No other
+    task changes in any bit, unless `fit` is "shared".
 
     Args:
         model: changed in place, when all went well.
@@ -175,7 +178,7 @@ def _fit(
         start = _start(model, init, fit, instances, similarity, task_id, seed)
         names = label_examples([task]) if model.adapter_config.label_names else []
         data = FitExamples(model, task, [*examples, *names])
-        fitted = fit_task(model, data, start, fit, max_steps, seed)
+        fitted = fit_task(model, data, start, fit, max_steps, seed, _known_heads(model, task, similarity, task_id))
         fitted_parts = TaskParts(
             task=task,
             prototype=fitted.prototype,
@@ -197,6 +200,20 @@ def _fit(
                 set_task_parts(model, parts)
     seconds = time.monotonic() - started
     return FitReport(task.name, fit, init, neighbours, len(examples), fitted.steps, fitted.stopping, seconds, changes)
+
+
+def _known_heads(model: HyperAdapterModel, task: Task, similarity: Tensor, task_id: int | None) -> list[Tensor]:
+    """What the heads of the most similar tasks of the same kind of input make of the frozen features [C, F + d]."""
+    if model.heads is None or not model.heads.reads_features:
+        return []
+    alike = [
+        index
+        for index in similarity.argsort(descending=True).tolist()
+        if index != task_id and model.tasks[index].is_pair == task.is_pair
+    ]
+    wide = (model.heads.head(index).weight for index in alike[:NUM_KNOWN_HEADS])
+    kept = torch.arange(model.heads.features_width + model.heads.width) < model.heads.features_width
+    return [weight * kept.to(weight) for weight in wide if weight.shape[1] == len(kept)]
 
 
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,13 @@ class _Student(nn.Module):
 
 
 def fit_task(
-    model: HyperAdapterModel, data: FitExamples, start: Start, fit: Fit, max_steps: int | None = None, seed: int = 0
+    model: HyperAdapterModel,
+    data: FitExamples,
+    start: Start,
+    fit: Fit,
+    max_steps: int | None = None,
+    seed: int = 0,
+    known: Sequence[Tensor] = (),
 ) -> Fitted:
     """Fit a task without touching the model.
 
@@ -183,7 +190,12 @@ def fit_task(
         fit: what is trained, see `fewshot.add_task`.
         max_steps: at most; default `MAX_STEPS`.
         seed: of left-out rows and batches.
+        known: see `make_head`.
     """
+
+    def head_of(rows: Sequence[int]) -> Head | None:
+        return make_head(data.task, inputs, data.targets, rows, fit != "none", seed, known)
+
     everything = list(range(len(data)))
     with torch.no_grad():
         inputs = None if model.text_to_text else _head_inputs(data, _generate(model, start))
@@ -193,14 +205,14 @@ def fit_task(
     looks: list[int] = []
     for left_out in folds:
         kept = [row for row in everything if row not in left_out]
-        student = _Student(model, start, make_head(data.task, inputs, data.targets, kept, fit != "none", seed), fit)
+        student = _Student(model, start, head_of(kept), fit)
         seen = [(step, _loss(student, data, sorted(left_out))) for step in _train(student, data, kept, fit, most, seed)]
         looks, curve = map(list, zip(*seen, strict=True))
         curves.append(curve)
     steps = most
     if curves:
         steps = looks[int(torch.tensor(curves).mean(dim=0).nan_to_num(nan=torch.inf).argmin())]
-    student = _Student(model, start, make_head(data.task, inputs, data.targets, everything, fit != "none", seed), fit)
+    student = _Student(model, start, head_of(everything), fit)
     for _ in _train(student, data, everything, fit, steps, seed):
         pass
     return student.result(steps, stopping, fit)
@@ -274,6 +286,7 @@ def make_head(
     rows: Sequence[int],
     fitted: bool = True,
     seed: int = 0,
+    known: Sequence[Tensor] = (),
 ) -> Head | None:
     """A head from what heads read [N, F + d] of some rows: from the means of the labels, or a ridge regression.
 
@@ -285,11 +298,51 @@ def make_head(
         fitted: whether a classification goes on from the means (see `mean_head`) to a logistic regression, with a
             penalty on the distance from there. The penalty, or none of this, is chosen on rows that are left out.
         seed: of the left-out rows.
+        known: weights [C', F + d] of other tasks' heads. What these say of an input can be worth more than what a few
+            examples show, or nothing: a second head is made, which reads that too, and the result is the mean of both
+            heads, each weighted by how likely the rows are under it that were left out.
     """
     if inputs is None:
         return None
     chosen = inputs[list(rows)].detach().float()
     values = [targets[row] for row in rows]
+    head, cost = _make_head(task, chosen, values, fitted, seed)
+    directions = _scaled(known, chosen)
+    if directions is None or cost is None:
+        return head
+    informed, informed_cost = _make_head(task, torch.cat([chosen, chosen @ directions.T], dim=1), values, fitted, seed)
+    assert informed_cost is not None
+    width, share = chosen.shape[1], float(torch.tensor(cost - informed_cost).sigmoid())
+    weight = informed.weight[:, :width] + informed.weight[:, width:] @ directions
+    return head._replace(
+        weight=(1 - share) * head.weight + share * weight, bias=(1 - share) * head.bias + share * informed.bias
+    )
+
+
+def _scaled(known: Sequence[Tensor], inputs: Tensor) -> Tensor | None:
+    """Rows of the known weights, by which the inputs vary as much in all as by themselves, by each weight alike."""
+    varied = [(weight, _variance(inputs @ weight.T)) for weight in known]
+    varied = [(weight, variance) for weight, variance in varied if variance > SAME]
+    if not varied:
+        return None
+    each = _variance(inputs) / len(varied)
+    return torch.cat([weight * (each / variance) ** 0.5 for weight, variance in varied])
+
+
+def _variance(values: Tensor) -> float:
+    return float((values - values.mean(dim=0)).square().sum(dim=1).mean())
+
+
+class _Candidate(NamedTuple):
+    """A head, and its negative log-likelihood of rows while they are left out; None if none were."""
+
+    head: Head
+    cost: float | None = None
+
+
+def _make_head(
+    task: Task, chosen: Tensor, values: Sequence[int | float | str | None], fitted: bool, seed: int
+) -> _Candidate:
     if task.kind == "regression":
         return _ridge_head(chosen, torch.tensor([float(value) for value in values]))  # type: ignore[arg-type]
     labels = torch.tensor([int(value) for value in values], device=chosen.device)  # type: ignore[arg-type]
@@ -298,7 +351,7 @@ def make_head(
     generator = random.Random(seed)
     shuffled = [generator.sample(group, len(group)) for group in groups if len(group) > 1]
     if not fitted or not shuffled:
-        return start
+        return _Candidate(start)
     folds = min(FOLDS, *map(len, shuffled))
     losses = dict.fromkeys([None, *HEAD_PENALTIES], 0.0)
     for fold in range(folds):
@@ -310,7 +363,8 @@ def make_head(
             logits = F.linear(chosen[left_out], trained.weight, trained.bias)
             losses[penalty] += float(F.cross_entropy(logits, labels[left_out], reduction="sum"))
     best = min(losses, key=losses.__getitem__)
-    return start if best is None else _logistic_head(chosen, labels, start, best)
+    head = start if best is None else _logistic_head(chosen, labels, start, best)
+    return _Candidate(head, losses[best])
 
 
 def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
@@ -369,12 +423,14 @@ def _mean_head(means: Tensor, scale: float) -> Head:
     return Head(weight, -(weight @ middle) - 0.5 * scale * offsets.square().sum(dim=1))
 
 
-def _ridge_head(features: Tensor, targets: Tensor) -> Head:
+def _ridge_head(features: Tensor, targets: Tensor) -> _Candidate:
     mean, std = float(targets.mean()), float(targets.std(correction=0)) or 1.0
     if len(targets) < 2:
-        return Head(features.new_zeros(1, features.shape[1]), features.new_zeros(1), mean, std)
+        return _Candidate(Head(features.new_zeros(1, features.shape[1]), features.new_zeros(1), mean, std))
     middle = features.mean(dim=0)
     found = RidgeCV(RIDGE_STRENGTHS).fit((features - middle).cpu().numpy(), ((targets - mean) / std).numpy())
     weight = torch.as_tensor(found.coef_, dtype=torch.float32, device=features.device)[None]
     bias = torch.as_tensor([found.intercept_], dtype=torch.float32, device=features.device) - weight @ middle
-    return Head(weight, bias, mean, std)
+    # Of normally distributed errors: the score is minus the mean square of the rows' errors, each left out in turn.
+    cost = len(targets) / 2 * math.log(max(-found.best_score_, SAME))
+    return _Candidate(Head(weight, bias, mean, std), cost)

@@ -15,7 +15,7 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hyperadapters.checkpoint import is_checkpoint
-from hyperadapters.config import PRESETS, RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
+from hyperadapters.config import RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
 from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
@@ -87,7 +87,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     started = time.monotonic()
     trainer = HyperAdapterTrainer(model, recipe, train_rows, validation_rows, arguments)
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
-    if recipe.model.head_inputs != "adapted":
+    if model.adapter_config.head_inputs != "adapted":
         fit_text_heads(model, train_rows, validation_rows, recipe.training.eval_batch_size)
     seconds = time.monotonic() - started
     if model.can_route:
@@ -227,8 +227,8 @@ def _check_same_recipe(recipe: Recipe, output: Path) -> None:
 
 def _recipe_text(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    for name in PRESETS.get(recipe.model.preset, {}):  # the field's default would be read as the preset's
-        values["model"][name] = getattr(recipe.model, name)
+    if "model" in values:  # where a preset has another value, the field's own default says something too
+        values["model"] = recipe.model.model_dump(mode="json", exclude_unset=True)
     resolve_paths(values, Path.cwd())
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 

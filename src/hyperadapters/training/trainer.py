@@ -29,6 +29,9 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 logger = logging.getLogger(__name__)
 
+DIRECTIONS_LEARNING_RATE = 1e-2
+"""Default of heads that read directions, vectors of length 1; hidden states are some seven times as long on MiniLM."""
+
 
 class HyperAdapterTrainer(Trainer):
     """Trains a `HyperAdapterModel`; accelerate, mixed precision, accumulation, loggers and resuming are the Trainer's.
@@ -124,6 +127,8 @@ class HyperAdapterTrainer(Trainer):
         if self.optimizer is None:
             training = self.recipe.training
             rates = {"heads": training.head_learning_rate, "retriever": training.retriever_learning_rate}
+            if self.model.adapter_config.head_inputs != "adapted":
+                rates["heads"] = rates["heads"] or DIRECTIONS_LEARNING_RATE
             decayed = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
             for name, parameter in self.model.named_parameters():
