@@ -530,7 +530,9 @@ def test_with_two_passes_answers_of_given_tasks_are_those_of_one_pass(kind: str,
 def _dropout_model(**settings: Any) -> HyperAdapterModel:
     backbone = tiny_backbone("bert", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     torch.manual_seed(1)
-    return HyperAdapterModel(backbone, HEAD_TASKS, ModelConfig(adapter_dim=4, feature_layer=2, **settings))
+    return HyperAdapterModel(
+        backbone, HEAD_TASKS, ModelConfig(preset="paper", adapter_dim=4, feature_layer=2, **settings)
+    )
 
 
 def test_dropout_leaves_the_frozen_pass_alone_and_reaches_the_adapted_one() -> None:

@@ -223,7 +223,7 @@ def test_a_rate_at_which_training_breaks_is_no_choice(
     def break_when_high(setting: Setting, cell: Cell, rate: float) -> Trained:
         if rate > 1e-3:
             raise RuntimeError("not finite")
-        return Trained(1e4 * rate, lambda: Outcome({"mood": 1e4 * rate}), 1, 1.0, 1, 0.1)
+        return Trained(1e4 * rate, lambda: Outcome({"mood": 1e4 * rate}), 1, 1.0, 4, 1, 0.1)
 
     monkeypatch.setitem(arms.ARMS, "breaking", arms.Arm(break_when_high, (3e-4, 1e-3, 3e-3)))
     _runner(setting, tmp_path).run(["breaking"], [8], [0, 1])
