@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    MT5Config,
-    MT5ForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-    T5Config,
-    T5ForConditionalGeneration,
-    XLMRobertaConfig,
-    XLMRobertaModel,
-)
+from transformers import PreTrainedTokenizerFast
 
 # Tiny models gain nothing from threads, and sums come out the same however busy the machine is.
 torch.set_num_threads(1)
@@ -62,26 +50,105 @@ T5_SIZES: dict[str, Any] = {
 }
 
 
+BART_SIZES: dict[str, Any] = {
+    "vocab_size": len(VOCABULARY),
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 80,
+    "dropout": 0.0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
+}
+DECODER_SIZES: dict[str, Any] = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+    "head_dim": 8,
+    "max_position_embeddings": 80,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+GPT2_SIZES: dict[str, Any] = {
+    "vocab_size": len(VOCABULARY),
+    "n_embd": 16,
+    "n_layer": 4,
+    "n_head": 2,
+    "n_positions": 80,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "eos_token_id": 1,
+    "bos_token_id": 1,
+}
+DISTILBERT_SIZES: dict[str, Any] = {
+    "vocab_size": len(VOCABULARY),
+    "dim": 16,
+    "n_layers": 4,
+    "n_heads": 2,
+    "hidden_dim": 32,
+    "max_position_embeddings": 80,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "pad_token_id": 0,
+}
+MODERNBERT_SIZES: dict[str, Any] = {**ENCODER_SIZES, "local_attention": 8, "cls_token_id": 2, "sep_token_id": 1}
+DEBERTA_SIZES: dict[str, Any] = {
+    **ENCODER_SIZES,
+    "relative_attention": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+}
+MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertModel", ENCODER_SIZES),
+    "roberta": ("RobertaModel", ENCODER_SIZES),
+    "xlm-roberta": ("XLMRobertaModel", ENCODER_SIZES),
+    "mpnet": ("MPNetModel", ENCODER_SIZES),
+    "deberta-v2": ("DebertaV2Model", DEBERTA_SIZES),
+    "distilbert": ("DistilBertModel", DISTILBERT_SIZES),
+    "modernbert": ("ModernBertModel", MODERNBERT_SIZES),
+    "t5": ("T5ForConditionalGeneration", T5_SIZES),
+    "flan-t5": ("T5ForConditionalGeneration", {**T5_SIZES, "feed_forward_proj": "gated-gelu"}),
+    "mt5": ("MT5ForConditionalGeneration", T5_SIZES),
+    "bart": ("BartForConditionalGeneration", BART_SIZES),
+    "gpt2": ("GPT2LMHeadModel", GPT2_SIZES),
+    "llama": ("LlamaForCausalLM", DECODER_SIZES),
+    "mistral": ("MistralForCausalLM", {**DECODER_SIZES, "sliding_window": None}),
+    "qwen2": ("Qwen2ForCausalLM", {k: v for k, v in DECODER_SIZES.items() if k != "head_dim"}),
+    "qwen3": ("Qwen3ForCausalLM", DECODER_SIZES),
+    "gemma": ("GemmaForCausalLM", DECODER_SIZES),
+    "gemma2": ("Gemma2ForCausalLM", {**DECODER_SIZES, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "gemma3_text": ("Gemma3ForCausalLM", {**DECODER_SIZES, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+}
+"""Class and sizes of a tiny backbone of each architecture."""
+WITH_POOLER = ("bert", "roberta", "xlm-roberta", "mpnet")
+ENCODERS = ("bert", "roberta", "xlm-roberta")
+ENCODER_DECODERS = ("t5", "flan-t5", "mt5")
+DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+
+
 def tiny_backbone(kind: str, seed: int = 0, **settings: Any) -> nn.Module:
     """A random model of one of the supported architectures, in evaluation mode."""
     torch.manual_seed(seed)
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "bert": lambda: BertModel(BertConfig(**{**ENCODER_SIZES, **settings}), add_pooling_layer=False),
-        "roberta": lambda: RobertaModel(RobertaConfig(**{**ENCODER_SIZES, **settings}), add_pooling_layer=False),
-        "xlm-roberta": lambda: XLMRobertaModel(
-            XLMRobertaConfig(**{**ENCODER_SIZES, **settings}), add_pooling_layer=False
-        ),
-        "t5": lambda: T5ForConditionalGeneration(T5Config(**{**T5_SIZES, **settings})),
-        "flan-t5": lambda: T5ForConditionalGeneration(
-            T5Config(**{**T5_SIZES, "feed_forward_proj": "gated-gelu", **settings})
-        ),
-        "mt5": lambda: MT5ForConditionalGeneration(MT5Config(**{**T5_SIZES, **settings})),
-    }
-    return makers[kind]().eval()
-
-
-ENCODERS = ("bert", "roberta", "xlm-roberta")
-ENCODER_DECODERS = ("t5", "flan-t5", "mt5")
+    name, sizes = MAKERS[kind]
+    model_class: Any = getattr(transformers, name)
+    options = {"add_pooling_layer": False} if kind in WITH_POOLER else {}
+    model: nn.Module = model_class(model_class.config_class(**{**sizes, **settings}), **options)
+    return model.eval()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -96,10 +163,17 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def tiny_language_model_tokenizer() -> PreTrainedTokenizerFast:
+    """As `tiny_tokenizer`, but as language models have them: nothing ends an input, and nothing is there to pad it."""
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(" "), "removed")
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>", model_max_length=64)
+
+
 def save_backbone(folder: Path, kind: str = "bert", **settings: Any) -> Path:
     """Write a tiny backbone with its tokenizer to a folder, as `from_pretrained` reads it."""
     tiny_backbone(kind, **settings).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    (tiny_language_model_tokenizer() if kind in DECODERS else tiny_tokenizer()).save_pretrained(folder)
     return folder
 
 

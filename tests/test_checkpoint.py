@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hyperadapters.checkpoint import CONFIG_FILE, load_state
 from hyperadapters.config import Task
-from hyperadapters.core import BottleneckWeights
+from hyperadapters.core import AdapterWeights
 from hyperadapters.errors import CheckpointError, OutputError
 from hyperadapters.hosts.heads import Head
 from hyperadapters.inference.routing import decide
@@ -223,7 +223,8 @@ def _with_parts_of_their_own(kind: str) -> HyperAdapterModel:
     """A model in which the first task has a wide head, and an adapter of its own, as after a few-shot fit."""
     model = make_model(kind)
     parts = task_parts(model)
-    parts[0].own_adapter = BottleneckWeights(*(tensor + 0.1 for tensor in model.adapters(torch.tensor([0]))))
+    adapter = model.adapters(torch.tensor([0]))
+    parts[0].own_adapter = AdapterWeights({name: tensor + 0.1 for name, tensor in adapter.items()})
     if model.heads is not None:
         model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
         parts = task_parts(model)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from conftest import save_backbone
-from transformers import GPT2Config
+from transformers import OPTConfig
 
 from hyperadapters import HyperAdapterModel, Task, __version__
 from hyperadapters.cli import main
@@ -280,9 +280,9 @@ def test_train_refuses_labels_in_the_data_that_do_not_fit_the_metric(cli: Cli, t
 
 
 def test_train_refuses_an_unknown_architecture(cli: Cli, tmp_path: Path, recipe: Path) -> None:
-    GPT2Config().save_pretrained(tmp_path / "gpt2")
-    result = cli("train", recipe, "--output", tmp_path / "out", "--set", f"backbone={tmp_path / 'gpt2'}")
-    assert_refused(result, "Unknown architecture 'gpt2'", "Known: ", "bert")
+    OPTConfig().save_pretrained(tmp_path / "opt")
+    result = cli("train", recipe, "--output", tmp_path / "out", "--set", f"backbone={tmp_path / 'opt'}")
+    assert_refused(result, "Unknown architecture 'opt'", "Known: ", "bert")
     assert not (tmp_path / "out").exists()
 
 

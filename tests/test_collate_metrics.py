@@ -26,14 +26,14 @@ def ids(words: str) -> list[int]:
 
 
 def heads(**lengths: int) -> Collator:
-    return Collator(tiny_tokenizer(), [MOOD, PAIR, SCORE], text_to_text=False, **lengths)
+    return Collator(tiny_tokenizer(), [MOOD, PAIR, SCORE], kind="encoder", **lengths)
 
 
 def writer(*tasks: Task, **lengths: int) -> Collator:
     """A collator for text-to-text whose tokenizer knows the tasks' prompts."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([f"{task.name}:" for task in tasks] + ["{text_pair}"])
-    return Collator(tokenizer, tasks, text_to_text=True, **lengths)
+    return Collator(tokenizer, tasks, kind="encoder-decoder", **lengths)
 
 
 def prompts(collator: Collator, *examples: Example) -> list[str]:

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hyperadapters.core import (
-    BottleneckWeights,
+    AdapterWeights,
     Grouping,
     InstanceRetriever,
     LearnedBottleneck,
     PrototypeTable,
     PrototypicalHypernetwork,
     bottleneck,
+    bottleneck_tensors,
     masked_mean,
 )
 from hyperadapters.interop.official import load_official
@@ -46,12 +47,12 @@ def test_retriever_has_the_published_size() -> None:
 
 
 def test_hypernetwork_has_the_published_size() -> None:
-    network = PrototypicalHypernetwork(num_sites=12, width=768, bottleneck_dim=64)
+    network = PrototypicalHypernetwork(12, bottleneck_tensors(768, 64))
     assert sum(p.numel() for p in network.parameters()) == 768 + 24_896 + 2 * 3_194_880 + 49_920 + 4_160
 
 
 def test_hypernetwork_starts_within_the_published_bounds() -> None:
-    network = PrototypicalHypernetwork(num_sites=2, width=768, bottleneck_dim=64)
+    network = PrototypicalHypernetwork(2, bottleneck_tensors(768, 64))
     for head, bound in (
         (network.up_weight, 2.706e-5),
         (network.down_weight, 7.813e-6),
@@ -76,22 +77,22 @@ def test_generated_weights_and_hidden_codes_equal_the_golden_values(golden: Gold
     codes, weights = model.hypernetwork.codes(prototypes), model.hypernetwork(prototypes)
     for site in range(len(codes)):
         torch.testing.assert_close(codes[site], golden.tensors[f"hyper/{site}/hidden"], atol=1e-5, rtol=0)
-        for name, value in weights.site(site)._asdict().items():
+        for name, value in weights.site(site).items():
             torch.testing.assert_close(value, golden.tensors[f"generated/{site}/{name}"], atol=1e-5, rtol=0)
 
 
-def _weights(tasks: int, width: int = 5, size: int = 3) -> BottleneckWeights:
-    return BottleneckWeights(
-        torch.randn(tasks, width, size),
-        torch.randn(tasks, size),
-        torch.randn(tasks, size, width),
-        torch.randn(tasks, width),
+def _weights(tasks: int, width: int = 5, size: int = 3) -> AdapterWeights:
+    return AdapterWeights(
+        down_weight=torch.randn(tasks, width, size),
+        down_bias=torch.randn(tasks, size),
+        up_weight=torch.randn(tasks, size, width),
+        up_bias=torch.randn(tasks, width),
     )
 
 
-def _grouped(weights: BottleneckWeights, rows: Tensor, num_tasks: int) -> tuple[BottleneckWeights, Grouping]:
+def _grouped(weights: AdapterWeights, rows: Tensor, num_tasks: int) -> tuple[AdapterWeights, Grouping]:
     grouping = Grouping.of(rows, num_tasks)
-    return BottleneckWeights(*(tensor.index_select(0, grouping.tasks) for tensor in weights)), grouping
+    return AdapterWeights({name: tensor.index_select(0, grouping.tasks) for name, tensor in weights.items()}), grouping
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -103,7 +104,7 @@ def test_mixed_rows_equal_a_loop_over_single_rows(rows: list[int], times: int) -
     weights, inputs = _weights(num_tasks), torch.randn(len(rows) * times, 4, 5)
     together = bottleneck(inputs, *_grouped(weights, torch.tensor(rows), num_tasks))
     for index, row in enumerate(row for row in rows for _ in range(times)):
-        down_weight, down_bias, up_weight, up_bias = (tensor[row] for tensor in weights)
+        down_weight, down_bias, up_weight, up_bias = (tensor[row] for tensor in weights.values())
         alone = torch.relu(inputs[index] @ down_weight + down_bias) @ up_weight + up_bias
         torch.testing.assert_close(together[index], alone, atol=1e-5, rtol=1e-5)
 
@@ -131,13 +132,15 @@ def test_every_row_has_a_place_in_a_group_of_its_task_and_little_is_left_over(ro
 @pytest.mark.parametrize("rows", [[0, 0], [2, 0, 0, 1, 2], [0, 0, 0, 0, 0, 0, 1]])
 def test_gradients_through_a_grouping_are_those_of_finite_differences(rows: list[int]) -> None:
     num_tasks = max(rows) + 1
-    weights = [tensor.double().requires_grad_() for tensor in _weights(num_tasks)]
+    names, tensors = zip(*_weights(num_tasks).items(), strict=True)
+    leaves = [tensor.double().requires_grad_() for tensor in tensors]
     inputs = torch.randn(2 * len(rows), 2, 5, dtype=torch.float64, requires_grad=True)
 
     def adapt(inputs: Tensor, *weights: Tensor) -> Tensor:
-        return bottleneck(inputs, *_grouped(BottleneckWeights(*weights), torch.tensor(rows), num_tasks))
+        named = AdapterWeights(zip(names, weights, strict=True))
+        return bottleneck(inputs, *_grouped(named, torch.tensor(rows), num_tasks))
 
-    assert torch.autograd.gradcheck(adapt, (inputs, *weights))
+    assert torch.autograd.gradcheck(adapt, (inputs, *leaves))
 
 
 def test_a_number_of_rows_that_fits_no_grouping_is_refused() -> None:
@@ -146,11 +149,11 @@ def test_a_number_of_rows_that_fits_no_grouping_is_refused() -> None:
 
 
 def test_bottleneck_by_hand() -> None:
-    weights = BottleneckWeights(
-        torch.tensor([[[1.0], [2.0]]]),
-        torch.tensor([[-1.0]]),
-        torch.tensor([[[3.0, -1.0]]]),
-        torch.tensor([[0.5, 0.0]]),
+    weights = AdapterWeights(
+        down_weight=torch.tensor([[[1.0], [2.0]]]),
+        down_bias=torch.tensor([[-1.0]]),
+        up_weight=torch.tensor([[[3.0, -1.0]]]),
+        up_bias=torch.tensor([[0.5, 0.0]]),
     )
     # relu(1 * 1 + 1 * 2 - 1) = 2, and relu(-1 - 2 - 1) = 0
     outputs = bottleneck(torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]]), weights, Grouping.of(torch.tensor([0]), 1))
@@ -164,9 +167,9 @@ def test_gradients_of_generated_weights_repeat_bit_for_bit_on_several_threads() 
     try:
         gradients = []
         for _ in range(10):
-            leaves = BottleneckWeights(*(tensor.clone().requires_grad_() for tensor in weights))
+            leaves = AdapterWeights({name: tensor.clone().requires_grad_() for name, tensor in weights.items()})
             bottleneck(inputs, *_grouped(leaves, rows, 3)).square().sum().backward()
-            gradients.append([tensor.grad for tensor in leaves])
+            gradients.append([tensor.grad for tensor in leaves.values()])
     finally:
         torch.set_num_threads(threads)
     assert all(

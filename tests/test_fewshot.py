@@ -22,7 +22,7 @@ from test_hosts import make_batch, make_model
 from torch import Tensor
 
 from hyperadapters.config import ModelConfig, Task
-from hyperadapters.core import BottleneckWeights, OwnBottleneck
+from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, HyperAdaptersError, OutputError, TaskError
@@ -48,8 +48,9 @@ def lived_in(kind: str, own: Iterable[str] = ("mood",), **settings: Any) -> Hype
         model.thresholds.copy_(torch.tensor([0.1, -0.2, -torch.inf]))
         for name in own:
             task_id = model.task_id(name)
-            weights = BottleneckWeights(*(1.5 * tensor + 0.01 for tensor in model.adapters(torch.tensor([task_id]))))
-            model.own_adapters[str(task_id)] = OwnBottleneck(weights)
+            weights = model.adapters(torch.tensor([task_id]))
+            changed = AdapterWeights({part: 1.5 * tensor + 0.01 for part, tensor in weights.items()})
+            model.own_adapters[str(task_id)] = OwnAdapter(changed)
     if model.heads is not None:
         model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
     return model.eval()
@@ -233,9 +234,8 @@ def test_ids_behind_a_removed_task_move_up_by_one(kind: str) -> None:
 
 def _adapter_change(model: HyperAdapterModel, before: HyperAdapterModel, task_id: int) -> float:
     with torch.no_grad():
-        pairs = list(
-            zip(model.adapters(torch.tensor([task_id])), before.adapters(torch.tensor([task_id])), strict=True)
-        )
+        ids = torch.tensor([task_id])
+        pairs = list(zip(model.adapters(ids).values(), before.adapters(ids).values(), strict=True))
     moved = sum(float((new.double() - old.double()).square().sum()) for new, old in pairs)
     return (moved / sum(float(old.double().square().sum()) for _, old in pairs)) ** 0.5
 
@@ -787,34 +787,35 @@ def test_unknown_tasks_are_named_with_the_nearest_known_one() -> None:
 def test_a_refitted_task_keeps_its_id_and_has_its_own_adapter_if_that_was_fitted(kind: str, fit: str) -> None:
     model = lived_in(kind, own=("size", "mood"))
     tasks = model.tasks
-    before = [tensor.clone() for tensor in model.adapters(torch.tensor([1]))]
+    before = [tensor.clone() for tensor in model.adapters(torch.tensor([1])).values()]
     report = refit(model, "size", fit=fit)
     assert (report.task, report.init) == ("size", "current")
     assert model.tasks == tasks
     assert model.task_id("size") == 1
     assert sorted(model.own_adapters) == (["1", "2"] if fit in ("adapter", "none") else ["2"])
-    after = model.adapters(torch.tensor([1]))
+    after = model.adapters(torch.tensor([1])).values()
     if fit == "none":
         assert all(map(torch.equal, after, before))
     if fit == "prototype":
         generated = model.hypernetwork(model.prototypes(torch.tensor([1])))
-        assert all(map(torch.equal, after, generated))
+        assert all(map(torch.equal, after, generated.values()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_refitting_from_where_a_task_is_changes_neither_prototype_nor_adapter_in_zero_steps(kind: str) -> None:
     model = lived_in(kind, own=())
     prototype = model.prototypes.weight[1].detach().clone()
-    before = [tensor.clone() for tensor in model.adapters(torch.tensor([1]))]
+    before = [tensor.clone() for tensor in model.adapters(torch.tensor([1])).values()]
     refit(model, "size", fit="none")
     assert torch.equal(model.prototypes.weight[1], prototype)
-    assert all(map(torch.equal, model.adapters(torch.tensor([1])), before))
+    assert all(map(torch.equal, model.adapters(torch.tensor([1])).values(), before))
 
 
-def _started(model: HyperAdapterModel, fit: str, weights: BottleneckWeights) -> BottleneckWeights:
+def _started(model: HyperAdapterModel, fit: str, weights: AdapterWeights) -> AdapterWeights:
     """What an adapter of its own starts as: an encoder's with less effect than the one it is taken from."""
     strength = DAMPING if fit == "adapter" and not model.text_to_text else 1.0
-    return weights._replace(up_weight=strength * weights.up_weight, up_bias=strength * weights.up_bias)
+    up = {name: strength * weights[name] for name in ("up_weight", "up_bias")}
+    return AdapterWeights({**weights, **up})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -825,7 +826,7 @@ def test_a_start_from_a_task_with_its_own_adapter_starts_from_that_adapter(kind:
     nearest = model.task_id(report.neighbours[0].task)
     assert torch.equal(model.prototypes.weight[3], model.prototypes.weight[nearest])
     own, started = (model.own_adapters[str(task_id)] for task_id in (nearest, 3))
-    assert all(map(torch.equal, started(), _started(model, fit, own())))
+    assert all(map(torch.equal, started().values(), _started(model, fit, own()).values()))
     assert {parameter.data_ptr() for parameter in own.parameters()}.isdisjoint(
         p.data_ptr() for p in started.parameters()
     )
@@ -840,8 +841,8 @@ def test_zero_steps_give_the_adapter_of_the_nearest_task(kind: str, fit: str) ->
     assert (report.steps, report.stopping) == (0, "none")
     assert list(model.own_adapters) == (["3"] if fit == "adapter" else [])
     expected = _started(model, fit, model.adapters(torch.tensor([nearest])))
-    for found, known in zip(model.adapters(torch.tensor([3])), expected, strict=True):
-        torch.testing.assert_close(found, known)
+    for name, found in model.adapters(torch.tensor([3])).items():
+        torch.testing.assert_close(found, expected[name])
 
 
 @pytest.mark.parametrize("init", ["mixture", "mean_instance"])
@@ -1165,7 +1166,7 @@ def test_a_refit_that_stops_anywhere_leaves_the_model_as_it_was(fit: str) -> Non
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(heads, "_joined"), (OwnBottleneck, "__init__"), (OwnBottleneck, "forward")],
+    [(heads, "_joined"), (OwnAdapter, "__init__"), (OwnAdapter, "forward")],
 )
 def test_tasks_that_cannot_be_put_in_place_leave_the_model_as_it_was(owner: Any, name: str) -> None:
     """As when the memory of an accelerator runs out."""

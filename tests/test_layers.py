@@ -18,6 +18,7 @@ RANKS = {
     "data": 2,
     "batch": 3,
     "hosts": 3,
+    "merging": 4,
     "methods": 4,
     "objective": 4,
     "task_parts": 4,
@@ -35,6 +36,7 @@ SAME_RANK = {
     ("checkpoint", "methods"),
     ("checkpoint", "model"),
     ("checkpoint", "task_parts"),
+    ("model", "merging"),
     ("model", "methods"),
     ("model", "objective"),
     ("model", "task_parts"),
@@ -44,6 +46,7 @@ OFFERED = {
     ("hyperadapters.model", "hyperadapters.checkpoint"),
     ("hyperadapters.model", "hyperadapters.inference.routing"),
     ("hyperadapters.model", "hyperadapters.training.fewshot"),
+    ("hyperadapters.merging", "hyperadapters.model"),
     ("hyperadapters.objective", "hyperadapters.model"),
     ("hyperadapters.task_parts", "hyperadapters.model"),
 }
@@ -105,4 +108,4 @@ def test_the_core_needs_torch_only() -> None:
 
 def test_the_core_can_be_read_in_one_sitting() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in (PACKAGE / "core").glob("*.py"))
-    assert lines <= 800
+    assert lines <= 880  # two forms of adapters

@@ -13,7 +13,7 @@ from test_hosts import HEAD_TASKS, TEXT_TASKS, make_batch
 from torch import Tensor
 
 from hyperadapters.config import Method, ModelConfig, Recipe, Task, load_recipe, parse
-from hyperadapters.core import BottleneckWeights, LearnedAdapters, bottleneck
+from hyperadapters.core import AdapterWeights, LearnedAdapters, bottleneck, bottleneck_tensors
 from hyperadapters.core.grouping import Grouping
 from hyperadapters.errors import RecipeError, TaskError
 from hyperadapters.inference.predictor import Predictor
@@ -146,7 +146,7 @@ def test_learned_adapters_start_at_the_backbone(kind: str, method: Method) -> No
 def test_learned_adapters_are_those_of_their_tasks() -> None:
     """Three tasks in one module equal three adapters: outputs and gradients."""
     torch.manual_seed(0)
-    learned = LearnedAdapters(num_sites=2, num_adapters=3, width=5, bottleneck_dim=4)
+    learned = LearnedAdapters(2, 3, bottleneck_tensors(5, 4))
     assert learned.down_weight.abs().max() <= 5**-0.5
     assert not learned.up_weight.any()
     with torch.no_grad():
@@ -174,8 +174,8 @@ def test_learned_adapters_are_those_of_their_tasks() -> None:
 def test_the_shared_adapter_is_one_for_all_tasks() -> None:
     model = make_model("bert", "shared_adapter")
     weights = model.adapters(torch.tensor([0, 2]))
-    assert weights.down_weight.shape == (2, 2, D, A)
-    assert all(torch.equal(tensor[:, 0], tensor[:, 1]) for tensor in weights)
+    assert weights["down_weight"].shape == (2, 2, D, A)
+    assert all(torch.equal(tensor[:, 0], tensor[:, 1]) for tensor in weights.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,14 +206,14 @@ def test_the_hyperdecoders_weights_of_a_row_depend_on_that_row_only(kind: str) -
     instances = model.retrieve(pooled)
     _, state = model.choose(batch["task_ids"], instances, "nearest")
     assert state.weights is not None
-    assert state.weights.up_weight.shape == (SITES[kind], 4, A, D)
-    state.weights.up_weight[:, 2].sum().backward()
+    assert state.weights["up_weight"].shape == (SITES[kind], 4, A, D)
+    state.weights["up_weight"][:, 2].sum().backward()
     assert pooled.grad is not None
     assert pooled.grad[2].any()
     assert not pooled.grad[[0, 1, 3]].any()
     others = model.choose(batch["task_ids"].flip(0), instances, "nearest")[1].weights
     assert others is not None
-    assert all(torch.equal(one, other) for one, other in zip(state.weights, others, strict=True))
+    assert all(torch.equal(tensor, others[name]) for name, tensor in state.weights.items())
 
 
 def test_the_hyperdecoder_trains_its_retriever_by_the_task_loss() -> None:
@@ -228,8 +228,8 @@ def test_hyperformer_generates_from_its_task_embeddings() -> None:
     model = make_model("bert", "hyperformer")
     expected = model.hypernetwork(model.prototypes.weight[[2, 0]])
     found = model.adapters(torch.tensor([2, 0]))
-    assert isinstance(found, BottleneckWeights)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert isinstance(found, AdapterWeights)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hyperadapters.checkpoint import stored_state
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
-from hyperadapters.core import OrthogonalHypernetwork, PrototypeTable, masked_mean
+from hyperadapters.core import OrthogonalHypernetwork, PrototypeTable, bottleneck_tensors, masked_mean
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError, RecipeError
 from hyperadapters.hosts.heads import TaskHeads
@@ -123,7 +123,7 @@ def test_what_takes_the_preset_back_is_in_the_recipe_of_a_run(tmp_path: Path) ->
 
 
 def test_prototypes_and_codes_start_orthogonal_and_of_one_length() -> None:
-    table, network = PrototypeTable(5, 8, orthogonal=True), OrthogonalHypernetwork(3, WIDTH, 4, 8)
+    table, network = PrototypeTable(5, 8, orthogonal=True), OrthogonalHypernetwork(3, bottleneck_tensors(WIDTH, 4), 8)
     torch.testing.assert_close(table.weight @ table.weight.T, 8 * torch.eye(5))
     codes = network.codes(table.weight)
     assert codes.shape == (3, 5, 8)
@@ -139,21 +139,21 @@ def test_more_tasks_than_numbers_are_orthogonal_in_parts() -> None:
 
 def test_generated_down_weights_have_the_variance_of_a_linear_layer() -> None:
     torch.manual_seed(0)
-    table, network = PrototypeTable(20, 64, orthogonal=True), OrthogonalHypernetwork(2, 384, 32)
+    table, network = PrototypeTable(20, 64, orthogonal=True), OrthogonalHypernetwork(2, bottleneck_tensors(384, 32))
     weights = network(table.weight)
-    assert float(weights.down_weight.detach().std()) == pytest.approx((3 * 384) ** -0.5, rel=0.02)
-    assert not any(tensor.any() for tensor in (weights.up_weight, weights.up_bias, weights.down_bias))
+    assert float(weights["down_weight"].detach().std()) == pytest.approx((3 * 384) ** -0.5, rel=0.02)
+    assert not any(tensor.any() for tensor in (weights[name] for name in ("up_weight", "up_bias", "down_bias")))
 
 
 def test_at_a_site_a_step_of_the_heads_for_one_task_leaves_the_others_as_they_are() -> None:
-    table, network = PrototypeTable(3, 8, orthogonal=True), OrthogonalHypernetwork(1, WIDTH, 4, 8)
+    table, network = PrototypeTable(3, 8, orthogonal=True), OrthogonalHypernetwork(1, bottleneck_tensors(WIDTH, 4), 8)
     before = network(table.weight)
-    network(table.weight).up_weight[:, 1].sum().backward()
+    network(table.weight)["up_weight"][:, 1].sum().backward()
     with torch.no_grad():
         network.up_weight.weight -= network.up_weight.weight.grad
     after = network(table.weight)
-    torch.testing.assert_close(after.up_weight[:, [0, 2]], before.up_weight[:, [0, 2]], atol=1e-5, rtol=0)
-    assert float((after.up_weight[:, 1] - before.up_weight[:, 1]).abs().detach().min()) > 1.0
+    torch.testing.assert_close(after["up_weight"][:, [0, 2]], before["up_weight"][:, [0, 2]], atol=1e-5, rtol=0)
+    assert float((after["up_weight"][:, 1] - before["up_weight"][:, 1]).abs().detach().min()) > 1.0
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

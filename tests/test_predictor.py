@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hyperadapters import cli
 from hyperadapters.config import Lengths, ModelConfig, Task
-from hyperadapters.core import BottleneckWeights
+from hyperadapters.core import AdapterWeights
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row, iterate_file
 from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
@@ -451,12 +451,12 @@ def _requests(model: HyperAdapterModel) -> list[list[int]]:
 
 def _size(model: HyperAdapterModel) -> int:
     """Bytes of the adapters of one task."""
-    return sum(tensor.nbytes for tensor in model.adapters(torch.tensor([0])))
+    return sum(tensor.nbytes for tensor in model.adapters(torch.tensor([0])).values())
 
 
-def _assert_close(found: BottleneckWeights, expected: BottleneckWeights) -> None:
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+def _assert_close(found: AdapterWeights, expected: AdapterWeights) -> None:
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -527,7 +527,7 @@ def test_after_a_change_of_tasks_the_cache_gives_the_new_adapters(kind: str, cha
     ids = torch.arange(len(model.tasks))
     with torch.no_grad():
         _assert_close(cache(ids), model.adapters(ids))
-        changed = not torch.allclose(cache(torch.tensor([1])).up_weight, before.task(1).up_weight)
+        changed = not torch.allclose(cache(torch.tensor([1]))["up_weight"], before.task(1)["up_weight"])
     assert changed == (change in ("remove", "refit"))
     inputs = [{"text": "w1 w2", "text_pair": "w3", "task": task.name} for task in model.tasks] + ["w1 w2", "w3"]
     found = list(predictor(inputs))

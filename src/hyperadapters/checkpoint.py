@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from hyperadapters._version import __version__
 from hyperadapters.config import Lengths, ModelConfig, StrictModel, Task, parse
-from hyperadapters.core import BottleneckWeights, OwnBottleneck
+from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.errors import CheckpointError
 from hyperadapters.files import make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
@@ -185,7 +185,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
     if backbone is None:
         if config.backbone.name is None:
             raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
-        backbone = load_backbone(config.backbone.name)
+        backbone = load_backbone(config.backbone.name, config.model.modules)
     model = HyperAdapterModel(backbone, config.tasks, config.model, config.backbone.name, config.lengths)
     if model.backbone_fingerprint != config.backbone.fingerprint:
         model.detach()
@@ -245,14 +245,14 @@ def _make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
     own_ids = sorted({int(name.split(".")[1]) for name in state if name.startswith("own_adapters.")})
     if not own_ids:
         return
-    shapes = [tensor.shape for tensor in model.adapters(torch.zeros(1, dtype=torch.long, device=device))]
+    expected = model.adapters(torch.zeros(1, dtype=torch.long, device=device))
     for task_id in own_ids:
-        own = [state.get(f"own_adapters.{task_id}.{name}") for name in BottleneckWeights._fields]
-        if task_id in range(len(model.tasks)) and all(tensor is not None for tensor in own):
-            weights = BottleneckWeights(*(tensor.to(device) for tensor in own if tensor is not None))
-            if [tensor.shape for tensor in weights] != shapes:
+        own = {name: state.get(f"own_adapters.{task_id}.{name}") for name in expected}
+        if task_id in range(len(model.tasks)) and all(tensor is not None for tensor in own.values()):
+            weights = AdapterWeights({name: tensor.to(device) for name, tensor in own.items() if tensor is not None})
+            if any(tensor.shape != expected[name].shape for name, tensor in weights.items()):
                 raise ValueError(f"the adapter of task {task_id} has other shapes than those of this model")
-            model.own_adapters[str(task_id)] = OwnBottleneck(weights)
+            model.own_adapters[str(task_id)] = OwnAdapter(weights)
 
 
 def load_state(model: HyperAdapterModel, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hyperadapters.batch import ROUTES, Route
 from hyperadapters.config import Method, ModelConfig
 from hyperadapters.core import (
-    BottleneckWeights,
+    AdapterTensor,
+    AdapterWeights,
     Grouping,
     Hypernetwork,
     InstanceRetriever,
@@ -24,7 +25,7 @@ from hyperadapters.core import (
 from hyperadapters.errors import TaskError, unknown_name
 from hyperadapters.hosts.active import BatchState
 
-AdapterSource = Callable[[Tensor], BottleneckWeights]
+AdapterSource = Callable[[Tensor], AdapterWeights]
 Part = Literal["retriever", "prototypes", "hypernetwork", "learned_adapters"]
 
 PARTS: dict[Method, tuple[Part, ...]] = {
@@ -53,8 +54,18 @@ class MethodParts(nn.Module):
     learned_adapters: LearnedAdapters
     thresholds: Tensor
 
-    def __init__(self, config: ModelConfig, num_tasks: int, num_sites: int, width: int) -> None:
-        """Args: config: placed on the backbone; num_tasks: T; num_sites: L; width: d of the backbone."""
+    def __init__(
+        self, config: ModelConfig, num_tasks: int, num_sites: int, width: int, tensors: Sequence[AdapterTensor]
+    ) -> None:
+        """Prepare the parts of a method.
+
+        Args:
+            config: placed on the backbone.
+            num_tasks: T.
+            num_sites: L.
+            width: d of the backbone.
+            tensors: what an adapter consists of at a site.
+        """
         super().__init__()
         self.adapter_config = config
         parts, dim, hidden = PARTS[config.method], config.prototype_dim, config.hidden_dim
@@ -63,12 +74,16 @@ class MethodParts(nn.Module):
         if "prototypes" in parts:
             self.prototypes = PrototypeTable(num_tasks, dim, orthogonal=config.codes == "orthogonal")
         if "hypernetwork" in parts:
-            sizes = num_sites, width, config.adapter_dim, dim
-            trunk = config.codes == "trunk"
-            self.hypernetwork = PrototypicalHypernetwork(*sizes, hidden) if trunk else OrthogonalHypernetwork(*sizes)
+            if config.codes == "trunk":
+                is_lora = config.form == "lora"
+                self.hypernetwork = PrototypicalHypernetwork(
+                    num_sites, tensors, dim, hidden, starts_as_backbone=is_lora
+                )
+            else:
+                self.hypernetwork = OrthogonalHypernetwork(num_sites, tensors, dim)
         if "learned_adapters" in parts:
             num_adapters = num_tasks if config.method == "task_adapter" else 1
-            self.learned_adapters = LearnedAdapters(num_sites, num_adapters, width, config.adapter_dim)
+            self.learned_adapters = LearnedAdapters(num_sites, num_adapters, tensors)
         self.own_adapters = nn.ModuleDict()
         self.register_buffer("thresholds", torch.full((num_tasks,), -torch.inf))
         self._adapter_source: AdapterSource | None = None
@@ -118,7 +133,7 @@ class MethodParts(nn.Module):
             weights = weights.tasks(grouping.tasks)
         return task_ids, BatchState(weights, grouping)
 
-    def adapters(self, task_ids: Tensor) -> BottleneckWeights:
+    def adapters(self, task_ids: Tensor) -> AdapterWeights:
         """The adapters [L, U, ...] of the tasks [U]: generated, learned, or a task's own.
 
         Raises:
@@ -133,13 +148,13 @@ class MethodParts(nn.Module):
             raise TaskError(f"method '{self.adapter_config.method}' has adapters of inputs, not of tasks")
         return found
 
-    def _with_own(self, weights: BottleneckWeights, task_ids: Tensor) -> BottleneckWeights:
+    def _with_own(self, weights: AdapterWeights, task_ids: Tensor) -> AdapterWeights:
         if not len(self.own_adapters):
             return weights
         keys = [str(task_id) for task_id in task_ids.tolist()]
         if self.own_adapters.keys().isdisjoint(keys):
             return weights
-        return BottleneckWeights.cat(
+        return AdapterWeights.cat(
             [self.own_adapters[key]() if key in self.own_adapters else weights.task(i) for i, key in enumerate(keys)]
         )
 
@@ -153,7 +168,7 @@ class MethodParts(nn.Module):
             self._adapter_source = before
 
 
-def _an_adapter_for_each_row(weights: BottleneckWeights) -> BatchState:
+def _an_adapter_for_each_row(weights: AdapterWeights) -> BatchState:
     """The state of a batch whose rows have adapters [L, B, ...] of their own."""
-    rows = torch.arange(weights.up_bias.shape[1], device=weights.up_bias.device)
+    rows = torch.arange(weights.num_tasks, device=next(iter(weights.values())).device)
     return BatchState(weights, Grouping.of(rows, len(rows)))

@@ -12,17 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters.batch import HyperAdapterOutput, Route, check_task_ids
-from hyperadapters.config import Lengths, ModelConfig, Task, parse
-from hyperadapters.core import BottleneckWeights, Grouping, LearnedBottleneck, Losses, Reduction
+from hyperadapters.config import BackboneKind, Lengths, ModelConfig, Task, parse
+from hyperadapters.core import (
+    AdapterWeights,
+    Grouping,
+    LearnedBottleneck,
+    LearnedLora,
+    Losses,
+    Reduction,
+    bottleneck_tensors,
+    lora_tensors,
+)
 from hyperadapters.data.collate import Collator
 from hyperadapters.errors import BackboneError, TaskError, unknown_name
 from hyperadapters.hosts.active import BatchState
 from hyperadapters.hosts.backbone import fingerprint, load_backbone, load_tokenizer
 from hyperadapters.hosts.heads import TaskHeads
-from hyperadapters.hosts.host import Encoded, Frozen, Host, Inputs, pool
-from hyperadapters.hosts.placement import check_tasks, fit_lengths, place
-from hyperadapters.hosts.sites import find_sites
+from hyperadapters.hosts.host import AdaptedLinear, Encoded, Frozen, Host, Inputs, pool
+from hyperadapters.hosts.inject import parameter_name
+from hyperadapters.hosts.placement import check_rank, check_tasks, fit_lengths, place
+from hyperadapters.hosts.sites import LinearSize, Sites, find_linears, find_sites
 from hyperadapters.hosts.texts import features_width
+from hyperadapters.merging import Merged
 from hyperadapters.methods import MethodParts
 from hyperadapters.objective import objective
 from hyperadapters.task_parts import set_task_parts, task_parts
@@ -70,11 +81,16 @@ class HyperAdapterModel(MethodParts):
             TaskError: no task, two of one name, a text-to-text task for a backbone with heads, or labels not known.
             RecipeError: a setting does not fit the backbone.
         """
-        sites, tasks = find_sites(backbone), tuple(tasks)
+        config, tasks = config or ModelConfig(), tuple(tasks)
+        sites = find_sites(backbone, config.modules)
         check_tasks(tasks, sites)
-        config, lengths = place(config or ModelConfig(), sites), fit_lengths(lengths, sites)
+        config, lengths = place(config, sites), fit_lengths(lengths, sites)
         width, num_sites = sites.width, len(sites.generated.layers) - (config.feature_layer or 0)
-        super().__init__(config, len(tasks), num_sites, width)
+        linears = _linears(config, sites)
+        tensors = bottleneck_tensors(width, config.adapter_dim)
+        if config.form == "lora":
+            tensors = lora_tensors(_by_parameter(linears[0]), config.lora_rank)
+        super().__init__(config, len(tasks), num_sites, width, tensors)
         self.tasks, self.lengths, self.width, self._sites = tasks, lengths, width, sites
         self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or None
         self.backbone_fingerprint = fingerprint(backbone)
@@ -82,17 +98,23 @@ class HyperAdapterModel(MethodParts):
 
         num_shared = len(sites.shared.layers) - config.frozen_encoder_layers if sites.shared else 0
         shared_dim = config.shared_adapter_dim or config.adapter_dim
-        self.shared_adapters = nn.ModuleList(LearnedBottleneck(width, shared_dim) for _ in range(num_shared))
+        self.shared_adapters = nn.ModuleList(
+            LearnedBottleneck(width, shared_dim)
+            if config.form == "bottleneck"
+            else LearnedLora(_by_parameter(linears[1]), config.lora_rank)
+            for _ in range(num_shared)
+        )
         self.unused_adapters = nn.ModuleList()
         if config.preset == "official":
             # The released code allocates, counts, saves and never uses them; its checkpoints hold them.
             self.unused_adapters.extend(LearnedBottleneck(width, config.adapter_dim) for _ in range(num_sites))
-        self.text_to_text = sites.kind == "encoder-decoder"
+        self.text_to_text = sites.kind != "encoder"
         self.heads = None if self.text_to_text else _heads(width, self.tasks, config)
         self._reads_features: tuple[int, bool] | None = None
+        self._merged: Merged | None = None
 
         self.backbone = backbone
-        self._host = Host(backbone, sites, config, self.shared_adapters)
+        self._host = Host(backbone, sites, config, linears, self.shared_adapters)
         self.to(next(backbone.parameters()).device)
 
     @classmethod
@@ -111,7 +133,7 @@ class HyperAdapterModel(MethodParts):
             BackboneError, TaskError, RecipeError: see the constructor.
         """
         config = parse(ModelConfig, {"preset": preset, **settings})
-        return cls(load_backbone(name), tasks, config, backbone_name=name)
+        return cls(load_backbone(name, config.modules), tasks, config, backbone_name=name)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: nn.Module | None = None) -> HyperAdapterModel:
@@ -130,6 +152,16 @@ class HyperAdapterModel(MethodParts):
 
         save_model(self, Path(folder))
 
+    @property
+    def kind(self) -> BackboneKind:
+        """Of the backbone: "encoder", "encoder-decoder" or "decoder"."""
+        return self._sites.kind
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest row that passes through the first stack: of an input, of a decoder with its answer."""
+        return self.lengths.input + (self.lengths.target if self.kind == "decoder" else 0)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The backbone's tokenizer, loaded when first asked for.
@@ -144,7 +176,7 @@ class HyperAdapterModel(MethodParts):
     @property
     def collator(self) -> Collator:
         """Makes batches for this model, with its present tasks."""
-        return Collator(self.tokenizer, self.tasks, self.text_to_text, self.lengths.input, self.lengths.target)
+        return Collator(self.tokenizer, self.tasks, self.kind, self.lengths.input, self.lengths.target)
 
     # Forward
 
@@ -162,6 +194,7 @@ class HyperAdapterModel(MethodParts):
         route: Route = "nearest",
         encoded: Encoded | None = None,
         frozen: Frozen | None = None,
+        prompt_mask: Tensor | None = None,
     ) -> HyperAdapterOutput:
         """Run a batch of one task or of several.
 
@@ -169,25 +202,31 @@ class HyperAdapterModel(MethodParts):
             input_ids: [B, S].
             attention_mask: 1 for real tokens [B, S]; default: all real.
             task_ids: task of each row [B]; default: the most similar one, if the method can route.
-            labels: token ids [B, T] with -100 for padding (text-to-text), or label index or number [B] (heads).
+            labels: label index or number [B] (heads); token ids [B, T] with -100 for padding (encoder-decoder); or as
+                transformers has them for language models, token ids [B, S] of the input with its answer, -100 wherever
+                there is no answer (decoder).
             token_type_ids: [B, S], for encoders that have them.
-            decoder_input_ids: [B, T]; default: the labels moved right.
+            decoder_input_ids: [B, T], of an encoder-decoder; default: the labels moved right.
             label_smoothing, reduction: of the task loss.
             output_hidden_states: whether to return the backbone's hidden states.
             route: the adapters of rows without `task_ids`: "nearest" for those of the most similar task, "soft" for
                 those generated from a mixture of the prototypes, weighted by similarity. The head, and an adapter
                 that a task has of its own, are the most similar task's in any case.
             encoded, frozen: result of the method of that name for the same inputs, where it is there already.
+            prompt_mask: of a decoder: 1 for the tokens of the input without the answer [B, S], which the retriever
+                reads; default: those before the first label, or all.
 
         Raises:
             TaskError: `task_ids` has a wrong shape or type or is out of range, or is missing where there are labels or
                 the method cannot route.
         """
-        inputs = self._inputs(input_ids, attention_mask, token_type_ids)
-        check_task_ids(task_ids, len(input_ids), len(self.tasks), labels is not None, self.adapter_config.method)
-        if self.text_to_text and decoder_input_ids is None:
+        if prompt_mask is None and labels is not None and self.kind == "decoder":
+            prompt_mask = _before_labels(input_ids, labels)
+        inputs = self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask)
+        self._check_task_ids(task_ids, len(input_ids), labels is not None)
+        if self.kind == "encoder-decoder" and decoder_input_ids is None:
             if labels is None:
-                raise TaskError("forward of a text-to-text backbone needs labels or decoder_input_ids; or use generate")
+                raise TaskError("forward of an encoder-decoder needs labels or decoder_input_ids; or use generate")
             decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
         features, instances = torch.empty(0), None
 
@@ -200,7 +239,8 @@ class HyperAdapterModel(MethodParts):
         if encoded is None and frozen is None and self._host.is_one_pass:
             output = self._host.run(inputs, choose, output_hidden_states)
         else:
-            if encoded is None or (self.text_to_text and output_hidden_states and encoded.hidden_states is None):
+            has_encoder = self.kind == "encoder-decoder"
+            if encoded is None or (has_encoder and output_hidden_states and encoded.hidden_states is None):
                 encoded = self._host.encode(inputs, output_hidden_states, frozen)
             state = choose(encoded.pooled)
             output = self._host.run_above(inputs, encoded, state, decoder_input_ids, output_hidden_states)
@@ -214,15 +254,15 @@ class HyperAdapterModel(MethodParts):
         losses = None
         if labels is not None:
             losses = objective(self, logits, instances, task_ids, labels, label_smoothing, reduction)
-        encoder_states = output.hidden_states if self.heads else encoded.hidden_states if encoded else None
+        own_states = getattr(output, "hidden_states", None)
         return HyperAdapterOutput(
             loss=None if losses is None else losses.total,
             losses=losses,
             logits=logits,
             instances=instances,
             task_ids=task_ids,
-            encoder_hidden_states=encoder_states,
-            decoder_hidden_states=output.decoder_hidden_states if self.text_to_text else None,
+            encoder_hidden_states=own_states if self.heads else encoded.hidden_states if encoded else None,
+            decoder_hidden_states=getattr(output, "decoder_hidden_states", None if self.heads else own_states),
         )
 
     def training_loss(
@@ -250,7 +290,9 @@ class HyperAdapterModel(MethodParts):
     ) -> Any:
         """Generate with the backbone's `generate`, each row with its task's adapters.
 
-        The encoder, the retriever and the hypernetwork run once, whatever the length and the number of beams.
+        What gives the features, the retriever and the hypernetwork run once, whatever the length and the number of
+        beams. Of a decoder, whose inputs may be padded on either side, the result begins with the inputs, padded on
+        the left, as transformers has it.
 
         Args:
             input_ids, attention_mask, task_ids, route, encoded: as in `forward`.
@@ -260,9 +302,9 @@ class HyperAdapterModel(MethodParts):
             TaskError: see `forward`, or the backbone has heads and generates nothing.
         """
         if not self.text_to_text:
-            raise TaskError("generate needs a text-to-text backbone; this one has task heads: use forward")
+            raise TaskError("generate needs a backbone that writes its answers; this one has task heads: use forward")
         inputs = self._inputs(input_ids, attention_mask)
-        check_task_ids(task_ids, len(input_ids), len(self.tasks), False, self.adapter_config.method)
+        self._check_task_ids(task_ids, len(input_ids), False)
         encoded = encoded or self._host.encode(inputs)
         task_ids, state = self.choose(task_ids, self.retrieve(encoded.pooled), route)
         return self._host.generate(inputs, encoded, state, options)
@@ -273,9 +315,10 @@ class HyperAdapterModel(MethodParts):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         frozen: Frozen | None = None,
+        prompt_mask: Tensor | None = None,
     ) -> Encoded:
-        """Run what lies below the generated adapters and is the same for every task; `frozen` as in `forward`."""
-        return self._host.encode(self._inputs(input_ids, attention_mask, token_type_ids), frozen=frozen)
+        """Run what lies below the generated adapters and is the same for every task; arguments as in `forward`."""
+        return self._host.encode(self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask), frozen=frozen)
 
     @property
     def has_frozen_layers(self) -> bool:
@@ -283,10 +326,14 @@ class HyperAdapterModel(MethodParts):
         return self._host.has_frozen_layers
 
     def frozen(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
     ) -> Frozen:
-        """Run the layers below everything that is trained."""
-        return self._host.frozen(self._inputs(input_ids, attention_mask, token_type_ids))
+        """Run the layers below everything that is trained; arguments as in `forward`."""
+        return self._host.frozen(self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask))
 
     def instances(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -327,7 +374,7 @@ class HyperAdapterModel(MethodParts):
         return self.head_features(inputs, pooled, [self.tasks[task_id].is_pair for task_id in task_ids.tolist()])
 
     def adapted(
-        self, inputs: Inputs, encoded: Encoded, weights: BottleneckWeights, decoder_input_ids: Tensor | None = None
+        self, inputs: Inputs, encoded: Encoded, weights: AdapterWeights, decoder_input_ids: Tensor | None = None
     ) -> Tensor:
         """Run the layers above `encode` with the same given adapter for every row.
 
@@ -338,7 +385,7 @@ class HyperAdapterModel(MethodParts):
             decoder_input_ids: [B, T], for text-to-text backbones.
 
         Returns:
-            Pooled last hidden states [B, d], or logits [B, T, V] of a text-to-text backbone.
+            Pooled last hidden states [B, d], or logits of a text-to-text backbone, as `forward` has them.
         """
         inputs = self._inputs(**inputs)
         grouping = Grouping.of(torch.zeros(len(encoded.hidden), dtype=torch.long, device=encoded.hidden.device), 1)
@@ -353,13 +400,62 @@ class HyperAdapterModel(MethodParts):
         return route(self, texts, **options)
 
     def _inputs(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         inputs = {"input_ids": input_ids}
         inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if token_type_ids is not None and not self.text_to_text:
             inputs["token_type_ids"] = token_type_ids
+        if prompt_mask is not None:
+            inputs["prompt_mask"] = prompt_mask * inputs["attention_mask"]
         return inputs
+
+    def _check_task_ids(self, task_ids: Tensor | None, rows: int, has_labels: bool) -> None:
+        check_task_ids(task_ids, rows, len(self.tasks), has_labels, self.adapter_config.method)
+        if self._merged is not None and (task_ids is None or bool((task_ids != self._merged.task_id).any())):
+            raise TaskError(
+                f"task '{self.tasks[self._merged.task_id].name}' is merged into the backbone, which answers for no "
+                "other one: give its task id for every row, or call unmerge()"
+            )
+
+    # Form "lora"
+
+    def merge(self, task: str) -> None:
+        """Fold the LoRA of one task into the backbone's weights; until `unmerge` the model answers for it alone.
+
+        The backbone is then the task's model, without anything beside it: `detach` gives it away as it is.
+
+        Raises:
+            TaskError: there is no such task, or it cannot be merged (see `merging.Merged`), or one is merged.
+            BackboneError: a weight is quantised.
+        """
+        self._check_not_merged()
+        self._merged = Merged(self, task)
+        self._host.set_merged(True)
+
+    def unmerge(self) -> None:
+        """Put the backbone's weights back bit for bit.
+
+        Raises:
+            TaskError: no task is merged.
+        """
+        if self._merged is None:
+            raise TaskError("no task is merged")
+        self._merged.undo()
+        self._merged = None
+        self._host.set_merged(False)
+
+    def adapted_linears(self) -> list[AdaptedLinear]:
+        """The linear maps of the backbone that form "lora" changes; none of another form."""
+        return self._host.adapted_linears()
+
+    def _check_not_merged(self) -> None:
+        if self._merged is not None:
+            raise TaskError(f"task '{self.tasks[self._merged.task_id].name}' is merged: call unmerge() first")
 
     # Tasks
 
@@ -415,6 +511,7 @@ class HyperAdapterModel(MethodParts):
 
     def check_tasks(self, tasks: Sequence[Task]) -> None:
         """Raise TaskError unless this model can have these tasks."""
+        self._check_not_merged()
         check_tasks(tasks, self._sites)
 
     # Parameters and state
@@ -449,7 +546,12 @@ class HyperAdapterModel(MethodParts):
         """Switch between training and evaluation mode; layers below the features stay in evaluation mode.
 
         Their outputs do not depend on anything trained, so there is nothing for dropout to regularise.
+
+        Raises:
+            TaskError: to be trained, while a task is merged.
         """
+        if mode:
+            self._check_not_merged()
         super().train(mode)
         self._host.keep_frozen_in_evaluation()
         return self
@@ -464,12 +566,51 @@ class HyperAdapterModel(MethodParts):
         self._host.enable_checkpointing(activation_checkpointing_kwargs or {}, options)
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
-        """A context in which `model.backbone(...)` gives the bare backbone's outputs."""
+        """A context in which `model.backbone(...)` gives the bare backbone's outputs.
+
+        Raises:
+            TaskError: a task is merged into the backbone.
+        """
+        self._check_not_merged()
         return self._host.disabled()
 
     def detach(self) -> nn.Module:
-        """Take all adapters out and return the backbone exactly as it was. The model cannot be used afterwards."""
+        """Take all adapters out and return the backbone exactly as it was; a merged task stays in its weights.
+
+        The model cannot be used afterwards.
+        """
         return self._host.detach()
+
+
+def _before_labels(input_ids: Tensor, labels: Tensor) -> Tensor:
+    """1 for the tokens before the first label of a row [B, S].
+
+    Raises:
+        TaskError: there is not a label, or -100, for each token of the input.
+    """
+    if labels.shape != input_ids.shape:
+        raise TaskError(
+            f"labels: expected the shape {tuple(input_ids.shape)} of input_ids, which hold input and answer of a "
+            f"language model, with -100 for what is no answer; found {tuple(labels.shape)}"
+        )
+    return ((labels != -100).cumsum(dim=1) == 0).long()
+
+
+def _linears(config: ModelConfig, sites: Sites) -> list[dict[str, LinearSize]]:
+    """The linear maps that form "lora" changes in the stack with generated adapters, and in the shared one."""
+    if config.form != "lora":
+        return [{}, {}]
+    assert config.target_modules is not None
+    found = [find_linears(sites.generated, config.feature_layer or 0, config.target_modules), {}]
+    if sites.shared is not None:
+        found[1] = find_linears(sites.shared, config.frozen_encoder_layers, config.target_modules)
+    for linears in found:
+        check_rank(config, linears)
+    return found
+
+
+def _by_parameter(linears: Mapping[str, LinearSize]) -> dict[str, LinearSize]:
+    return {parameter_name(path): size for path, size in linears.items()}
 
 
 def _heads(width: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:

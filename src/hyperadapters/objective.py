@@ -65,6 +65,19 @@ def _task_loss(
 ) -> Tensor:
     if model.heads is not None:
         return model.heads.loss(logits, labels, task_ids, label_smoothing, reduction)
+    return text_loss(model, logits, labels, label_smoothing, reduction)
+
+
+def text_loss(
+    model: HyperAdapterModel,
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The task loss of a text-to-text backbone, see `core.sequence_loss`."""
+    if model.kind == "decoder":  # the logits at a token are those of the next one
+        logits, labels = logits[:, :-1], labels[:, 1:]
     official = model.adapter_config.preset == "official"
     ignored = (-100, model.backbone.config.pad_token_id) if official else (-100,)  # type: ignore[union-attr]
     return sequence_loss(logits, labels, label_smoothing, reduction, ignored, count_ignored=official)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters.config import Task
-from hyperadapters.core import BottleneckWeights, OwnBottleneck
+from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.hosts.heads import Head, TaskHeads
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class TaskParts:
     keys: Tensor
     threshold: float
     head: Head | None
-    own_adapter: BottleneckWeights | None
+    own_adapter: AdapterWeights | None
 
 
 def task_parts(model: HyperAdapterModel) -> list[TaskParts]:
@@ -73,7 +73,7 @@ def set_task_parts(model: HyperAdapterModel, parts: Sequence[TaskParts]) -> None
             None if model.heads is None else TaskHeads.of(tasks, heads, model.heads.width, model.heads.features_width)
         )
         own_adapters = nn.ModuleDict(
-            {str(index): OwnBottleneck(part.own_adapter) for index, part in enumerate(parts) if part.own_adapter}
+            {str(index): OwnAdapter(part.own_adapter) for index, part in enumerate(parts) if part.own_adapter}
         )
         own_adapters.train(model.training)
         if new_heads is not None:

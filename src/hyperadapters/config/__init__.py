@@ -3,7 +3,7 @@
 `Task`, `ModelConfig` and `Lengths` travel with a checkpoint; `Recipe` describes a training run.
 """
 
-from hyperadapters.config.model import PRESETS, Lengths, Method, ModelConfig
+from hyperadapters.config.model import PRESETS, BackboneKind, Lengths, Method, ModelConfig, ModuleNames
 from hyperadapters.config.recipe import (
     RECIPE_FILE,
     SPLITS,
@@ -21,6 +21,7 @@ from hyperadapters.config.tasks import METRICS_OF_KIND, Kind, Task, check_task_n
 from hyperadapters.config.validation import Int, StrictModel, parse
 
 __all__ = [
+    "BackboneKind",
     "Cut",
     "DataConfig",
     "Int",
@@ -29,6 +30,7 @@ __all__ = [
     "METRICS_OF_KIND",
     "Method",
     "ModelConfig",
+    "ModuleNames",
     "PRESETS",
     "RECIPE_FILE",
     "Recipe",

@@ -8,11 +8,29 @@ from pydantic import Field, model_validator
 
 from hyperadapters.config.validation import Int, StrictModel
 
+BackboneKind = Literal["encoder", "encoder-decoder", "decoder"]
+"""Of a backbone: task heads answer for an encoder; the others write their answers."""
 Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 
 PRESETS = {"plus": {"codes": "orthogonal", "head_inputs": "texts", "label_names": True}}
 """Settings of a preset where they are not the defaults."""
+
+
+class ModuleNames(StrictModel):
+    """Where the parts of a backbone are whose architecture has no row in `hosts/sites.py`.
+
+    Attributes:
+        kind: "encoder", whose answers task heads give, or "decoder", a language model that goes on with its input.
+        layers: path of the list of layers.
+        feed_forward: path, inside a layer, of the module that maps its feed-forward's input [B, S, d] to the output.
+        width: d; default: `hidden_size` of the backbone's config.
+    """
+
+    kind: Literal["encoder", "decoder"] = "encoder"
+    layers: str = Field(min_length=1)
+    feed_forward: str = Field(min_length=1)
+    width: Int | None = Field(None, ge=1)
 
 
 class ModelConfig(StrictModel):
@@ -26,11 +44,18 @@ class ModelConfig(StrictModel):
             Default: "plus" for encoder backbones with method "pha", "paper" for all others.
         prototype_dim: p, numbers in a prototype, an instance vector, a layer embedding and a hypernetwork code.
         hidden_dim: hidden units of the retriever and of the hypernetwork's trunk.
-        adapter_dim: bottleneck of the generated adapters.
+        form: what is generated: "bottleneck", adapters parallel to each feed-forward (the paper), or "lora", low-rank
+            changes of linear maps, which can be merged into the backbone and exported to PEFT.
+        adapter_dim: bottleneck of the generated adapters of form "bottleneck".
+        lora_rank: rank r of form "lora".
+        lora_alpha: form "lora": what is added to a linear map is multiplied by `lora_alpha / lora_rank`.
+        target_modules: form "lora": the linear maps, by the ends of their paths in a layer, such as "q_proj"; default:
+            those that PEFT chooses for the architecture.
+        modules: names of the backbone's modules, where its architecture is not a known one.
         shared_adapter_dim: bottleneck of the learned adapters in the encoder of an encoder-decoder; default:
             `adapter_dim`. Other backbones have none.
-        adapter_norm_input: whether an adapter reads the layer-normed input of its feed-forward (encoder-decoder).
-        feature_layer: encoder backbones only: m, the number of layers below the hidden states that the retriever
+        adapter_norm_input: whether an adapter reads the layer-normed input of its feed-forward (T5 only).
+        feature_layer: backbones of one stack only: m, the number of layers below the hidden states that the retriever
             reads; adapters are generated for the layers above. Default: half of the layers.
         frozen_encoder_layers: encoder-decoder backbones only: number of encoder layers, from below, without a learned
             adapter. What they compute never changes and can be kept between epochs; all of them: a frozen encoder.
@@ -56,7 +81,12 @@ class ModelConfig(StrictModel):
     preset: Literal["paper", "official", "plus"] | None = None
     prototype_dim: Int = Field(64, ge=1)
     hidden_dim: Int = Field(128, ge=1)
+    form: Literal["bottleneck", "lora"] = "bottleneck"
     adapter_dim: Int = Field(64, ge=1)
+    lora_rank: Int = Field(8, ge=1)
+    lora_alpha: float = Field(16.0, gt=0, allow_inf_nan=False)
+    target_modules: tuple[str, ...] | None = Field(None, min_length=1)
+    modules: ModuleNames | None = None
     shared_adapter_dim: Int | None = Field(None, ge=1)
     adapter_norm_input: bool = True
     feature_layer: Int | None = Field(None, ge=0)
@@ -76,6 +106,21 @@ class ModelConfig(StrictModel):
         if not isinstance(values, dict):
             return values
         return {**PRESETS.get(str(values.get("preset")), {}), **values}
+
+    @property
+    def lora_scale(self) -> float:
+        """What a LoRA's output is multiplied by."""
+        return self.lora_alpha / self.lora_rank
+
+    @model_validator(mode="after")
+    def _check_form(self) -> Self:
+        if self.form == "lora" and self.preset == "official":
+            raise ValueError("form: preset 'official' has the released code's bottleneck adapters; use 'paper'")
+        others = {"bottleneck": ("lora_rank", "lora_alpha", "target_modules"), "lora": ("adapter_dim",)}[self.form]
+        for name in others:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: form '{self.form}' does not have it; remove it, or change the form")
+        return self
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:

@@ -6,7 +6,17 @@ Read in this order: `retriever` (hidden states to instance vectors), `prototypes
 """
 
 from hyperadapters.core.baselines import LearnedAdapters
-from hyperadapters.core.forms import BottleneckWeights, LearnedBottleneck, OwnBottleneck, bottleneck
+from hyperadapters.core.forms import (
+    AdapterTensor,
+    AdapterWeights,
+    LearnedBottleneck,
+    LearnedLora,
+    OwnAdapter,
+    bottleneck,
+    bottleneck_tensors,
+    lora,
+    lora_tensors,
+)
 from hyperadapters.core.grouping import Grouping
 from hyperadapters.core.hypernetwork import Hypernetwork, OrthogonalHypernetwork, PrototypicalHypernetwork
 from hyperadapters.core.losses import (
@@ -21,21 +31,26 @@ from hyperadapters.core.prototypes import PrototypeTable, cosine_similarity
 from hyperadapters.core.retriever import InstanceRetriever, masked_mean
 
 __all__ = [
-    "BottleneckWeights",
+    "AdapterTensor",
+    "AdapterWeights",
     "Grouping",
     "Hypernetwork",
     "InstanceRetriever",
     "LearnedAdapters",
     "LearnedBottleneck",
+    "LearnedLora",
     "Losses",
     "OrthogonalHypernetwork",
-    "OwnBottleneck",
+    "OwnAdapter",
     "PrototypeTable",
     "PrototypicalHypernetwork",
     "Reduction",
     "bottleneck",
+    "bottleneck_tensors",
     "cosine_similarity",
     "instance_contrastive_loss",
+    "lora",
+    "lora_tensors",
     "masked_mean",
     "prototype_contrastive_loss",
     "sequence_loss",

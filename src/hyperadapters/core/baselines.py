@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from hyperadapters.core.forms import BottleneckWeights
+from hyperadapters.core.forms import AdapterTensor, AdapterWeights, fill_uniform
 
 
 class LearnedAdapters(nn.Module):
-    """N bottleneck adapters at each of L sites, learned as they are: N = 1 for all tasks, or adapter t for task t.
+    """N adapters at each of L sites, learned as they are: N = 1 for all tasks, or adapter t for task t.
 
-    The down weights and biases start as those of `torch.nn.Linear` (uniform within 1 / sqrt(d)), the up weights and
-    biases at 0, so that the model starts as its backbone.
+    What reads an adapter's input starts as `torch.nn.Linear` does (uniform within 1 / sqrt(inputs)), what writes its
+    output at 0, so that the model starts as its backbone.
 
     Differs from Houlsby et al. (2019) as everything here does: see `forms.bottleneck` and the placements of the sites.
     """
 
-    def __init__(self, num_sites: int, num_adapters: int, width: int, bottleneck_dim: int) -> None:
-        """Args: num_sites: L; num_adapters: N, 1 or the number of tasks; width: d; bottleneck_dim: a."""
+    def __init__(self, num_sites: int, num_adapters: int, tensors: Sequence[AdapterTensor]) -> None:
+        """Args: num_sites: L; num_adapters: N, 1 or the number of tasks; tensors: of the adapters' form."""
         super().__init__()
-        leading, bound = (num_sites, num_adapters), width**-0.5
-        self.down_weight = nn.Parameter(torch.empty(*leading, width, bottleneck_dim).uniform_(-bound, bound))
-        self.down_bias = nn.Parameter(torch.empty(*leading, bottleneck_dim).uniform_(-bound, bound))
-        self.up_weight = nn.Parameter(torch.zeros(*leading, bottleneck_dim, width))
-        self.up_bias = nn.Parameter(torch.zeros(*leading, width))
+        self._names = tuple(tensor.name for tensor in tensors)
+        self._is_shared = num_adapters == 1
+        for tensor in tensors:
+            parameter = nn.Parameter(torch.empty(num_sites, num_adapters, *tensor.shape))
+            fill_uniform(parameter, tensor.bound)
+            self.register_parameter(tensor.name, parameter)
 
-    def forward(self, task_ids: Tensor) -> BottleneckWeights:
+    def forward(self, task_ids: Tensor) -> AdapterWeights:
         """Return the adapters [L, U, ...] of the tasks [U]; of one for all tasks U views."""
-        learned = BottleneckWeights(self.down_weight, self.down_bias, self.up_weight, self.up_bias)
-        if self.down_weight.shape[1] > 1:
+        learned = AdapterWeights({name: self.get_parameter(name) for name in self._names})
+        if not self._is_shared:
             return learned.tasks(task_ids)
-        return BottleneckWeights(
-            *(tensor.expand(-1, len(task_ids), *(-1 for _ in tensor.shape[2:])) for tensor in learned)
+        return AdapterWeights(
+            {
+                name: tensor.expand(-1, len(task_ids), *(-1 for _ in tensor.shape[2:]))
+                for name, tensor in learned.items()
+            }
         )

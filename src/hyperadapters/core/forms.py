@@ -1,12 +1,12 @@
-"""The bottleneck adapter, with weights generated for several tasks or learned once for all.
+"""The forms of an adapter, with weights generated for several tasks or learned once for all.
 
-Shapes: B rows, S positions, d width of the backbone, a bottleneck, L sites, U generated tasks.
+Shapes: B rows, S positions, d width of the backbone, a bottleneck, r rank, L sites, U generated tasks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,72 +16,150 @@ from torch import Tensor, nn
 from hyperadapters.core.grouping import Grouping
 
 
-class BottleneckWeights(NamedTuple):
-    """Weights of U tasks at L sites: down_weight [L, U, d, a], down_bias [L, U, a], up_weight [L, U, a, d],
-    up_bias [L, U, d]. `weights.site(l)` drops the first dimension.
+class AdapterTensor(NamedTuple):
+    """One of the tensors that make up an adapter.
+
+    Attributes:
+        name: begins with "down" for what reads the adapter's input, with "up" for what writes its output.
+        shape: at one site, of one task.
+        fan_in: size of the input of the linear map that the tensor is; 1 for a bias.
+        bound: of the uniform distribution that it starts from where it is learned as it is; 0: it starts at zero.
     """
 
-    down_weight: Tensor
-    down_bias: Tensor
-    up_weight: Tensor
-    up_bias: Tensor
+    name: str
+    shape: tuple[int, ...]
+    fan_in: int
+    bound: float
 
-    def site(self, index: int) -> BottleneckWeights:
+
+def bottleneck_tensors(width: int, bottleneck_dim: int) -> tuple[AdapterTensor, ...]:
+    """The tensors of a bottleneck adapter: down_weight [d, a], down_bias [a], up_weight [a, d], up_bias [d]."""
+    bound = width**-0.5
+    return (
+        AdapterTensor("down_weight", (width, bottleneck_dim), width, bound),
+        AdapterTensor("down_bias", (bottleneck_dim,), 1, bound),
+        AdapterTensor("up_weight", (bottleneck_dim, width), bottleneck_dim, 0.0),
+        AdapterTensor("up_bias", (width,), 1, 0.0),
+    )
+
+
+def fill_uniform(tensor: Tensor, bound: float) -> None:
+    """Fill a tensor in place from the uniform distribution within a bound; with zeros, and nothing drawn, for 0."""
+    if bound:
+        nn.init.uniform_(tensor, -bound, bound)
+    else:
+        nn.init.zeros_(tensor)
+
+
+def lora_tensors(linears: Mapping[str, tuple[int, int]], rank: int) -> tuple[AdapterTensor, ...]:
+    """The tensors of a LoRA: for each linear map a down [inputs, r] and an up [r, outputs].
+
+    Args:
+        linears: inputs and outputs of each map, by its name.
+        rank: r.
+    """
+    return tuple(
+        tensor
+        for name, (inputs, outputs) in linears.items()
+        for tensor in (
+            AdapterTensor(f"down_{name}", (inputs, rank), inputs, inputs**-0.5),
+            AdapterTensor(f"up_{name}", (rank, outputs), rank, 0.0),
+        )
+    )
+
+
+class AdapterWeights(dict[str, Tensor]):
+    """Weights of U tasks at L sites, each tensor [L, U, ...], by the names of its form."""
+
+    @property
+    def num_tasks(self) -> int:
+        """U."""
+        return next(iter(self.values())).shape[1]
+
+    def site(self, index: int) -> AdapterWeights:
         """Return the weights of one site, without the dimension L."""
-        return BottleneckWeights(*(tensor[index] for tensor in self))
+        return AdapterWeights({name: tensor[index] for name, tensor in self.items()})
 
-    def task(self, index: int) -> BottleneckWeights:
+    def task(self, index: int) -> AdapterWeights:
         """Return the weights of one of the U tasks, the dimension U kept with size 1."""
-        return BottleneckWeights(*(tensor[:, index : index + 1] for tensor in self))
+        return AdapterWeights({name: tensor[:, index : index + 1] for name, tensor in self.items()})
 
-    def tasks(self, indices: Tensor) -> BottleneckWeights:
+    def tasks(self, indices: Tensor) -> AdapterWeights:
         """Return the weights of some of the U tasks, in any order and number."""
-        return BottleneckWeights(*(tensor.index_select(1, indices) for tensor in self))
+        return AdapterWeights({name: tensor.index_select(1, indices) for name, tensor in self.items()})
 
-    def to(self, dtype: torch.dtype) -> BottleneckWeights:
-        """Return the weights in another floating-point type."""
-        return BottleneckWeights(*(tensor.to(dtype) for tensor in self))
+    def to(self, target: torch.dtype | torch.device) -> AdapterWeights:
+        """Return the weights in another floating-point type, or on another device."""
+        return AdapterWeights({name: tensor.to(target) for name, tensor in self.items()})
+
+    def detach(self) -> AdapterWeights:
+        """Return the weights without their history."""
+        return AdapterWeights({name: tensor.detach() for name, tensor in self.items()})
+
+    def scaled(self, factor: float) -> AdapterWeights:
+        """Return the weights of an adapter whose output is `factor` times as large."""
+        return AdapterWeights(
+            {name: factor * tensor if name.startswith("up") else tensor for name, tensor in self.items()}
+        )
 
     @classmethod
-    def cat(cls, parts: Sequence[BottleneckWeights]) -> BottleneckWeights:
+    def cat(cls, parts: Sequence[AdapterWeights]) -> AdapterWeights:
         """Join the tasks of several sets of weights, in their order."""
-        return cls(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
+        return cls({name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]})
 
 
-def bottleneck(inputs: Tensor, weights: BottleneckWeights, grouping: Grouping) -> Tensor:
+def bottleneck(inputs: Tensor, weights: Mapping[str, Tensor], grouping: Grouping) -> Tensor:
     """Apply to each row the bottleneck adapter of its task: `relu(x W_down + b_down) W_up + b_up`.
 
     Args:
         inputs: [n B, S, d], n as in `Grouping.gather`.
-        weights: of one site, for each of the G groups: [G, d, a], [G, a], [G, a, d], [G, d].
+        weights: of one site, for each of the G groups: down_weight [G, d, a], down_bias [G, a], up_weight [G, a, d],
+            up_bias [G, d].
         grouping: of the B rows.
 
     Returns:
         [n B, S, d]: what is added to the feed-forward's output. No residual, no scale, no dropout; the activation is
         ReLU whatever the backbone's is (Zhao et al. 2023; the released code).
     """
+    down_weight, down_bias = weights["down_weight"], weights["down_bias"]
+    up_weight, up_bias = weights["up_weight"], weights["up_bias"]
     grouped = grouping.gather(inputs)
     if len(grouped) == 1:  # a plain product uses all threads, a batched one of a single matrix may not
-        down_weight, down_bias, up_weight, up_bias = (tensor[0] for tensor in weights)
-        hidden = torch.relu(torch.addmm(down_bias, grouped[0], down_weight))
-        return torch.addmm(up_bias, hidden, up_weight).view(inputs.shape)
-    down_weight, down_bias, up_weight, up_bias = weights
+        hidden = torch.relu(torch.addmm(down_bias[0], grouped[0], down_weight[0]))
+        return torch.addmm(up_bias[0], hidden, up_weight[0]).view(inputs.shape)
     hidden = torch.relu(torch.baddbmm(down_bias[:, None], grouped, down_weight))
     return grouping.scatter(torch.baddbmm(up_bias[:, None], hidden, up_weight), inputs)
 
 
-class OwnBottleneck(nn.Module):
-    """Adapters that a task has of its own at all L sites: once generated, then trained apart from the hypernetwork."""
+def lora(inputs: Tensor, down: Tensor, up: Tensor, grouping: Grouping) -> Tensor:
+    """Apply to each row the low-rank map of its task: `x W_down W_up` (Hu et al. 2021, LoRA, with A and B transposed).
 
-    def __init__(self, weights: BottleneckWeights) -> None:
+    Args:
+        inputs: [n B, S, i], n as in `Grouping.gather`.
+        down, up: of one linear map at one site, for each of the G groups [G, i, r] and [G, r, o].
+        grouping: of the B rows.
+
+    Returns:
+        [n B, S, o], before LoRA's scale.
+    """
+    grouped = grouping.gather(inputs)
+    if len(grouped) == 1:  # as in `bottleneck`
+        return (grouped[0] @ down[0] @ up[0]).view(*inputs.shape[:-1], -1)
+    return grouping.scatter(grouped @ down @ up, inputs)
+
+
+class OwnAdapter(nn.Module):
+    """An adapter that a task has of its own at all L sites: once generated, then trained apart from others."""
+
+    def __init__(self, weights: AdapterWeights) -> None:
         """Args: weights: to start from, of one task (U = 1); copied."""
         super().__init__()
-        for name, tensor in zip(BottleneckWeights._fields, weights, strict=True):
+        for name, tensor in weights.items():
             self.register_parameter(name, nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format)))
 
-    def forward(self) -> BottleneckWeights:
+    def forward(self) -> AdapterWeights:
         """Return the weights, U = 1."""
-        return BottleneckWeights(*(getattr(self, name) for name in BottleneckWeights._fields))
+        return AdapterWeights(self.named_parameters())
 
 
 class LearnedBottleneck(nn.Module):
@@ -107,6 +185,23 @@ class LearnedBottleneck(nn.Module):
 
 def _linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
     return F.linear(inputs, layer.weight.to(inputs.dtype), layer.bias.to(inputs.dtype))
+
+
+class LearnedLora(nn.Module):
+    """A LoRA with weights of its own for the linear maps of one site, shared by all tasks; it starts as no change."""
+
+    def __init__(self, linears: Mapping[str, tuple[int, int]], rank: int) -> None:
+        """Args: linears, rank: see `lora_tensors`."""
+        super().__init__()
+        for tensor in lora_tensors(linears, rank):
+            parameter = nn.Parameter(torch.empty(tensor.shape))
+            fill_uniform(parameter, tensor.bound)
+            self.register_parameter(tensor.name, parameter)
+
+    def forward(self, inputs: Tensor, name: str) -> Tensor:
+        """Map the inputs [..., i] of a linear map to [..., o], in their floating-point type, before LoRA's scale."""
+        down, up = self.get_parameter(f"down_{name}"), self.get_parameter(f"up_{name}")
+        return inputs @ down.to(inputs.dtype) @ up.to(inputs.dtype)
 
 
 def head_bound(fan_in: int, fan_out: int) -> float:

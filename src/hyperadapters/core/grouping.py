@@ -69,11 +69,12 @@ class Grouping:
         return placed.reshape(len(self.tasks), -1, inputs.shape[-1])
 
     def scatter(self, outputs: Tensor, like: Tensor) -> Tensor:
-        """Undo `gather`: outputs [G, c n S, d] in the order and shape of the inputs, `like` [n B, S, d]."""
+        """Undo `gather`: outputs [G, c n S, o] in the order and shape of the inputs, `like` [n B, S, any width]."""
+        shape = *like.shape[:-1], outputs.shape[-1]
         if self.rows is None or self.places is None:
-            return outputs.reshape(like.shape)
+            return outputs.reshape(shape)
         in_places = outputs.reshape(len(self.rows), -1, outputs.shape[-1])
-        return _scatter(in_places, self.places).reshape(like.shape)
+        return _scatter(in_places, self.places).reshape(shape)
 
 
 # Torch's own gradient of an index adds up with scattered writes: several times slower than the copies it stands for,

@@ -4,47 +4,59 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperadapters.core.forms import BottleneckWeights, head_bound
+from hyperadapters.core.forms import AdapterTensor, AdapterWeights, fill_uniform, head_bound
 
 
 class Hypernetwork(nn.Module, ABC):
-    """What hypernetworks have in common: four linear heads from codes to weights.
+    """What hypernetworks have in common: a linear head from codes to weights for each tensor of an adapter.
 
     The weights are read row by row without a transpose: element i * a + j of `down_weight` goes from input i to
     bottleneck unit j. Subclasses make the codes.
     """
 
-    def __init__(self, width: int, bottleneck_dim: int) -> None:
-        """Args: width: d; bottleneck_dim: a."""
+    def __init__(self, tensors: Sequence[AdapterTensor]) -> None:
+        """Args: tensors: of the adapters' form; the heads have their names."""
         super().__init__()
-        self.width, self.bottleneck_dim = width, bottleneck_dim
+        self.tensors = tuple(tensors)
+
+    def head(self, name: str) -> nn.Linear:
+        """The head that writes the tensor of this name."""
+        found = self.get_submodule(name)
+        assert isinstance(found, nn.Linear)
+        return found
 
     def _make_heads(self, prototype_dim: int, bias: bool) -> None:
         """Make the heads, after what a subclass draws at random before them."""
-        width, bottleneck_dim = self.width, self.bottleneck_dim
-        self.down_weight = nn.Linear(prototype_dim, width * bottleneck_dim, bias)
-        self.down_bias = nn.Linear(prototype_dim, bottleneck_dim, bias)
-        self.up_weight = nn.Linear(prototype_dim, bottleneck_dim * width, bias)
-        self.up_bias = nn.Linear(prototype_dim, width, bias)
+        for tensor in self.tensors:
+            self.add_module(tensor.name, nn.Linear(prototype_dim, math.prod(tensor.shape), bias))
+
+    def _start_as_backbone(self, prototype_dim: int) -> None:
+        """Initialise the heads so that generated weights start as learned ones would: what writes the output at 0."""
+        for tensor in self.tensors:
+            head = self.head(tensor.name)
+            # A generated weight sums over a code's p numbers, whose mean square is 1.
+            fill_uniform(head.weight, tensor.bound / math.sqrt(prototype_dim) if len(tensor.shape) > 1 else 0.0)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
 
     @abstractmethod
     def codes(self, prototypes: Tensor) -> Tensor:
         """Return the codes [L, U, p] that the heads read, for the prototypes [U, p]."""
 
-    def forward(self, prototypes: Tensor) -> BottleneckWeights:
+    def forward(self, prototypes: Tensor) -> AdapterWeights:
         """Generate the adapters of U tasks at all L sites from their prototypes [U, p]."""
         codes = self.codes(prototypes)
-        leading, d, a = codes.shape[:2], self.width, self.bottleneck_dim
-        return BottleneckWeights(
-            down_weight=self.down_weight(codes).view(*leading, d, a),
-            down_bias=self.down_bias(codes),
-            up_weight=self.up_weight(codes).view(*leading, a, d),
-            up_bias=self.up_bias(codes),
+        return AdapterWeights(
+            {
+                tensor.name: self.head(tensor.name)(codes).view(*codes.shape[:2], *tensor.shape)
+                for tensor in self.tensors
+            }
         )
 
 
@@ -55,7 +67,7 @@ class PrototypicalHypernetwork(Hypernetwork):
     linear, ReLU, linear, LayerNorm.
 
     Initialisation: site embeddings standard normal, trunk torch's default, head weights uniform within
-    `forms.head_bound`, head biases 0.
+    `forms.head_bound`, head biases 0; or all heads as those of `OrthogonalHypernetwork`.
 
     Differs from the released code: tasks are generated once each, not once a row.
     """
@@ -63,15 +75,15 @@ class PrototypicalHypernetwork(Hypernetwork):
     def __init__(
         self,
         num_sites: int,
-        width: int,
-        bottleneck_dim: int,
+        tensors: Sequence[AdapterTensor],
         prototype_dim: int = 64,
         hidden_dim: int = 128,
+        starts_as_backbone: bool = False,
     ) -> None:
-        """Args: num_sites: L; width: d; bottleneck_dim: a; prototype_dim: p, also of site embeddings and codes;
-        hidden_dim: of the trunk.
+        """Args: num_sites: L; tensors: of the adapters' form; prototype_dim: p, also of site embeddings and codes;
+        hidden_dim: of the trunk; starts_as_backbone: whether the generated adapters start at exactly no effect.
         """
-        super().__init__(width, bottleneck_dim)
+        super().__init__(tensors)
         self.site_embeddings = nn.Parameter(torch.randn(num_sites, prototype_dim))
         self.trunk = nn.Sequential(
             nn.Linear(2 * prototype_dim, hidden_dim),
@@ -80,14 +92,12 @@ class PrototypicalHypernetwork(Hypernetwork):
             nn.LayerNorm(prototype_dim, eps=1e-6),
         )
         self._make_heads(prototype_dim, bias=True)
-        for head, fan_out in (
-            (self.down_weight, width),
-            (self.down_bias, 1),
-            (self.up_weight, bottleneck_dim),
-            (self.up_bias, 1),
-        ):
-            bound = head_bound(prototype_dim, fan_out)
-            nn.init.uniform_(head.weight, -bound, bound)
+        if starts_as_backbone:
+            self._start_as_backbone(prototype_dim)
+            return
+        for tensor in self.tensors:
+            head = self.head(tensor.name)
+            fill_uniform(head.weight, head_bound(prototype_dim, tensor.fan_in))
             nn.init.zeros_(head.bias)
 
     def codes(self, prototypes: Tensor) -> Tensor:
@@ -115,18 +125,14 @@ class OrthogonalHypernetwork(Hypernetwork):
     sites start with a mean cosine of 0.6, so that the hypernetwork starts as nearly one adapter for all.
     """
 
-    def __init__(self, num_sites: int, width: int, bottleneck_dim: int, prototype_dim: int = 64) -> None:
-        """Args: num_sites: L; width: d; bottleneck_dim: a; prototype_dim: p, also of the codes."""
-        super().__init__(width, bottleneck_dim)
+    def __init__(self, num_sites: int, tensors: Sequence[AdapterTensor], prototype_dim: int = 64) -> None:
+        """Args: num_sites: L; tensors: of the adapters' form; prototype_dim: p, also of the codes."""
+        super().__init__(tensors)
         self.rotations = nn.Parameter(torch.empty(num_sites, prototype_dim, prototype_dim))
         for rotation in self.rotations.unbind():
             nn.init.orthogonal_(rotation)
         self._make_heads(prototype_dim, bias=False)
-        # A generated weight sums over a code's p numbers, whose mean square is 1; Linear's have the variance 1 / (3 d).
-        bound = 1.0 / math.sqrt(prototype_dim * width)
-        nn.init.uniform_(self.down_weight.weight, -bound, bound)
-        for head in (self.down_bias, self.up_weight, self.up_bias):
-            nn.init.zeros_(head.weight)
+        self._start_as_backbone(prototype_dim)
 
     def codes(self, prototypes: Tensor) -> Tensor:
         """Return the codes [L, U, p] that the heads read, for the prototypes [U, p]."""

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from hyperadapters.config import Task
+from hyperadapters.config import BackboneKind, Task
 from hyperadapters.data.examples import Example
+from hyperadapters.errors import BackboneError
 
 CHUNK_ROWS = 1000
 
@@ -18,47 +20,108 @@ class Collator:
     """Tokenises and pads a list of examples, of one task or mixed.
 
     The batch holds `input_ids`, `attention_mask` (and what else the tokenizer makes), `task_ids` [B] if every row has
-    a task, and `labels` if every row has a target: [B] in float32 for backbones with heads (the index of the label,
-    or the number), token ids [B, S] padded with -100 for text-to-text backbones.
+    a task, and `labels` if every row has a target: [B] in float32 for encoders (the index of the label, or the
+    number), token ids [B, T] padded with -100 for encoder-decoders.
+
+    Of a decoder, a row with a target is the input, a new line, the answer and the token that ends a text; `labels`
+    [B, S] are -100 but for the answer, and `prompt_mask` [B, S] is 1 for what comes before it.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         tasks: Sequence[Task],
-        text_to_text: bool,
+        kind: BackboneKind,
         max_length: int = 128,
         max_target_length: int = 32,
     ) -> None:
-        self.tokenizer, self.tasks, self.text_to_text = tokenizer, tuple(tasks), text_to_text
+        """Prepare.
+
+        Args:
+            tokenizer: of the backbone.
+            tasks: by their ids.
+            kind: of the backbone.
+            max_length: tokens of an input at which it is cut.
+            max_target_length: tokens of a target text at which it is cut.
+
+        Raises:
+            BackboneError: a decoder's tokenizer has no token that ends a text.
+        """
+        self.tokenizer, self.tasks, self.kind = tokenizer, tuple(tasks), kind
         self.max_length, self.max_target_length = max_length, max_target_length
+        if kind == "decoder":
+            if tokenizer.eos_token_id is None:
+                raise BackboneError("the tokenizer has no eos_token, by which a language model ends its answer; set it")
+            self._new_line: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Make the tensors of a batch."""
-        batch = self.inputs(examples)
-        if all(example.task_id is not None for example in examples):
+        has_tasks = all(example.task_id is not None for example in examples)
+        has_targets = has_tasks and all(example.target is not None for example in examples)
+        if self.kind == "decoder" and has_targets:
+            batch = self._with_answers(examples)
+        else:
+            batch = self.inputs(examples)
+            if has_targets:
+                batch["labels"] = self._labels(examples)
+        if has_tasks:
             batch["task_ids"] = torch.tensor([example.task_id for example in examples], dtype=torch.long)
-        if all(example.target is not None and example.task_id is not None for example in examples):
-            batch["labels"] = self._labels(examples)
         return batch
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Make the tensors that are read from the texts: `input_ids`, `attention_mask`, what the tokenizer adds."""
+        if self.kind == "decoder":
+            return self._padded(self._prompts(examples))
         found = self._tokenized(examples, padding=True, padding_side="right", return_tensors="pt")
-        names = ("input_ids", "attention_mask") if self.text_to_text else tuple(found)
+        names = ("input_ids", "attention_mask") if self.kind == "encoder-decoder" else tuple(found)
         return {name: found[name] for name in names}
 
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
-        """Number of tokens of each example's input."""
-        parts = (examples[start : start + CHUNK_ROWS] for start in range(0, len(examples), CHUNK_ROWS))
-        return [len(tokens) for part in parts for tokens in self._tokenized(part)["input_ids"]]
+    def lengths(self, examples: Sequence[Example], with_targets: bool = False) -> list[int]:
+        """Number of tokens of each example's input; of a decoder's with its answer, where that is asked for."""
+        parts = [examples[start : start + CHUNK_ROWS] for start in range(0, len(examples), CHUNK_ROWS)]
+        if self.kind != "decoder":
+            return [len(tokens) for part in parts for tokens in self._tokenized(part)["input_ids"]]
+        lengths = [len(tokens) for part in parts for tokens in self._prompts(part)]
+        if not with_targets:
+            return lengths
+        answers = [len(tokens) for part in parts for tokens in self._answers(part)]
+        return [prompt + answer for prompt, answer in zip(lengths, answers, strict=True)]
 
     def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
-        texts = [self._prompt(example) if self.text_to_text else _texts(example) for example in examples]
+        texts = [_texts(example) if self.kind == "encoder" else self._prompt(example) for example in examples]
         return self.tokenizer(texts, truncation=True, max_length=self.max_length, **options)
 
+    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Token ids of what a decoder goes on from."""
+        texts, room = [self._prompt(example) for example in examples], self.max_length - len(self._new_line)
+        found = self.tokenizer(texts, truncation=True, max_length=room)["input_ids"]
+        return [tokens + self._new_line for tokens in found]
+
+    def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Token ids of what a decoder is to write."""
+        texts = [target_text(self.tasks[example.task_id], example.target) for example in examples]  # type: ignore[index]
+        options = {"truncation": True, "max_length": self.max_target_length - 1, "add_special_tokens": False}
+        return [[*tokens, self.tokenizer.eos_token_id] for tokens in self.tokenizer(texts, **options)["input_ids"]]
+
+    def _with_answers(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        prompts, answers = self._prompts(examples), self._answers(examples)
+        batch = self._padded([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+        starts = torch.tensor([len(prompt) for prompt in prompts])[:, None]
+        batch["prompt_mask"] = (torch.arange(batch["input_ids"].shape[1]) < starts).long()
+        is_answer = batch["attention_mask"].bool() & ~batch["prompt_mask"].bool()
+        batch["labels"] = batch["input_ids"].masked_fill(~is_answer, -100)
+        return batch
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Token ids padded on the right, and their mask; many language models have no token for padding."""
+        padding = self.tokenizer.pad_token_id
+        padding = self.tokenizer.eos_token_id if padding is None else padding
+        ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, padding)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True, 0)
+        return {"input_ids": ids, "attention_mask": mask}
+
     def _labels(self, examples: Sequence[Example]) -> torch.Tensor:
-        if not self.text_to_text:
+        if self.kind == "encoder":
             return torch.tensor([float(example.target) for example in examples], dtype=torch.float32)  # type: ignore[arg-type]
         targets = self.tokenizer(
             text_target=[target_text(self.tasks[example.task_id], example.target) for example in examples],  # type: ignore[index]

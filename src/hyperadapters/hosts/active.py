@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hyperadapters.core import BottleneckWeights, Grouping, bottleneck
+from hyperadapters.core import AdapterWeights, Grouping, bottleneck, lora
 
 
 @dataclass
@@ -26,7 +26,7 @@ class BatchState:
     may fill in the weights. `features` replaces these hidden states, where they are known already.
     """
 
-    weights: BottleneckWeights | None = None
+    weights: AdapterWeights | None = None
     grouping: Grouping | None = None
     on_features: Callable[[Tensor], None] | None = None
     features: Tensor | None = None
@@ -34,10 +34,15 @@ class BatchState:
 
 
 class ActiveAdapters:
-    """Holds the state of the forward that is under way. One forward at a time: not for use by several threads."""
+    """Holds the state of the forward that is under way. One forward at a time: not for use by several threads.
+
+    Attributes:
+        is_merged: whether the adapters of a task are in the backbone's weights, so that none are put beside them.
+    """
 
     def __init__(self) -> None:
         self._state: BatchState | None = None
+        self.is_merged = False
 
     @contextmanager
     def use(self, state: BatchState) -> Iterator[None]:
@@ -50,8 +55,8 @@ class ActiveAdapters:
 
     @property
     def enabled(self) -> bool:
-        """False while adapters are switched off."""
-        return self._state is None or self._state.enabled
+        """False while adapters are switched off, or merged."""
+        return not self.is_merged and (self._state is None or self._state.enabled)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Contexts for forward and recomputation of a checkpointed layer: the `context_fn` of torch's checkpoint."""
@@ -77,10 +82,24 @@ class ActiveAdapters:
         Raises:
             RuntimeError: no weights are active: the backbone was called by itself, not through its model.
         """
+        weights, grouping = self._generated()
+        return bottleneck(inputs, weights.site(site).to(inputs.dtype), grouping)
+
+    def adapt_linear(self, inputs: Tensor, site: int, name: str, scale: float) -> Tensor:
+        """What the generated LoRAs add to a linear map of a site, for its inputs [rows, S, i].
+
+        Raises:
+            RuntimeError: as for `adapt`.
+        """
+        weights, grouping = self._generated()
+        down, up = (weights[f"{side}_{name}"][site].to(inputs.dtype) for side in ("down", "up"))
+        return scale * lora(inputs, down, up, grouping)
+
+    def _generated(self) -> tuple[AdapterWeights, Grouping]:
         state = self._state
         if state is None or state.weights is None or state.grouping is None:
             raise RuntimeError(
                 "the backbone holds generated adapters, but no task is active: call the HyperAdapterModel, "
                 "not its backbone, or detach the adapters first"
             )
-        return bottleneck(inputs, state.weights.site(site).to(inputs.dtype), state.grouping)
+        return state.weights, state.grouping

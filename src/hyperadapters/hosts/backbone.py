@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from hyperadapters.config import ModuleNames
 from hyperadapters.errors import BackboneError, unknown_name
-from hyperadapters.hosts.sites import SITES
+from hyperadapters.hosts.sites import HOW_TO_NAME, SITES
 
 FINGERPRINT_VALUES = 256
 
@@ -73,27 +75,32 @@ def _check_weights(path: Path, expected: str) -> None:
         raise BackboneError(f"{path}: expected sha256 {expected}, found {digest}; delete the file and fetch it again")
 
 
-def load_backbone(name: str) -> nn.Module:
+def load_backbone(name: str, modules: ModuleNames | None = None) -> nn.Module:
     """Load the model for a Hub name or folder, as the class its architecture's adapters need, in evaluation mode.
 
-    Raises:
-        BackboneError: it cannot be loaded, or its architecture has no row in `hosts.sites`.
-    """
-    from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+    Args:
+        name: on the Hub, or a folder.
+        modules: names of the modules, where the architecture has no row in `hosts.sites`.
 
+    Raises:
+        BackboneError: it cannot be loaded, or its architecture has no row and no modules are named.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    classes = {"encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM}
     where = locate(name)
     try:
         config = AutoConfig.from_pretrained(where)
-        if config.model_type not in SITES:
-            raise BackboneError(f"backbone '{name}': " + unknown_name("architecture", config.model_type, SITES))
+        if modules is None and config.model_type not in SITES:
+            known = unknown_name("architecture", config.model_type, SITES)
+            raise BackboneError(f"backbone '{name}': {known} {HOW_TO_NAME}")
+        kind = SITES[config.model_type].kind if modules is None else modules.kind
+        options: dict[str, Any] = {}
+        if modules is None and SITES[config.model_type].takes_pooler:
+            options["add_pooling_layer"] = False
         model: nn.Module
         with _quiet_loading():
-            if SITES[config.model_type].kind == "encoder-decoder":
-                model, report = AutoModelForSeq2SeqLM.from_pretrained(where, config=config, output_loading_info=True)
-            else:
-                model, report = AutoModel.from_pretrained(
-                    where, config=config, add_pooling_layer=False, output_loading_info=True
-                )
+            model, report = classes[kind].from_pretrained(where, config=config, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone '{name}' cannot be loaded: {error}") from error
     if report["missing_keys"]:
@@ -146,9 +153,11 @@ def fingerprint(backbone: nn.Module) -> str:
     for name, parameter in sorted(backbone.named_parameters()):
         if name.startswith("pooler."):
             continue
-        flat = parameter.detach().reshape(-1)
+        values = parameter.detach()
+        # torchao keeps quantised weights in tensors that cannot be reshaped.
+        flat = (values.dequantize() if is_traceable_wrapper_subclass(values) else values).reshape(-1)
         places = torch.linspace(0, len(flat) - 1, min(len(flat), FINGERPRINT_VALUES), dtype=torch.float64).long()
-        values = flat[places.to(flat.device)].cpu().to(torch.bfloat16).view(torch.int16)
+        chosen = flat[places.to(flat.device)].cpu().to(torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(values.numpy().tobytes())
+        digest.update(chosen.numpy().tobytes())
     return digest.hexdigest()

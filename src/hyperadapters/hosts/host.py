@@ -8,18 +8,20 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from hyperadapters.config import ModelConfig
-from hyperadapters.core import BottleneckWeights, masked_mean
+from hyperadapters.core import AdapterWeights, masked_mean
 from hyperadapters.hosts.active import ActiveAdapters, BatchState
-from hyperadapters.hosts.inject import Injection
-from hyperadapters.hosts.sites import Sites
+from hyperadapters.hosts.inject import Injection, parameter_name
+from hyperadapters.hosts.sites import HandsOn, LinearSize, Sites
 from hyperadapters.hosts.texts import text_features
 
 Inputs = Mapping[str, Tensor]
+"""Arguments of `HyperAdapterModel.encode`: `input_ids`, `attention_mask`, and what else the backbone has."""
 
 
 class Encoded(NamedTuple):
@@ -52,6 +54,22 @@ class Frozen(NamedTuple):
     head_features: Tensor | None = None
 
 
+class AdaptedLinear(NamedTuple):
+    """A linear map of the backbone that form "lora" changes.
+
+    Attributes:
+        path: in the backbone.
+        site: number of its layer among those with adapters in its stack.
+        name: part of the names of its tensors.
+        is_shared: whether its change is learned once for all tasks, not generated.
+    """
+
+    path: str
+    site: int
+    name: str
+    is_shared: bool
+
+
 class _PrefixDoneError(Exception):
     """Raised by a hook to leave a forward whose upper layers are not needed."""
 
@@ -59,29 +77,62 @@ class _PrefixDoneError(Exception):
 class Host:
     """Runs a backbone that adapters were put into. Not a module: the parameters belong to the model."""
 
-    def __init__(self, backbone: nn.Module, sites: Sites, config: ModelConfig, shared: nn.ModuleList) -> None:
-        """Freeze and wrap the backbone.
+    def __init__(
+        self,
+        backbone: nn.Module,
+        sites: Sites,
+        config: ModelConfig,
+        linears: Sequence[dict[str, LinearSize]],
+        shared: nn.ModuleList,
+    ) -> None:
+        """Freeze the backbone and put adapters in.
 
         Args:
             backbone: changed in place, until `detach`.
             sites: found in it.
             config: placed on the backbone (see `placement.place`).
+            linears: see `Injection`.
             shared: learned adapters, one for each layer of the shared stack; empty for none.
         """
         self.backbone: Any = backbone
-        self.text_to_text = sites.kind == "encoder-decoder"
-        self.is_one_pass = not self.text_to_text and config.features == "layer"
+        self.is_one_pass = sites.kind != "encoder-decoder" and config.features == "layer"
         self._reads_whole_pass = config.features == "backbone"
-        self._sites = sites
-        self._lowest, num_frozen = sites.generated, config.feature_layer or 0
-        if sites.shared is not None:
-            self._lowest, num_frozen = sites.shared, config.frozen_encoder_layers
-        self._below = tuple(self._lowest.layers[:num_frozen])
+        self._sites, self._has_feed_forward_adapters = sites, config.form == "bottleneck"
+        num_frozen = (config.feature_layer or 0) if sites.shared is None else config.frozen_encoder_layers
+        self._linears = linears
+        self._lowest, self._below = sites.lowest, tuple(sites.lowest.layers[:num_frozen])
+        self._outside = _modules_outside(backbone, sites.lowest.row.layers)
         self._active = ActiveAdapters()
         self._is_checkpointing = False
         self._injection: Injection | None = Injection(
-            backbone, sites, num_frozen, shared, self._active, config.adapter_norm_input
+            backbone, sites, num_frozen, linears, shared, self._active, config
         )
+
+    @property
+    def _has_encoder(self) -> bool:
+        return self._sites.kind == "encoder-decoder"
+
+    def adapted_linears(self) -> list[AdaptedLinear]:
+        """The linear maps that form "lora" changes."""
+        found = []
+        for stack, linears in zip((self._sites.generated, self._sites.shared), self._linears, strict=True):
+            if stack is not None:
+                first = len(self._below) if stack is self._lowest else 0
+                found += [
+                    AdaptedLinear(
+                        f"{stack.row.layers}.{index}.{path}",
+                        index - first,
+                        parameter_name(path),
+                        stack is self._sites.shared,
+                    )
+                    for index in range(first, len(stack.layers))
+                    for path in linears
+                ]
+        return found
+
+    def set_merged(self, is_merged: bool) -> None:
+        """Leave all adapters out, while a task's are in the backbone's weights."""
+        self._active.is_merged = is_merged
 
     @property
     def has_frozen_layers(self) -> bool:
@@ -99,16 +150,15 @@ class Host:
             if not self._reads_whole_pass:
                 raise _PrefixDoneError
 
-        stack = self.backbone.encoder if self.text_to_text else self.backbone
         read = None
         with self._active.use(BatchState(enabled=False, on_features=on_features)), evaluating(self.backbone):
             try:
-                read = stack(**inputs).last_hidden_state
+                read = _last_hidden_state(self._encoder(inputs) if self._has_encoder else self._call(inputs))
             except _PrefixDoneError:
-                read = None if self.text_to_text else entered[0]
+                read = None if self._has_encoder else entered[0]
         hidden = entered[0] if entered else read
         assert hidden is not None
-        return Frozen(hidden, None if read is None else masked_mean(read, inputs["attention_mask"]))
+        return Frozen(hidden, None if read is None else self._pool(read, inputs))
 
     @torch.no_grad()
     def text_features(self, inputs: Inputs, is_pair: Tensor, compared: bool) -> Tensor:
@@ -116,8 +166,7 @@ class Host:
         self._check_attached()
 
         def encode(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            hidden: Tensor = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            return hidden
+            return _last_hidden_state(self.backbone(input_ids=input_ids, attention_mask=attention_mask))
 
         with self.disabled(), evaluating(self.backbone):
             return text_features(encode, inputs["input_ids"], inputs["attention_mask"], is_pair, compared)
@@ -128,31 +177,30 @@ class Host:
         `frozen` is the result of the method of that name, where it is there already.
         """
         self._check_attached()
-        if frozen is None and (self._below or not self.text_to_text):
+        if frozen is None and (self._below or not self._has_encoder):
             frozen = self.frozen(inputs)
-        needs_encoder = self.text_to_text and output_hidden_states
+        needs_encoder = self._has_encoder and output_hidden_states
         if frozen is not None and frozen.pooled is not None and not needs_encoder:
             return Encoded(frozen.hidden, frozen.pooled, None, frozen.head_features)
         state = BatchState(features=None if frozen is None else frozen.hidden)
         with self._active.use(state), self._without_layers_below(output_hidden_states):
-            output = self.backbone.encoder(**inputs, output_hidden_states=output_hidden_states)
+            output = self._encoder(inputs, output_hidden_states=output_hidden_states)
         hidden = output.last_hidden_state
-        return Encoded(hidden, masked_mean(hidden, inputs["attention_mask"]), output.hidden_states)
+        return Encoded(hidden, self._pool(hidden, inputs), output.hidden_states)
 
     def run(self, inputs: Inputs, choose: Callable[[Tensor], BatchState], output_hidden_states: bool = False) -> Any:
-        """One pass of an encoder: on the way `choose` gets what the retriever reads [B, d] and returns the adapters."""
+        """One pass of one stack: on the way `choose` gets what the retriever reads [B, d] and returns the adapters."""
         self._check_attached()
-
         state = BatchState()
 
         def on_features(hidden: Tensor) -> None:
-            chosen = choose(masked_mean(hidden, inputs["attention_mask"]))
+            chosen = choose(self._pool(hidden, inputs))
             state.weights, state.grouping = _like(hidden, chosen.weights), chosen.grouping
             state.on_features = None  # a circle of references would keep the weights until the garbage is collected
 
         state.on_features = on_features
         with self._active.use(state):
-            return self.backbone(**inputs, output_hidden_states=output_hidden_states)
+            return self._call(inputs, output_hidden_states)
 
     def run_above(
         self,
@@ -165,7 +213,7 @@ class Host:
         """Run the layers with generated adapters on the result of `encode`, and return the backbone's output."""
         self._check_attached()
         state.weights = _like(encoded.hidden, state.weights)
-        if self.text_to_text:
+        if self._has_encoder:
             with self._active.use(state):
                 return self.backbone(
                     encoder_outputs=BaseModelOutput(encoded.hidden),
@@ -176,12 +224,18 @@ class Host:
                 )
         state.features = encoded.hidden
         with self._active.use(state), self._without_layers_below(output_hidden_states):
-            return self.backbone(**inputs, output_hidden_states=output_hidden_states)
+            return self._call(inputs, output_hidden_states)
 
     def generate(self, inputs: Inputs, encoded: Encoded, state: BatchState, options: dict[str, Any]) -> Any:
-        """Run the backbone's own `generate` on the result of `encode`."""
+        """Run the backbone's own `generate`, on the result of `encode` where there is an encoder."""
         self._check_attached()
         state.weights = _like(encoded.hidden, state.weights)
+        if not self._has_encoder:
+            # Layers below the adapters run again: the cache needs their keys and values.
+            if self.backbone.generation_config.pad_token_id is None:
+                options.setdefault("pad_token_id", self.backbone.generation_config.eos_token_id)
+            with self._active.use(state):
+                return self.backbone.generate(**_padded_left(inputs), **options)
         if self._needs_growing_cache(options):
             options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with self._active.use(state):
@@ -200,21 +254,43 @@ class Host:
 
         An encoder-decoder whose lowest encoder layer has an adapter keeps the dropout that it was pretrained with.
         """
-        if self.text_to_text and not self._below:
+        if self._has_encoder and not self._below:
             return
         for layer in self._below:
             layer.eval()
-        for owner in self._lowest.owners[len(self._below) :][:1]:  # the first layer with an adapter, but for that
-            for name, module in owner.named_children():
-                module.train(module.training and name == self._lowest.attribute)
-        if not self.text_to_text:
-            self.backbone.get_submodule("embeddings").eval()
+        for layer in self._lowest.layers[len(self._below) :][: int(self._has_feed_forward_adapters)]:
+            # In the first layer with an adapter, everything before that.
+            parent, _, name = self._lowest.row.feed_forward.rpartition(".")
+            for child_name, module in layer.get_submodule(parent).named_children():
+                module.train(module.training and child_name == name)
+        if not self._has_encoder:
+            for module in self._outside:
+                module.training = False
         elif len(self._below) == len(self._lowest.layers):
-            self.backbone.encoder.eval()
+            self.backbone.get_encoder().eval()
+
+    def _call(self, inputs: Inputs, output_hidden_states: bool = False) -> Any:
+        """The backbone's forward."""
+        options: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if name != "prompt_mask"}
+        if output_hidden_states:
+            options["output_hidden_states"] = True
+        if self._sites.kind == "decoder":
+            positions = inputs["attention_mask"].cumsum(dim=1) - 1  # padding on the left moves no token
+            options.update(position_ids=positions.clamp(min=0), use_cache=False)
+        return self.backbone(**options)
+
+    def _encoder(self, inputs: Inputs, **options: Any) -> Any:
+        return self.backbone.get_encoder()(**inputs, **options)
+
+    def _pool(self, hidden: Tensor, inputs: Inputs) -> Tensor:
+        """What the retriever reads [B, d]: the mean over the tokens of the prompt, or all."""
+        if self._sites.is_pre_norm:
+            hidden = F.layer_norm(hidden.float(), hidden.shape[-1:])
+        return masked_mean(hidden, inputs.get("prompt_mask", inputs["attention_mask"]))
 
     def _without_layers_below(self, needed: bool) -> AbstractContextManager[None]:
         """A context in which the frozen layers hand on their input, unless they are needed for their hidden states."""
-        return nullcontext() if needed else _skipped(self._below, _hand_on_block if self.text_to_text else _hand_on)
+        return nullcontext() if needed else _skipped(self._below, _HAND_ON[self._lowest.row.hands_on])
 
     def disabled(self) -> AbstractContextManager[None]:
         """A context in which the backbone runs without adapters."""
@@ -244,14 +320,37 @@ class Host:
             raise RuntimeError("the adapters were detached from this model's backbone; make or load a new model")
 
 
-def _like(hidden: Tensor, weights: BottleneckWeights | None) -> BottleneckWeights | None:
+def _like(hidden: Tensor, weights: AdapterWeights | None) -> AdapterWeights | None:
     """The weights in the type of the hidden states, at once rather than at each site and decoding step."""
     return None if weights is None else weights.to(hidden.dtype)
 
 
 def pool(output: Any, inputs: Inputs) -> Tensor:
     """Mean of the last hidden states over the real tokens [B, d]."""
-    return masked_mean(output.last_hidden_state, inputs["attention_mask"])
+    return masked_mean(_last_hidden_state(output), inputs["attention_mask"])
+
+
+def _last_hidden_state(output: Any) -> Tensor:
+    """Of a transformers model's output; a module of one's own may return it as it is."""
+    hidden: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
+    return hidden
+
+
+def _padded_left(inputs: Inputs) -> dict[str, Tensor]:
+    """Token ids and attention mask [B, S] with each row's padding moved to its left."""
+    mask = inputs["attention_mask"]
+    places = mask.argsort(dim=1, stable=True)
+    return {"input_ids": inputs["input_ids"].gather(1, places), "attention_mask": mask.gather(1, places)}
+
+
+def _modules_outside(backbone: nn.Module, path: str) -> list[nn.Module]:
+    """The modules that neither are in the one of this path nor hold it."""
+    inside = {id(module) for module in backbone.get_submodule(path).modules()}
+    return [
+        module
+        for name, module in backbone.named_modules()
+        if name and id(module) not in inside and not f"{path}.".startswith(f"{name}.")
+    ]
 
 
 @contextmanager
@@ -273,6 +372,10 @@ def _hand_on(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> Te
     return hidden
 
 
+def _hand_on_in_tuple(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
+    return hidden, None
+
+
 def _hand_on_block(
     block: Any,
     hidden: Tensor,
@@ -286,6 +389,13 @@ def _hand_on_block(
         length = hidden.shape[1]
         position_bias = block.layer[0].SelfAttention.compute_bias(length, length, device=hidden.device)
     return hidden, position_bias, None
+
+
+_HAND_ON: dict[HandsOn, Callable[..., Any]] = {
+    "hidden": _hand_on,
+    "tuple": _hand_on_in_tuple,
+    "t5": _hand_on_block,
+}
 
 
 @contextmanager

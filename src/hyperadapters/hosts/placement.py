@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hyperadapters.config import Lengths, ModelConfig, Task, check_task_names
 from hyperadapters.errors import RecipeError, TaskError
-from hyperadapters.hosts.sites import Sites
+from hyperadapters.hosts.sites import LinearSize, Sites
 
 
 def check_tasks(tasks: Sequence[Task], sites: Sites) -> None:
@@ -20,42 +20,53 @@ def check_tasks(tasks: Sequence[Task], sites: Sites) -> None:
     except ValueError as error:
         raise TaskError(str(error)) from None
     for task in tasks:
-        if task.kind == "text-to-text" and sites.kind != "encoder-decoder":
+        if task.kind == "text-to-text" and sites.kind == "encoder":
             raise TaskError(
-                f"task '{task.name}' is text-to-text, which needs an encoder-decoder backbone such as T5; "
-                "this backbone has classification and regression heads"
+                f"task '{task.name}' is text-to-text, which needs an encoder-decoder backbone such as T5 or a "
+                "decoder-only one such as GPT-2; this backbone has classification and regression heads"
             )
         if task.kind == "classification" and not task.labels:
             raise TaskError(f"task '{task.name}': labels are not known; give them")
 
 
 def place(config: ModelConfig, sites: Sites) -> ModelConfig:
-    """Check the settings against a backbone, and fill in the preset and the layer of an encoder's features.
+    """Check the settings against a backbone, and fill in the preset, the layer of the features and target modules.
 
     Raises:
         RecipeError: a setting does not fit the backbone.
     """
-    config = config.for_backbone(has_heads=sites.kind != "encoder-decoder")
+    config = config.for_backbone(has_heads=sites.kind == "encoder")
+    if sites.kind != "encoder":
+        _check_text_to_text(config)
+    if config.form == "lora" and config.target_modules is None:
+        if not sites.target_modules:
+            raise RecipeError("target_modules: which linear maps form 'lora' is to change is not known here; name them")
+        config = config.model_copy(update={"target_modules": sites.target_modules})
+    for target in config.target_modules or ():
+        if target.rpartition(".")[2] in sites.not_by_row:
+            raise RecipeError(
+                f"target_modules: '{target}' of this backbone also maps what is no row of a batch, so rows cannot "
+                f"differ in it; name others, by default: {', '.join(sites.target_modules)}"
+            )
     if sites.kind == "encoder-decoder":
-        if config.head_inputs != "adapted":
-            raise RecipeError(
-                f"head_inputs: '{config.head_inputs}' (preset 'plus' sets it) is for encoders, which have task heads; "
-                "an encoder-decoder writes its answers: use preset 'paper'"
-            )
-        if config.features != "layer":
-            raise RecipeError(
-                f"features: '{config.features}' is for encoders; an encoder-decoder reads its encoder's output"
-            )
         if config.feature_layer is not None:
             raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
+        if config.preset == "official" and sites.generated.row.norm is None:
+            raise RecipeError("preset 'official' is for T5, as the released code is; use 'paper'")
         _check_frozen_layers(config, sites)
         return config
     if config.preset == "official":
         raise RecipeError("preset 'official' is for encoder-decoder backbones, as the released code is; use 'paper'")
     if config.shared_adapter_dim is not None:
-        raise RecipeError("shared_adapter_dim: encoder backbones have no shared adapters; remove it")
+        raise RecipeError(f"shared_adapter_dim: {sites.kind} backbones have no shared adapters; remove it")
     if config.frozen_encoder_layers:
-        raise RecipeError("frozen_encoder_layers: an encoder is frozen below its feature_layer; set that instead")
+        raise RecipeError(
+            f"frozen_encoder_layers: this {sites.kind} is frozen below its feature_layer; set that instead"
+        )
+    if not config.adapter_norm_input and sites.is_pre_norm:
+        raise RecipeError(
+            "adapter_norm_input: this backbone norms its hidden states before the feed-forward; remove it"
+        )
     num_layers = len(sites.generated.layers)
     feature_layer = num_layers // 2 if config.feature_layer is None else config.feature_layer
     if feature_layer >= num_layers:
@@ -64,6 +75,17 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
             f"generated above it), found {feature_layer}"
         )
     return config.model_copy(update={"feature_layer": feature_layer})
+
+
+def _check_text_to_text(config: ModelConfig) -> None:
+    """Check what only backbones with heads have."""
+    if config.head_inputs != "adapted":
+        raise RecipeError(
+            f"head_inputs: '{config.head_inputs}' (preset 'plus' sets it) is for encoders, which have task heads; "
+            "this backbone writes its answers: use preset 'paper'"
+        )
+    if config.features != "layer":
+        raise RecipeError(f"features: '{config.features}' is for encoders, found a backbone that writes its answers")
 
 
 def _check_frozen_layers(config: ModelConfig, sites: Sites) -> None:
@@ -77,17 +99,37 @@ def _check_frozen_layers(config: ModelConfig, sites: Sites) -> None:
         raise RecipeError("frozen_encoder_layers: preset 'official' adapts every encoder layer; remove it")
 
 
+def check_rank(config: ModelConfig, linears: Mapping[str, LinearSize]) -> None:
+    """Check the rank of form "lora" against the linear maps that it changes.
+
+    Raises:
+        RecipeError: it is larger than one of them.
+    """
+    for path, size in linears.items():
+        if config.lora_rank > min(size):
+            raise RecipeError(
+                f"lora_rank: expected at most {min(size)}, the smaller side of '{path}' "
+                f"({size.inputs} inputs, {size.outputs} outputs), found {config.lora_rank}"
+            )
+
+
 def fit_lengths(lengths: Lengths | None, sites: Sites) -> Lengths:
     """Check lengths against a backbone, or choose them.
 
     Raises:
         RecipeError: the backbone has no positions for inputs of that length.
     """
+    most = sites.max_length
     if lengths is None:
         default = Lengths()
-        return default.model_copy(update={"input": min(default.input, sites.max_length or default.input)})
-    if sites.max_length is not None and lengths.input > sites.max_length:
-        raise RecipeError(
-            f"data.max_length: the backbone takes at most {sites.max_length} tokens, found {lengths.input}; lower it"
-        )
+        if most is None:
+            return default
+        target = min(default.target, most // 4) if sites.kind == "decoder" else default.target
+        room = most - target if sites.kind == "decoder" else most
+        return default.model_copy(update={"input": min(default.input, room), "target": target})
+    taken, what = lengths.input, "data.max_length"
+    if sites.kind == "decoder":  # the answer follows the input
+        taken, what = lengths.input + lengths.target, "data.max_length + data.max_target_length"
+    if most is not None and taken > most:
+        raise RecipeError(f"{what}: the backbone takes at most {most} tokens, found {taken}; lower it")
     return lengths

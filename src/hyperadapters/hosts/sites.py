@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from hyperadapters.errors import BackboneError, unknown_name
+from hyperadapters.config import BackboneKind, ModuleNames
+from hyperadapters.errors import BackboneError, did_you_mean, unknown_name
 
-Placement = Literal["after_sublayer", "before_residual"]
+Placement = Literal["parallel", "before_residual"]
+HandsOn = Literal["hidden", "tuple", "t5"]
+
+HOLDS_ADAPTERS = "_holds_hyperadapters"
+"""Attribute of a backbone that adapters were put into."""
 
 
 @dataclass(frozen=True)
@@ -18,16 +25,21 @@ class StackRow:
 
     Attributes:
         layers: path of the list of layers in the model.
-        sublayer: path, inside a layer, of the module to wrap.
-        placement: "after_sublayer": the module is a whole pre-norm feed-forward sublayer with its norm in
-            `layer_norm`, and the adapter's output is added to its output. "before_residual": the module ends a
-            post-norm feed-forward sublayer, takes (hidden, residual) and norms their sum, and the adapter's output
-            is added to the residual.
+        feed_forward: path, inside a layer, of the module that ends the feed-forward.
+        placement: "parallel": the adapter reads what enters the feed-forward, and its output is added to the
+            feed-forward's. "before_residual": the module takes (hidden, residual) and norms their sum; the adapter
+            reads the residual, which is what enters the feed-forward, and its output is added to it.
+        entry: path, inside a layer, of the module whose input enters the feed-forward; default: `feed_forward`.
+        norm: path, inside `feed_forward`, of the norm that it applies to its input first; default: it is normed before.
+        hands_on: what a layer returns: the hidden states, a tuple that begins with them, or what T5's blocks do.
     """
 
     layers: str
-    sublayer: str
-    placement: Placement
+    feed_forward: str
+    placement: Placement = "parallel"
+    entry: str | None = None
+    norm: str | None = None
+    hands_on: HandsOn = "hidden"
 
 
 @dataclass(frozen=True)
@@ -36,85 +48,176 @@ class ArchitectureRow:
 
     Attributes:
         kind: decides what is generated for which stack, and how the model answers.
-        width: attribute of the config that holds the size of the hidden states.
         generated, shared: the stack that gets generated adapters, and the one that gets learned ones.
+        target_modules: linear maps that form "lora" changes, by the ends of their paths in a layer.
+        not_by_row: linear maps that are also applied to something else than the rows of a batch, so that form "lora"
+            cannot give each row its own change of them.
+        takes_pooler: whether loading it makes a pooler, which nothing here reads, unless it is told not to.
         skips_padding_position: whether positions are counted from behind the padding token's id (RoBERTa), so that
             as many fewer tokens fit than there are position embeddings.
+        is_pre_norm: whether hidden states between layers are sums that no norm has been applied to. A few of their
+            numbers can then be larger than all others by orders of magnitude, so tokens are normed before their mean
+            is taken as what the retriever reads.
     """
 
-    kind: Literal["encoder-decoder", "encoder"]
-    width: str
+    kind: BackboneKind
     generated: StackRow
     shared: StackRow | None = None
+    target_modules: tuple[str, ...] = ()
+    not_by_row: tuple[str, ...] = ()
+    takes_pooler: bool = False
     skips_padding_position: bool = False
+    is_pre_norm: bool = False
 
 
 _T5 = ArchitectureRow(
     kind="encoder-decoder",
-    width="d_model",
-    generated=StackRow("decoder.block", "layer.2", "after_sublayer"),
-    shared=StackRow("encoder.block", "layer.1", "after_sublayer"),
+    generated=StackRow("decoder.block", "layer.2", norm="layer_norm", hands_on="t5"),
+    shared=StackRow("encoder.block", "layer.1", norm="layer_norm", hands_on="t5"),
+    target_modules=("q", "v"),
+)
+_BART = ArchitectureRow(
+    kind="encoder-decoder",
+    generated=StackRow("model.decoder.layers", "fc2", entry="fc1"),
+    shared=StackRow("model.encoder.layers", "fc2", entry="fc1"),
+    target_modules=("q_proj", "v_proj"),
 )
 _BERT = ArchitectureRow(
     kind="encoder",
-    width="hidden_size",
     generated=StackRow("encoder.layer", "output", "before_residual"),
+    target_modules=("query", "value"),
+    takes_pooler=True,
 )
 _ROBERTA = replace(_BERT, skips_padding_position=True)
+_MPNET = replace(
+    _ROBERTA,
+    generated=StackRow("encoder.layer", "output", "before_residual", hands_on="tuple"),
+    target_modules=("attn.q", "attn.v"),
+)
+_DEBERTA = ArchitectureRow(
+    kind="encoder",
+    generated=StackRow("encoder.layer", "output", "before_residual", hands_on="tuple"),
+    target_modules=("value_proj", "attention.output.dense"),
+    not_by_row=("query_proj", "key_proj"),  # of the relative positions too, once for the batch
+)
+_DISTILBERT = ArchitectureRow(
+    kind="encoder", generated=StackRow("transformer.layer", "ffn"), target_modules=("q_lin", "v_lin")
+)
+_MODERNBERT = ArchitectureRow(
+    kind="encoder", generated=StackRow("layers", "mlp"), target_modules=("Wqkv",), is_pre_norm=True
+)
+_GPT2 = ArchitectureRow(
+    kind="decoder", generated=StackRow("transformer.h", "mlp"), target_modules=("c_attn",), is_pre_norm=True
+)
+_LLAMA = ArchitectureRow(
+    kind="decoder", generated=StackRow("model.layers", "mlp"), target_modules=("q_proj", "v_proj"), is_pre_norm=True
+)
 
 SITES: dict[str, ArchitectureRow] = {
     "t5": _T5,
     "mt5": _T5,
+    "bart": _BART,
     "bert": _BERT,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "mpnet": _MPNET,
+    "deberta-v2": _DEBERTA,
+    "distilbert": _DISTILBERT,
+    "modernbert": _MODERNBERT,
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
 }
-"""Rows by `model_type`. MiniLM models are "bert", FLAN-T5 models are "t5"."""
+"""Rows by `model_type`. MiniLM models are "bert", FLAN-T5 models are "t5", DeBERTa-v3 models are "deberta-v2"."""
+
+
+class LinearSize(NamedTuple):
+    """Sizes of a linear map."""
+
+    inputs: int
+    outputs: int
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A resolved stack: its layers, and for each layer the owner and attribute of the module to wrap."""
+    """A resolved stack: its row and its layers, each of which has the modules that the row names."""
 
+    row: StackRow
     layers: nn.ModuleList
-    owners: tuple[nn.Module, ...]
-    attribute: str
-    placement: Placement
 
 
 @dataclass(frozen=True)
 class Sites:
     """The resolved sites of a backbone; `max_length` is the number of tokens it has positions for, None for any."""
 
-    kind: Literal["encoder-decoder", "encoder"]
+    kind: BackboneKind
     width: int
     max_length: int | None
     generated: Stack
     shared: Stack | None
+    target_modules: tuple[str, ...]
+    not_by_row: tuple[str, ...]
+    is_pre_norm: bool
+
+    @property
+    def lowest(self) -> Stack:
+        """The first stack that a batch passes through."""
+        return self.shared or self.generated
 
 
-def find_sites(backbone: nn.Module) -> Sites:
+def find_sites(backbone: nn.Module, modules: ModuleNames | None = None) -> Sites:
     """Resolve the row of the backbone's architecture, without changing anything.
+
+    Args:
+        backbone: of a known architecture, or any with `modules`.
+        modules: names of its modules, in place of a row.
 
     Raises:
         BackboneError: the architecture has no row, or a module of its row is missing.
     """
     config = getattr(backbone, "config", None)
-    model_type = getattr(config, "model_type", None)
-    if model_type is None:
-        raise BackboneError(
-            f"expected a transformers model with a config and its model_type, found {type(backbone).__name__}"
-        )
-    row = SITES.get(model_type)
-    if row is None:
-        raise BackboneError(unknown_name("architecture", model_type, SITES) + " Add a row to hosts/sites.py.")
+    row = _find_row(backbone, config) if modules is None else _row_of(modules)
+    width = getattr(config, "hidden_size", None) if modules is None or modules.width is None else modules.width
+    if width is None:
+        raise BackboneError("the width of the backbone's hidden states is not known; give it as modules.width")
+    if getattr(backbone, HOLDS_ADAPTERS, False):
+        raise BackboneError("the backbone already holds the adapters of another HyperAdapterModel; detach that first")
     return Sites(
         kind=row.kind,
-        width=getattr(config, row.width),
+        width=width,
         max_length=_max_length(config, row),
         generated=_resolve(backbone, row.generated),
         shared=_resolve(backbone, row.shared) if row.shared else None,
+        target_modules=row.target_modules,
+        not_by_row=row.not_by_row,
+        is_pre_norm=row.is_pre_norm,
     )
+
+
+def _find_row(backbone: nn.Module, config: Any) -> ArchitectureRow:
+    model_type = getattr(config, "model_type", None)
+    if model_type is None:
+        raise BackboneError(
+            f"expected a transformers model with a config and its model_type, found {type(backbone).__name__}; "
+            "name the modules of another one (see ModelConfig.modules)"
+        )
+    row = SITES.get(model_type)
+    if row is None:
+        raise BackboneError(unknown_name("architecture", model_type, SITES) + f" {HOW_TO_NAME}")
+    return row
+
+
+HOW_TO_NAME = "Name its modules (see ModelConfig.modules), or add a row to hosts/sites.py (see docs/backbones.md)."
+
+
+def _row_of(modules: ModuleNames) -> ArchitectureRow:
+    is_decoder = modules.kind == "decoder"
+    return ArchitectureRow(modules.kind, StackRow(modules.layers, modules.feed_forward), is_pre_norm=is_decoder)
 
 
 def _max_length(config: Any, row: ArchitectureRow) -> int | None:
@@ -125,30 +228,75 @@ def _max_length(config: Any, row: ArchitectureRow) -> int | None:
 
 
 def _resolve(backbone: nn.Module, row: StackRow) -> Stack:
-    layers = _module(backbone, row.layers, row.layers)
+    layers = _module(backbone, row.layers)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise BackboneError(f"expected a list of layers at '{row.layers}' of {type(backbone).__name__}")
-    parent, _, attribute = row.sublayer.rpartition(".")
-    owners = []
     for index, layer in enumerate(layers):
-        owner = _module(layer, parent, f"{row.layers}.{index}.{parent}") if parent else layer
-        wrapped = _module(owner, attribute, f"{row.layers}.{index}.{row.sublayer}")
-        if getattr(wrapped, "holds_adapter", False):
+        feed_forward = _module(layer, row.feed_forward, f"{row.layers}.{index}.")
+        if row.norm is not None:
+            _module(feed_forward, row.norm, f"{row.layers}.{index}.{row.feed_forward}.")
+        if row.entry is not None:
+            _module(layer, row.entry, f"{row.layers}.{index}.")
+    return Stack(row, layers)
+
+
+def _module(root: nn.Module, path: str, before: str = "") -> nn.Module:
+    found = root
+    for part in path.split("."):
+        children = dict(found.named_children())
+        if part not in children:
             raise BackboneError(
-                "the backbone already holds the adapters of another HyperAdapterModel; detach that first"
+                f"expected a module at '{before}{path}', found none; {type(found).__name__} has: "
+                f"{', '.join(children) or 'none'}.{did_you_mean(part, children)} "
+                "Is this the plain model of its architecture (for an encoder: without a task head)?"
             )
-        if row.placement == "after_sublayer":
-            _module(wrapped, "layer_norm", f"{row.layers}.{index}.{row.sublayer}.layer_norm")
-        owners.append(owner)
-    return Stack(layers, tuple(owners), attribute, row.placement)
+        found = children[part]
+    return found
 
 
-def _module(root: nn.Module, path: str, full_path: str) -> nn.Module:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        children = ", ".join(name for name, _ in root.named_children()) or "none"
-        raise BackboneError(
-            f"expected a module at '{full_path}', found none; {type(root).__name__} has: {children}. "
-            "Is this the plain model of its architecture (for an encoder: without a task head)?"
-        ) from None
+def find_linears(stack: Stack, num_frozen: int, targets: Sequence[str]) -> dict[str, LinearSize]:
+    """The linear maps of each layer above the frozen ones that are named, by their paths in the layer.
+
+    Args:
+        stack: to look in; nothing is changed.
+        num_frozen: layers, from below, that get no adapter.
+        targets: ends of paths, as PEFT's `target_modules` are.
+
+    Raises:
+        BackboneError: a name is that of no module, or of another one than a linear map, or layers differ.
+    """
+    found = [_linears(layer, targets) for layer in stack.layers[num_frozen:]]
+    for index, linears in enumerate(found):
+        if linears != found[0]:
+            names = sorted(name for name, _ in linears.items() ^ found[0].items())
+            raise BackboneError(
+                f"target_modules: expected the same linear maps in each layer; {stack.row.layers}.{num_frozen} and "
+                f"{stack.row.layers}.{num_frozen + index} differ in {', '.join(names)}; name others"
+            )
+    return found[0] if found else {}
+
+
+def _linears(layer: nn.Module, targets: Sequence[str]) -> dict[str, LinearSize]:
+    modules = {name: module for name, module in layer.named_modules() if name}
+    found: dict[str, LinearSize] = {}
+    for target in targets:
+        named = {name: module for name, module in modules.items() if f".{name}".endswith(f".{target}")}
+        if not named:
+            known = dict.fromkeys(name.split(".")[-1] for name, module in modules.items() if _size(module))
+            raise BackboneError("target_modules: " + unknown_name("module", target, known))
+        for name, module in named.items():
+            size = _size(module)
+            if size is None:
+                raise BackboneError(
+                    f"target_modules: '{target}' is {type(module).__name__} '{name}'; expected a linear map"
+                )
+            found[name] = size
+    return found
+
+
+def _size(module: nn.Module) -> LinearSize | None:
+    """Sizes of a linear map, quantised or not; None for another module."""
+    if isinstance(module, Conv1D):  # GPT-2's linear map, with its weight transposed
+        return LinearSize(module.nx, module.nf)
+    inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return LinearSize(inputs, outputs) if isinstance(inputs, int) and isinstance(outputs, int) else None

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from hyperadapters.core import BottleneckWeights
+from hyperadapters.core import AdapterWeights
 from hyperadapters.model import HyperAdapterModel
 
 
@@ -21,8 +21,8 @@ class AdapterCache:
     def __init__(self, model: HyperAdapterModel, max_bytes: int) -> None:
         """Args: model: generates; max_bytes: of adapters kept. Those of the last batch are always there besides."""
         self._model, self._max_bytes = model, max_bytes
-        self._kept: OrderedDict[int, BottleneckWeights] = OrderedDict()
-        self._last: tuple[list[int], BottleneckWeights] | None = None
+        self._kept: OrderedDict[int, AdapterWeights] = OrderedDict()
+        self._last: tuple[list[int], AdapterWeights] | None = None
         self._made_for: tuple[int, torch.device] | None = None
 
     @property
@@ -30,7 +30,7 @@ class AdapterCache:
         """Bytes of the adapters that are kept now."""
         return sum(_num_bytes(weights) for weights in self._kept.values())
 
-    def __call__(self, task_ids: Tensor) -> BottleneckWeights:
+    def __call__(self, task_ids: Tensor) -> AdapterWeights:
         """The adapters [L, U, ...] of the tasks [U]."""
         made_for = (self._model.revision, task_ids.device)
         if self._made_for != made_for:
@@ -44,7 +44,7 @@ class AdapterCache:
                 self._kept[task_id] = self._model.adapters(task_ids.new_tensor([task_id]))
         for task_id in wanted:
             self._kept.move_to_end(task_id)
-        weights = BottleneckWeights.cat([self._kept[task_id] for task_id in wanted])
+        weights = AdapterWeights.cat([self._kept[task_id] for task_id in wanted])
         self._last = wanted, weights
         self._shrink()
         return weights
@@ -56,5 +56,5 @@ class AdapterCache:
             size -= _num_bytes(dropped)
 
 
-def _num_bytes(weights: BottleneckWeights) -> int:
-    return sum(tensor.nbytes for tensor in weights)
+def _num_bytes(weights: AdapterWeights) -> int:
+    return sum(tensor.nbytes for tensor in weights.values())

@@ -197,6 +197,8 @@ class Predictor:
                 max_new_tokens=model.lengths.target,
                 do_sample=False,
             )
+            if model.kind == "decoder":
+                tokens = tokens[:, batch["input_ids"].shape[1] :]
             outputs: list[Any] = model.collator.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         else:
             output = model(**batch, task_ids=task_ids, route=self.route, frozen=frozen)

@@ -79,7 +79,7 @@ def load_official(
 def official_parameters(model: HyperAdapterModel) -> dict[str, nn.Parameter]:
     """The parameters of a model of the preset "official" under their official names, each tied weight once."""
     backbone = {
-        name.removeprefix("backbone.").replace(".inner.", "."): parameter
+        name.removeprefix("backbone."): parameter
         for name, parameter in model.named_parameters()
         if name.startswith("backbone.")
     }
@@ -100,10 +100,10 @@ def official_parameters(model: HyperAdapterModel) -> dict[str, nn.Parameter]:
         "decoder.param_gen.decoder.linear1": trunk[0],
         "decoder.param_gen.decoder.linear2": trunk[2],
         "decoder.param_gen.decoder.LayerNorm": trunk[3],
-        "decoder.param_gen.decoder.weight_up": model.hypernetwork.up_weight,
-        "decoder.param_gen.decoder.weight_down": model.hypernetwork.down_weight,
-        "decoder.param_gen.decoder.bias_up": model.hypernetwork.up_bias,
-        "decoder.param_gen.decoder.bias_down": model.hypernetwork.down_bias,
+        "decoder.param_gen.decoder.weight_up": model.hypernetwork.head("up_weight"),
+        "decoder.param_gen.decoder.weight_down": model.hypernetwork.head("down_weight"),
+        "decoder.param_gen.decoder.bias_up": model.hypernetwork.head("up_bias"),
+        "decoder.param_gen.decoder.bias_down": model.hypernetwork.head("down_bias"),
     }
     for prefix, module in modules.items():
         own.update({f"{prefix}.{part}": parameter for part, parameter in module.named_parameters()})

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hyperadapters.config import DataConfig, Task, parse
-from hyperadapters.core import BottleneckWeights, Hypernetwork
+from hyperadapters.core import AdapterWeights, Hypernetwork
 from hyperadapters.data.examples import Example, infer_labels, label_examples, read_fields, read_target
 from hyperadapters.data.loading import subset
 from hyperadapters.data.sources import Row
@@ -308,11 +308,11 @@ def _generated(model: HyperAdapterModel, fit: Fit, prototype: Tensor) -> Start:
     return Start(prototype, _damped(model, model.hypernetwork(prototype[None])) if fit == "adapter" else None)
 
 
-def _damped(model: HyperAdapterModel, weights: BottleneckWeights) -> BottleneckWeights:
+def _damped(model: HyperAdapterModel, weights: AdapterWeights) -> AdapterWeights:
     """An adapter of less effect, which keeps more of the frozen features; a generated text needs all of it."""
     if model.text_to_text:
         return weights
-    return weights._replace(up_weight=DAMPING * weights.up_weight, up_bias=DAMPING * weights.up_bias)
+    return weights.scaled(DAMPING)
 
 
 def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
@@ -351,8 +351,8 @@ def _share(
         before = model.adapters(torch.tensor([index], device=model.thresholds.device))
         model.hypernetwork = hypernetwork
         after = model.adapters(torch.tensor([index], device=model.thresholds.device))
-        distance = sum(float((b - a).square().sum()) for b, a in zip(before, after, strict=True)) ** 0.5
-        size = sum(float(b.square().sum()) for b in before) ** 0.5
+        distance = sum(float((before[name] - after[name]).square().sum()) for name in before) ** 0.5
+        size = sum(float(tensor.square().sum()) for tensor in before.values()) ** 0.5
         changes[model.tasks[index].name] = TaskChange(
             distance / max(size, 1e-12), _output_change(model, data, index, before, after)
         )
@@ -362,7 +362,7 @@ def _share(
 
 
 def _output_change(
-    model: HyperAdapterModel, data: FitExamples, task_id: int, before: BottleneckWeights, after: BottleneckWeights
+    model: HyperAdapterModel, data: FitExamples, task_id: int, before: AdapterWeights, after: AdapterWeights
 ) -> float:
     """Mean absolute difference of a task's logits on the examples under two adapters; of T5, at real target tokens."""
     total, count = 0.0, 0

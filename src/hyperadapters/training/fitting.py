@@ -15,13 +15,14 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
 from hyperadapters.config import Task
-from hyperadapters.core import BottleneckWeights, Hypernetwork, OwnBottleneck, sequence_loss
+from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.hosts.heads import Head, wide_inputs
 from hyperadapters.hosts.host import Encoded
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.model import HyperAdapterModel
+from hyperadapters.objective import text_loss
 
 Fit = Literal["prototype", "adapter", "shared", "none"]
 Stopping = Literal["leave-one-out", "held-out quarter", "fixed", "none"]
@@ -46,7 +47,7 @@ class Start(NamedTuple):
     """Where a fit starts: a prototype [p], and an adapter if it is not to be the one generated from the prototype."""
 
     prototype: Tensor
-    adapter: BottleneckWeights | None = None
+    adapter: AdapterWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Fitted:
     """Result of a fit; `adapter` is None where the hypernetwork generates it from the prototype."""
 
     prototype: Tensor
-    adapter: BottleneckWeights | None
+    adapter: AdapterWeights | None
     head: Head | None
     hypernetwork: Hypernetwork | None
     steps: int
@@ -74,15 +75,15 @@ class FitExamples:
         """Args: examples: with targets; their task ids are not read."""
         self.model, self.task = model, task
         lengths = model.lengths
-        self._collator = Collator(model.tokenizer, [task], model.text_to_text, lengths.input, lengths.target)
+        self._collator = Collator(model.tokenizer, [task], model.kind, lengths.input, lengths.target)
         self.examples = [Example(0, e.text, e.text_pair, e.target) for e in examples]
         self._hidden: dict[int, Tensor] = {}
         self._pooled: dict[int, Tensor] = {}
         self._features: dict[int, Tensor] = {}
         with torch.no_grad():
             for rows in batches_by_length(self.examples, BATCH_SIZE):
-                inputs = self._inputs(rows)
-                encoded = model.encode(inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids"))
+                inputs, _ = self._tensors(rows)
+                encoded = model.encode(**inputs)  # type: ignore[arg-type]
                 real = inputs["attention_mask"].bool()
                 self._hidden.update(zip(rows, (h[m] for h, m in zip(encoded.hidden, real, strict=True)), strict=True))
                 features = encoded.pooled
@@ -103,21 +104,23 @@ class FitExamples:
         """What wide heads read of some rows besides the adapted hidden states [B, F]."""
         return torch.stack([self._features[row] for row in rows])
 
-    def outputs(self, rows: Sequence[int], weights: BottleneckWeights) -> tuple[Tensor, Tensor]:
+    def outputs(self, rows: Sequence[int], weights: AdapterWeights) -> tuple[Tensor, Tensor]:
         """Pooled last hidden states [B, d], or logits [B, T, V], of some rows under an adapter; and their labels."""
         batch = self._batch(rows)
         decoder_input_ids = None
-        if self.model.text_to_text:
+        if self.model.kind == "encoder-decoder":
             decoder_input_ids = self.model.backbone.prepare_decoder_input_ids_from_labels(batch.labels)  # type: ignore[operator]
         return self.model.adapted(batch.inputs, batch.encoded, weights, decoder_input_ids), batch.labels
 
-    def _inputs(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        return to_device(self._collator.inputs([self.examples[row] for row in rows]), device_of(self.model))
-
-    def _batch(self, rows: Sequence[int]) -> _Batch:
+    def _tensors(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """Arguments of `model.encode` for some rows, and their labels."""
         batch = to_device(self._collator([self.examples[row] for row in rows]), device_of(self.model))
         labels = batch.pop("labels")
         del batch["task_ids"]
+        return batch, labels
+
+    def _batch(self, rows: Sequence[int]) -> _Batch:
+        batch, labels = self._tensors(rows)
         real = batch["attention_mask"].bool()
         kept = torch.cat([self._hidden[row] for row in rows])
         hidden = kept.new_zeros(*real.shape, kept.shape[-1])
@@ -133,21 +136,21 @@ class _Student(nn.Module):
         self.prototype = nn.Parameter(start.prototype.detach().clone(), requires_grad=fit in ("prototype", "shared"))
         self.hypernetwork = copy.deepcopy(model.hypernetwork) if fit == "shared" else model.hypernetwork
         adapter = _generate(model, start) if fit == "adapter" else start.adapter
-        self.adapter = None if adapter is None else OwnBottleneck(adapter)
+        self.adapter = None if adapter is None else OwnAdapter(adapter)
         self.head = None if head is None else nn.ParameterList([head.weight.clone(), head.bias.clone()])
         self.scale = (0.0, 1.0) if head is None else (head.target_mean, head.target_std)
 
-    def weights(self) -> BottleneckWeights:
+    def weights(self) -> AdapterWeights:
         if self.adapter is not None:
-            found: BottleneckWeights = self.adapter()
+            found: AdapterWeights = self.adapter()
             return found
-        generated: BottleneckWeights = self.hypernetwork(self.prototype[None])
+        generated: AdapterWeights = self.hypernetwork(self.prototype[None])
         return generated
 
     def loss(self, data: FitExamples, rows: Sequence[int]) -> Tensor:
         outputs, labels = data.outputs(rows, self.weights())
         if self.head is None:
-            return sequence_loss(outputs, labels)
+            return text_loss(data.model, outputs, labels)
         values = F.linear(wide_inputs(outputs, data.features(rows)), self.head[0], self.head[1])
         if data.task.kind == "regression":
             mean, std = self.scale
@@ -164,7 +167,7 @@ class _Student(nn.Module):
 
     def result(self, steps: int, stopping: Stopping, fit: Fit) -> Fitted:
         head = None if self.head is None else Head(self.head[0].detach(), self.head[1].detach(), *self.scale)
-        adapter = None if self.adapter is None else BottleneckWeights(*(t.detach() for t in self.adapter()))
+        adapter = None if self.adapter is None else self.adapter().detach()
         hypernetwork = self.hypernetwork if fit == "shared" else None
         return Fitted(self.prototype.detach(), adapter, head, hypernetwork, steps, stopping)
 
@@ -218,10 +221,10 @@ def fit_task(
     return student.result(steps, stopping, fit)
 
 
-def _generate(model: HyperAdapterModel, start: Start) -> BottleneckWeights:
+def _generate(model: HyperAdapterModel, start: Start) -> AdapterWeights:
     if start.adapter is not None:
         return start.adapter
-    weights: BottleneckWeights = model.hypernetwork(start.prototype[None])
+    weights: AdapterWeights = model.hypernetwork(start.prototype[None])
     return weights
 
 
@@ -272,7 +275,7 @@ def _folds(data: FitExamples, seed: int) -> tuple[list[set[int]], Stopping]:
     return [{rows[fold % len(rows)] for rows in shuffled} for fold in range(min(FOLDS, fewest))], "leave-one-out"
 
 
-def _head_inputs(data: FitExamples, weights: BottleneckWeights) -> Tensor:
+def _head_inputs(data: FitExamples, weights: AdapterWeights) -> Tensor:
     found: dict[int, Tensor] = {}
     for rows in batches_by_length(data.examples, BATCH_SIZE):
         found.update(zip(rows, wide_inputs(data.outputs(rows, weights)[0], data.features(rows)), strict=True))

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +55,8 @@ class FrozenPrefix:
         self._hidden = _room(self.place, shape, dtype, Path(folder))
         self._pooled: Tensor | None = None
         self._known = [False] * len(lengths)
-        backbone: Any = model.backbone
-        self._padding_id: int = backbone.config.pad_token_id or 0  # RoBERTa counts positions by it
+        config_of_backbone = getattr(model.backbone, "config", None)
+        self._padding_id: int = getattr(config_of_backbone, "pad_token_id", 0) or 0  # RoBERTa counts positions by it
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -121,7 +120,7 @@ class FrozenPrefix:
 
     def _compute_padded(self, inputs: Mapping[str, Tensor], size: int) -> Frozen:
         length = inputs["attention_mask"].shape[1]
-        size = min(size, self._model.lengths.input)
+        size = min(size, self._model.max_tokens)
         fill = {"input_ids": self._padding_id}
         found = self._model.frozen(
             **{name: pad(tensor, (0, size - length), value=fill.get(name, 0)) for name, tensor in inputs.items()}

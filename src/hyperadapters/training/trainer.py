@@ -25,7 +25,7 @@ from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.optimizers import OfficialAdamW
 from hyperadapters.training.prefix import GIB, FrozenPrefix
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask")
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +82,12 @@ class HyperAdapterTrainer(Trainer):
         # The loss is a mean over the micro-batch, so the Trainer has to divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._terms: list[torch.Tensor] = []
-        self._lengths = self.data_collator.lengths(train_examples)
+        self._lengths = self.data_collator.lengths(train_examples, with_targets=True)
         self._prefix: FrozenPrefix | None = None
         self.validation_prefix: FrozenPrefix | None = None
         if model.has_frozen_layers:
             self._prefix = self._make_prefix(self._lengths)
-            if validation_examples:
+            if validation_examples and model.kind != "decoder":  # generating, it runs its frozen layers for each token
                 self.validation_prefix = self._make_prefix(self.data_collator.lengths(validation_examples))
 
     def _make_prefix(self, lengths: list[int]) -> FrozenPrefix:

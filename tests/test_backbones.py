@@ -1,0 +1,642 @@
+"""Every architecture and both forms of adapters: promises 1, 2, 4 and 5, and what only language models have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DECODERS, MAKERS, tiny_backbone, tiny_language_model_tokenizer
+from torch import Tensor, nn
+
+from hyperadapters.config import Lengths, ModelConfig, ModuleNames, Task
+from hyperadapters.data.collate import Collator
+from hyperadapters.data.examples import Example
+from hyperadapters.errors import BackboneError, RecipeError, TaskError
+from hyperadapters.hosts.sites import SITES, find_sites
+from hyperadapters.inference.predictor import Predictor
+from hyperadapters.model import HyperAdapterModel
+from hyperadapters.objective import text_loss
+
+ARCHITECTURES = tuple(MAKERS)
+FORMS = ("bottleneck", "lora")
+FORM_SETTINGS: dict[str, dict[str, Any]] = {
+    "bottleneck": {"adapter_dim": 4},
+    "lora": {"form": "lora", "lora_rank": 2, "lora_alpha": 3.0},
+}
+HEAD_TASKS = [
+    Task.classification("colour", ["red", "blue", "green"]),
+    Task.regression("size"),
+    Task.classification("mood", ["bad", "good"]),
+]
+TEXT_TASKS = [Task.text_to_text("colour"), Task.text_to_text("size"), Task.text_to_text("mood")]
+WRITING = [kind for kind in ARCHITECTURES if SITES.get(kind, SITES["t5"]).kind != "encoder"]
+each = pytest.mark.parametrize("kind", ARCHITECTURES)
+each_form = pytest.mark.parametrize("form", FORMS)
+each_that_writes = pytest.mark.parametrize("kind", WRITING)
+
+
+def kind_of(kind: str) -> str:
+    return SITES.get(kind, SITES["t5"]).kind  # FLAN-T5 has the model type of T5
+
+
+def make_model(kind: str, form: str = "bottleneck", **settings: Any) -> HyperAdapterModel:
+    """A model on a tiny backbone, its adapters large enough to show."""
+    backbone = tiny_backbone(kind)
+    torch.manual_seed(1)
+    tasks = HEAD_TASKS if kind_of(kind) == "encoder" else TEXT_TASKS
+    model = HyperAdapterModel(backbone, tasks, ModelConfig(preset="paper", **FORM_SETTINGS[form], **settings))
+    with torch.no_grad():
+        for module in (model.hypernetwork, model.shared_adapters):
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def make_batch(kind: str, rows: int = 6) -> dict[str, Tensor]:
+    """Rows of several lengths: of a decoder, the last two tokens of each are the answer."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(rows, 7, dtype=torch.long)
+    for row in range(rows):
+        mask[row, 7 - row % 3 :] = 0
+    ids = torch.randint(3, 40, (rows, 7), generator=generator).masked_fill(mask == 0, 0)
+    batch = {"input_ids": ids, "attention_mask": mask, "task_ids": torch.tensor([1, 0, 2, 0, 1, 2])[:rows]}
+    if kind_of(kind) == "encoder":
+        batch["labels"] = torch.tensor([0.3, 2.0, 1.0, 0.0, -1.5, 0.0])[:rows]
+    elif kind_of(kind) == "encoder-decoder":
+        batch["labels"] = torch.randint(3, 40, (rows, 4), generator=generator)
+    else:
+        from_end = mask.flip(1).cumsum(1).flip(1)
+        batch["labels"] = ids.masked_fill((from_end > 2) | (mask == 0), -100)
+    return batch
+
+
+def rows_of(batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    """Equal to 1e-5, of the largest element where that is above 1."""
+    largest = max([1.0, *expected[expected.isfinite()].abs().flatten().tolist()])
+    torch.testing.assert_close(found, expected, atol=1e-5 * largest, rtol=0)
+
+
+def bare(backbone: nn.Module, kind: str, batch: dict[str, Tensor]) -> Tensor:
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if kind_of(kind) == "encoder-decoder":
+        inputs["labels"] = batch["labels"]
+    with torch.no_grad():
+        output = backbone(**inputs)
+    return output.last_hidden_state if kind_of(kind) == "encoder" else output.logits
+
+
+@each
+@each_form
+def test_a_mixed_batch_gives_each_row_what_a_batch_of_its_own_task_gives(kind: str, form: str) -> None:
+    model, batch = make_model(kind, form), make_batch(kind)
+    mixed = model(**batch)
+    real = batch["attention_mask"].bool()
+    for rows in (*((batch["task_ids"] == task).nonzero()[:, 0] for task in range(3)), torch.tensor([4])):
+        own = model(**rows_of(batch, rows))
+        found, size = mixed.logits[rows], own.logits.shape[-1]  # a mixed batch is as wide as its largest head
+        if kind in DECODERS:  # what comes after a row's end is never read
+            assert_same(found[real[rows]], own.logits[real[rows]])
+        else:
+            assert_same(found[..., :size], own.logits)
+        assert_same(mixed.instances[rows], own.instances)
+        assert own.loss.isfinite()
+
+
+@each
+@each_form
+def test_adapters_differ_by_task_and_switched_off_leave_the_bare_backbone(kind: str, form: str) -> None:
+    batch = make_batch(kind)
+    before = bare(tiny_backbone(kind), kind, batch)
+    model, seen = make_model(kind, form), []
+    with model.adapters_disabled():
+        assert torch.equal(bare(model.backbone, kind, batch), before)
+    layer = model._sites.generated.layers[-1]
+    handle = layer.register_forward_hook(lambda _, __, output: seen.append(output))
+    if kind_of(kind) == "encoder":
+        del batch["labels"]  # which are of other tasks
+    for task_id in range(3):
+        model(**{**batch, "task_ids": torch.full((6,), task_id)})
+    handle.remove()
+    states = [output if isinstance(output, Tensor) else output[0] for output in seen]
+    assert (states[0] - states[1]).abs().max() > 1e-3
+    assert (states[1] - states[2]).abs().max() > 1e-3
+
+
+@each
+@each_form
+def test_only_declared_parameters_receive_gradients_and_detaching_restores(kind: str, form: str) -> None:
+    batch, backbone = make_batch(kind), tiny_backbone(kind)
+    names = [name for name, _ in backbone.named_modules()]
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in backbone.modules())
+    before, state = bare(backbone, kind, batch), {name: value.clone() for name, value in backbone.state_dict().items()}
+    tasks = HEAD_TASKS if kind_of(kind) == "encoder" else TEXT_TASKS
+    config = ModelConfig(preset="paper", **FORM_SETTINGS[form])
+    model = HyperAdapterModel(backbone.train(), tasks, config).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model.training_loss(batch).total.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad == (not name.startswith("backbone.")), name
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+        optimizer.step()
+    assert [name for name, _ in backbone.named_modules()] == names
+    assert model.detach() is backbone
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in backbone.parameters())
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.modules()) == hooks
+    assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
+    assert torch.equal(bare(backbone.eval(), kind, batch), before)
+
+
+@each
+@each_form
+def test_a_checkpoint_gives_the_same_outputs_bit_for_bit(kind: str, form: str, tmp_path: Path) -> None:
+    model, batch = make_model(kind, form), make_batch(kind)
+    model.save_pretrained(tmp_path)
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone(kind)).eval()
+    assert loaded.adapter_config == model.adapter_config
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert not any(name.startswith("backbone") for name in model.adapter_state_dict())
+
+
+@each
+@each_form
+def test_kept_states_of_frozen_layers_give_the_outputs_of_a_whole_pass(kind: str, form: str) -> None:
+    settings = {"frozen_encoder_layers": 1} if kind_of(kind) == "encoder-decoder" else {}
+    model, batch = make_model(kind, form, **settings), make_batch(kind)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if kind in DECODERS:
+        inputs["prompt_mask"] = ((batch["labels"] == -100) & batch["attention_mask"].bool()).long()
+    whole = model(**batch)
+    kept = model(**batch, frozen=model.frozen(**inputs))
+    real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
+    assert_same(kept.logits[real], whole.logits[real])
+    assert_same(kept.instances, whole.instances)
+    assert_same(kept.loss, whole.loss)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "mpnet"])  # which has none of its own
+@each_form
+def test_gradient_checkpointing_keeps_the_tasks(kind: str, form: str) -> None:
+    batch, gradients = make_batch(kind), []
+    for checkpointed in (False, True):
+        model = make_model(kind, form).train()
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        model.training_loss(batch).total.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert_same(gradients[1][name], gradient)
+
+
+@each
+@each_form
+def test_an_exception_in_a_forward_leaves_no_state_behind(kind: str, form: str) -> None:
+    model, batch = make_model(kind, form), make_batch(kind)
+    expected = model(**batch).logits
+    handle = model._sites.generated.layers[-1].register_forward_hook(_fail)
+    with pytest.raises(ZeroDivisionError):
+        model(**batch)
+    handle.remove()
+    with pytest.raises(RuntimeError, match="no task is active"):
+        bare(model.backbone, kind, batch)
+    assert torch.equal(model(**batch).logits, expected)
+
+
+def _fail(*_: Any) -> None:
+    raise ZeroDivisionError
+
+
+GENERATION: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "beams": {"num_beams": 4, "num_return_sequences": 3, "do_sample": False},
+    "no cache": {"do_sample": False, "use_cache": False},
+}
+
+
+@each_that_writes
+@each_form
+@pytest.mark.parametrize("options", GENERATION.values(), ids=GENERATION.keys())
+def test_generation_in_a_mixed_batch_equals_generation_row_by_row(
+    kind: str, form: str, options: dict[str, Any]
+) -> None:
+    model, batch = make_model(kind, form), make_batch(kind, rows=4)
+    batch.pop("labels")
+    options = {**options, "max_new_tokens": 5, "min_new_tokens": 5}
+    together = model.generate(**batch, **options)
+    returned = options.get("num_return_sequences", 1)
+    for row in range(4):
+        alone = rows_of(batch, torch.tensor([row]))
+        if kind in DECODERS:
+            length = int(alone["attention_mask"].sum())
+            alone = {name: value[:, :length] if value.ndim > 1 else value for name, value in alone.items()}
+        found = model.generate(**alone, **options)
+        assert torch.equal(together[row * returned : (row + 1) * returned, -5:], found[:, -5:])
+
+
+# Language models
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@each_form
+def test_padding_on_the_left_gives_what_padding_on_the_right_gives(kind: str, form: str) -> None:
+    model, right = make_model(kind, form), make_batch(kind)
+    real = right["attention_mask"].bool()
+    order = right["attention_mask"].argsort(dim=1, stable=True)
+    moved = {name: right[name].gather(1, order) for name in ("input_ids", "attention_mask", "labels")}
+    left = {**right, **moved}
+    found, expected = model(**left), model(**right)
+    assert_same(found.logits[left["attention_mask"].bool()], expected.logits[real])
+    assert_same(found.instances, expected.instances)
+    assert_same(found.loss, expected.loss)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_greedy_generation_with_a_cache_writes_what_the_forward_finds_most_likely(kind: str) -> None:
+    model, batch = make_model(kind), make_batch(kind)
+    batch.pop("labels")
+    written = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, suppress_tokens=None)
+    prompts = (batch["attention_mask"].sum(dim=1)).tolist()
+    for row, length in enumerate(prompts):
+        ids = torch.cat([batch["input_ids"][row, :length], written[row, 7:]])[None]
+        labels = ids.clone()
+        labels[:, :length] = -100
+        logits = model(ids, task_ids=batch["task_ids"][row : row + 1], labels=labels).logits[0]
+        logits[:, 1] = -torch.inf  # min_new_tokens forbids the end of the text
+        assert torch.equal(logits[length - 1 : -1].argmax(dim=-1), written[row, 7:])
+
+
+def test_the_retriever_of_a_language_model_reads_the_prompt_and_the_loss_is_of_the_answer() -> None:
+    model, batch = make_model("llama"), make_batch("llama")
+    other = {**batch, "input_ids": batch["input_ids"].clone(), "labels": batch["labels"].clone()}
+    answers = batch["labels"] != -100
+    other["input_ids"][answers] = 3 + (other["input_ids"][answers] - 2) % 30
+    other["labels"] = other["input_ids"].masked_fill(~answers, -100)
+    first, second = model(**batch), model(**other)
+    assert_same(second.instances, first.instances)
+    assert abs(float(second.losses.task - first.losses.task)) > 1e-4
+    by_hand = [
+        -first.logits[row, place - 1].log_softmax(-1)[batch["labels"][row, place]] for row, place in answers.nonzero()
+    ]
+    assert_same(first.losses.task, torch.stack(by_hand).mean())
+    assert_same(text_loss(model, first.logits, batch["labels"]), first.losses.task)
+
+
+def test_labels_of_another_shape_than_the_input_are_refused() -> None:
+    batch = make_batch("gpt2")
+    with pytest.raises(TaskError, match=r"labels: expected the shape \(6, 7\) of input_ids.*found \(6, 4\)"):
+        make_model("gpt2")(**{**batch, "labels": batch["labels"][:, :4]})
+
+
+def test_batches_of_a_language_model_are_prompts_with_their_answers() -> None:
+    tasks = [Task.classification("mood", ["bad", "good"]), Task.text_to_text("echo", template="w1 {text}")]
+    tokenizer = tiny_language_model_tokenizer()
+    collator = Collator(tokenizer, tasks, "decoder", max_length=4, max_target_length=3)
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    ids = dict(
+        zip(["w1", "w2", "w3", "good"], tokenizer.convert_tokens_to_ids(["w1", "w2", "w3", "good"]), strict=True)
+    )
+    batch = collator([Example(0, "w2", None, 1), Example(1, "w3 w3 w3 w3 w3", None, "w2 w2 w2 w2")])
+    first = [ids["w2"], *line, ids["good"], 1]
+    second = [ids["w1"], ids["w3"], ids["w3"], *line, ids["w2"], ids["w2"], 1]
+    assert batch["input_ids"].tolist() == [first + [1] * (7 - len(first)), second]
+    assert batch["attention_mask"].tolist() == [[1] * len(first) + [0] * (7 - len(first)), [1] * 7]
+    assert batch["prompt_mask"].tolist() == [[1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, ids["good"], 1, *[-100] * 3], [-100] * 4 + second[4:]]
+    assert collator.lengths([Example(0, "w2", None, 1)]) == [2]
+    assert collator.lengths([Example(0, "w2", None, 1)], with_targets=True) == [4]
+    prompts = collator.inputs([Example(0, "w2", None, 1)])
+    assert (prompts["input_ids"].tolist(), set(prompts)) == ([first[:2]], {"input_ids", "attention_mask"})
+
+
+def test_a_language_model_without_an_end_of_text_is_refused() -> None:
+    tokenizer = tiny_language_model_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(BackboneError, match="no eos_token"):
+        Collator(tokenizer, TEXT_TASKS, "decoder")
+
+
+def test_the_answer_of_a_language_model_is_what_it_writes_after_the_input() -> None:
+    model = make_model("gpt2")
+    model.tokenizer = tiny_language_model_tokenizer()
+    predictor = Predictor(model, batch_size=3, decline=False)
+    texts = ["w1 w2 w3", "w4", "good w5", "w6 w7 w8 w9"]
+    together = list(predictor(texts))
+    assert all("w1 w2 w3" not in prediction.text for prediction in together)
+    for text, prediction in zip(texts, together, strict=True):
+        (alone,) = predictor([text])
+        assert (alone.text, alone.task) == (prediction.text, prediction.task)
+
+
+def test_lengths_leave_room_for_the_answer_of_a_language_model() -> None:
+    sites = find_sites(tiny_backbone("gpt2"))
+    assert sites.max_length == 80
+    model = make_model("gpt2")
+    assert model.lengths == Lengths(input=60, target=20)
+    assert model.max_tokens == 80
+    with pytest.raises(RecipeError, match=r"max_length \+ data.max_target_length: .* at most 80 tokens, found 81"):
+        HyperAdapterModel(tiny_backbone("gpt2"), TEXT_TASKS, lengths=Lengths(input=61, target=20))
+
+
+# Settings and names
+
+
+def test_settings_that_do_not_fit_an_architecture_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"head_inputs: 'texts' .* this backbone writes its answers"):
+        make_model("gpt2", head_inputs="texts")
+    with pytest.raises(RecipeError, match="shared_adapter_dim: decoder backbones have no shared adapters"):
+        make_model("llama", shared_adapter_dim=4)
+    with pytest.raises(RecipeError, match="adapter_norm_input: this backbone norms"):
+        make_model("modernbert", adapter_norm_input=False)
+    with pytest.raises(RecipeError, match="preset 'official' is for T5"):
+        HyperAdapterModel(tiny_backbone("bart"), TEXT_TASKS, ModelConfig(preset="official"))
+
+
+def test_forms_refuse_each_others_settings() -> None:
+    for settings, name in (
+        ({"form": "lora", "adapter_dim": 8}, "adapter_dim: form 'lora'"),
+        ({"lora_rank": 4}, "lora_rank: form 'bottleneck'"),
+        ({"target_modules": ("q",)}, "target_modules: form 'bottleneck'"),
+        ({"form": "lora", "preset": "official"}, "form: preset 'official'"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            ModelConfig(**settings)
+
+
+def test_target_modules_are_found_before_anything_is_changed() -> None:
+    backbone = tiny_backbone("llama")
+    for targets, message in (
+        (("q_porj",), r"Unknown module 'q_porj'. Did you mean 'q_proj'\? Known: down_proj, gate_proj, k_proj, "),
+        (("q_proj", "input_layernorm"), "'input_layernorm' is LlamaRMSNorm 'input_layernorm'; expected a linear map"),
+    ):
+        with pytest.raises(BackboneError, match=message):
+            HyperAdapterModel(backbone, TEXT_TASKS, ModelConfig(form="lora", target_modules=targets))
+    backbone.model.layers[3].self_attn.v_proj = nn.Linear(16, 24)
+    with pytest.raises(BackboneError, match=r"model.layers.2 and model.layers.3 differ in self_attn.v_proj"):
+        HyperAdapterModel(backbone, TEXT_TASKS, ModelConfig(form="lora"))
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
+
+
+def test_linear_maps_that_cannot_differ_by_row_are_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"'query_proj' of this backbone also maps.*by default: value_proj, attention"
+    ):
+        HyperAdapterModel(
+            tiny_backbone("deberta-v2"), HEAD_TASKS, ModelConfig(form="lora", target_modules=("query_proj",))
+        )
+
+
+def test_a_rank_above_the_width_of_a_linear_map_is_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"lora_rank: expected at most 8, .*'self_attn.v_proj' .*8 outputs\), found 9"
+    ):
+        HyperAdapterModel(tiny_backbone("llama"), TEXT_TASKS, ModelConfig(form="lora", lora_rank=9))
+
+
+def test_default_target_modules_are_those_of_peft() -> None:
+    constants = pytest.importorskip("peft.utils.constants", reason="peft is not installed")
+    of_peft = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    shared = SITES.keys() & of_peft.keys()
+    assert {"t5", "bart", "bert", "gpt2", "llama", "qwen3", "deberta-v2"} <= shared
+    for name in shared - {"deberta-v2"}:  # see its row
+        assert sorted(SITES[name].target_modules) == sorted(of_peft[name]), name
+
+
+@pytest.mark.parametrize("targets", [("q", "v", "wo"), ("SelfAttention.q",)])
+def test_form_lora_changes_the_linear_maps_that_are_named(targets: tuple[str, ...]) -> None:
+    model, batch = make_model("t5", "lora", target_modules=targets), make_batch("t5")
+    named = {tensor.name for tensor in model.hypernetwork.tensors}
+    expected = {"layer_0_SelfAttention_q"}
+    if len(targets) == 3:
+        expected |= {"layer_0_SelfAttention_v", "layer_1_EncDecAttention_q", "layer_1_EncDecAttention_v"}
+        expected |= {"layer_2_DenseReluDense_wo"}
+    assert named == {f"{side}_{name}" for side in ("down", "up") for name in expected}
+    assert model(**batch).loss.isfinite()
+
+
+def test_form_lora_equals_the_change_of_the_weights() -> None:
+    """x (W + s A B): the fused c_attn of GPT-2, whose weight has inputs first."""
+    model, batch = make_model("gpt2", "lora", feature_layer=2), make_batch("gpt2")
+    expected = model(**{**batch, "task_ids": torch.full((6,), 2)}).logits
+    weights = model.adapters(torch.tensor([2]))
+    backbone = tiny_backbone("gpt2")
+    with torch.no_grad():
+        for site, block in enumerate(backbone.transformer.h[2:]):
+            block.attn.c_attn.weight += 1.5 * weights["down_attn_c_attn"][site, 0] @ weights["up_attn_c_attn"][site, 0]
+        found = backbone(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    real = batch["attention_mask"].bool()
+    assert_same(found[real], expected[real])
+
+
+@pytest.mark.parametrize("codes", ["trunk", "orthogonal"])
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_a_fresh_lora_is_its_backbone(kind: str, codes: str) -> None:
+    batch, backbone = make_batch(kind), tiny_backbone(kind)
+    expected = bare(backbone, kind, batch)
+    config = ModelConfig(preset="paper", form="lora", lora_rank=2, codes=codes)
+    with torch.no_grad():
+        found = HyperAdapterModel(backbone, TEXT_TASKS, config).eval()(**batch).logits
+    real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
+    assert_same(found[real], expected[real])
+
+
+# Modules of one's own
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix, self.mlp = nn.LayerNorm(16), nn.Linear(16, 16), nn.Sequential(nn.Linear(16, 16), nn.GELU())
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        mean = (hidden * mask[..., None]).sum(dim=1, keepdim=True) / mask.sum(dim=1)[:, None, None]
+        hidden = hidden + self.mix(mean)
+        return hidden + self.mlp(self.norm(hidden))
+
+
+class OwnEncoder(nn.Module):
+    """Nothing that transformers knows: it returns a tensor and has no config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.blocks = nn.Embedding(60, 16), nn.ModuleList(_Block() for _ in range(3))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.words(input_ids)
+        for block in self.blocks:
+            hidden = block(hidden, attention_mask)
+        return hidden
+
+
+@each_form
+def test_a_module_of_ones_own_is_adapted_by_the_names_of_its_modules(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone, batch = OwnEncoder().eval(), make_batch("bert")
+    modules = ModuleNames(layers="blocks", feed_forward="mlp", width=16)
+    settings = {**FORM_SETTINGS[form], **({"target_modules": ("mlp.0",)} if form == "lora" else {})}
+    model = HyperAdapterModel(backbone, HEAD_TASKS, ModelConfig(modules=modules, **settings)).eval()
+    with torch.no_grad():
+        for parameter in model.hypernetwork.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    mixed = model(**batch)
+    for row in range(6):
+        alone = model(**rows_of(batch, torch.tensor([row])))
+        assert_same(mixed.logits[row, : alone.logits.shape[1]], alone.logits[0])
+    model.save_pretrained(tmp_path)
+    state = {name: value.clone() for name, value in model.detach().state_dict().items()}
+    again = OwnEncoder().eval()
+    again.load_state_dict(state)
+    assert torch.equal(HyperAdapterModel.from_pretrained(tmp_path, backbone=again).eval()(**batch).logits, mixed.logits)
+
+
+def test_wrong_names_of_modules_are_refused_with_the_nearest() -> None:
+    for modules, message in (
+        (
+            ModuleNames(layers="block", feed_forward="mlp", width=16),
+            r"at 'block'.*OwnEncoder has: words, blocks. Did you",
+        ),
+        (ModuleNames(layers="blocks", feed_forward="mpl", width=16), r"at 'blocks.0.mpl'.*Did you mean 'mlp'\?"),
+        (ModuleNames(layers="words", feed_forward="mlp", width=16), "expected a list of layers at 'words'"),
+        (ModuleNames(layers="blocks", feed_forward="mlp"), "width of the backbone's hidden states is not known"),
+    ):
+        with pytest.raises(BackboneError, match=message):
+            HyperAdapterModel(OwnEncoder(), HEAD_TASKS, ModelConfig(modules=modules))
+    modules = ModuleNames(layers="blocks", feed_forward="mlp", width=16)
+    with pytest.raises(RecipeError, match="target_modules: which linear maps form 'lora' is to change"):
+        HyperAdapterModel(OwnEncoder(), HEAD_TASKS, ModelConfig(modules=modules, form="lora", preset="paper"))
+
+
+# Merging
+
+
+@each
+def test_a_merged_task_is_in_the_weights_and_comes_out_bit_for_bit(kind: str) -> None:
+    model, batch = make_model(kind, "lora"), make_batch(kind)
+    batch["task_ids"] = torch.full((6,), 2)
+    batch["labels"] = batch["labels"].clamp(0, 1) if kind_of(kind) == "encoder" else batch["labels"]
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    expected = model(**batch).logits
+    real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
+    model.merge("mood")
+    assert_same(model(**batch).logits[real], expected[real])
+    merged = bare(model.backbone, kind, batch)
+    with pytest.raises(TaskError, match="task 'mood' is merged into the backbone, which answers for no other one"):
+        model(**{**batch, "task_ids": torch.tensor([2, 2, 2, 2, 2, 1])})
+    model.unmerge()
+    assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
+    assert torch.equal(model(**batch).logits, expected)
+    model.merge("mood")
+    assert torch.equal(bare(model.detach(), kind, batch), merged)
+
+
+def test_while_a_task_is_merged_nothing_is_changed() -> None:
+    model, batch = make_model("llama", "lora"), make_batch("llama")
+    with pytest.raises(TaskError, match="no task is merged"):
+        model.unmerge()
+    with pytest.raises(TaskError, match=r"Unknown task 'modo'. Did you mean 'mood'"):
+        model.merge("modo")
+    model.merge("mood")
+    for attempt in (
+        lambda: model.merge("size"),
+        lambda: model.train(),
+        lambda: model.remove_task("size"),
+        lambda: model.rename_task("size", "other"),
+        lambda: model.adapters_disabled(),
+    ):
+        with pytest.raises(TaskError, match=r"task 'mood' is merged: call unmerge\(\) first"):
+            attempt()
+    with pytest.raises(TaskError, match="answers for no other one"):
+        model.generate(batch["input_ids"], batch["attention_mask"])
+    written = model.generate(batch["input_ids"], batch["attention_mask"], torch.full((6,), 2), max_new_tokens=3)
+    model.unmerge()
+    apart = model.generate(batch["input_ids"], batch["attention_mask"], torch.full((6,), 2), max_new_tokens=3)
+    assert torch.equal(written, apart)
+
+
+def test_what_cannot_be_merged_is_refused() -> None:
+    with pytest.raises(TaskError, match="bottlenecks, which have a ReLU"):
+        make_model("gpt2").merge("mood")
+    with pytest.raises(TaskError, match="with features 'backbone' the model also reads the frozen backbone"):
+        make_model("bert", "lora", features="backbone").merge("mood")
+    plus = HyperAdapterModel(tiny_backbone("bert"), HEAD_TASKS, ModelConfig(preset="plus", form="lora", lora_rank=2))
+    with torch.no_grad():
+        plus.heads.wide_weight.fill_(0.1)
+    with pytest.raises(TaskError, match="with head_inputs 'texts' the model also reads the frozen backbone"):
+        plus.merge("mood")
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["bert", "t5", "llama", "gpt2"])
+@each_form
+def test_a_backbone_in_half_precision_has_a_hypernetwork_in_full(kind: str, form: str, dtype: torch.dtype) -> None:
+    expected, batch = make_model(kind, form)(**make_batch(kind)), make_batch(kind)
+    reference = make_model(kind, form)
+    backbone = tiny_backbone(kind).to(dtype)
+    model = HyperAdapterModel(backbone, reference.tasks, reference.adapter_config).eval()
+    model.load_adapter_state_dict(reference.adapter_state_dict())
+    assert {parameter.dtype for parameter in model.hypernetwork.parameters()} == {torch.float32}
+    found = model(**batch)
+    assert found.instances.dtype == torch.float32
+    real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
+    known = expected.logits[real].isfinite()
+    torch.testing.assert_close(found.logits[real].float()[known], expected.logits[real][known], atol=0.2, rtol=0.1)
+    model.train().training_loss(batch).total.backward()
+    gradients = [parameter.grad for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    if form == "lora":
+        before = [parameter.clone() for parameter in model.backbone.parameters()]
+        model.eval().merge("mood")
+        model.unmerge()
+        assert all(map(torch.equal, model.backbone.parameters(), before))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_backbone_quantised_by_bitsandbytes(bits: int, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("bitsandbytes quantises on a CUDA GPU, and there is none")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny_backbone("llama", hidden_size=64, intermediate_size=128, head_dim=32).save_pretrained(tmp_path)
+    quantisation = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    backbone = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantisation, device_map="cuda")
+    for form in FORMS:
+        model = HyperAdapterModel(backbone, TEXT_TASKS, ModelConfig(preset="paper", **FORM_SETTINGS[form]))
+        batch = {name: tensor.cuda() for name, tensor in make_batch("llama").items()}
+        losses = model.train().training_loss(batch)
+        losses.total.backward()
+        assert losses.total.isfinite()
+        assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("backbone."))
+        if form == "lora":
+            with pytest.raises(BackboneError, match="merging needs plain weights"):
+                model.eval().merge("mood")
+        model.detach()
+
+
+@each_form
+def test_a_backbone_quantised_to_int8_answers_as_before(form: str) -> None:
+    quantisation = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    model, batch = make_model("llama", form), make_batch("llama")
+    expected, real = model(**batch), batch["attention_mask"].bool()
+    quantisation.quantize_(model.backbone, quantisation.Int8DynamicActivationInt8WeightConfig())
+    found = model(**batch)
+    assert not torch.equal(found.logits, expected.logits)
+    torch.testing.assert_close(found.logits[real], expected.logits[real], atol=0.1, rtol=0.1)
+    for row in range(6):
+        alone = model(**rows_of(batch, torch.tensor([row])))
+        # Activations are rounded to 256 steps, which a last bit can tip.
+        torch.testing.assert_close(alone.logits[0, real[row]], found.logits[row, real[row]], atol=0.01, rtol=0)
+    if form == "lora":
+        with pytest.raises(BackboneError, match="merging needs plain weights, found Int8Tensor at"):
+            model.merge("mood")
+    assert HyperAdapterModel(model.detach(), model.tasks, model.adapter_config).backbone_fingerprint
