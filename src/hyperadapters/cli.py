@@ -235,6 +235,26 @@ def rename_task(
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters export runs/helpdesk --task refunds --format peft-lora --output exports/refunds\n\n"
+    "hyperadapters export runs/helpdesk --all --format peft-lora --output exports/helpdesk"
+)
+def export(
+    folder: RunFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
+    target: Annotated[str, typer.Option("--format", help="peft-lora, merged, adapterhub or onnx.")],
+    task: Annotated[str | None, typer.Option(help="Name of the task.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All tasks, each into a folder of its name.")] = False,
+) -> None:
+    """Write a task in the format of another library, with its labels and its head."""
+    from hyperadapters.interop.export import export as export_tasks
+
+    for note in export_tasks(folder, target, output, task, every):
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"Written to {output}/")
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters validate recipes/helpdesk.yaml\n\n"
     "hyperadapters validate recipes/helpdesk.yaml --data"
 )

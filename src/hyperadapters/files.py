@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,3 +83,26 @@ def check_target(path: Path, endings: tuple[str, ...]) -> None:
         raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.is_dir():
         raise OutputError(f"{path}: expected a file, found a folder")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which appears under its name when the context is left without an exception.
+
+    Raises:
+        OutputError: there is something of that name already, other than an empty folder, or it cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(f"{path}: already there; choose another name, or remove it")
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.mkdir()
+            yield temporary
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from error

@@ -1,0 +1,47 @@
+"""Tasks of a checkpoint in the formats of other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hyperadapters.errors import OutputError, TaskError, unknown_name
+from hyperadapters.files import new_folder
+from hyperadapters.interop.merged import export_merged
+from hyperadapters.interop.peft import export_all_peft, export_peft
+from hyperadapters.model import HyperAdapterModel
+
+Exporter = Callable[[HyperAdapterModel, str, Path], list[str] | None]
+FORMATS: dict[str, Exporter] = {"peft-lora": export_peft, "merged": export_merged}
+
+
+def export(folder: Path, target: str, output: Path, task: str | None = None, every: bool = False) -> list[str]:
+    """Write one task of a checkpoint, or every one into a folder of its name.
+
+    Args:
+        folder: of the checkpoint.
+        target: one of `FORMATS`.
+        output: folder to make.
+        task: name of the task.
+        every: all tasks, in place of one.
+
+    Returns:
+        What a user should know of the result, a sentence each.
+
+    Raises:
+        OutputError: the format is unknown, or the output is there already or cannot be written.
+        TaskError: not exactly one of `task` and `every` is given, there is no such task, or it cannot be written so.
+        CheckpointError, BackboneError: the model cannot be loaded.
+    """
+    if target not in FORMATS:
+        raise OutputError(unknown_name("format", target, FORMATS))
+    if (task is None) != every:
+        raise TaskError("expected the name of a task or all tasks, found " + ("neither" if task is None else "both"))
+    model = HyperAdapterModel.from_pretrained(folder).eval()
+    if task is not None:
+        return FORMATS[target](model, task, output) or []
+    if target == "peft-lora":
+        return export_all_peft(model, output)
+    with new_folder(output) as new:
+        notes = [FORMATS[target](model, known.name, new / known.name) or [] for known in model.tasks]
+    return notes[0]

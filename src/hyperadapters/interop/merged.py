@@ -1,0 +1,37 @@
+"""A task merged into its backbone's weights, as an ordinary transformers model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hyperadapters.errors import BackboneError
+from hyperadapters.files import new_folder
+from hyperadapters.interop.task_files import write_task_files
+from hyperadapters.model import HyperAdapterModel
+
+
+def export_merged(model: HyperAdapterModel, task: str, folder: Path) -> None:
+    """Write the backbone with a task's LoRA in its weights, the tokenizer, and the task's labels and head.
+
+    The model is as before afterwards.
+
+    Raises:
+        TaskError: there is no such task, or it cannot be merged (see `HyperAdapterModel.merge`).
+        BackboneError: a weight is quantised, or the backbone is no transformers model, or its tokenizer is missing.
+        OutputError: the folder is there already, or cannot be written.
+    """
+    backbone: Any = model.backbone
+    if not hasattr(backbone, "save_pretrained"):
+        raise BackboneError(
+            f"expected a transformers model to write, found {type(backbone).__name__}; merge() and save it yourself"
+        )
+    with new_folder(folder) as new:
+        model.merge(task)
+        try:
+            backbone.save_pretrained(new)
+        finally:
+            model.unmerge()
+        if model.backbone_name is not None:
+            model.tokenizer.save_pretrained(new)
+        write_task_files(model, task, new)

@@ -1,0 +1,56 @@
+"""What goes with a task into the folders of other libraries, which have no place for it: its labels and its head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from hyperadapters._version import __version__
+from hyperadapters.hosts.heads import Head
+from hyperadapters.model import HyperAdapterModel
+
+TASK_FILE = "hyperadapters_task.json"
+HEAD_FILE = "hyperadapters_head.safetensors"
+
+
+def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
+    """Write the description of a task, and its head if the backbone is an encoder.
+
+    `hyperadapters_task.json` holds the task as `Task` describes it, the backbone's name and fingerprint, and `head`:
+    which inputs the head reads, in their order, and the mean and standard deviation by which a regression's output is
+    scaled. `hyperadapters_head.safetensors` holds `weight` [C, inputs] and `bias` [C].
+
+    Raises:
+        TaskError: there is no such task.
+    """
+    task_id = model.task_id(task)
+    values: dict[str, Any] = {
+        "library_version": __version__,
+        "backbone": {"name": model.backbone_name, "fingerprint": model.backbone_fingerprint},
+        "task": model.tasks[task_id].model_dump(mode="json"),
+        "lengths": model.lengths.model_dump(mode="json"),
+        "head": None,
+    }
+    if model.heads is not None:
+        head = model.heads.unpack()[task_id]
+        values["head"] = _describe(model, head)
+        tensors = {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()}
+        safetensors.torch.save_file(tensors, folder / HEAD_FILE)
+    text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+    (folder / TASK_FILE).write_text(text, encoding="utf-8")
+
+
+def _describe(model: HyperAdapterModel, head: Head) -> dict[str, Any]:
+    """What a head reads: the mean of the last hidden states over the real tokens, or with more before it."""
+    inputs = ["mean of the last hidden states"]
+    if head.weight.shape[1] > model.width:
+        features = {
+            "adapted": "mean of the hidden states at feature_layer",
+            "text": "direction of the mean of the frozen backbone's last hidden states for the text by itself",
+            "texts": "see docs/plus.md, head inputs of texts by themselves",
+        }
+        inputs = [features[model.adapter_config.head_inputs], "direction of the mean of the last hidden states"]
+    return {"inputs": inputs, "target_mean": head.target_mean, "target_std": head.target_std}

@@ -1,0 +1,248 @@
+"""Form "lora" in PEFT's own hands: folders that PEFT loads, and folders that PEFT wrote; and merged models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DECODERS, save_backbone, tiny_backbone
+from safetensors.torch import load_file, save_file
+from test_backbones import HEAD_TASKS, TEXT_TASKS, assert_same, bare, kind_of, make_batch, make_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from hyperadapters.config import ModelConfig
+from hyperadapters.errors import BackboneError, CheckpointError, OutputError, TaskError
+from hyperadapters.hosts.backbone import load_backbone
+from hyperadapters.interop.export import FORMATS, export
+from hyperadapters.interop.merged import export_merged
+from hyperadapters.interop.peft import export_all_peft, export_peft, import_peft, serving_notes
+from hyperadapters.interop.task_files import HEAD_FILE, TASK_FILE
+from hyperadapters.model import HyperAdapterModel
+
+peft: Any = pytest.importorskip("peft", reason="peft is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks
+KINDS = ["t5", "bart", "bert", "modernbert", "gpt2", "llama", "qwen3"]
+
+
+def with_adapter(model: HyperAdapterModel, kind: str, batch: dict[str, Tensor]) -> Tensor:
+    """What the backbone makes of a batch under the adapter of the task 'mood'."""
+    inputs: Any = {**batch, "task_ids": torch.full((6,), 2)}
+    if kind_of(kind) != "encoder":
+        return model(**inputs).logits
+    seen: list[Tensor] = []
+    handle = model.backbone.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state))
+    del inputs["labels"]
+    model(**inputs)
+    handle.remove()
+    return seen[0]
+
+
+def real_rows(kind: str, batch: dict[str, Tensor]) -> Tensor:
+    is_decoded = kind_of(kind) == "encoder-decoder"
+    return torch.ones(batch["labels"].shape, dtype=torch.bool) if is_decoded else batch["attention_mask"].bool()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", [{}, {"feature_layer": 1}, {"frozen_encoder_layers": 1}], ids=str)
+def test_peft_gives_our_outputs(kind: str, settings: dict[str, int], tmp_path: Path) -> None:
+    if settings and ("feature_layer" in settings) == (kind_of(kind) == "encoder-decoder"):
+        pytest.skip("a setting of the other kind of backbone")
+    model, batch = make_model(kind, "lora", **settings), make_batch(kind)
+    expected, real = with_adapter(model, kind, batch), real_rows(kind, batch)
+    export_peft(model, "mood", tmp_path / "mood")
+    loaded = peft.PeftModel.from_pretrained(tiny_backbone(kind), tmp_path / "mood").eval()
+    assert_same(bare(loaded, kind, batch)[real], expected[real])
+    assert (bare(tiny_backbone(kind), kind, batch)[real] - expected[real]).abs().max() > 1e-3
+    changed = {name.split(".lora_A")[0] for name, _ in loaded.named_modules() if name.endswith("lora_A.default")}
+    assert changed == {f"base_model.model.{place.path}" for place in model.adapted_linears()}
+
+
+def test_a_folder_holds_what_servers_ask_for_and_the_labels_and_the_head(tmp_path: Path) -> None:
+    model = make_model("llama", "lora")
+    assert export_peft(model, "mood", tmp_path / "mood") == []
+    config = json.loads((tmp_path / "mood" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["peft_type"]) == (2, 3.0, "LORA")
+    assert set(config["target_modules"]) == {"q_proj", "v_proj"}
+    assert not config["modules_to_save"]
+    assert not config["use_dora"]
+    names = set(load_file(tmp_path / "mood" / "adapter_model.safetensors"))
+    assert "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight" in names
+    assert len(names) == 2 * 2 * 2
+    assert not (tmp_path / "mood" / HEAD_FILE).exists()
+    bert = make_model("bert", "lora")
+    export_peft(bert, "mood", tmp_path / "bert")
+    found = json.loads((tmp_path / "bert" / TASK_FILE).read_text())
+    assert found["task"]["labels"] == ["bad", "good"]
+    head = load_file(tmp_path / "bert" / HEAD_FILE)
+    known = bert.heads.unpack()[2]
+    assert torch.equal(head["weight"], known.weight)
+    assert torch.equal(head["bias"], known.bias)
+
+
+def test_what_servers_would_refuse_or_leave_out_is_said() -> None:
+    assert serving_notes(make_model("llama", "lora")) == []
+    (note,) = serving_notes(make_model("t5", "lora"))
+    assert "decoder-only language models; this backbone is an encoder-decoder" in note
+    (note,) = serving_notes(make_model("gpt2", "lora"))
+    assert "'gpt2'" in note
+    backbone = tiny_backbone("llama", hidden_size=136, head_dim=136, num_attention_heads=1)
+    config = ModelConfig(preset="paper", form="lora", lora_rank=130, target_modules=("q_proj",))
+    first, second = serving_notes(HyperAdapterModel(backbone, TEXT_TASKS, config))
+    assert "--max-lora-rank 130" in first
+    assert "up to 128, found 130" in second
+    model = make_model("llama", "lora")
+    for layer in model.backbone.model.layers:
+        layer.self_attn.other = nn.Linear(16, 16)
+    config = ModelConfig(preset="paper", form="lora", target_modules=("q_proj", "other"), lora_rank=2)
+    (note,) = serving_notes(HyperAdapterModel(model.detach(), TEXT_TASKS, config))
+    assert "leave out the changes of other" in note
+
+
+def test_all_tasks_become_folders_with_an_index(tmp_path: Path) -> None:
+    model, batch = make_model("gpt2", "lora"), make_batch("gpt2")
+    export_all_peft(model, tmp_path / "all")
+    index = json.loads((tmp_path / "all" / "hyperadapters_index.json").read_text())
+    assert list(index["tasks"]) == ["colour", "size", "mood"]
+    loaded = peft.PeftModel.from_pretrained(tiny_backbone("gpt2"), tmp_path / "all" / "colour", adapter_name="colour")
+    for name in ("size", "mood"):
+        loaded.load_adapter(tmp_path / "all" / index["tasks"][name]["folder"], adapter_name=name)
+    real = batch["attention_mask"].bool()
+    for task_id, name in enumerate(index["tasks"]):
+        loaded.set_adapter(name)
+        expected = model(**{**batch, "task_ids": torch.full((6,), task_id)}).logits
+        assert_same(bare(loaded.eval(), "gpt2", batch)[real], expected[real])
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert", "gpt2", "llama"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_lora_that_peft_wrote_becomes_the_adapter_of_a_task(kind: str, rslora: bool, tmp_path: Path) -> None:
+    settings = {"frozen_encoder_layers": 2} if kind == "t5" else {"feature_layer": 2}
+    model, batch = make_model(kind, "lora", **settings), make_batch(kind)
+    targets = [place.path for place in model.adapted_linears()][::2]  # not all of them
+    config = peft.LoraConfig(
+        r=1, lora_alpha=5, target_modules=targets, use_rslora=rslora, fan_in_fan_out=kind == "gpt2", lora_dropout=0.1
+    )
+    theirs = peft.get_peft_model(tiny_backbone(kind), config)
+    torch.manual_seed(3)
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    theirs.eval().save_pretrained(tmp_path)
+    others = [model.adapters(torch.tensor([task_id])) for task_id in range(2)]
+    import_peft(model, "mood", tmp_path)
+    real = real_rows(kind, batch)
+    assert_same(with_adapter(model, kind, batch)[real], bare(theirs, kind, batch)[real])
+    for task_id, before in enumerate(others):
+        assert all(torch.equal(model.adapters(torch.tensor([task_id]))[name], before[name]) for name in before)
+
+
+def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> None:
+    model = make_model("gpt2", "lora", feature_layer=2)
+    export_peft(model, "mood", tmp_path / "good")
+    expected = model.adapters(torch.tensor([2]))
+    config = json.loads((tmp_path / "good" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "good" / "adapter_model.safetensors")
+    first = next(iter(tensors))
+    for number, (changes, state, message) in enumerate(
+        (
+            ({"peft_type": "IA3"}, tensors, "expected a PEFT adapter of type LORA, found IA3"),
+            (
+                {"modules_to_save": ["lm_head"]},
+                tensors,
+                r"modules_to_save is \['lm_head'\], which is more than a plain",
+            ),
+            ({"use_dora": True}, tensors, "use_dora is True"),
+            ({"r": 0}, tensors, "expected r and lora_alpha above 0"),
+            (
+                {},
+                {**tensors, "base_model.model.lm_head.weight": torch.zeros(2, 2)},
+                "'base_model.model.lm_head.weight'",
+            ),
+            ({}, {name: tensor for name, tensor in tensors.items() if name != first}, "alone; the file is damaged"),
+            ({}, {name.replace(".h.2.", ".h.0."): t for name, t in tensors.items()}, "changes 'transformer.h.0.attn"),
+            (
+                {},
+                {name: torch.zeros(5, 5) for name in tensors},
+                r"has shapes \(5, 5\) and \(5, 5\); expected \(16, 2\)",
+            ),
+        )
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+        save_file(state, folder / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            import_peft(model, "mood", folder)
+    (tmp_path / "good" / "adapter_model.safetensors").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        import_peft(model, "mood", tmp_path / "good")
+    with pytest.raises(CheckpointError, match=r"with adapter_config\.json in it"):
+        import_peft(model, "mood", tmp_path)
+    assert all(torch.equal(model.adapters(torch.tensor([2]))[name], expected[name]) for name in expected)
+    shared = make_model("t5", "lora")
+    export_peft(shared, "mood", tmp_path / "t5")
+    with pytest.raises(CheckpointError, match="of the encoder, whose adapters all tasks share"):
+        import_peft(shared, "mood", tmp_path / "t5")
+
+
+def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="bottlenecks, which have a ReLU"):
+        export_peft(make_model("gpt2"), "mood", tmp_path / "out")
+    with pytest.raises(TaskError, match="Unknown task 'modo'"):
+        export_peft(make_model("gpt2", "lora"), "modo", tmp_path / "out")
+    with pytest.raises(TaskError, match="has adapters of inputs"):
+        export_peft(make_model("bert", "lora", method="hyperdecoder"), "mood", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="already there"):
+        export_peft(make_model("gpt2", "lora"), "mood", tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert", "gpt2", "llama"])
+def test_a_merged_task_is_a_transformers_model(kind: str, tmp_path: Path) -> None:
+    name = str(save_backbone(tmp_path / "backbone", kind))
+    tasks = HEAD_TASKS if kind_of(kind) == "encoder" else TEXT_TASKS
+    config = ModelConfig(preset="paper", form="lora", lora_rank=2, lora_alpha=3.0)
+    model = HyperAdapterModel(load_backbone(name), tasks, config, name).eval()
+    with torch.no_grad():
+        for parameter in (*model.hypernetwork.parameters(), *model.shared_adapters.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    batch, before = make_batch(kind), {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    expected, real = with_adapter(model, kind, batch), real_rows(kind, batch)
+    export_merged(model, "mood", tmp_path / "merged")
+    assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
+    assert_same(bare(load_backbone(str(tmp_path / "merged")), kind, batch)[real], expected[real])
+    if kind in DECODERS:
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged") is not None
+    assert json.loads((tmp_path / "merged" / TASK_FILE).read_text())["task"]["name"] == "mood"
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
+
+
+def test_a_task_of_a_checkpoint_is_exported_by_name_or_all_are(tmp_path: Path) -> None:
+    name = str(save_backbone(tmp_path / "backbone", "gpt2"))
+    config = ModelConfig(preset="paper", form="lora", lora_rank=2)
+    HyperAdapterModel(load_backbone(name), TEXT_TASKS, config, name).save_pretrained(tmp_path / "run")
+    assert export(tmp_path / "run", "peft-lora", tmp_path / "one", task="mood")
+    export(tmp_path / "run", "peft-lora", tmp_path / "all", every=True)
+    export(tmp_path / "run", "merged", tmp_path / "merged", every=True)
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == {"colour", "size", "mood"}
+    for options, message in (({}, "found neither"), ({"task": "mood", "every": True}, "found both")):
+        with pytest.raises(TaskError, match=message):
+            export(tmp_path / "run", "merged", tmp_path / "x", **options)
+    with pytest.raises(OutputError, match=r"Unknown format 'peft'.*Did you mean 'peft-lora'"):
+        export(tmp_path / "run", "peft", tmp_path / "x", task="mood")
+    assert not (tmp_path / "x").exists()
+    assert set(FORMATS) >= {"peft-lora", "merged"}
+
+
+def test_a_backbone_that_transformers_cannot_write_is_refused(tmp_path: Path) -> None:
+    model = make_model("llama", "lora")
+    model.backbone = nn.Linear(2, 2)
+    with pytest.raises(BackboneError, match="expected a transformers model to write, found Linear"):
+        export_merged(model, "mood", tmp_path / "x")
