@@ -66,7 +66,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-FORMS: dict[str, dict[str, Any]] = {"bottleneck": {"adapter_dim": 16}, "lora": {"form": "lora", "target_modules": ["c_attn", "c_fc"]}}
+FORMS: dict[str, dict[str, Any]] = {
+    "bottleneck": {"adapter_dim": 16},
+    "lora": {"form": "lora", "target_modules": ["c_attn", "c_fc"]},
+}
 
 
 RATES = {"bottleneck": 3e-3, "lora": 5e-4}  # a LoRA, which is multiplied by 2 here, wants less

@@ -565,6 +565,16 @@ class HyperAdapterModel(MethodParts):
         """
         self._host.enable_checkpointing(activation_checkpointing_kwargs or {}, options)
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the layers of the backbone, one by one, with the arguments of `torch.compile`.
+
+        A change of the task compiles nothing anew. What chooses the tasks of a batch is not compiled: its result
+        decides what is computed.
+        """
+        for stack in (self._sites.generated, self._sites.shared):
+            for layer in () if stack is None else stack.layers:
+                layer.compile(*args, **options)
+
     def adapters_disabled(self) -> AbstractContextManager[None]:
         """A context in which `model.backbone(...)` gives the bare backbone's outputs.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyperadapters.core import AdapterWeights, Grouping, bottleneck, lora
 
@@ -63,18 +63,16 @@ class ActiveAdapters:
         state = self._state
         return nullcontext(), self.use(state) if state is not None else nullcontext()
 
-    def enter_first_layer(self, module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...] | None:
-        """Forward pre-hook of the first adapted layer: replaces its input, or hands it to `on_features`."""
+    def enter_first_layer(self, hidden: Tensor) -> Tensor:
+        """What is to enter the first adapted layer: known features, or `hidden`, which is handed to `on_features`."""
         state = self._state
         if state is None:
-            return None
+            return hidden
         if state.features is not None:
-            return state.features, *args[1:]
+            return state.features
         if state.on_features is not None:
-            hidden = args[0]
-            assert isinstance(hidden, Tensor)
             state.on_features(hidden)
-        return None
+        return hidden
 
     def adapt(self, inputs: Tensor, site: int) -> Tensor:
         """The generated adapters' output at a site for inputs [rows, S, d].

@@ -1,16 +1,17 @@
 """Freeze a backbone, put adapters beside its modules, and give it back exactly as it was.
 
-Adapters are hooks: the backbone's modules stay where they are, under their own names.
+A module that an adapter is beside gets another class, which inherits its own and adds to what its forward returns. All
+modules stay where they are, with their names and attributes; and torch.compile, which does not look at hooks again once
+it has compiled a layer, tells an adapted layer from one that is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import LearnedLora
@@ -20,46 +21,72 @@ from hyperadapters.hosts.sites import HOLDS_ADAPTERS, LinearSize, Sites, Stack
 Adapter = Callable[[Tensor], Tensor]
 
 
-class _Hook:
-    """What adapters beside a module have in common."""
+class _Beside:
+    """What a module of another class reads: the adapter beside it, and the state of the batch."""
 
-    def __init__(self, adapter: Adapter, active: ActiveAdapters) -> None:
-        self.adapter, self.active = adapter, active
+    def __init__(self, active: ActiveAdapters, adapter: Adapter | None = None, norm: nn.Module | None = None) -> None:
+        self.active, self.adapter, self.norm = active, adapter, norm
+        self.entered: Tensor | None = None
 
-
-class _Parallel(_Hook):
-    """Forward hook: adds the adapter's output for the module's input to the module's output."""
-
-    norm: nn.Module | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not self.active.enabled:
-            return None
-        return output + self.adapter(args[0] if self.norm is None else self.norm(args[0]))
+    def __call__(self, inputs: Tensor) -> Tensor:
+        assert self.adapter is not None
+        return self.adapter(inputs if self.norm is None else self.norm(inputs))
 
 
-class _BeforeResidual(_Hook):
-    """Forward pre-hook of a module that takes (hidden, residual): adds the adapter's output to the residual."""
+class _Adapted(nn.Module):
+    """A module with something beside it."""
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
-        if not self.active.enabled:
-            return None
-        hidden, residual = args
-        return hidden, residual + self.adapter(residual)
+    beside: _Beside
 
 
-class _Across(_Hook):
-    """Hooks of the first and the last module of a feed-forward: the adapter reads what enters the first."""
+class _Parallel(_Adapted):
+    """Adds the adapter's output for the module's input to the module's output."""
 
-    _entered: Tensor | None = None
+    def forward(self, inputs: Tensor, *args: Any, **options: Any) -> Any:
+        output = super().forward(inputs, *args, **options)
+        return output + self.beside(inputs) if self.beside.active.enabled else output
 
-    def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._entered = args[0]
 
-    def leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        entered, self._entered = self._entered, None
+class _BeforeResidual(_Adapted):
+    """A module that takes (hidden, residual): adds the adapter's output to the residual."""
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Any:
+        if self.beside.active.enabled:
+            residual = residual + self.beside(residual)
+        return super().forward(hidden, residual)
+
+
+class _Entry(_Adapted):
+    """The first module of a feed-forward: remembers its input for the last one."""
+
+    def forward(self, inputs: Tensor) -> Any:
+        self.beside.entered = inputs
+        return super().forward(inputs)
+
+
+class _Exit(_Adapted):
+    """The last module of a feed-forward: adds the adapter's output for what entered the first one."""
+
+    def forward(self, inputs: Tensor) -> Any:
+        entered, self.beside.entered = self.beside.entered, None
         assert entered is not None
-        return output + self.adapter(entered) if self.active.enabled else None
+        output = super().forward(inputs)
+        return output + self.beside(entered) if self.beside.active.enabled else output
+
+
+class _FirstLayer(_Adapted):
+    """The first layer with adapters: what enters it gives the features, or is replaced by features known before.
+
+    That happens before the layer is called, not in its forward: gradient checkpointing would do it a second time.
+    """
+
+    def __call__(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
+        return super().__call__(self.beside.active.enter_first_layer(hidden), *args, **options)
+
+
+@cache
+def _adapted_class(adapted: type[_Adapted], module_class: type[nn.Module]) -> type[nn.Module]:
+    return type(module_class.__name__, (adapted, module_class), {})
 
 
 class Injection:
@@ -89,7 +116,7 @@ class Injection:
         self._backbone = backbone
         self._modes = {module: module.training for module in backbone.modules()}
         self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-        self._hooks: list[RemovableHandle] = []
+        self._changed: list[tuple[nn.Module, type[nn.Module]]] = []
         self._active, self._config = active, config
         backbone.requires_grad_(False)
         setattr(backbone, HOLDS_ADAPTERS, True)
@@ -100,12 +127,13 @@ class Injection:
             for layer, adapter in zip(sites.shared.layers[num_frozen:], shared, strict=True):
                 self._put_shared(sites.shared, layer, adapter, linears[1])
         for layer in sites.lowest.layers[num_frozen:][:1]:
-            self._hooks.append(layer.register_forward_pre_hook(active.enter_first_layer))
+            self._change(layer, _FirstLayer, _Beside(active))
 
     def restore(self) -> None:
-        """Take out every hook, and put modes and `requires_grad` of the backbone back."""
-        for hook in self._hooks:
-            hook.remove()
+        """Give every module its class back, and put modes and `requires_grad` of the backbone back."""
+        for module, own_class in reversed(self._changed):
+            module.__class__ = own_class
+            del module.__dict__["beside"]
         delattr(self._backbone, HOLDS_ADAPTERS)
         for parameter in self._trained:
             parameter.requires_grad_(True)
@@ -135,19 +163,23 @@ class Injection:
         """Put a bottleneck adapter beside the feed-forward of a layer."""
         row, feed_forward = stack.row, layer.get_submodule(stack.row.feed_forward)
         if row.placement == "before_residual":
-            self._hooks.append(feed_forward.register_forward_pre_hook(_BeforeResidual(adapter, self._active)))
+            self._change(feed_forward, _BeforeResidual, _Beside(self._active, adapter))
         elif row.entry is not None:
-            across = _Across(adapter, self._active)
-            self._hooks.append(layer.get_submodule(row.entry).register_forward_pre_hook(across.enter))
-            self._hooks.append(feed_forward.register_forward_hook(across.leave))
+            beside = _Beside(self._active, adapter)
+            self._change(layer.get_submodule(row.entry), _Entry, beside)
+            self._change(feed_forward, _Exit, beside)
         else:
             norm = row.norm if self._config.adapter_norm_input else None
             self._put_beside(feed_forward, adapter, None if norm is None else feed_forward.get_submodule(norm))
 
     def _put_beside(self, module: nn.Module, adapter: Adapter, norm: nn.Module | None = None) -> None:
-        hook = _Parallel(adapter, self._active)
-        hook.norm = norm
-        self._hooks.append(module.register_forward_hook(hook))
+        self._change(module, _Parallel, _Beside(self._active, adapter, norm))
+
+    def _change(self, module: nn.Module, adapted: type[_Adapted], beside: _Beside) -> None:
+        own_class = type(module)
+        module.__class__ = _adapted_class(adapted, own_class)  # type: ignore[arg-type]
+        module.__dict__["beside"] = beside  # past nn.Module, which would take a module in it for its own
+        self._changed.append((module, own_class))
 
 
 class _ScaledLora:
