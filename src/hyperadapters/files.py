@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,16 +43,16 @@ def _replacing(path: Path, mode: str, **options: Any) -> Iterator[Any]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error}") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the folder's entries survive a power cut too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make a file's contents, or a folder's entries, survive a power cut too."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -68,6 +69,36 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: the folder cannot be made: {error}") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that appears, with all its files, when the context is left without an exception.
+
+    Yields:
+        The folder to write into, beside the one that is to be; on leaving it gets its name.
+
+    Raises:
+        OutputError: there is something of that name that is not an empty folder, or it cannot be made or written.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputError(
+            f"{path}: expected no such folder or an empty one, found something there; choose another name"
+        )
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.mkdir()
+            yield temporary
+            for written in (*temporary.iterdir(), temporary):
+                _sync(written)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from error
 
 
 def check_target(path: Path, endings: tuple[str, ...]) -> None:

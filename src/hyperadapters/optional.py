@@ -7,7 +7,7 @@ from types import ModuleType
 
 from hyperadapters.errors import MissingPackageError
 
-_EXTRA_OF = {"matplotlib": "plot"}
+_EXTRA_OF = {"matplotlib": "plot", "onnxscript": "onnx"}
 
 
 def require(module: str) -> ModuleType:
