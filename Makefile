@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench figures format clean
+.PHONY: demo test bench figures interop-adapterhub format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -20,12 +20,19 @@ bench: .venv/bench-installed
 figures: .venv/bench-installed
 	$(BIN)/python benchmarks/efficiency_figures.py
 
+# Not part of `test`: the package adapters needs another transformers, so it has an environment of its own.
+interop-adapterhub: .venv/dev-installed .venv-adapterhub/installed
+	rm -rf runs/interop-adapterhub
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/interop/write_adapterhub.py runs/interop-adapterhub
+	HF_HUB_OFFLINE=1 .venv-adapterhub/bin/python -W ignore::FutureWarning tests/interop/check_adapterhub.py \
+		runs/interop-adapterhub
+
 format: .venv/dev-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv .venv-adapterhub runs dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -40,4 +47,9 @@ clean:
 
 .venv/dev-installed: .venv/demo-installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv-adapterhub/installed: tests/interop/adapterhub.txt
+	$(PYTHON) -m venv .venv-adapterhub
+	.venv-adapterhub/bin/python -m pip install --quiet --requirement $<
 	touch $@

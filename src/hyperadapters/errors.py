@@ -40,6 +40,10 @@ class OutputError(HyperAdaptersError):
     """A result cannot be written where it was asked for."""
 
 
+class ExportError(HyperAdaptersError):
+    """A model cannot be expressed in the format it is to be exported to."""
+
+
 class MissingPackageError(HyperAdaptersError):
     """An optional package is needed and not installed."""
 

@@ -348,18 +348,18 @@ class HyperAdapterModel(MethodParts):
             raise TaskError(f"method '{self.adapter_config.method}' has no instance vectors")
         return vectors
 
-    def head_features(self, inputs: Inputs, pooled: Tensor, is_pair: Sequence[bool]) -> Tensor:
+    def head_features(self, inputs: Inputs, pooled: Tensor, is_pair: Sequence[bool] | bool) -> Tensor:
         """What wide heads read of inputs besides the adapted hidden states [B, F]; no adapter changes it.
 
         Args:
             inputs: arguments of `encode`.
             pooled: what the retriever reads of them [B, d]; read with `head_inputs: adapted` only.
-            is_pair: which rows are pairs of texts.
+            is_pair: which rows are pairs of texts; or whether all are, which makes the function exportable.
         """
         head_inputs = self.adapter_config.head_inputs
         if head_inputs == "adapted":
             return pooled
-        pairs = torch.tensor(is_pair, device=inputs["input_ids"].device)
+        pairs = is_pair if isinstance(is_pair, bool) else torch.tensor(is_pair, device=inputs["input_ids"].device)
         return self._host.text_features(self._inputs(**inputs), pairs, head_inputs == "texts")
 
     def _features_of(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:
@@ -388,10 +388,32 @@ class HyperAdapterModel(MethodParts):
             Pooled last hidden states [B, d], or logits of a text-to-text backbone, as `forward` has them.
         """
         inputs = self._inputs(**inputs)
-        grouping = Grouping.of(torch.zeros(len(encoded.hidden), dtype=torch.long, device=encoded.hidden.device), 1)
-        output = self._host.run_above(inputs, encoded, BatchState(weights, grouping), decoder_input_ids)
+        output = self._host.run_above(inputs, encoded, _for_all_rows(weights, inputs), decoder_input_ids)
         values: Tensor = output.logits if self.text_to_text else pool(output, inputs)
         return values
+
+    def adapted_in_one_pass(self, inputs: Inputs, weights: AdapterWeights) -> tuple[Tensor, Tensor]:
+        """`encode` and `adapted` of an encoder at once, as `forward` runs them; torch can export it.
+
+        Args:
+            inputs: arguments of `encode`.
+            weights: of one task [L, 1, ...].
+
+        Returns:
+            Pooled last hidden states [B, d], and what the retriever reads [B, d].
+        """
+        inputs = self._inputs(**inputs)
+        state, read = _for_all_rows(weights, inputs), []
+        if not self._host.is_one_pass:
+            encoded = self._host.encode(inputs)
+            return pool(self._host.run_above(inputs, encoded, state), inputs), encoded.pooled
+
+        def choose(pooled: Tensor) -> BatchState:
+            read.append(pooled)
+            return state
+
+        output = self._host.run(inputs, choose)
+        return pool(output, inputs), read[0]
 
     def route(self, texts: Iterable[Any], **options: Any) -> list[RoutingResult]:
         """Find the task of each text; see `inference.routing.route`, which names the options."""
@@ -621,6 +643,12 @@ def _linears(config: ModelConfig, sites: Sites) -> list[dict[str, LinearSize]]:
 
 def _by_parameter(linears: Mapping[str, LinearSize]) -> dict[str, LinearSize]:
     return {parameter_name(path): size for path, size in linears.items()}
+
+
+def _for_all_rows(weights: AdapterWeights, inputs: Inputs) -> BatchState:
+    """The state of a batch whose rows all have the one adapter [L, 1, ...] of `weights`."""
+    rows = inputs["input_ids"]
+    return BatchState(weights, Grouping.of(rows.new_zeros(rows.shape[0]), 1))
 
 
 def _heads(width: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from hyperadapters.errors import MissingPackageError
 
-_EXTRA_OF = {"matplotlib": "plot", "peft": "peft"}
+_EXTRA_OF = {"matplotlib": "plot", "onnxscript": "onnx", "peft": "peft"}
 
 
 def require(module: str) -> ModuleType:

@@ -36,7 +36,7 @@ class Grouping:
         With as many places in a group as a task has rows on average, there are fewer than 2 `num_tasks` groups, and
         their places are fewer than 3 B: neither many short tasks nor one long one cost much.
         """
-        num_rows = len(tasks)
+        num_rows = tasks.shape[0]  # not `len`, which would fix the number in an exported graph
         if num_tasks == 1:
             return cls(tasks.new_zeros(1), num_rows)
         size = -(-num_rows // num_tasks)
@@ -60,9 +60,9 @@ class Grouping:
         Raises:
             RuntimeError: the number of rows is no multiple of B.
         """
-        if len(inputs) % self.num_rows:
+        if inputs.shape[0] % self.num_rows:
             raise RuntimeError(
-                f"{len(inputs)} rows reached the adapters of a batch of {self.num_rows}; expected a multiple"
+                f"{inputs.shape[0]} rows reached the adapters of a batch of {self.num_rows}; expected a multiple"
             )
         wide = inputs.reshape(self.num_rows, -1, inputs.shape[-1])
         placed = wide if self.rows is None or self.places is None else _gather(wide, self.rows, self.places)

@@ -22,6 +22,11 @@ class Head(NamedTuple):
     target_mean: float = 0.0
     target_std: float = 1.0
 
+    def logits(self, pooled: Tensor, features: Tensor) -> Tensor:
+        """Logits [B, C] of rows that are all of this head's task; arguments as of `TaskHeads.forward`."""
+        inputs = pooled if self.weight.shape[1] == pooled.shape[1] else wide_inputs(pooled, features)
+        return F.linear(inputs, self.weight, self.bias) * self.target_std + self.target_mean
+
 
 class TaskHeads(nn.Module):
     """One linear head a task, all of them packed into three tensors.

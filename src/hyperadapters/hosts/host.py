@@ -161,7 +161,7 @@ class Host:
         return Frozen(hidden, None if read is None else self._pool(read, inputs))
 
     @torch.no_grad()
-    def text_features(self, inputs: Inputs, is_pair: Tensor, compared: bool) -> Tensor:
+    def text_features(self, inputs: Inputs, is_pair: Tensor | bool, compared: bool) -> Tensor:
         """What the frozen backbone makes of each text by itself [B, F]; see `texts.text_features`."""
         self._check_attached()
 

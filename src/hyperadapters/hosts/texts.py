@@ -20,7 +20,7 @@ def features_width(width: int, compared: bool) -> int:
 
 
 def text_features(
-    encode: Encode, input_ids: Tensor, attention_mask: Tensor, is_pair: Tensor, compared: bool = True
+    encode: Encode, input_ids: Tensor, attention_mask: Tensor, is_pair: Tensor | bool, compared: bool = True
 ) -> Tensor:
     """What the frozen backbone makes of each text by itself, and how like the texts of a pair are.
 
@@ -36,21 +36,41 @@ def text_features(
     Args:
         encode: the frozen backbone.
         input_ids, attention_mask: [B, S], padded on the right.
-        is_pair: which rows are pairs [B].
+        is_pair: which rows are pairs [B]; or whether all of them are. Then no shape depends on what a tensor holds, so
+            that the function can be exported.
         compared: whether the parts that compare the texts of a pair are there.
 
     Returns:
         [B, F] in float32, see `features_width`.
     """
-    ids, mask = split_pairs(input_ids, attention_mask, is_pair)
-    pooled = F.normalize(masked_mean(encode(ids, mask), mask), dim=-1)
-    first, found = pooled[: len(input_ids)], pooled[len(input_ids) :]
-    second = torch.zeros_like(first)
-    second[is_pair] = found
+    if isinstance(is_pair, bool):
+        first, second = _of_like_rows(encode, input_ids, attention_mask, is_pair)
+    else:
+        pooled = _directions(encode, *split_pairs(input_ids, attention_mask, is_pair))
+        first, found = pooled[: len(input_ids)], pooled[len(input_ids) :]
+        second = torch.zeros_like(first)
+        second[is_pair] = found
+        is_pair = is_pair[:, None]
     if not compared:
         return first + second
     apart, product = (first - second).abs(), (first * second).sum(dim=1, keepdim=True)
-    return torch.cat([first + second, apart * is_pair[:, None], product], dim=1)
+    return torch.cat([first + second, apart * is_pair, product], dim=1)
+
+
+def _of_like_rows(encode: Encode, input_ids: Tensor, attention_mask: Tensor, is_pair: bool) -> tuple[Tensor, Tensor]:
+    """The directions u and v [B, d] of rows that are all pairs, or all single texts, whose v is 0."""
+    if not is_pair:
+        first = _directions(encode, input_ids, attention_mask)
+        return first, torch.zeros_like(first)
+    first_mask, second_ids, second_mask = _halves(input_ids, attention_mask)
+    ids, mask = torch.cat([input_ids, second_ids]), torch.cat([first_mask, second_mask])
+    first, second = _directions(encode, ids, mask).unflatten(0, (2, -1))  # `chunk` cannot be written as ONNX
+    return first, second
+
+
+def _directions(encode: Encode, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Directions of the mean last hidden states [R, d]."""
+    return F.normalize(masked_mean(encode(input_ids, attention_mask), attention_mask), dim=-1)
 
 
 def split_pairs(input_ids: Tensor, attention_mask: Tensor, is_pair: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,19 +86,24 @@ def split_pairs(input_ids: Tensor, attention_mask: Tensor, is_pair: Tensor) -> t
     Returns:
         Token ids and attention mask [B + P, S'] of the B first texts, then the P second ones.
     """
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-    last = attention_mask.sum(dim=1, keepdim=True) - 1
-    is_separator = input_ids == input_ids.gather(1, last)
-    first_end = torch.where(is_pair[:, None], is_separator.int().argmax(dim=1, keepdim=True), last)
-    first_mask = (positions <= first_end).long()
-    starts, ends = first_end[is_pair] + 1, last[is_pair]
-    own, own_separators = input_ids[is_pair], is_separator[is_pair]
-    # A second separator right after the first, as RoBERTa has it; the very last token is the end of the second text.
-    starts = starts + (own_separators.gather(1, starts.clamp(max=input_ids.shape[1] - 1)) & (starts < ends)).long()
-    sources = starts - 1 + positions
-    second_ids = own.gather(1, sources.clamp(max=input_ids.shape[1] - 1))
-    second_ids[:, 0] = own[:, 0]
-    second_mask = ((sources <= ends) | (positions == 0)).long()
+    own_first_mask, second_ids, second_mask = _halves(input_ids[is_pair], attention_mask[is_pair])
+    first_mask = attention_mask.to(second_mask, copy=True)
+    first_mask[is_pair] = own_first_mask
     ids, mask = torch.cat([input_ids, second_ids]), torch.cat([first_mask, second_mask])
     length = int(mask.sum(dim=1).max())
     return ids[:, :length], mask[:, :length]
+
+
+def _halves(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of pairs [P, S]: the attention mask of the first texts, token ids and attention mask of the second ones."""
+    positions, last_position = torch.arange(input_ids.shape[1], device=input_ids.device), input_ids.shape[1] - 1
+    ends = attention_mask.sum(dim=1, keepdim=True) - 1
+    is_separator = input_ids == input_ids.gather(1, ends)
+    first_ends = is_separator.int().argmax(dim=1, keepdim=True)
+    starts = first_ends + 1
+    # A second separator right after the first, as RoBERTa has it; the very last token is the end of the second text.
+    starts = starts + (is_separator.gather(1, starts.clamp(max=last_position)) & (starts < ends)).long()
+    sources = starts - 1 + positions
+    second_ids = input_ids.gather(1, sources.clamp(max=last_position))
+    second_ids[:, 0] = input_ids[:, 0]
+    return (positions <= first_ends).long(), second_ids, ((sources <= ends) | (positions == 0)).long()

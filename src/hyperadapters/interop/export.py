@@ -7,12 +7,19 @@ from pathlib import Path
 
 from hyperadapters.errors import OutputError, TaskError, unknown_name
 from hyperadapters.files import new_folder
+from hyperadapters.interop.adapterhub import export_adapterhub
 from hyperadapters.interop.merged import export_merged
+from hyperadapters.interop.onnx import export_onnx
 from hyperadapters.interop.peft import export_all_peft, export_peft
 from hyperadapters.model import HyperAdapterModel
 
 Exporter = Callable[[HyperAdapterModel, str, Path], list[str] | None]
-FORMATS: dict[str, Exporter] = {"peft-lora": export_peft, "merged": export_merged}
+FORMATS: dict[str, Exporter] = {
+    "peft-lora": export_peft,
+    "merged": export_merged,
+    "adapterhub": export_adapterhub,
+    "onnx": export_onnx,
+}
 
 
 def export(folder: Path, target: str, output: Path, task: str | None = None, every: bool = False) -> list[str]:
@@ -31,6 +38,8 @@ def export(folder: Path, target: str, output: Path, task: str | None = None, eve
     Raises:
         OutputError: the format is unknown, or the output is there already or cannot be written.
         TaskError: not exactly one of `task` and `every` is given, there is no such task, or it cannot be written so.
+        ExportError: the format cannot express the model.
+        MissingPackageError: the format needs an extra.
         CheckpointError, BackboneError: the model cannot be loaded.
     """
     if target not in FORMATS:

@@ -20,8 +20,8 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
     """Write the description of a task, and its head if the backbone is an encoder.
 
     `hyperadapters_task.json` holds the task as `Task` describes it, the backbone's name and fingerprint, and `head`:
-    which inputs the head reads, in their order, and the mean and standard deviation by which a regression's output is
-    scaled. `hyperadapters_head.safetensors` holds `weight` [C, inputs] and `bias` [C].
+    what the head reads, in this order (docs/export.md says how each is made), and the mean and standard deviation by
+    which a regression's output is scaled. `hyperadapters_head.safetensors` holds `weight` [C, inputs] and `bias` [C].
 
     Raises:
         TaskError: there is no such task.
@@ -44,13 +44,8 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
 
 
 def _describe(model: HyperAdapterModel, head: Head) -> dict[str, Any]:
-    """What a head reads: the mean of the last hidden states over the real tokens, or with more before it."""
-    inputs = ["mean of the last hidden states"]
+    config, reads = model.adapter_config, ["adapted"]
     if head.weight.shape[1] > model.width:
-        features = {
-            "adapted": "mean of the hidden states at feature_layer",
-            "text": "direction of the mean of the frozen backbone's last hidden states for the text by itself",
-            "texts": "see docs/plus.md, head inputs of texts by themselves",
-        }
-        inputs = [features[model.adapter_config.head_inputs], "direction of the mean of the last hidden states"]
-    return {"inputs": inputs, "target_mean": head.target_mean, "target_std": head.target_std}
+        reads.insert(0, config.features if config.head_inputs == "adapted" else config.head_inputs)
+    layer = {"layer": config.feature_layer} if "layer" in reads else {}
+    return {"reads": reads, **layer, "target_mean": head.target_mean, "target_std": head.target_std}

@@ -1,0 +1,165 @@
+"""One task as a parallel bottleneck adapter ("ParBn") of the package `adapters` (AdapterHub), with its head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hyperadapters.errors import ExportError, unknown_name
+from hyperadapters.files import new_folder
+from hyperadapters.interop.task_files import HEAD_FILE, write_task_files
+from hyperadapters.model import HyperAdapterModel
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter.safetensors"
+FORMAT_VERSION = "adapters.1.3.0"
+"""The release whose files these are, and which they were checked with."""
+
+
+class _Paths(NamedTuple):
+    """Of the modules that hold the adapters of an architecture's layers, with a place for the layer's number."""
+
+    generated: str
+    shared: str = ""
+
+
+_T5 = _Paths("decoder.block.{}.layer.2", "encoder.block.{}.layer.1")
+_BERT = _Paths("encoder.layer.{}.output")
+PATHS = {"t5": _T5, "mt5": _T5, "bert": _BERT, "roberta": _BERT, "xlm-roberta": _BERT}
+
+
+class _Bottleneck(NamedTuple):
+    """An adapter's weights as `torch.nn.Linear` has them: [a, d], [a], [d, a], [d]."""
+
+    down_weight: Tensor
+    down_bias: Tensor
+    up_weight: Tensor
+    up_bias: Tensor
+
+
+_PARTS = ("adapter_down.0.weight", "adapter_down.0.bias", "adapter_up.weight", "adapter_up.bias")
+_LINEARS = ("down.weight", "down.bias", "up.weight", "up.bias")
+"""Names of these weights in AdapterHub's adapters, and in `LearnedBottleneck`."""
+
+
+def export_adapterhub(model: HyperAdapterModel, task: str, folder: Path) -> list[str]:
+    """Write a task of a model for `load_adapter(folder, use_safetensors=True)` of the package `adapters`.
+
+    With the adapter, the hidden states (text-to-text: the logits) are those of `HyperAdapterModel.forward` for rows of
+    the task. Its labels and its head go along as in the other formats (see `task_files.write_task_files`).
+
+    Args:
+        model: it is left as it is.
+        task: its name.
+        folder: to be made; there must be nothing in it.
+
+    Returns:
+        What a user should know of the result, a sentence each.
+
+    Raises:
+        TaskError: there is no such task, or the model's method has no adapters of tasks.
+        ExportError: AdapterHub's parallel adapters are not what the model has.
+        OutputError: the folder has something in it, or cannot be written.
+    """
+    task_id = model.task_id(task)
+    _check(model)
+    name, adapters = adapter_name(task), _adapters(model, task_id)
+    with new_folder(folder) as new:
+        save_file(_tensors(name, adapters), new / WEIGHTS_FILE)
+        config = json.dumps(_config(model, name, list(adapters.values())), ensure_ascii=False, indent=2) + "\n"
+        (new / CONFIG_FILE).write_text(config, encoding="utf-8")
+        write_task_files(model, task, new)
+    if model.heads is None:
+        return []
+    return [f"AdapterHub has no head that reads the mean of the tokens: apply {HEAD_FILE} as docs/export.md says"]
+
+
+def adapter_name(task: str) -> str:
+    """The name of a task's adapter: the task's, changed where a `torch.nn.ModuleDict` cannot have it as a key."""
+    name = task.replace(".", "_")
+    return f"{name}_task" if hasattr(nn.ModuleDict(), name) else name
+
+
+def reduction_factor(width: int, bottleneck_dim: int) -> float:
+    """What AdapterHub divides d by, to get a: `int(width // factor)`, of which rounding may make one less."""
+    factor = width / bottleneck_dim
+    return factor if int(width // factor) == bottleneck_dim else width / (bottleneck_dim + 0.5)
+
+
+def _check(model: HyperAdapterModel) -> None:
+    model_type, form = _model_type(model), model.adapter_config.form
+    if form != "bottleneck":
+        raise ExportError(
+            f"AdapterHub's parallel adapters are bottlenecks, and this model's are of form '{form}'; export to PEFT, "
+            "or train with the setting model.form: bottleneck"
+        )
+    if model_type not in PATHS:
+        raise ExportError(unknown_name("architecture for AdapterHub", model_type, PATHS))
+    if model.text_to_text and model.adapter_config.adapter_norm_input:
+        raise ExportError(
+            "this model's adapters read the layer-normed input of their feed-forward, and AdapterHub's on "
+            f"'{model_type}' read it as it is: train with the setting model.adapter_norm_input: false to export"
+        )
+
+
+def _model_type(model: HyperAdapterModel) -> str:
+    return str(getattr(getattr(model.backbone, "config", None), "model_type", None))
+
+
+@torch.no_grad()
+def _adapters(model: HyperAdapterModel, task_id: int) -> dict[str, _Bottleneck]:
+    """The adapters by the path of their module, in the order in which AdapterHub counts layers: the encoder's first."""
+    paths, first = PATHS[_model_type(model)], _first_layer(model)
+    found = {}
+    for index, shared in enumerate(model.shared_adapters, start=first):
+        found[paths.shared.format(index)] = _Bottleneck(*(shared.get_parameter(name) for name in _LINEARS))
+    weights = model.adapters(torch.tensor([task_id], device=model.thresholds.device))
+    sites = zip(*(weights[name][:, 0] for name in _Bottleneck._fields), strict=True)
+    for index, (down, down_bias, up, up_bias) in enumerate(sites, start=0 if model.text_to_text else first):
+        found[paths.generated.format(index)] = _Bottleneck(down.T, down_bias, up.T, up_bias)
+    return found
+
+
+def _first_layer(model: HyperAdapterModel) -> int:
+    """The first layer with an adapter; all layers above it have one."""
+    config = model.adapter_config
+    return config.frozen_encoder_layers if model.text_to_text else config.feature_layer or 0
+
+
+def _tensors(name: str, adapters: dict[str, _Bottleneck]) -> dict[str, Tensor]:
+    return {
+        f"{path}.adapters.{name}.{part}": tensor.float().clone(memory_format=torch.contiguous_format)
+        for path, adapter in adapters.items()
+        for part, tensor in zip(_PARTS, adapter, strict=True)
+    }
+
+
+def _config(model: HyperAdapterModel, name: str, adapters: list[_Bottleneck]) -> dict[str, Any]:
+    first = _first_layer(model)
+    factors = [reduction_factor(model.width, len(adapter.down_bias)) for adapter in adapters]
+    by_layer = {str(layer): factor for layer, factor in enumerate(factors, start=first)}
+    return {
+        "config": {
+            "is_parallel": True,
+            "mh_adapter": False,
+            "output_adapter": True,
+            "reduction_factor": factors[0] if len(set(factors)) == 1 else by_layer,
+            "non_linearity": "relu",
+            "scaling": 1.0,
+            "leave_out": list(range(first)),
+            "original_ln_before": False,
+            "original_ln_after": True,
+            "ln_before": False,
+            "ln_after": False,
+        },
+        "hidden_size": model.width,
+        "model_class": type(model.backbone).__name__,
+        "model_name": model.backbone_name or "",
+        "model_type": _model_type(model),
+        "name": name,
+        "version": FORMAT_VERSION,
+    }

@@ -1,0 +1,156 @@
+"""One task of an encoder model as an ONNX graph, its adapter and its head folded in as constants."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hyperadapters.errors import ExportError
+from hyperadapters.files import new_folder
+from hyperadapters.hosts.host import evaluating
+from hyperadapters.interop.task_files import write_task_files
+from hyperadapters.model import HyperAdapterModel
+from hyperadapters.optional import require
+
+MODEL_FILE = "model.onnx"
+
+
+def export_onnx(model: HyperAdapterModel, task: str, folder: Path) -> None:
+    """Write a task of a model for onnxruntime.
+
+    `model.onnx` takes `input_ids` and `attention_mask` (int64 [B, S], padded on the right), and `token_type_ids` where
+    the tokenizer makes them, for any B and S, and gives `logits` [B, C] as `HyperAdapterModel.forward` does for rows of
+    this task. Beside it are `config.json` with the labels, where the backbone has a config, and the tokenizer's files,
+    where it has one; and what goes with a task into every format (see `task_files.write_task_files`).
+
+    Args:
+        model: on an encoder; it is left as it is.
+        task: its name.
+        folder: to be made; there must be nothing in it.
+
+    Raises:
+        TaskError: there is no such task, or the model's method has no adapters of tasks.
+        ExportError: the backbone writes text, or is not in float32.
+        MissingPackageError: the extra `onnx` is not installed.
+        OutputError: the folder has something in it, or cannot be written.
+        BackboneError: the tokenizer cannot be loaded.
+    """
+    task_id = model.task_id(task)
+    _check(model)
+    require("onnxscript")
+    tokenizer, config = _tokenizer(model), _config(model, task_id)
+    names = ["input_ids", "attention_mask"]
+    makes_types = tokenizer is None or "token_type_ids" in tokenizer.model_input_names
+    if makes_types and getattr(config, "type_vocab_size", 0) > 1:
+        names.append("token_type_ids")
+    with new_folder(folder) as new:
+        _trace(OneTask(model, task_id), names).save(new / MODEL_FILE)
+        for part in (config, tokenizer):
+            if part is not None:
+                part.save_pretrained(new)
+        write_task_files(model, task, new)
+
+
+class OneTask(nn.Module):
+    """A model with one task only: the same arithmetic as the model's forward, without what chooses tasks."""
+
+    @torch.no_grad()
+    def __init__(self, model: HyperAdapterModel, task_id: int) -> None:
+        """Args: model: on an encoder; task_id: of the task."""
+        super().__init__()
+        assert model.heads is not None
+        self.model = model
+        ids = torch.tensor([task_id], device=model.thresholds.device)
+        self.weights = model.adapters(ids).tasks(torch.zeros_like(ids))  # copies, where they are the model's parameters
+        self.head = model.heads.head(task_id)
+        self.is_pair = model.tasks[task_id].is_pair
+        num_features = self.head.weight.shape[1] - model.width
+        self.reads_features = bool(self.head.weight[:, :num_features].any())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Map a batch [B, S] to logits [B, C]; no shape and no branch depends on what a tensor holds."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        pooled, features = self.model.adapted_in_one_pass(inputs, self.weights)
+        if self.reads_features:
+            features = self.model.head_features(inputs, features, self.is_pair)
+        else:
+            features = features.new_zeros(features.shape[0], self.head.weight.shape[1] - self.model.width)
+        return self.head.logits(pooled, features)
+
+
+def _check(model: HyperAdapterModel) -> None:
+    if model.text_to_text:
+        raise ExportError(
+            "the ONNX export is for encoder backbones, which answer with a head; this one writes its answers token by "
+            "token, which takes more than one graph"
+        )
+    for name, parameter in model.backbone.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ExportError(
+                f"expected a backbone in float32, found '{name}' in {str(parameter.dtype).removeprefix('torch.')}; "
+                "call model.float() before the export"
+            )
+
+
+def _tokenizer(model: HyperAdapterModel) -> Any:
+    """A copy of the model's tokenizer that cuts texts where the model does; None where the model has none."""
+    if model.backbone_name is None and "tokenizer" not in vars(model):
+        return None
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.model_max_length, tokenizer.padding_side = model.lengths.input, "right"
+    return tokenizer
+
+
+def _config(model: HyperAdapterModel, task_id: int) -> Any:
+    """The backbone's configuration with the task's labels; None where the backbone has none."""
+    task, config = model.tasks[task_id], cast(Any, copy.deepcopy(getattr(model.backbone, "config", None)))
+    if not hasattr(config, "save_pretrained"):
+        return None
+    is_regression = task.kind == "regression"
+    config.problem_type = "regression" if is_regression else "single_label_classification"
+    config.id2label = {0: task.name} if is_regression else dict(enumerate(task.labels))
+    config.label2id = {label: index for index, label in config.id2label.items()}
+    return config
+
+
+def _trace(one_task: OneTask, names: list[str]) -> Any:
+    """The ONNX program of a task, with inputs of any B and S."""
+    device, any_size = one_task.head.weight.device, torch.export.Dim.DYNAMIC
+    examples = tuple(torch.zeros(2, 3, dtype=torch.long, device=device) for _ in names)
+    shapes = tuple({0: any_size, 1: any_size} for _ in names)
+    with torch.no_grad(), evaluating(one_task), _quiet():
+        # Traced here, for torch.onnx goes on with other ways of tracing where one fails, for minutes.
+        program = torch.export.export(one_task, examples, dynamic_shapes=shapes, strict=False)
+        return torch.onnx.export(
+            program,
+            examples,
+            dynamo=True,
+            verbose=False,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch", 1: "sequence"}, *shapes[1:]),
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of torchvision's operators, and torch of its own functions."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
