@@ -63,10 +63,10 @@ def test_the_official_preset_survives(tmp_path: Path) -> None:
     assert torch.equal(loaded(**batch).loss, model(**batch).loss)
 
 
-def test_a_checkpoint_is_two_files_without_backbone_weights_or_pickle(tmp_path: Path) -> None:
+def test_a_checkpoint_is_two_files_and_a_card_without_backbone_weights_or_pickle(tmp_path: Path) -> None:
     model = make_model("bert")
     model.save_pretrained(tmp_path)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".safetensors"]
     with safe_open(_weights_file(tmp_path), framework="pt") as file:
         names = set(file.keys())
     assert names == {n for n in model.state_dict() if not n.startswith("backbone.")} - {"prototypes.keys"}

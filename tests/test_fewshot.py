@@ -1079,7 +1079,7 @@ def test_old_weights_that_cannot_be_removed_are_no_failure_of_the_program(
             assert "in use" in str(error)  # noqa: PT017
     assert _whole(tmp_path, states) == 1
     model.save_pretrained(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked to be killed")

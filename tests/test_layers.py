@@ -45,6 +45,8 @@ SAME_RANK = {
 OFFERED = {
     ("hyperadapters.model", "hyperadapters.checkpoint"),
     ("hyperadapters.model", "hyperadapters.inference.routing"),
+    ("hyperadapters.model", "hyperadapters.interop.card"),
+    ("hyperadapters.model", "hyperadapters.interop.hub"),
     ("hyperadapters.model", "hyperadapters.training.fewshot"),
     ("hyperadapters.merging", "hyperadapters.model"),
     ("hyperadapters.objective", "hyperadapters.model"),

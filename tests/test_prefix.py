@@ -83,7 +83,9 @@ def test_kept_states_train_to_the_same_weights_bit_for_bit(recipe: dict[str, Any
     assert losses == expected_losses
     assert len(losses) == 18
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert [path.suffix for path in sorted((tmp_path / place).iterdir())] == [".safetensors", ".json", ".json", ".yaml"]
+    assert [path.suffix for path in sorted((tmp_path / place).iterdir())] == [
+        *(".md", ".safetensors", ".json", ".json", ".yaml")
+    ]
 
 
 def test_frozen_layers_run_once_for_each_row(recipe: dict[str, Any], tmp_path: Path) -> None:

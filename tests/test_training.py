@@ -96,7 +96,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_writes_the_checkpoint_the_recipe_and_the_metrics_and_nothing_else(trained: Path) -> None:
     names = {path.name.split("-")[0] for path in (trained / "run").iterdir()}
-    assert names == {"adapters", "hyperadapter.json", "metrics.json", "resolved_recipe.yaml"}
+    assert names == {"README.md", "adapters", "hyperadapter.json", "metrics.json", "resolved_recipe.yaml"}
 
 
 def test_metrics_have_their_documented_shape_and_show_that_it_learned(trained: Path) -> None:

@@ -43,7 +43,7 @@ FORMAT_VERSION = 3
 FIRST_TO_GO_ON_WITH = 2
 """Format of the oldest checkpoints from which a training can go on."""
 CONFIG_FILE = "hyperadapter.json"
-_WEIGHTS_PATTERN = "adapters-*.safetensors"
+WEIGHTS_PATTERN = "adapters-*.safetensors"
 
 
 class BackboneReference(StrictModel):
@@ -125,7 +125,7 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
     make_folder(folder)
     write_atomically(folder / name, weights)
     write_atomically(folder / CONFIG_FILE, _text(values).encode())
-    for old in folder.glob(_WEIGHTS_PATTERN):
+    for old in folder.glob(WEIGHTS_PATTERN):
         if old.name != name:
             with suppress(OSError):  # the new state is current by now, and a left-over file does no harm
                 old.unlink()

@@ -57,6 +57,7 @@ class HyperAdapterModel(MethodParts):
         lengths: at which texts are cut.
         width: d, of the backbone's hidden states.
         revision: counts the changes of the tasks; what was derived from them before is outdated.
+        folder: where its checkpoint was written last, or else read; not of one from the Hub.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class HyperAdapterModel(MethodParts):
         self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or None
         self.backbone_fingerprint = fingerprint(backbone)
         self.revision = 0
+        self.folder: Path | None = None
 
         num_shared = len(sites.shared.layers) - config.frozen_encoder_layers if sites.shared else 0
         shared_dim = config.shared_adapter_dim or config.adapter_dim
@@ -136,21 +138,92 @@ class HyperAdapterModel(MethodParts):
         return cls(load_backbone(name, config.modules), tasks, config, backbone_name=name)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backbone: nn.Module | None = None) -> HyperAdapterModel:
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        backbone: nn.Module | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> HyperAdapterModel:
         """Load a checkpoint, and its backbone unless one is given.
 
+        Args:
+            name_or_folder: a folder; or a name on the Hub, like "user/name", if there is no folder of that name.
+            backbone: to load it into.
+            revision: of a name on the Hub: branch, tag or commit.
+            token: for the Hub; default: that of `hf auth login`.
+
         Raises:
-            CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
+            CheckpointError: it is missing, damaged, of a newer format, or of another backbone; or the Hub does not give
+                it.
         """
         from hyperadapters.checkpoint import load_model
+        from hyperadapters.interop.hub import find_checkpoint
 
-        return load_model(Path(folder), backbone)
+        folder = find_checkpoint(name_or_folder, revision, token)
+        model = load_model(folder, backbone)
+        model.folder = folder if folder == Path(name_or_folder) else None
+        return model
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a checkpoint: everything trained and the tasks, nothing of the backbone."""
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        license: str | None = None,
+        scores: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    ) -> None:
+        """Write a checkpoint, everything trained and the tasks, nothing of the backbone; and its model card, README.md.
+
+        A README.md that the library did not write, or that was changed since, stays as it is.
+
+        Args:
+            folder: to write it to.
+            license: of the card, as the Hub names it, for example "apache-2.0"; default: that of the card before.
+            scores: of the card, by task, split and metric; default: those of the folder's `metrics.json`.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
         from hyperadapters.checkpoint import save_model
+        from hyperadapters.interop.card import read_scores, write_card
 
-        save_model(self, Path(folder))
+        self.folder = Path(folder)
+        save_model(self, self.folder)
+        write_card(self, self.folder, str(folder), license, read_scores(self.folder) if scores is None else scores)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        license: str | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload a checkpoint with its model card to the Hugging Face Hub, in one commit that replaces the one there.
+
+        The card has the scores of the `metrics.json` in the model's `folder`. A README.md that somebody wrote or
+        changed goes before it: the one in `folder`, or else the one on the Hub.
+
+        Args:
+            repo_id: like "user/name"; made if it is not there.
+            private: whether a new one is private; default: as the owner's other ones.
+            token: default: that of `hf auth login`.
+            license: see `save_pretrained`.
+            commit_message: of the commit.
+            revision: branch to commit to; default: main.
+            create_pr: whether to propose the commit as a pull request.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            OutputError: the Hub cannot be reached, or does not take it.
+        """
+        from hyperadapters.interop.hub import push
+
+        return push(self, repo_id, private, token, license, commit_message, revision, create_pr)
 
     @property
     def kind(self) -> BackboneKind:

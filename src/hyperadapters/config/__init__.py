@@ -5,6 +5,7 @@
 
 from hyperadapters.config.model import PRESETS, BackboneKind, Lengths, Method, ModelConfig, ModuleNames
 from hyperadapters.config.recipe import (
+    METRICS_FILE,
     RECIPE_FILE,
     SPLITS,
     Cut,
@@ -27,6 +28,7 @@ __all__ = [
     "Int",
     "Kind",
     "Lengths",
+    "METRICS_FILE",
     "METRICS_OF_KIND",
     "Method",
     "ModelConfig",

@@ -16,7 +16,8 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 RECIPE_FILE = "resolved_recipe.yaml"
-"""The recipe of a run, in its folder."""
+METRICS_FILE = "metrics.json"
+"""The recipe and the scores of a run, in its folder."""
 
 
 class Cut(StrictModel):

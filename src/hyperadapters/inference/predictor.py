@@ -94,18 +94,26 @@ class Predictor:
         self._cache = AdapterCache(model, cache_bytes)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None, **options: Any) -> Self:
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> Self:
         """Load a checkpoint, onto the accelerator if there is one.
 
         Args:
-            folder: of the checkpoint.
+            name_or_folder, revision, token: see `HyperAdapterModel.from_pretrained`.
             device: another device.
             **options: of the constructor.
 
         Raises:
             CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
         """
-        return cls(HyperAdapterModel.from_pretrained(folder).to(device or best_device()), **options)
+        model = HyperAdapterModel.from_pretrained(name_or_folder, revision=revision, token=token)
+        return cls(model.to(device or best_device()), **options)
 
     def __call__(
         self,

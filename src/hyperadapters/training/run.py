@@ -15,7 +15,7 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hyperadapters.checkpoint import is_checkpoint
-from hyperadapters.config import RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
+from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
 from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
@@ -29,7 +29,6 @@ from hyperadapters.training.prefix import FrozenPrefix
 from hyperadapters.training.text_heads import fit_text_heads
 from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 
-METRICS_FILE = "metrics.json"
 LOGS_FOLDER = "runs"  # the Trainer's name for it
 
 
@@ -46,10 +45,10 @@ class Run:
 def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: bool = False) -> Run:
     """Train, keep the best checkpoint, measure it on validation and test rows, and write everything to a folder.
 
-    The folder then holds the checkpoint, `metrics.json`, `resolved_recipe.yaml` and the logs that the recipe asks for;
-    until the run has ended also the Trainer's own checkpoints. At the end the routing is calibrated, where the method
-    routes (see `inference.routing.calibrate`). Nothing is written before the recipe, the data and the backbone were
-    checked. `seconds` in the metrics counts from the last start of a resumed run.
+    The folder then holds the checkpoint and its card, `metrics.json`, `resolved_recipe.yaml` and the logs that the
+    recipe asks for; until the run has ended also the Trainer's own checkpoints. At the end the routing is calibrated,
+    where the method routes (see `inference.routing.calibrate`). Nothing is written before the recipe, the data and the
+    backbone were checked. `seconds` in the metrics counts from the last start of a resumed run.
 
     Args:
         recipe: what to train.
@@ -97,7 +96,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
         prefixes["validation"] = trainer.validation_prefix
     evaluations = evaluate_splits(model, tasks, recipe.training.eval_batch_size, prefixes=prefixes)
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
-    model.eval().save_pretrained(output)
+    model.eval().save_pretrained(output, scores=metrics["tasks"])
     write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
     _remove_checkpoints(output)
     return Run(model, tasks, evaluations, metrics)

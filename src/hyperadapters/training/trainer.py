@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerControl, Trainin
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from hyperadapters.checkpoint import load_state
+from hyperadapters.checkpoint import load_state, save_model
 from hyperadapters.config import Recipe
 from hyperadapters.core import Losses
 from hyperadapters.data.collate import Collator
@@ -184,7 +184,7 @@ class HyperAdapterTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir)
+            save_model(self.model, Path(output_dir or self.args.output_dir))  # without a card
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_state(self.model, Path(resume_from_checkpoint))

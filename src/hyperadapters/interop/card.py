@@ -1,0 +1,255 @@
+"""The model card: the README.md of a checkpoint, as the Hugging Face Hub shows it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from pydantic import TypeAdapter
+
+from hyperadapters._version import __version__
+from hyperadapters.config import METRICS_FILE, Task
+from hyperadapters.files import write_atomically
+from hyperadapters.model import HyperAdapterModel
+
+CARD_FILE = "README.md"
+LISTED_TASKS, LISTED_LABELS, LABEL_LENGTH = 50, 8, 40
+"""How much of the tasks a card shows; a model may have thousands, and a task hundreds of labels."""
+Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""By task, split and metric, as `metrics.json` has them."""
+
+_SCORES = TypeAdapter(dict[str, dict[str, dict[str, float]]])
+_MARKER = "<!-- hyperadapters card {}: saving writes it anew until you change it; then it is yours and stays. -->"
+_MARKED = re.compile(_MARKER.format("([0-9a-f]{12})"))
+_PIPELINES = {
+    "classification": "text-classification",
+    "regression": "text-classification",
+    "text-to-text": "text-generation",
+}
+_METRICS_OF_HUB = {"macro_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}
+_SIZES = {"bottleneck": ("adapter_dim", "shared_adapter_dim"), "lora": ("lora_rank", "lora_alpha", "target_modules")}
+
+logger = logging.getLogger(__name__)
+
+
+def write_card(
+    model: HyperAdapterModel, folder: Path, name: str, license: str | None = None, scores: Scores | None = None
+) -> None:
+    """Write the card of a checkpoint into its folder, unless there is one that somebody wrote or changed.
+
+    Args:
+        model: what the checkpoint is of.
+        folder: of the checkpoint.
+        name: by which `from_pretrained` finds it: the folder, or a name on the Hub.
+        license: as the Hub names it, for example "apache-2.0"; default: that of the card that is replaced, or none.
+        scores: of the tasks.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = folder / CARD_FILE
+    if path.exists():
+        if not is_generated(path):
+            if license is not None:
+                logger.warning(f"{path}: is not as the library wrote it and stays; write 'license: {license}' into it")
+            return
+        license = license or ModelCard(_read(path)).data.license
+    data, body = _front_matter(model, name, license, scores or {}), _body(model, name, license, scores or {})
+    front = f"---\n{data.to_yaml()}\n---\n\n"
+    write_atomically(path, (front + _MARKER.format(_digest(front, body)) + body).encode())
+
+
+def is_generated(path: Path) -> bool:
+    """Whether a card is as the library wrote it."""
+    parts = _MARKED.split(_read(path))
+    return len(parts) == 3 and parts[1] == _digest(parts[0], parts[2])
+
+
+def read_scores(folder: Path) -> Scores:
+    """The scores that a training run left in a folder; none where there is no such file, or one of something else."""
+    try:
+        return _SCORES.validate_python(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["tasks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _digest(front: str, body: str) -> str:
+    return hashlib.sha256((front + body).encode()).hexdigest()[:12]
+
+
+def _front_matter(model: HyperAdapterModel, name: str, license: str | None, scores: Scores) -> ModelCardData:
+    """What the Hub reads. Without a license it has none, which the Hub accepts."""
+    pipelines = {_PIPELINES[task.kind] for task in model.tasks}
+    base_model = model.backbone_name if _is_hub_name(model.backbone_name) else None
+    return ModelCardData(
+        license=license,
+        library_name="hyperadapters",
+        base_model=base_model,
+        base_model_relation="adapter" if base_model else None,
+        pipeline_tag=pipelines.pop() if len(pipelines) == 1 else None,
+        tags=["hyperadapters", "adapters", "hypernetwork", "multi-task"],
+        model_name=_title(name),
+        eval_results=[
+            EvalResult(
+                task_type=_PIPELINES[task.kind],
+                dataset_type=task.name,
+                dataset_name=task.name,
+                dataset_split=split,
+                metric_type=_METRICS_OF_HUB.get(metric, metric),
+                metric_name=metric,
+                metric_value=round(value, 4),
+            )
+            for task in model.tasks[:LISTED_TASKS]
+            for split, found in [_scores_of(task, scores)]
+            for metric, value in found.items()
+        ]
+        or None,
+    )
+
+
+def _is_hub_name(backbone: str | None) -> bool:
+    """Whether others find a backbone on the Hub under its name."""
+    try:
+        validate_repo_id(backbone)
+    except HFValidationError:
+        return False
+    return backbone is not None and not Path(backbone).exists()
+
+
+def _title(name: str) -> str:
+    return Path(name).resolve().name
+
+
+def _scores_of(task: Task, scores: Scores) -> tuple[str, dict[str, float]]:
+    """Split and scores of a task, those of its test rows if there are any."""
+    splits = scores.get(task.name, {})
+    split = "test" if "test" in splits else "validation"
+    return split, {metric: value for metric, value in splits.get(split, {}).items() if math.isfinite(value)}
+
+
+def _body(model: HyperAdapterModel, name: str, license: str | None, scores: Scores) -> str:
+    number = "one task" if len(model.tasks) == 1 else f"{len(model.tasks):,} tasks"
+    return f"""
+
+# {_title(name)}
+
+Adapters for {number} on one frozen language model, which is not in here. They were trained with the Python library
+hyperadapters, version {__version__}.
+
+## Tasks
+
+{_task_table(model, scores)}
+
+## Backbone
+
+{_backbone(model)}
+
+## How to use
+
+```python
+{_usage(model, name)}
+```
+
+## Settings
+
+{_settings(model)}
+
+## Limits
+
+- Texts are cut at {model.lengths.input} tokens.
+- {_routing(model)}
+- What the language model has learned from its own training data, good or bad, is in the answers too.
+
+## Licence
+
+{license or "Not stated. The author can add `license:` to the lines at the top."}
+"""
+
+
+def _task_table(model: HyperAdapterModel, scores: Scores) -> str:
+    tasks = model.tasks[:LISTED_TASKS]
+    rows = [["task", "kind", "labels", "metric", "score"], ["---"] * 5]
+    for task in tasks:
+        split, found = _scores_of(task, scores)
+        score = f"{found[task.main_metric]:.4f} ({split})" if task.main_metric in found else ""
+        rows.append([_cell(task.name), task.kind, _labels(task), task.main_metric, score])
+    if not any(row[-1] for row in rows[2:]):
+        rows = [row[:-1] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    if len(model.tasks) > len(tasks):
+        lines += ["", f"And {len(model.tasks) - len(tasks):,} more: `hyperadapter.json` has all of them."]
+    if len(rows[0]) == 5:
+        lines += [
+            "",
+            "Scores are those of the training run; what was fitted later has none, or an old one.",
+        ]
+    return "\n".join(lines)
+
+
+def _labels(task: Task) -> str:
+    shown = ", ".join(_cell(label) for label in task.labels[:LISTED_LABELS])
+    return f"{shown}, … ({len(task.labels)} in all)" if len(task.labels) > LISTED_LABELS else shown
+
+
+def _cell(text: str) -> str:
+    """A text for a cell of a table: one line, not long, with nothing that Markdown takes as its own."""
+    line = " ".join(text.split())
+    line = line if len(line) <= LABEL_LENGTH else line[: LABEL_LENGTH - 1] + "…"
+    return re.sub(r"([\\|`*<\[])", r"\\\1", line)
+
+
+def _backbone(model: HyperAdapterModel) -> str:
+    fingerprint = f"its weights have the fingerprint `{model.backbone_fingerprint[:12]}`; others are refused."
+    if model.backbone_name is None:
+        return f"A model given in memory; {fingerprint} Pass it as `backbone=`."
+    if _is_hub_name(model.backbone_name):
+        return f"`{model.backbone_name}`; {fingerprint}"
+    return f"`{Path(model.backbone_name).name}`, a folder of whoever trained this; {fingerprint}"
+
+
+def _usage(model: HyperAdapterModel, name: str) -> str:
+    where, task = _quoted(name), model.tasks[0]
+    if model.backbone_name is None:  # nor has it a tokenizer
+        return (
+            "from hyperadapters import HyperAdapterModel\n\n"
+            f"model = HyperAdapterModel.from_pretrained({where}, backbone=backbone)\n"
+            "output = model(input_ids, attention_mask, task_ids=task_ids)  # task_ids: places in the table, from 0"
+        )
+    inputs = '[("A first text", "and a second")]' if task.is_pair else '["A text"]'
+    lines = ["from hyperadapters import Predictor", "", f"predictor = Predictor.from_pretrained({where})"]
+    heads = [f"for found in predictor({inputs}, task={_quoted(task.name)}):"]
+    if model.can_route:
+        heads.append(f"for found in predictor({inputs}):  # of a task that is not named")
+    for head in heads:
+        lines += [head, "    print(found.task, found.answer)"]
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _settings(model: HyperAdapterModel) -> str:
+    config = model.adapter_config
+    names = ["method", "preset", "form", *_SIZES[config.form], "feature_layer", "prototype_dim", "hidden_dim"]
+    values = {name: value for name in names if (value := getattr(config, name)) is not None}
+    lines = [f"- {name}: {', '.join(value) if isinstance(value, tuple) else value}" for name, value in values.items()]
+    return "\n".join([*lines, f"- trained parameters: {model.num_trainable_parameters():,}"])
+
+
+def _routing(model: HyperAdapterModel) -> str:
+    if model.can_route:
+        return "An input without a task goes to the most similar one, or is declined: nothing else is known here."
+    return f"Each input needs its task: method `{model.adapter_config.method}` does not find it."
