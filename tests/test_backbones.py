@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.testing
-from conftest import DECODERS, MAKERS, tiny_backbone, tiny_language_model_tokenizer
+from conftest import DECODERS, MAKERS, VOCABULARY, save_backbone, tiny_backbone, tiny_language_model_tokenizer
 from torch import Tensor, nn
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from hyperadapters.config import Lengths, ModelConfig, ModuleNames, Task
+from hyperadapters.config import Lengths, ModelConfig, ModuleNames, Recipe, Task, parse
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import BackboneError, RecipeError, TaskError
@@ -19,6 +21,7 @@ from hyperadapters.hosts.sites import SITES, find_sites
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.objective import text_loss
+from hyperadapters.training.run import train
 
 ARCHITECTURES = tuple(MAKERS)
 FORMS = ("bottleneck", "lora")
@@ -515,6 +518,29 @@ def test_wrong_names_of_modules_are_refused_with_the_nearest() -> None:
         HyperAdapterModel(OwnEncoder(), HEAD_TASKS, ModelConfig(modules=modules, form="lora", preset="paper"))
 
 
+def test_a_transformers_model_without_a_row_trains_and_loads_by_the_names_of_its_modules(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    name = str(tmp_path / "backbone")
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=len(VOCABULARY), **sizes)).save_pretrained(name)
+    tiny_language_model_tokenizer().save_pretrained(name)
+    rows = [{"text": f"w{index}", "label": ["yes", "no"][index % 2]} for index in range(8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = {"path": {"train": str(tmp_path / "train.jsonl")}, "label_names": {"yes": "good", "no": "bad"}}
+    values = {
+        "backbone": name,
+        "backbone_dtype": "bfloat16",
+        "model": {"modules": {"kind": "decoder", "layers": "gpt_neox.layers", "feed_forward": "mlp"}},
+        "training": {"max_steps": 2, "batch_size": 4},
+        "tasks": [{"name": "mood", "kind": "text-to-text", "source": source}],
+    }
+    with pytest.raises(BackboneError, match=r"Unknown architecture 'gpt_neox'.* Name its modules"):
+        train(parse(Recipe, {**values, "model": {}}), tmp_path / "run")
+    model = train(parse(Recipe, values), tmp_path / "run").model
+    assert next(model.backbone.parameters()).dtype == torch.bfloat16
+    assert len(list(Predictor.from_pretrained(tmp_path / "run", decline=False)(["w1", "w2 w3"]))) == 2
+
+
 # Merging
 
 
@@ -600,6 +626,22 @@ def test_a_backbone_in_half_precision_has_a_hypernetwork_in_full(kind: str, form
         model.eval().merge("mood")
         model.unmerge()
         assert all(map(torch.equal, model.backbone.parameters(), before))
+
+
+def test_a_backbone_is_loaded_in_half_precision_where_that_is_asked_for(tmp_path: Path) -> None:
+    name = save_backbone(tmp_path / "backbone", "bert")
+
+    def dtype_of(model: HyperAdapterModel) -> torch.dtype:
+        return next(model.backbone.parameters()).dtype
+
+    for first, second in (("bfloat16", "float32"), ("float32", "float16"), ("float16", "float32")):
+        model = HyperAdapterModel.from_backbone(str(name), HEAD_TASKS, dtype=first)
+        assert dtype_of(model) == getattr(torch, first)
+        model.save_pretrained(tmp_path / first)
+        predictor = Predictor.from_pretrained(tmp_path / first, dtype=second)
+        assert dtype_of(predictor.model) == getattr(torch, second)
+    with pytest.raises(BackboneError, match="Unknown dtype 'bf16'"):
+        HyperAdapterModel.from_backbone(str(name), HEAD_TASKS, dtype="bf16")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hyperadapters._version import __version__
-from hyperadapters.config import Lengths, ModelConfig, StrictModel, Task, parse
+from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.errors import CheckpointError
 from hyperadapters.files import make_folder, write_atomically
@@ -47,10 +47,33 @@ WEIGHTS_PATTERN = "adapters-*.safetensors"
 
 
 class BackboneReference(StrictModel):
-    """Which backbone a checkpoint belongs to; one that was given in memory may have no name."""
+    """Which backbone a checkpoint belongs to; one that was given in memory may have no name.
+
+    Attributes:
+        name: on the Hub, or a folder.
+        fingerprint: of its weights in bfloat16.
+        fingerprint_float16: of its weights in float16; early checkpoints lack it.
+    """
 
     name: str | None
     fingerprint: str
+    fingerprint_float16: str | None = None
+
+    @classmethod
+    def of(cls, model: HyperAdapterModel) -> BackboneReference:
+        """Refer to the backbone of a model."""
+        return cls(
+            name=model.backbone_name,
+            fingerprint=model.backbone_fingerprint,
+            fingerprint_float16=model.backbone_fingerprint_float16,
+        )
+
+    def is_of(self, model: HyperAdapterModel) -> bool:
+        """Whether a model has this backbone, be it in another floating point type."""
+        return (
+            self.fingerprint == model.backbone_fingerprint
+            or self.fingerprint_float16 == model.backbone_fingerprint_float16
+        )
 
 
 class WeightsReference(StrictModel):
@@ -112,7 +135,7 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
     config = CheckpointConfig(
         format_version=FORMAT_VERSION,
         library_version=__version__,
-        backbone=BackboneReference(name=model.backbone_name, fingerprint=model.backbone_fingerprint),
+        backbone=BackboneReference.of(model),
         model=model.adapter_config,
         lengths=model.lengths,
         tasks=model.tasks,
@@ -174,7 +197,7 @@ def _columns_of_single_texts(heads: TaskHeads) -> Tensor:
     return (columns < heads.width) | (columns >= heads.features_width)
 
 
-def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterModel:
+def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | None = None) -> HyperAdapterModel:
     """Load a checkpoint into its backbone, or into one that is given.
 
     Raises:
@@ -185,9 +208,9 @@ def load_model(folder: Path, backbone: nn.Module | None = None) -> HyperAdapterM
     if backbone is None:
         if config.backbone.name is None:
             raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
-        backbone = load_backbone(config.backbone.name, config.model.modules)
+        backbone = load_backbone(config.backbone.name, config.model.modules, dtype)
     model = HyperAdapterModel(backbone, config.tasks, config.model, config.backbone.name, config.lengths)
-    if model.backbone_fingerprint != config.backbone.fingerprint:
+    if not config.backbone.is_of(model):
         model.detach()
         raise CheckpointError(
             f"{folder}: was trained on backbone '{config.backbone.name}' with fingerprint "

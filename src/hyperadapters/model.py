@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters.batch import HyperAdapterOutput, Route, check_task_ids
-from hyperadapters.config import BackboneKind, Lengths, ModelConfig, Task, parse
+from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import (
     AdapterWeights,
     Grouping,
@@ -95,6 +95,7 @@ class HyperAdapterModel(MethodParts):
         self.tasks, self.lengths, self.width, self._sites = tasks, lengths, width, sites
         self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or None
         self.backbone_fingerprint = fingerprint(backbone)
+        self.backbone_fingerprint_float16 = fingerprint(backbone, torch.float16)
         self.revision = 0
         self.folder: Path | None = None
 
@@ -121,7 +122,12 @@ class HyperAdapterModel(MethodParts):
 
     @classmethod
     def from_backbone(
-        cls, name: str, tasks: Sequence[Task], preset: str | None = None, **settings: Any
+        cls,
+        name: str,
+        tasks: Sequence[Task],
+        preset: str | None = None,
+        dtype: Dtype | None = None,
+        **settings: Any,
     ) -> HyperAdapterModel:
         """Load a backbone and make a model with fresh adapters.
 
@@ -129,13 +135,14 @@ class HyperAdapterModel(MethodParts):
             name: on the Hub, or a folder.
             tasks: see the constructor.
             preset: see `ModelConfig`.
+            dtype: of the backbone's weights; default: that of its files. What is trained is in float32.
             **settings: other settings of `ModelConfig`.
 
         Raises:
             BackboneError, TaskError, RecipeError: see the constructor.
         """
         config = parse(ModelConfig, {"preset": preset, **settings})
-        return cls(load_backbone(name, config.modules), tasks, config, backbone_name=name)
+        return cls(load_backbone(name, config.modules, dtype), tasks, config, backbone_name=name)
 
     @classmethod
     def from_pretrained(
@@ -144,6 +151,7 @@ class HyperAdapterModel(MethodParts):
         backbone: nn.Module | None = None,
         revision: str | None = None,
         token: str | None = None,
+        dtype: Dtype | None = None,
     ) -> HyperAdapterModel:
         """Load a checkpoint, and its backbone unless one is given.
 
@@ -152,6 +160,7 @@ class HyperAdapterModel(MethodParts):
             backbone: to load it into.
             revision: of a name on the Hub: branch, tag or commit.
             token: for the Hub; default: that of `hf auth login`.
+            dtype: of the weights of a backbone that is loaded; default: that of its files.
 
         Raises:
             CheckpointError: it is missing, damaged, of a newer format, or of another backbone; or the Hub does not give
@@ -161,7 +170,7 @@ class HyperAdapterModel(MethodParts):
         from hyperadapters.interop.hub import find_checkpoint
 
         folder = find_checkpoint(name_or_folder, revision, token)
-        model = load_model(folder, backbone)
+        model = load_model(folder, backbone, dtype)
         model.folder = folder if folder == Path(name_or_folder) else None
         return model
 

@@ -3,7 +3,7 @@
 `Task`, `ModelConfig` and `Lengths` travel with a checkpoint; `Recipe` describes a training run.
 """
 
-from hyperadapters.config.model import PRESETS, BackboneKind, Lengths, Method, ModelConfig, ModuleNames
+from hyperadapters.config.model import PRESETS, BackboneKind, Dtype, Lengths, Method, ModelConfig, ModuleNames
 from hyperadapters.config.recipe import (
     METRICS_FILE,
     RECIPE_FILE,
@@ -25,6 +25,7 @@ __all__ = [
     "BackboneKind",
     "Cut",
     "DataConfig",
+    "Dtype",
     "Int",
     "Kind",
     "Lengths",

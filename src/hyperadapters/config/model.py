@@ -10,6 +10,7 @@ from hyperadapters.config.validation import Int, StrictModel
 
 BackboneKind = Literal["encoder", "encoder-decoder", "decoder"]
 """Of a backbone: task heads answer for an encoder; the others write their answers."""
+Dtype = Literal["float32", "bfloat16", "float16"]
 Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from hyperadapters.config.model import Lengths, ModelConfig
+from hyperadapters.config.model import Dtype, Lengths, ModelConfig
 from hyperadapters.config.tasks import Task, check_task_names
 from hyperadapters.config.validation import Int, StrictModel, parse
 from hyperadapters.errors import RecipeError, did_you_mean
@@ -197,10 +197,12 @@ class Recipe(StrictModel):
 
     Attributes:
         backbone: name on the Hub, or a folder (relative to the recipe when it starts with a dot).
+        backbone_dtype: of the backbone's weights; default: that of its files. What is trained is in float32.
         seed: of subsets, cuts, sampling, initial weights and dropout.
     """
 
     backbone: str
+    backbone_dtype: Dtype | None = None
     seed: Int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from hyperadapters.config import ModuleNames
+from hyperadapters.config import Dtype, ModuleNames
 from hyperadapters.errors import BackboneError, unknown_name
 from hyperadapters.hosts.sites import HOW_TO_NAME, SITES
 
@@ -75,27 +75,31 @@ def _check_weights(path: Path, expected: str) -> None:
         raise BackboneError(f"{path}: expected sha256 {expected}, found {digest}; delete the file and fetch it again")
 
 
-def load_backbone(name: str, modules: ModuleNames | None = None) -> nn.Module:
+def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | None = None) -> nn.Module:
     """Load the model for a Hub name or folder, as the class its architecture's adapters need, in evaluation mode.
 
     Args:
         name: on the Hub, or a folder.
         modules: names of the modules, where the architecture has no row in `hosts.sites`.
+        dtype: of its weights; default: that of its files.
 
     Raises:
-        BackboneError: it cannot be loaded, or its architecture has no row and no modules are named.
+        BackboneError: it cannot be loaded, or its architecture has no row and no modules are named; or there is no such
+            dtype.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     classes = {"encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM}
     where = locate(name)
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise BackboneError(unknown_name("dtype", str(dtype), get_args(Dtype)))
     try:
         config = AutoConfig.from_pretrained(where)
         if modules is None and config.model_type not in SITES:
             known = unknown_name("architecture", config.model_type, SITES)
             raise BackboneError(f"backbone '{name}': {known} {HOW_TO_NAME}")
         kind = SITES[config.model_type].kind if modules is None else modules.kind
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"dtype": dtype or "auto"}
         if modules is None and SITES[config.model_type].takes_pooler:
             options["add_pooling_layer"] = False
         model: nn.Module
@@ -141,13 +145,16 @@ def load_tokenizer(name: str) -> Any:
         raise BackboneError(f"the tokenizer of backbone '{name}' cannot be loaded: {error}") from error
 
 
-def fingerprint(backbone: nn.Module) -> str:
-    """A hash that tells one set of weights from another, the same for float32 weights loaded in bfloat16.
+def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -> str:
+    """A hash that tells one set of weights from another, the same for float32 weights loaded in a half precision.
 
-    Taken over names, shapes and up to 256 evenly spaced values of each parameter, rounded to bfloat16: it takes
-    milliseconds for billions of parameters, and recognises another model or revision. It is no proof against
-    somebody who changes single values on purpose. The pooler is left out: nothing here uses it, and loading may
-    initialise it at random.
+    Taken over names, shapes and up to 256 evenly spaced values of each parameter: it takes milliseconds for billions
+    of parameters, and recognises another model or revision. It is no proof against somebody who changes single values
+    on purpose. The pooler is left out: nothing here uses it, and loading may initialise it at random.
+
+    Args:
+        backbone: the model.
+        rounded_to: bfloat16 or float16, to which the values are rounded first.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(backbone.named_parameters()):
@@ -157,7 +164,7 @@ def fingerprint(backbone: nn.Module) -> str:
         # torchao keeps quantised weights in tensors that cannot be reshaped.
         flat = (values.dequantize() if is_traceable_wrapper_subclass(values) else values).reshape(-1)
         places = torch.linspace(0, len(flat) - 1, min(len(flat), FINGERPRINT_VALUES), dtype=torch.float64).long()
-        chosen = flat[places.to(flat.device)].cpu().to(torch.bfloat16).view(torch.int16)
+        chosen = flat[places.to(flat.device)].cpu().to(rounded_to).view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(chosen.numpy().tobytes())
     return digest.hexdigest()

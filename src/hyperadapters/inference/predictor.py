@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor
 
 from hyperadapters.batch import ROUTES, Route, check_can_route
-from hyperadapters.config import Task
+from hyperadapters.config import Dtype, Task
 from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError, TaskError, unknown_name
@@ -100,19 +100,20 @@ class Predictor:
         device: str | torch.device | None = None,
         revision: str | None = None,
         token: str | None = None,
+        dtype: Dtype | None = None,
         **options: Any,
     ) -> Self:
         """Load a checkpoint, onto the accelerator if there is one.
 
         Args:
-            name_or_folder, revision, token: see `HyperAdapterModel.from_pretrained`.
+            name_or_folder, revision, token, dtype: see `HyperAdapterModel.from_pretrained`.
             device: another device.
             **options: of the constructor.
 
         Raises:
             CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
         """
-        model = HyperAdapterModel.from_pretrained(name_or_folder, revision=revision, token=token)
+        model = HyperAdapterModel.from_pretrained(name_or_folder, revision=revision, token=token, dtype=dtype)
         return cls(model.to(device or best_device()), **options)
 
     def __call__(

@@ -159,7 +159,7 @@ def _layers(model: HyperAdapterModel) -> tuple[object, ...]:
     """What the states depend on: the weights, which layers run, and where texts are cut."""
     config = model.adapter_config
     layers = (config.feature_layer, config.features, config.frozen_encoder_layers)
-    return model.backbone_fingerprint, *layers, model.lengths.input
+    return model.backbone_fingerprint, str(next(model.backbone.parameters()).dtype), *layers, model.lengths.input
 
 
 def _place(config: TrainingConfig, num_bytes: int, folder: Path) -> str:

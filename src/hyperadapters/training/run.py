@@ -67,7 +67,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
     set_seed(recipe.seed)
     model = HyperAdapterModel(
-        load_backbone(recipe.backbone),
+        load_backbone(recipe.backbone, recipe.model.modules, recipe.backbone_dtype),
         [data.task for data in tasks],
         recipe.model,
         backbone_name=recipe.backbone,
