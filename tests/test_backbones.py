@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -598,6 +599,18 @@ def test_what_cannot_be_merged_is_refused() -> None:
         plus.heads.wide_weight.fill_(0.1)
     with pytest.raises(TaskError, match="with head_inputs 'texts' the model also reads the frozen backbone"):
         plus.merge("mood")
+
+
+# Documentation
+
+
+def test_the_table_of_backbones_has_every_row() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    lines = [line.split("|")[1:5] for line in text.splitlines() if line.startswith("| `")]
+    table = {name: targets for names, _, _, targets in lines for name in re.findall(r"`(\S+)`", names)}
+    assert table.keys() == SITES.keys()
+    for name, targets in table.items():
+        assert re.findall(r"`(\S+)`", targets) == list(SITES[name].target_modules)
 
 
 # Half precision

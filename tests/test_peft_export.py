@@ -246,3 +246,9 @@ def test_a_backbone_that_transformers_cannot_write_is_refused(tmp_path: Path) ->
     model.backbone = nn.Linear(2, 2)
     with pytest.raises(BackboneError, match="expected a transformers model to write, found Linear"):
         export_merged(model, "mood", tmp_path / "x")
+
+
+def test_peft_takes_no_methods_from_outside() -> None:
+    """Once this fails, `get_peft_model(model, PhaConfig(...))` can be offered; docs/export.md says why it is not."""
+    with pytest.raises(ValueError, match="Unknown PEFT type PHA"):
+        peft.utils.register_peft_method(name="pha", config_cls=peft.LoraConfig, model_cls=peft.LoraModel)
