@@ -18,7 +18,7 @@ from transformers import OPTConfig
 from hyperadapters import HyperAdapterModel, Task, __version__
 from hyperadapters.cli import main
 
-COMMANDS = ("train", "evaluate", "predict", "validate", "demo")
+COMMANDS = ("train", "evaluate", "predict", "export", "validate", "demo")
 # `hyperadapters.config` stands for pydantic, which typer itself loads where it is installed
 HEAVY = ("torch", "transformers", "datasets", "hyperadapters.config", "yaml", "sklearn", "scipy", "numpy")
 ROWS = {
@@ -107,6 +107,66 @@ def assert_refused(result: Result, *messages: str) -> None:
     assert result.out == ""
     assert result.err.startswith("error: ")
     assert [message for message in messages if message not in result.err] == []
+
+
+# Export
+
+
+@pytest.fixture
+def lora_run(tmp_path: Path, bert_folder: Path) -> Path:
+    tasks = [Task.classification("mood", ["no", "yes"]), Task.classification("tone", ["formal", "casual"])]
+    model = HyperAdapterModel.from_backbone(str(bert_folder), tasks, preset="paper", form="lora", lora_rank=2)
+    model.save_pretrained(tmp_path / "lora-run")
+    return tmp_path / "lora-run"
+
+
+def test_export_writes_a_task(cli: Cli, run: Path, lora_run: Path, tmp_path: Path) -> None:
+    for folder, target, expected in (
+        (lora_run, "peft-lora", "adapter_model.safetensors"),
+        (lora_run, "merged", "model.safetensors"),
+        (run, "adapterhub", "adapter.safetensors"),
+        (run, "onnx", "model.onnx"),
+    ):
+        result = cli("export", folder, "--task", "mood", "--format", target, "--output", tmp_path / target)
+        assert (result.code, result.out) == (0, f"Written to {tmp_path / target}/\n")
+        names = {path.name for path in (tmp_path / target).iterdir()}
+        assert names >= {expected, "hyperadapters_task.json", "hyperadapters_head.safetensors"}
+    for target in ("peft-lora", "merged"):
+        result = cli("export", lora_run, "--all", "--format", target, "--output", tmp_path / f"all-{target}")
+        assert result.code == 0
+        assert {path.name for path in (tmp_path / f"all-{target}").iterdir() if path.is_dir()} == {"mood", "tone"}
+
+
+def test_export_says_what_serving_engines_would_not_take(cli: Cli, lora_run: Path, tmp_path: Path) -> None:
+    result = cli("export", lora_run, "--task", "mood", "--format", "peft-lora", "--output", tmp_path / "out")
+    assert result.err == (
+        "note: vLLM and LoRAX serve LoRAs of decoder-only language models; this backbone is an encoder\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["--task", "mood", "--format", "peft"], ["Unknown format 'peft'. Did you mean 'peft-lora'?", "adapterhub"]),
+        (["--task", "moood", "--format", "onnx"], ["Unknown task 'moood'. Did you mean 'mood'?"]),
+        (["--format", "onnx"], ["expected the name of a task or all tasks, found neither"]),
+        (["--task", "mood", "--all", "--format", "onnx"], ["expected the name of a task or all tasks, found both"]),
+        (["--task", "mood", "--format", "peft-lora"], ["train a model with form 'lora'"]),
+    ],
+)
+def test_export_refuses_what_cannot_be(
+    cli: Cli, run: Path, tmp_path: Path, arguments: list[str], messages: list[str]
+) -> None:
+    before = contents(tmp_path)
+    assert_refused(cli("export", run, *arguments, "--output", tmp_path / "out"), *messages)
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_replaces_nothing(cli: Cli, run: Path, tmp_path: Path) -> None:
+    before = contents(run)
+    assert_refused(cli("export", run, "--task", "mood", "--format", "adapterhub", "--output", run), str(run))
+    assert contents(run) == before
 
 
 # Help and version
