@@ -415,3 +415,9 @@ def test_the_probe_is_the_librarys_and_computes_features_once(
 
     monkeypatch.setattr("efficiency.probe.frozen_features", fail)
     assert arms.ARMS["probe"].train(setting, cell, None).test().scores == found
+
+
+def test_the_arms_of_the_published_method_do_not_get_the_default_preset() -> None:
+    for name, arm in arms.ARMS.items():
+        if name.startswith("pha"):
+            assert arm.train.args[0]["preset"] == "paper", name  # type: ignore[attr-defined]
