@@ -682,7 +682,8 @@ def test_a_backbone_quantised_by_bitsandbytes(bits: int, tmp_path: Path) -> None
 
 @each_form
 def test_a_backbone_quantised_to_int8_answers_as_before(form: str) -> None:
-    quantisation = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    import torchao.quantization as quantisation
+
     model, batch = make_model("llama", form), make_batch("llama")
     expected, real = model(**batch), batch["attention_mask"].bool()
     quantisation.quantize_(model.backbone, quantisation.Int8DynamicActivationInt8WeightConfig())
