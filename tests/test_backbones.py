@@ -17,7 +17,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from hyperadapters.config import Lengths, ModelConfig, ModuleNames, Recipe, Task, parse
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import BackboneError, RecipeError, TaskError
+from hyperadapters.errors import BackboneError, CheckpointError, RecipeError, TaskError
 from hyperadapters.hosts.sites import SITES, find_sites
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model import HyperAdapterModel
@@ -502,6 +502,29 @@ def test_a_module_of_ones_own_is_adapted_by_the_names_of_its_modules(form: str, 
     assert torch.equal(HyperAdapterModel.from_pretrained(tmp_path, backbone=again).eval()(**batch).logits, mixed.logits)
 
 
+def test_modules_that_cannot_hold_adapters_are_refused_untouched() -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    opt = OPTForCausalLM(
+        OPTConfig(hidden_size=16, ffn_dim=32, num_attention_heads=2, num_hidden_layers=2, vocab_size=40)
+    )
+    names = {"kind": "decoder", "layers": "model.decoder.layers", "feed_forward": "fc2"}
+    with pytest.raises(BackboneError, match=r"layers\.0\.fc2' is a linear map from 32 to 16; expected the one module"):
+        HyperAdapterModel(opt, TEXT_TASKS, ModelConfig(preset="paper", modules=names))
+    llama = tiny_backbone("llama")
+    llama.model.layers = nn.ModuleList([llama.model.layers[0]] * 4)
+    with pytest.raises(BackboneError, match="are in part the same module"):
+        HyperAdapterModel(llama, TEXT_TASKS, ModelConfig(preset="paper"))
+    assert all(p.requires_grad for backbone in (opt, llama) for p in backbone.parameters())
+
+
+def test_a_checkpoint_on_a_backbone_of_another_architecture_says_so(tmp_path: Path) -> None:
+    make_model("llama", "lora").save_pretrained(tmp_path)
+    for kind in ("gpt2", "t5"):
+        with pytest.raises(CheckpointError, match="was trained on backbone"):
+            HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone(kind))
+
+
 def test_wrong_names_of_modules_are_refused_with_the_nearest() -> None:
     for modules, message in (
         (
@@ -590,6 +613,11 @@ def test_while_a_task_is_merged_nothing_is_changed() -> None:
 
 
 def test_what_cannot_be_merged_is_refused() -> None:
+    backbone = tiny_backbone("llama")
+    backbone.model.layers[3].self_attn.q_proj.weight = backbone.model.layers[2].self_attn.q_proj.weight
+    tied = HyperAdapterModel(backbone, TEXT_TASKS, ModelConfig(preset="paper", **FORM_SETTINGS["lora"]))
+    with pytest.raises(BackboneError, match=r"layers\.2\.self_attn\.q_proj' and .*3.* have one weight in common"):
+        tied.merge("mood")
     with pytest.raises(TaskError, match="bottlenecks, which have a ReLU"):
         make_model("gpt2").merge("mood")
     with pytest.raises(TaskError, match="with features 'backbone' the model also reads the frozen backbone"):
@@ -725,6 +753,24 @@ def test_compiled_layers_give_the_same_and_are_not_compiled_again_for_another_ta
         again = model(**batch, encoded=model.encode(batch["input_ids"], batch["attention_mask"]))
     real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
     assert_same(again.logits[real], mixed.logits[real])
+    torch._dynamo.reset()
+
+
+@each_form
+def test_compiled_layers_of_a_deep_backbone_share_their_code(form: str) -> None:
+    """There may be more layers than torch.compile keeps versions of one piece of code."""
+    backbone = tiny_backbone("llama", num_hidden_layers=12)
+    config = ModelConfig(preset="paper", feature_layer=1, **FORM_SETTINGS[form])
+    model, batch = HyperAdapterModel(backbone, TEXT_TASKS, config).eval(), make_batch("llama")
+    with torch.no_grad():
+        expected = model(**batch).logits
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounter()
+        model.compile(backend=counter)
+        found = model(**batch).logits
+    real = batch["attention_mask"].bool()
+    assert_same(found[real], expected[real])
+    assert counter.frame_count == 2  # layers with adapters, and the one without
     torch._dynamo.reset()
 
 

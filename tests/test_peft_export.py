@@ -156,6 +156,10 @@ def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> No
                 r"modules_to_save is \['lm_head'\], which is more than a plain",
             ),
             ({"use_dora": True}, tensors, "use_dora is True"),
+            ({"init_lora_weights": "pissa"}, tensors, "init_lora_weights is 'pissa', which is more than a plain LoRA"),
+            ({"r": 1}, tensors, "expected rank 1, as adapter_config.json says"),
+            ({}, {}, "holds no tensors"),
+            ({}, {**tensors, first: torch.full_like(tensors[first], torch.nan)}, "values that are not finite"),
             ({"r": 0}, tensors, "expected r and lora_alpha above 0"),
             (
                 {},
@@ -166,8 +170,8 @@ def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> No
             ({}, {name.replace(".h.2.", ".h.0."): t for name, t in tensors.items()}, "changes 'transformer.h.0.attn"),
             (
                 {},
-                {name: torch.zeros(5, 5) for name in tensors},
-                r"has shapes \(5, 5\) and \(5, 5\); expected \(16, 2\)",
+                {name: torch.zeros((2, 5) if "lora_A" in name else (5, 2)) for name in tensors},
+                r"has shapes \(5, 2\) and \(2, 5\); expected \(16, 2\)",
             ),
         )
     ):
@@ -187,6 +191,27 @@ def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> No
     export_peft(shared, "mood", tmp_path / "t5")
     with pytest.raises(CheckpointError, match="of the encoder, whose adapters all tasks share"):
         import_peft(shared, "mood", tmp_path / "t5")
+
+
+def test_a_lora_of_another_backbone_is_refused(tmp_path: Path) -> None:
+    model = make_model("llama", "lora")
+    export_peft(model, "mood", str(tmp_path / "ours"))
+    import_peft(model, "mood", str(tmp_path / "ours"))
+    backbone = tiny_backbone("llama")
+    with torch.no_grad():
+        next(backbone.parameters()).mul_(1.5)
+    other = HyperAdapterModel(backbone, model.tasks, model.adapter_config, backbone_name="their/other")
+    with pytest.raises(CheckpointError, match="this model has 'their/other' with other weights"):
+        import_peft(other, "mood", tmp_path / "ours")
+    config = tmp_path / "ours" / "adapter_config.json"
+    (tmp_path / "ours" / "hyperadapters_task.json").unlink()  # as PEFT itself writes it
+    import_peft(other, "mood", tmp_path / "ours")  # neither has a name for the other's backbone
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "/models/other"}))
+    import_peft(other, "mood", tmp_path / "ours")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "our/llama"}))
+    with pytest.raises(CheckpointError, match="trained on backbone 'our/llama', this model has 'their/other'; import"):
+        import_peft(other, "mood", tmp_path / "ours")
+    import_peft(other, "mood", tmp_path / "ours", check_backbone=False)
 
 
 def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path: Path) -> None:

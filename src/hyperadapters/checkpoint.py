@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from hyperadapters._version import __version__
 from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
-from hyperadapters.errors import CheckpointError
+from hyperadapters.errors import BackboneError, CheckpointError, RecipeError
 from hyperadapters.files import make_folder, write_atomically
-from hyperadapters.hosts.backbone import load_backbone
+from hyperadapters.hosts.backbone import fingerprint, load_backbone
 from hyperadapters.hosts.heads import Head, TaskHeads
 from hyperadapters.methods import PARTS
 from hyperadapters.model import HyperAdapterModel
@@ -209,14 +209,15 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         if config.backbone.name is None:
             raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
         backbone = load_backbone(config.backbone.name, config.model.modules, dtype)
-    model = HyperAdapterModel(backbone, config.tasks, config.model, config.backbone.name, config.lengths)
+    try:
+        model = HyperAdapterModel(backbone, config.tasks, config.model, config.backbone.name, config.lengths)
+    except (BackboneError, RecipeError):
+        if (found := fingerprint(backbone)) != config.backbone.fingerprint:
+            raise _of_another(folder, config.backbone, found) from None
+        raise
     if not config.backbone.is_of(model):
         model.detach()
-        raise CheckpointError(
-            f"{folder}: was trained on backbone '{config.backbone.name}' with fingerprint "
-            f"{config.backbone.fingerprint[:12]}, found one with {model.backbone_fingerprint[:12]}; "
-            "load it with the same weights and revision that it was trained with"
-        )
+        raise _of_another(folder, config.backbone, model.backbone_fingerprint)
     try:
         _modernise(model, state)
         _make_room(model, state)
@@ -227,6 +228,13 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
             f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
         ) from None
     return model.eval()
+
+
+def _of_another(folder: Path, expected: BackboneReference, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: was trained on backbone '{expected.name}' with fingerprint {expected.fingerprint[:12]}, found one "
+        f"with {found[:12]}; load it with the same weights and revision that it was trained with"
+    )
 
 
 def _modernise(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:

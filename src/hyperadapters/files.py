@@ -86,12 +86,13 @@ def check_target(path: Path, endings: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which appears under its name when the context is left without an exception.
 
     Raises:
         OutputError: there is something of that name already, other than an empty folder, or it cannot be written.
     """
+    path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path}: already there; choose another name, or remove it")
     make_folder(path.parent)

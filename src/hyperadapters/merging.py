@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -61,12 +62,13 @@ class Merged:
 
         Raises:
             TaskError: see `task_loras`; or what the model reads of the frozen backbone would change with it.
-            BackboneError: a weight is quantised. Nothing has been changed then.
+            BackboneError: a weight is quantised, or also used elsewhere in the backbone. Nothing has been changed then.
         """
         loras = task_loras(model, task)
         self.task_id = model.task_id(task)
         _check_features(model, self.task_id)
         weights = {path: _plain_weight(model, path) for path in loras}
+        _check_not_tied(model, weights)
         self._originals = [(weight, weight.detach().clone()) for weight in weights.values()]
         with torch.no_grad():
             for path, (down, up, scale) in loras.items():
@@ -91,6 +93,16 @@ def _plain_weight(model: HyperAdapterModel, path: str) -> nn.Parameter:
         )
     assert isinstance(weight, nn.Parameter)
     return weight
+
+
+def _check_not_tied(model: HyperAdapterModel, weights: Mapping[str, nn.Parameter]) -> None:
+    """Raise BackboneError if a weight is also that of another module, which would change with it."""
+    paths: dict[nn.Parameter, str] = {}
+    for name, parameter in model.backbone.named_parameters(remove_duplicate=False):
+        path = name.removesuffix(".weight")
+        other = paths.setdefault(parameter, path)
+        if other != path and (path in weights or other in weights):
+            raise BackboneError(f"cannot be merged: '{other}' and '{path}' of the backbone have one weight in common")
 
 
 def _check_features(model: HyperAdapterModel, task_id: int) -> None:

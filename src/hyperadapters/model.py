@@ -31,7 +31,7 @@ from hyperadapters.hosts.heads import TaskHeads
 from hyperadapters.hosts.host import AdaptedLinear, Encoded, Frozen, Host, Inputs, pool
 from hyperadapters.hosts.inject import parameter_name
 from hyperadapters.hosts.placement import check_rank, check_tasks, fit_lengths, place
-from hyperadapters.hosts.sites import LinearSize, Sites, find_linears, find_sites
+from hyperadapters.hosts.sites import LinearSize, Sites, check_feed_forward, find_linears, find_sites
 from hyperadapters.hosts.texts import features_width
 from hyperadapters.merging import Merged
 from hyperadapters.methods import MethodParts
@@ -86,6 +86,8 @@ class HyperAdapterModel(MethodParts):
         sites = find_sites(backbone, config.modules)
         check_tasks(tasks, sites)
         config, lengths = place(config, sites), fit_lengths(lengths, sites)
+        if config.modules is not None and config.form == "bottleneck":
+            check_feed_forward(sites.generated, sites.width)
         width, num_sites = sites.width, len(sites.generated.layers) - (config.feature_layer or 0)
         linears = _linears(config, sites)
         tensors = bottleneck_tensors(width, config.adapter_dim)
@@ -531,14 +533,15 @@ class HyperAdapterModel(MethodParts):
     def merge(self, task: str) -> None:
         """Fold the LoRA of one task into the backbone's weights; until `unmerge` the model answers for it alone.
 
-        The backbone is then the task's model, without anything beside it: `detach` gives it away as it is.
+        The backbone is then the task's model, without anything beside it: `detach` gives it away as it is. The model
+        is put into evaluation mode.
 
         Raises:
             TaskError: there is no such task, or it cannot be merged (see `merging.Merged`), or one is merged.
-            BackboneError: a weight is quantised.
+            BackboneError: a weight is quantised, or also used elsewhere in the backbone.
         """
         self._check_not_merged()
-        self._merged = Merged(self, task)
+        self._merged = Merged(self.eval(), task)
         self._host.set_merged(True)
 
     def unmerge(self) -> None:

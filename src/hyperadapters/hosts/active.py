@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -24,10 +24,12 @@ class BatchState:
 
     `on_features` is called with the hidden states that enter the first adapted layer, before any adapter is used; it
     may fill in the weights. `features` replaces these hidden states, where they are known already.
+    `here` are the weights of the layer that is under way [G, ...].
     """
 
     weights: AdapterWeights | None = None
     grouping: Grouping | None = None
+    here: AdapterWeights | None = None
     on_features: Callable[[Tensor], None] | None = None
     features: Tensor | None = None
     enabled: bool = True
@@ -53,6 +55,16 @@ class ActiveAdapters:
         finally:
             self._state = before
 
+    def at(self, site: int) -> AbstractContextManager[None]:
+        """A context for the layer of a site, in which its modules find the weights of their layer.
+
+        Modules do not know their site: a compiled layer can then be used for all layers.
+        """
+        state = self._state
+        if state is None or state.weights is None:
+            return nullcontext()
+        return self.use(replace(state, here=state.weights.site(site)))
+
     @property
     def enabled(self) -> bool:
         """False while adapters are switched off, or merged."""
@@ -74,30 +86,30 @@ class ActiveAdapters:
             state.on_features(hidden)
         return hidden
 
-    def adapt(self, inputs: Tensor, site: int) -> Tensor:
-        """The generated adapters' output at a site for inputs [rows, S, d].
+    def adapt(self, inputs: Tensor) -> Tensor:
+        """The output of a layer's generated adapters for inputs [rows, S, d].
 
         Raises:
             RuntimeError: no weights are active: the backbone was called by itself, not through its model.
         """
         weights, grouping = self._generated()
-        return bottleneck(inputs, weights.site(site).to(inputs.dtype), grouping)
+        return bottleneck(inputs, weights.to(inputs.dtype), grouping)
 
-    def adapt_linear(self, inputs: Tensor, site: int, name: str, scale: float) -> Tensor:
-        """What the generated LoRAs add to a linear map of a site, for its inputs [rows, S, i].
+    def adapt_linear(self, inputs: Tensor, name: str, scale: float) -> Tensor:
+        """What the generated LoRAs add to a linear map of a layer, for its inputs [rows, S, i].
 
         Raises:
             RuntimeError: as for `adapt`.
         """
         weights, grouping = self._generated()
-        down, up = (weights[f"{side}_{name}"][site].to(inputs.dtype) for side in ("down", "up"))
+        down, up = (weights[f"{side}_{name}"].to(inputs.dtype) for side in ("down", "up"))
         return scale * lora(inputs, down, up, grouping)
 
     def _generated(self) -> tuple[AdapterWeights, Grouping]:
         state = self._state
-        if state is None or state.weights is None or state.grouping is None:
+        if state is None or state.here is None or state.grouping is None:
             raise RuntimeError(
                 "the backbone holds generated adapters, but no task is active: call the HyperAdapterModel, "
                 "not its backbone, or detach the adapters first"
             )
-        return state.weights, state.grouping
+        return state.here, state.grouping

@@ -8,6 +8,7 @@ it has compiled a layer, tells an adapted layer from one that is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -74,14 +75,30 @@ class _Exit(_Adapted):
         return output + self.beside(entered) if self.beside.active.enabled else output
 
 
-class _FirstLayer(_Adapted):
-    """The first layer with adapters: what enters it gives the features, or is replaced by features known before.
+class _BesideLayer(_Beside):
+    """What an adapted layer reads: its site, if it has generated adapters, and whether it is the first one adapted."""
 
-    That happens before the layer is called, not in its forward: gradient checkpointing would do it a second time.
+    def __init__(self, active: ActiveAdapters, site: int | None, is_first: bool) -> None:
+        super().__init__(active)
+        self.site, self.is_first = site, is_first
+
+
+class _Layer(_Adapted):
+    """A layer whose modules find the weights of its site.
+
+    What enters the first one gives the features, or is replaced by features known before. All of it happens before the
+    layer is called, not in its forward: gradient checkpointing would do it a second time, and torch.compile would
+    compile the layer anew for each site.
     """
 
+    beside: _BesideLayer
+
     def __call__(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
-        return super().__call__(self.beside.active.enter_first_layer(hidden), *args, **options)
+        active, site = self.beside.active, self.beside.site
+        if self.beside.is_first:
+            hidden = active.enter_first_layer(hidden)
+        with nullcontext() if site is None else active.at(site):
+            return super().__call__(hidden, *args, **options)
 
 
 @cache
@@ -122,12 +139,14 @@ class Injection:
         setattr(backbone, HOLDS_ADAPTERS, True)
         first = num_frozen if sites.shared is None else 0
         for site, layer in enumerate(sites.generated.layers[first:]):
-            self._put_generated(sites.generated, layer, site, linears[0])
+            self._put_generated(sites.generated, layer, linears[0])
+            is_first = site == 0 and sites.shared is None
+            self._change(layer, _Layer, _BesideLayer(active, site, is_first))
         if sites.shared is not None:
             for layer, adapter in zip(sites.shared.layers[num_frozen:], shared, strict=True):
                 self._put_shared(sites.shared, layer, adapter, linears[1])
-        for layer in sites.lowest.layers[num_frozen:][:1]:
-            self._change(layer, _FirstLayer, _Beside(active))
+            for layer in sites.shared.layers[num_frozen:][:1]:
+                self._change(layer, _Layer, _BesideLayer(active, None, True))
 
     def restore(self) -> None:
         """Give every module its class back, and put modes and `requires_grad` of the backbone back."""
@@ -140,15 +159,13 @@ class Injection:
         for module, training in self._modes.items():
             module.training = training
 
-    def _put_generated(self, stack: Stack, layer: nn.Module, site: int, linears: dict[str, LinearSize]) -> None:
+    def _put_generated(self, stack: Stack, layer: nn.Module, linears: dict[str, LinearSize]) -> None:
         if self._config.form == "bottleneck":
-            self._put(stack, layer, partial(self._active.adapt, site=site))
+            self._put(stack, layer, self._active.adapt)
             return
         for path in linears:
             name, scale = parameter_name(path), self._config.lora_scale
-            self._put_beside(
-                layer.get_submodule(path), partial(self._active.adapt_linear, site=site, name=name, scale=scale)
-            )
+            self._put_beside(layer.get_submodule(path), partial(self._active.adapt_linear, name=name, scale=scale))
 
     def _put_shared(self, stack: Stack, layer: nn.Module, adapter: nn.Module, linears: dict[str, LinearSize]) -> None:
         if not isinstance(adapter, LearnedLora):

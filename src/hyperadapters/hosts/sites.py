@@ -231,6 +231,11 @@ def _resolve(backbone: nn.Module, row: StackRow) -> Stack:
     layers = _module(backbone, row.layers)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise BackboneError(f"expected a list of layers at '{row.layers}' of {type(backbone).__name__}")
+    if len({id(layer) for layer in layers}) < len(layers):
+        raise BackboneError(
+            f"the layers at '{row.layers}' of {type(backbone).__name__} are in part the same module, which cannot have "
+            "an adapter for each layer; copy.deepcopy makes layers of their own"
+        )
     for index, layer in enumerate(layers):
         feed_forward = _module(layer, row.feed_forward, f"{row.layers}.{index}.")
         if row.norm is not None:
@@ -252,6 +257,22 @@ def _module(root: nn.Module, path: str, before: str = "") -> nn.Module:
             )
         found = children[part]
     return found
+
+
+def check_feed_forward(stack: Stack, width: int) -> None:
+    """Check that a feed-forward that was named takes and gives hidden states, as far as that can be seen.
+
+    Raises:
+        BackboneError: it is a linear map of other sizes.
+    """
+    for index, layer in enumerate(stack.layers):
+        size = _size(layer.get_submodule(stack.row.feed_forward))
+        if size is not None and size != (width, width):
+            raise BackboneError(
+                f"modules.feed_forward: '{stack.row.layers}.{index}.{stack.row.feed_forward}' is a linear map from "
+                f"{size.inputs} to {size.outputs}; expected the one module that takes and gives hidden states, which "
+                f"have width {width}. Where a layer has none, take form 'lora'"
+            )
 
 
 def find_linears(stack: Stack, num_frozen: int, targets: Sequence[str]) -> dict[str, LinearSize]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -182,6 +183,15 @@ class Predictor:
         plain = [Example(None, example.text, example.text_pair) for example in examples]
         return to_device(self.model.collator.inputs(plain), device_of(self.model))
 
+    @cached_property
+    def _ends(self) -> dict[str, Any]:
+        """Where a language model ends: at the token that ends answers in training, or at one of its own."""
+        if self.model.kind != "decoder":
+            return {}
+        own = getattr(self.model.backbone.generation_config, "eos_token_id", None)
+        own = own if isinstance(own, list) else [] if own is None else [own]
+        return {"eos_token_id": list(dict.fromkeys([self.model.tokenizer.eos_token_id, *own]))}
+
     @torch.inference_mode()
     def _answer_batch(
         self,
@@ -205,6 +215,7 @@ class Predictor:
                 route=self.route,
                 max_new_tokens=model.lengths.target,
                 do_sample=False,
+                **self._ends,
             )
             if model.kind == "decoder":
                 tokens = tokens[:, batch["input_ids"].shape[1] :]

@@ -46,7 +46,7 @@ _LINEARS = ("down.weight", "down.bias", "up.weight", "up.bias")
 """Names of these weights in AdapterHub's adapters, and in `LearnedBottleneck`."""
 
 
-def export_adapterhub(model: HyperAdapterModel, task: str, folder: Path) -> list[str]:
+def export_adapterhub(model: HyperAdapterModel, task: str, folder: str | Path) -> list[str]:
     """Write a task of a model for `load_adapter(folder, use_safetensors=True)` of the package `adapters`.
 
     With the adapter, the hidden states (text-to-text: the logits) are those of `HyperAdapterModel.forward` for rows of

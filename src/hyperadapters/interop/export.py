@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from hyperadapters.config import Dtype
 from hyperadapters.errors import OutputError, TaskError, unknown_name
 from hyperadapters.files import new_folder
 from hyperadapters.interop.adapterhub import export_adapterhub
@@ -46,7 +47,9 @@ def export(folder: Path, target: str, output: Path, task: str | None = None, eve
         raise OutputError(unknown_name("format", target, FORMATS))
     if (task is None) != every:
         raise TaskError("expected the name of a task or all tasks, found " + ("neither" if task is None else "both"))
-    model = HyperAdapterModel.from_pretrained(folder).eval()
+    # ONNX holds float32, whatever type the backbone's files have
+    dtype: Dtype | None = "float32" if target == "onnx" else None
+    model = HyperAdapterModel.from_pretrained(folder, dtype=dtype).eval()
     if task is not None:
         return FORMATS[target](model, task, output) or []
     if target == "peft-lora":

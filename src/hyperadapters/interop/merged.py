@@ -11,7 +11,7 @@ from hyperadapters.interop.task_files import write_task_files
 from hyperadapters.model import HyperAdapterModel
 
 
-def export_merged(model: HyperAdapterModel, task: str, folder: Path) -> None:
+def export_merged(model: HyperAdapterModel, task: str, folder: str | Path) -> None:
     """Write the backbone with a task's LoRA in its weights, the tokenizer, and the task's labels and head.
 
     The model is as before afterwards.

@@ -23,7 +23,7 @@ from hyperadapters.optional import require
 MODEL_FILE = "model.onnx"
 
 
-def export_onnx(model: HyperAdapterModel, task: str, folder: Path) -> None:
+def export_onnx(model: HyperAdapterModel, task: str, folder: str | Path) -> None:
     """Write a task of a model for onnxruntime.
 
     `model.onnx` takes `input_ids` and `attention_mask` (int64 [B, S], padded on the right), and `token_type_ids` where

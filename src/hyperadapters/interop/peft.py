@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from hyperadapters._version import __version__
+from hyperadapters.checkpoint import BackboneReference
 from hyperadapters.core import AdapterWeights
 from hyperadapters.errors import CheckpointError, did_you_mean
 from hyperadapters.files import new_folder
-from hyperadapters.interop.task_files import write_task_files
+from hyperadapters.interop.task_files import read_backbone, write_task_files
 from hyperadapters.merging import task_loras
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.optional import require
@@ -46,11 +47,12 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "use_bdlora": (None, False),
     "alora_invocation_tokens": (None, []),
     "arrow_config": (None,),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the base weights too
 }
 """Values of fields of PEFT's config under which an adapter is `x + scale * x A B` for some linear maps and no more."""
 
 
-def export_peft(model: HyperAdapterModel, task: str, folder: Path) -> list[str]:
+def export_peft(model: HyperAdapterModel, task: str, folder: str | Path) -> list[str]:
     """Write a task as a PEFT LoRA: `adapter_config.json`, `adapter_model.safetensors`, its labels and its head.
 
     PEFT loads it onto the same backbone: `PeftModel.from_pretrained(backbone, folder)`.
@@ -75,7 +77,7 @@ def export_peft(model: HyperAdapterModel, task: str, folder: Path) -> list[str]:
     return serving_notes(model)
 
 
-def export_all_peft(model: HyperAdapterModel, folder: Path) -> list[str]:
+def export_all_peft(model: HyperAdapterModel, folder: str | Path) -> list[str]:
     """Write every task into a folder of its name, as `export_peft` does, and `hyperadapters_index.json` beside them.
 
     Returns, Raises: see `export_peft`.
@@ -85,7 +87,7 @@ def export_all_peft(model: HyperAdapterModel, folder: Path) -> list[str]:
             export_peft(model, task.name, new / task.name)
         index = {
             "library_version": __version__,
-            "backbone": {"name": model.backbone_name, "fingerprint": model.backbone_fingerprint},
+            "backbone": BackboneReference.of(model).model_dump(),
             "tasks": {task.name: {"folder": task.name, "kind": task.kind} for task in model.tasks},
         }
         (new / INDEX_FILE).write_text(json.dumps(index, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -143,19 +145,29 @@ def _layer_of(path: str) -> tuple[str, str, int]:
     return ".".join(parts[:place]), ".".join(parts[place + 1 :]), int(parts[place])
 
 
-def import_peft(model: HyperAdapterModel, task: str, folder: Path) -> None:
+def import_peft(model: HyperAdapterModel, task: str, folder: str | Path, check_backbone: bool = True) -> None:
     """Give a task of the model the LoRA of a PEFT folder as its own adapter.
 
     What is learned further starts from there (`refit_task` with `fit="adapter"`). The folder may have a lower rank
     than the model, another scale, and fewer layers or linear maps.
 
+    Args:
+        model: of form "lora".
+        task: one of its tasks.
+        folder: that PEFT, or `export_peft`, wrote.
+        check_backbone: whether to refuse a folder of a backbone with another fingerprint, or where the folder has none,
+            as those of PEFT, with another name (the part after the last slash).
+
     Raises:
         TaskError: there is no such task, or the model is not of form "lora".
-        CheckpointError: the folder is none of PEFT's LoRAs, has more than a LoRA, or changes what the model does not.
+        CheckpointError: the folder is none of PEFT's LoRAs, is damaged, has more than a LoRA, is of another backbone,
+            or changes what the model does not.
     """
-    loras = task_loras(model, task)
+    loras, folder = task_loras(model, task), Path(folder)
     config = _read_config(folder)
-    tensors = _read_tensors(folder, config)
+    tensors = _read_tensors(folder, config["r"])
+    if check_backbone:
+        _check_backbone(model, folder, config.get("base_model_name_or_path"))
     places = {place.path: place for place in model.adapted_linears()}
     weights = model.adapters(torch.tensor([model.task_id(task)], device=model.thresholds.device))
     own = AdapterWeights({name: torch.zeros_like(tensor) for name, tensor in weights.items()})
@@ -187,6 +199,20 @@ def import_peft(model: HyperAdapterModel, task: str, folder: Path) -> None:
     set_task_parts(model, parts)
 
 
+def _check_backbone(model: HyperAdapterModel, folder: Path, name: str | None) -> None:
+    reference = read_backbone(folder)
+    if reference is not None:
+        is_same, name = reference.is_of(model), reference.name
+    else:
+        is_same = not name or not model.backbone_name or Path(name).name == Path(model.backbone_name).name
+    if not is_same:
+        raise CheckpointError(
+            f"{folder}: was trained on backbone '{name}', this model has '{model.backbone_name}'"
+            f"{'' if reference is None else ' with other weights'}; import it into a model of that backbone, or with "
+            "check_backbone=False if you know that both are the same"
+        )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -201,12 +227,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for name, plain in _PLAIN.items():
         if config.get(name) not in plain:
             raise CheckpointError(
-                f"{folder}: {name} is {config[name]!r}, which is more than a plain LoRA; train or save it without"
+                f"{folder}: {name} is {config[name]!r}, which is more than a plain LoRA; train it without, or let "
+                "PEFT save it as one, which it can for some kinds (path_initial_model_for_weight_conversion)"
             )
     return config
 
 
-def _read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+def _read_tensors(folder: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
     """The low-rank maps of a folder, [i, r] and [r, o], by the paths of the backbone's modules."""
     path = folder / WEIGHTS_FILE
     try:
@@ -218,7 +245,15 @@ def _read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Tenso
         module, _, part = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if not name.startswith(PREFIX) or part not in ("lora_A", "lora_B") or tensor.ndim != 2:
             raise CheckpointError(f"{path}: '{name}' is no part of the LoRA of a linear map")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: '{name}' has values that are not finite; its training diverged")
+        if tensor.shape[part == "lora_B"] != rank:
+            raise CheckpointError(
+                f"{path}: '{name}' has shape {tuple(tensor.shape)}; expected rank {rank}, as {CONFIG_FILE} says"
+            )
         found.setdefault(module, {})[part] = tensor
+    if not found:
+        raise CheckpointError(f"{path}: holds no tensors; the file is damaged")
     for module, sides in found.items():
         if len(sides) != 2:
             raise CheckpointError(f"{path}: '{module}' has lora_A or lora_B alone; the file is damaged")

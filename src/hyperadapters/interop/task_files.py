@@ -9,6 +9,9 @@ from typing import Any
 import safetensors.torch
 
 from hyperadapters._version import __version__
+from hyperadapters.checkpoint import BackboneReference
+from hyperadapters.config import parse
+from hyperadapters.errors import CheckpointError
 from hyperadapters.hosts.heads import Head
 from hyperadapters.model import HyperAdapterModel
 
@@ -19,7 +22,7 @@ HEAD_FILE = "hyperadapters_head.safetensors"
 def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
     """Write the description of a task, and its head if the backbone is an encoder.
 
-    `hyperadapters_task.json` holds the task as `Task` describes it, the backbone's name and fingerprint, and `head`:
+    `hyperadapters_task.json` holds the task as `Task` describes it, the backbone's name and fingerprints, and `head`:
     what the head reads, in this order (docs/export.md says how each is made), and the mean and standard deviation by
     which a regression's output is scaled. `hyperadapters_head.safetensors` holds `weight` [C, inputs] and `bias` [C].
 
@@ -29,7 +32,7 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
     task_id = model.task_id(task)
     values: dict[str, Any] = {
         "library_version": __version__,
-        "backbone": {"name": model.backbone_name, "fingerprint": model.backbone_fingerprint},
+        "backbone": BackboneReference.of(model).model_dump(),
         "task": model.tasks[task_id].model_dump(mode="json"),
         "lengths": model.lengths.model_dump(mode="json"),
         "head": None,
@@ -41,6 +44,22 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
         safetensors.torch.save_file(tensors, folder / HEAD_FILE)
     text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
     (folder / TASK_FILE).write_text(text, encoding="utf-8")
+
+
+def read_backbone(folder: Path) -> BackboneReference | None:
+    """The backbone that a folder with `hyperadapters_task.json` was written for; None without that file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    path = folder / TASK_FILE
+    if not path.exists():
+        return None
+    try:
+        backbone = json.loads(path.read_text(encoding="utf-8"))["backbone"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: not readable: {error}; the file is damaged") from None
+    return parse(BackboneReference, backbone, CheckpointError)
 
 
 def _describe(model: HyperAdapterModel, head: Head) -> dict[str, Any]:
