@@ -28,7 +28,7 @@ from hyperadapters.model import HyperAdapterModel
 _LOG_IN = "log in with `hf auth login`, or pass token="
 _REASONS: dict[type[Exception], str] = {
     HFValidationError: "the name is none that the Hub could have, which is like user/name",
-    OfflineModeIsEnabled: "HF_HUB_OFFLINE is set: unset it; what was fetched once without it is read from the cache",
+    OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, and it is not in the cache; unset it, or fetch it once without it",
     GatedRepoError: f"its owner gives access on request: ask on its page, then {_LOG_IN}",
     RepositoryNotFoundError: f"there is none of this name, or it is private: check the name; if it is, {_LOG_IN}",
     RevisionNotFoundError: "it has no such revision: check the name of the branch or tag, or make it first",
