@@ -340,6 +340,18 @@ def test_the_answer_of_a_language_model_is_what_it_writes_after_the_input() -> N
         assert (alone.text, alone.task) == (prediction.text, prediction.task)
 
 
+def test_an_answer_ends_where_the_tokenizer_ends_it_whatever_the_backbone_says() -> None:
+    model = make_model("gpt2")
+    model.tokenizer = tiny_language_model_tokenizer()
+    model.backbone.generation_config.eos_token_id = None
+    (endless,) = Predictor(model, decline=False)(["w4"])
+    words = endless.text.split()
+    assert len(set(words)) > 1
+    model.tokenizer.eos_token = words[0]
+    (ended,) = Predictor(model, decline=False)(["w4"])
+    assert ended.text == words[0]
+
+
 def test_lengths_leave_room_for_the_answer_of_a_language_model() -> None:
     sites = find_sites(tiny_backbone("gpt2"))
     assert sites.max_length == 80
