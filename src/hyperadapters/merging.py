@@ -85,6 +85,8 @@ class Merged:
 
 def _plain_weight(model: HyperAdapterModel, path: str) -> nn.Parameter:
     weight = getattr(model.backbone.get_submodule(path), "weight", None)
+    if isinstance(weight, nn.Parameter) and weight.is_meta:
+        raise BackboneError(f"merging needs the weight of '{path}' in memory, found it offloaded; load it without that")
     is_plain = isinstance(weight, nn.Parameter) and type(weight.data) is Tensor and weight.is_floating_point()
     if not is_plain:
         raise BackboneError(

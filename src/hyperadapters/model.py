@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from hyperadapters.data.collate import Collator
 from hyperadapters.errors import BackboneError, TaskError, unknown_name
 from hyperadapters.hosts.active import BatchState
 from hyperadapters.hosts.backbone import fingerprint, load_backbone, load_tokenizer
+from hyperadapters.hosts.devices import execution_device, is_offloaded
 from hyperadapters.hosts.heads import TaskHeads
 from hyperadapters.hosts.host import AdaptedLinear, Encoded, Frozen, Host, Inputs, pool
 from hyperadapters.hosts.inject import parameter_name
@@ -43,6 +45,20 @@ if TYPE_CHECKING:
     from hyperadapters.training.fewshot import FitReport
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _exclusive(method: _Method) -> _Method:
+    """Make a method hold the lock of its model."""
+
+    @wraps(method)
+    def locked(self: HyperAdapterModel, *args: Any, **options: Any) -> Any:
+        with self.lock:
+            return method(self, *args, **options)
+
+    return cast(_Method, locked)
+
+
 class HyperAdapterModel(MethodParts):
     """A frozen backbone with generated adapters, one task or many in a batch.
 
@@ -56,6 +72,8 @@ class HyperAdapterModel(MethodParts):
         unused_adapters: of the preset "official" only: what the released code trains and never uses.
         lengths: at which texts are cut.
         width: d, of the backbone's hidden states.
+        lock: held while the model is run or changed, and to be held by whoever does several such things that belong
+            together. Several threads may share a model: they take turns.
         revision: counts the changes of the tasks; what was derived from them before is outdated.
         folder: where its checkpoint was written last, or else read; not of one from the Hub.
     """
@@ -83,6 +101,7 @@ class HyperAdapterModel(MethodParts):
             RecipeError: a setting does not fit the backbone.
         """
         config, tasks = config or ModelConfig(), tuple(tasks)
+        device = execution_device(backbone)
         sites = find_sites(backbone, config.modules)
         check_tasks(tasks, sites)
         config, lengths = place(config, sites), fit_lengths(lengths, sites)
@@ -98,6 +117,7 @@ class HyperAdapterModel(MethodParts):
         self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or None
         self.backbone_fingerprint = fingerprint(backbone)
         self.backbone_fingerprint_float16 = fingerprint(backbone, torch.float16)
+        self.lock = threading.RLock()
         self.revision = 0
         self.folder: Path | None = None
 
@@ -117,10 +137,11 @@ class HyperAdapterModel(MethodParts):
         self.heads = None if self.text_to_text else _heads(width, self.tasks, config)
         self._reads_features: tuple[int, bool] | None = None
         self._merged: Merged | None = None
+        self._is_compiled = False
 
         self.backbone = backbone
         self._host = Host(backbone, sites, config, linears, self.shared_adapters)
-        self.to(next(backbone.parameters()).device)
+        self.to(device)
 
     @classmethod
     def from_backbone(
@@ -176,6 +197,7 @@ class HyperAdapterModel(MethodParts):
         model.folder = folder if folder == Path(name_or_folder) else None
         return model
 
+    @_exclusive
     def save_pretrained(
         self,
         folder: str | Path,
@@ -201,6 +223,7 @@ class HyperAdapterModel(MethodParts):
         save_model(self, self.folder)
         write_card(self, self.folder, str(folder), license, read_scores(self.folder) if scores is None else scores)
 
+    @_exclusive
     def push_to_hub(
         self,
         repo_id: str,
@@ -262,8 +285,17 @@ class HyperAdapterModel(MethodParts):
         """Makes batches for this model, with its present tasks."""
         return Collator(self.tokenizer, self.tasks, self.kind, self.lengths.input, self.lengths.target)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: everything but the lock, which belongs to this object."""
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.lock = threading.RLock()
+
     # Forward
 
+    @_exclusive
     def forward(
         self,
         input_ids: Tensor,
@@ -362,6 +394,7 @@ class HyperAdapterModel(MethodParts):
         losses: Losses = self(**batch, reduction=reduction, label_smoothing=label_smoothing).losses
         return losses
 
+    @_exclusive
     @torch.no_grad()
     def generate(
         self,
@@ -393,6 +426,7 @@ class HyperAdapterModel(MethodParts):
         task_ids, state = self.choose(task_ids, self.retrieve(encoded.pooled), route)
         return self._host.generate(inputs, encoded, state, options)
 
+    @_exclusive
     def encode(
         self,
         input_ids: Tensor,
@@ -409,6 +443,7 @@ class HyperAdapterModel(MethodParts):
         """Whether there are layers below everything trained, so that `frozen` can be kept through a training."""
         return self._host.has_frozen_layers
 
+    @_exclusive
     def frozen(
         self,
         input_ids: Tensor,
@@ -432,6 +467,7 @@ class HyperAdapterModel(MethodParts):
             raise TaskError(f"method '{self.adapter_config.method}' has no instance vectors")
         return vectors
 
+    @_exclusive
     def head_features(self, inputs: Inputs, pooled: Tensor, is_pair: Sequence[bool] | bool) -> Tensor:
         """What wide heads read of inputs besides the adapted hidden states [B, F]; no adapter changes it.
 
@@ -457,6 +493,7 @@ class HyperAdapterModel(MethodParts):
             return pooled.new_zeros(len(pooled), self.heads.features_width)
         return self.head_features(inputs, pooled, [self.tasks[task_id].is_pair for task_id in task_ids.tolist()])
 
+    @_exclusive
     def adapted(
         self, inputs: Inputs, encoded: Encoded, weights: AdapterWeights, decoder_input_ids: Tensor | None = None
     ) -> Tensor:
@@ -476,6 +513,7 @@ class HyperAdapterModel(MethodParts):
         values: Tensor = output.logits if self.text_to_text else pool(output, inputs)
         return values
 
+    @_exclusive
     def adapted_in_one_pass(self, inputs: Inputs, weights: AdapterWeights) -> tuple[Tensor, Tensor]:
         """`encode` and `adapted` of an encoder at once, as `forward` runs them; torch can export it.
 
@@ -530,6 +568,7 @@ class HyperAdapterModel(MethodParts):
 
     # Form "lora"
 
+    @_exclusive
     def merge(self, task: str) -> None:
         """Fold the LoRA of one task into the backbone's weights; until `unmerge` the model answers for it alone.
 
@@ -544,6 +583,7 @@ class HyperAdapterModel(MethodParts):
         self._merged = Merged(self.eval(), task)
         self._host.set_merged(True)
 
+    @_exclusive
     def unmerge(self) -> None:
         """Put the backbone's weights back bit for bit.
 
@@ -577,18 +617,21 @@ class HyperAdapterModel(MethodParts):
             raise TaskError(unknown_name("task", name, names))
         return names.index(name)
 
+    @_exclusive
     def add_task(self, task: Task, examples: Iterable[Any], **options: Any) -> FitReport:
         """Add a task from a handful of examples; see `training.fewshot.add_task`, which names the options."""
         from hyperadapters.training.fewshot import add_task
 
         return add_task(self, task, examples, **options)
 
+    @_exclusive
     def refit_task(self, name: str, examples: Iterable[Any], **options: Any) -> FitReport:
         """Fit a task anew from examples; see `training.fewshot.refit_task`, which names the options."""
         from hyperadapters.training.fewshot import refit_task
 
         return refit_task(self, name, examples, **options)
 
+    @_exclusive
     def remove_task(self, name: str) -> None:
         """Remove a task. The ids of those behind it move up by one; their outputs stay as they are.
 
@@ -603,6 +646,7 @@ class HyperAdapterModel(MethodParts):
         del parts[task_id]
         set_task_parts(self, parts)
 
+    @_exclusive
     def rename_task(self, name: str, new_name: str) -> None:
         """Give a task another name; nothing else changes.
 
@@ -627,6 +671,7 @@ class HyperAdapterModel(MethodParts):
         """All parameters and buffers but the backbone's, by name."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
 
+    @_exclusive
     def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Set all parameters and buffers but the backbone's.
 
@@ -644,6 +689,31 @@ class HyperAdapterModel(MethodParts):
             for name, value in state.items():
                 own[name].copy_(value)
         self.revision += 1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the model, for `to`, `half`, `double` and the like.
+
+        What is trained is never held in less than float32, which small steps of an optimizer would not change.
+
+        Raises:
+            BackboneError: weights of the backbone are offloaded by accelerate, and it would have to be moved.
+        """
+        backbone = self._modules.pop("backbone")
+        assert backbone is not None
+        try:
+            super()._apply(partial(_at_least_float32, fn), recurse)
+        finally:
+            self._modules["backbone"] = backbone
+        if not is_offloaded(backbone):
+            backbone._apply(fn, recurse)
+            return self
+        probe = torch.empty(0, device=execution_device(backbone), dtype=next(backbone.parameters()).dtype)
+        if (fn(probe).device, fn(probe).dtype) != (probe.device, probe.dtype):
+            raise BackboneError(
+                "the backbone cannot be moved or converted, since accelerate has offloaded weights of it; load it anew "
+                "with another device_map or dtype"
+            )
+        return self
 
     def num_trainable_parameters(self) -> int:
         """Number of parameters that training changes."""
@@ -678,9 +748,9 @@ class HyperAdapterModel(MethodParts):
         A change of the task compiles nothing anew. What chooses the tasks of a batch is not compiled: its result
         decides what is computed.
         """
-        for stack in (self._sites.generated, self._sites.shared):
-            for layer in () if stack is None else stack.layers:
-                layer.compile(*args, **options)
+        self._is_compiled = True
+        for layer in self._layers():
+            layer.compile(*args, **options)
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
         """A context in which `model.backbone(...)` gives the bare backbone's outputs.
@@ -691,12 +761,28 @@ class HyperAdapterModel(MethodParts):
         self._check_not_merged()
         return self._host.disabled()
 
+    @_exclusive
     def detach(self) -> nn.Module:
         """Take all adapters out and return the backbone exactly as it was; a merged task stays in its weights.
 
         The model cannot be used afterwards.
         """
+        if self._is_compiled:
+            for layer in self._layers():
+                layer._compiled_call_impl = None
         return self._host.detach()
+
+    def _layers(self) -> list[nn.Module]:
+        stacks = (self._sites.generated, self._sites.shared)
+        return [layer for stack in stacks if stack is not None for layer in stack.layers]
+
+
+def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Apply a conversion to a tensor, to float32 where it would be to a shorter floating point type."""
+    converted = fn(tensor)
+    if not tensor.is_floating_point() or converted.dtype == tensor.dtype:
+        return converted
+    return tensor.to(converted.device, torch.promote_types(converted.dtype, torch.float32))
 
 
 def _before_labels(input_ids: Tensor, labels: Tensor) -> Tensor:

@@ -4,14 +4,17 @@ A wrapped module deep inside the backbone cannot be given an argument, so the ba
 for the time of one forward. Three things make that delicate, and each has its answer here:
 recomputation under gradient checkpointing happens after the forward has ended, so the state is taken up again from
 `checkpoint_contexts`; beams multiply the rows after the weights were activated, which the grouping allows for;
-an exception must not leave a state behind, so it is only ever set in a context manager.
+an exception must not leave a state behind, so it is only ever set in a context manager; and threads that share a model
+must not see each other's batches, so each thread has a state of its own.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +27,8 @@ class BatchState:
 
     `on_features` is called with the hidden states that enter the first adapted layer, before any adapter is used; it
     may fill in the weights. `features` replaces these hidden states, where they are known already.
-    `here` are the weights of the layer that is under way [G, ...].
+    `here` are the weights of the layer that is under way [G, ...]. `skips_below` lets the layers below all adapters act
+    as the identity, where their output is known already.
     """
 
     weights: AdapterWeights | None = None
@@ -33,27 +37,60 @@ class BatchState:
     on_features: Callable[[Tensor], None] | None = None
     features: Tensor | None = None
     enabled: bool = True
+    skips_below: bool = False
+
+
+class _OfThread(threading.local):
+    state: BatchState | None = None
+    entered: Tensor | None = None
 
 
 class ActiveAdapters:
-    """Holds the state of the forward that is under way. One forward at a time: not for use by several threads.
+    """Holds the state of the forward that is under way in the current thread.
 
     Attributes:
         is_merged: whether the adapters of a task are in the backbone's weights, so that none are put beside them.
     """
 
     def __init__(self) -> None:
-        self._state: BatchState | None = None
+        self._of_thread = _OfThread()
         self.is_merged = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the state of the thread: a copy has no forward under way."""
+        return {"is_merged": self.is_merged}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.__dict__.update(values)
+
+    @property
+    def _state(self) -> BatchState | None:
+        return self._of_thread.state
+
+    def keep_entered(self, inputs: Tensor) -> None:
+        """Keep what enters a feed-forward of several modules for the last one of them."""
+        self._of_thread.entered = inputs
+
+    def take_entered(self) -> Tensor:
+        """What `keep_entered` was given last; it is not kept any longer."""
+        entered, self._of_thread.entered = self._of_thread.entered, None
+        assert entered is not None
+        return entered
+
+    @property
+    def skips_below(self) -> bool:
+        """Whether layers below all adapters act as the identity in this forward."""
+        return self._state is not None and self._state.skips_below
 
     @contextmanager
     def use(self, state: BatchState) -> Iterator[None]:
         """Make `state` the one that wrapped modules read; the one before is put back on leaving, however that is."""
-        before, self._state = self._state, state
+        before, self._of_thread.state = self._state, state
         try:
             yield
         finally:
-            self._state = before
+            self._of_thread.state = before
 
     def at(self, site: int) -> AbstractContextManager[None]:
         """A context for the layer of a site, in which its modules find the weights of their layer.

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hyperadapters.config import Dtype, ModuleNames
 from hyperadapters.errors import BackboneError, unknown_name
+from hyperadapters.hosts.devices import named_weights
 from hyperadapters.hosts.sites import HOW_TO_NAME, SITES
 
 FINGERPRINT_VALUES = 256
@@ -157,14 +158,13 @@ def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -
         rounded_to: bfloat16 or float16, to which the values are rounded first.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(backbone.named_parameters()):
+    for name, values in named_weights(backbone):
         if name.startswith("pooler."):
             continue
-        values = parameter.detach()
         # torchao keeps quantised weights in tensors that cannot be reshaped.
         flat = (values.dequantize() if is_traceable_wrapper_subclass(values) else values).reshape(-1)
         places = torch.linspace(0, len(flat) - 1, min(len(flat), FINGERPRINT_VALUES), dtype=torch.float64).long()
         chosen = flat[places.to(flat.device)].cpu().to(rounded_to).view(torch.int16)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(f"{name}{tuple(values.shape)}".encode())
         digest.update(chosen.numpy().tobytes())
     return digest.hexdigest()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from hyperadapters.config import ModelConfig
 from hyperadapters.core import AdapterWeights, masked_mean
 from hyperadapters.hosts.active import ActiveAdapters, BatchState
 from hyperadapters.hosts.inject import Injection, parameter_name
-from hyperadapters.hosts.sites import HandsOn, LinearSize, Sites
+from hyperadapters.hosts.sites import LinearSize, Sites
 from hyperadapters.hosts.texts import text_features
 
 Inputs = Mapping[str, Tensor]
@@ -182,8 +181,8 @@ class Host:
         needs_encoder = self._has_encoder and output_hidden_states
         if frozen is not None and frozen.pooled is not None and not needs_encoder:
             return Encoded(frozen.hidden, frozen.pooled, None, frozen.head_features)
-        state = BatchState(features=None if frozen is None else frozen.hidden)
-        with self._active.use(state), self._without_layers_below(output_hidden_states):
+        features = None if frozen is None else frozen.hidden
+        with self._active.use(BatchState(features=features, skips_below=not output_hidden_states)):
             output = self._encoder(inputs, output_hidden_states=output_hidden_states)
         hidden = output.last_hidden_state
         return Encoded(hidden, self._pool(hidden, inputs), output.hidden_states)
@@ -222,8 +221,8 @@ class Host:
                     use_cache=False,
                     output_hidden_states=output_hidden_states,
                 )
-        state.features = encoded.hidden
-        with self._active.use(state), self._without_layers_below(output_hidden_states):
+        state.features, state.skips_below = encoded.hidden, not output_hidden_states
+        with self._active.use(state):
             return self._call(inputs, output_hidden_states)
 
     def generate(self, inputs: Inputs, encoded: Encoded, state: BatchState, options: dict[str, Any]) -> Any:
@@ -288,10 +287,6 @@ class Host:
             hidden = F.layer_norm(hidden.float(), hidden.shape[-1:])
         return masked_mean(hidden, inputs.get("prompt_mask", inputs["attention_mask"]))
 
-    def _without_layers_below(self, needed: bool) -> AbstractContextManager[None]:
-        """A context in which the frozen layers hand on their input, unless they are needed for their hidden states."""
-        return nullcontext() if needed else _skipped(self._below, _HAND_ON[self._lowest.row.hands_on])
-
     def disabled(self) -> AbstractContextManager[None]:
         """A context in which the backbone runs without adapters."""
         return self._active.use(BatchState(enabled=False))
@@ -351,51 +346,6 @@ def _modules_outside(backbone: nn.Module, path: str) -> list[nn.Module]:
         for name, module in backbone.named_modules()
         if name and id(module) not in inside and not f"{path}.".startswith(f"{name}.")
     ]
-
-
-@contextmanager
-def _skipped(layers: Sequence[nn.Module], hand_on: Callable[..., Any]) -> Iterator[None]:
-    """Replace the forward of layers, where the output of the last one is known already."""
-    own = [vars(layer).get("forward") for layer in layers]  # what another library may have put there
-    for layer in layers:
-        layer.forward = partial(hand_on, layer)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, own, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
-
-
-def _hand_on(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> Tensor:
-    return hidden
-
-
-def _hand_on_in_tuple(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
-    return hidden, None
-
-
-def _hand_on_block(
-    block: Any,
-    hidden: Tensor,
-    mask: Tensor | None = None,
-    position_bias: Tensor | None = None,
-    *args: Any,
-    **options: Any,
-) -> tuple[Tensor, Tensor, None]:
-    """As `_hand_on` for a block of T5's encoder, the first of which makes the position bias for all."""
-    if position_bias is None:
-        length = hidden.shape[1]
-        position_bias = block.layer[0].SelfAttention.compute_bias(length, length, device=hidden.device)
-    return hidden, position_bias, None
-
-
-_HAND_ON: dict[HandsOn, Callable[..., Any]] = {
-    "hidden": _hand_on,
-    "tuple": _hand_on_in_tuple,
-    "t5": _hand_on_block,
-}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache, partial
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import LearnedLora
 from hyperadapters.hosts.active import ActiveAdapters
-from hyperadapters.hosts.sites import HOLDS_ADAPTERS, LinearSize, Sites, Stack
+from hyperadapters.hosts.sites import HOLDS_ADAPTERS, HOOKED_FORWARD, HandsOn, LinearSize, Sites, Stack
 
 Adapter = Callable[[Tensor], Tensor]
 
@@ -27,7 +28,6 @@ class _Beside:
 
     def __init__(self, active: ActiveAdapters, adapter: Adapter | None = None, norm: nn.Module | None = None) -> None:
         self.active, self.adapter, self.norm = active, adapter, norm
-        self.entered: Tensor | None = None
 
     def __call__(self, inputs: Tensor) -> Tensor:
         assert self.adapter is not None
@@ -38,6 +38,10 @@ class _Adapted(nn.Module):
     """A module with something beside it."""
 
     beside: _Beside
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the two classes that the class is made of, since pickle finds classes by their module and name."""
+        return _unpickled, type(self).__bases__, self.__dict__
 
 
 class _Parallel(_Adapted):
@@ -61,7 +65,7 @@ class _Entry(_Adapted):
     """The first module of a feed-forward: remembers its input for the last one."""
 
     def forward(self, inputs: Tensor) -> Any:
-        self.beside.entered = inputs
+        self.beside.active.keep_entered(inputs)
         return super().forward(inputs)
 
 
@@ -69,8 +73,7 @@ class _Exit(_Adapted):
     """The last module of a feed-forward: adds the adapter's output for what entered the first one."""
 
     def forward(self, inputs: Tensor) -> Any:
-        entered, self.beside.entered = self.beside.entered, None
-        assert entered is not None
+        entered = self.beside.active.take_entered()
         output = super().forward(inputs)
         return output + self.beside(entered) if self.beside.active.enabled else output
 
@@ -101,9 +104,63 @@ class _Layer(_Adapted):
             return super().__call__(hidden, *args, **options)
 
 
+class _BesideLayerBelow(_Beside):
+    """What a layer below all adapters reads: how it acts as the identity."""
+
+    def __init__(self, active: ActiveAdapters, hand_on: Callable[..., Any]) -> None:
+        super().__init__(active)
+        self.hand_on = hand_on
+
+
+class _LayerBelow(_Adapted):
+    """A layer below all adapters. It acts as the identity where the output of the last such layer is known already."""
+
+    beside: _BesideLayerBelow
+
+    def __call__(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
+        if self.beside.active.skips_below:
+            return self.beside.hand_on(self, hidden, *args, **options)
+        return super().__call__(hidden, *args, **options)
+
+
+def _hand_on(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> Tensor:
+    return hidden
+
+
+def _hand_on_in_tuple(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
+    return hidden, None
+
+
+def _hand_on_block(
+    block: Any,
+    hidden: Tensor,
+    mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    *args: Any,
+    **options: Any,
+) -> tuple[Tensor, Tensor, None]:
+    """As `_hand_on` for a block of T5's encoder, the first of which makes the position bias for all."""
+    if position_bias is None:
+        length = hidden.shape[1]
+        position_bias = block.layer[0].SelfAttention.compute_bias(length, length, device=hidden.device)
+    return hidden, position_bias, None
+
+
+_HAND_ON: dict[HandsOn, Callable[..., Any]] = {
+    "hidden": _hand_on,
+    "tuple": _hand_on_in_tuple,
+    "t5": _hand_on_block,
+}
+
+
 @cache
 def _adapted_class(adapted: type[_Adapted], module_class: type[nn.Module]) -> type[nn.Module]:
     return type(module_class.__name__, (adapted, module_class), {})
+
+
+def _unpickled(adapted: type[_Adapted], module_class: type[nn.Module]) -> nn.Module:
+    made = _adapted_class(adapted, module_class)  # type: ignore[arg-type] # mypy takes a class's __hash__ for its own
+    return made.__new__(made)
 
 
 class Injection:
@@ -137,6 +194,8 @@ class Injection:
         self._active, self._config = active, config
         backbone.requires_grad_(False)
         setattr(backbone, HOLDS_ADAPTERS, True)
+        for layer in sites.lowest.layers[:num_frozen]:
+            self._change(layer, _LayerBelow, _BesideLayerBelow(active, _HAND_ON[sites.lowest.row.hands_on]))
         first = num_frozen if sites.shared is None else 0
         for site, layer in enumerate(sites.generated.layers[first:]):
             self._put_generated(sites.generated, layer, linears[0])
@@ -151,7 +210,7 @@ class Injection:
     def restore(self) -> None:
         """Give every module its class back, and put modes and `requires_grad` of the backbone back."""
         for module, own_class in reversed(self._changed):
-            module.__class__ = own_class
+            _change_class(module, own_class)
             del module.__dict__["beside"]
         delattr(self._backbone, HOLDS_ADAPTERS)
         for parameter in self._trained:
@@ -194,9 +253,21 @@ class Injection:
 
     def _change(self, module: nn.Module, adapted: type[_Adapted], beside: _Beside) -> None:
         own_class = type(module)
-        module.__class__ = _adapted_class(adapted, own_class)  # type: ignore[arg-type]
+        _change_class(module, _adapted_class(adapted, own_class))  # type: ignore[arg-type] # as in `_unpickled`
         module.__dict__["beside"] = beside  # past nn.Module, which would take a module in it for its own
         self._changed.append((module, own_class))
+
+
+def _change_class(module: nn.Module, new_class: type[nn.Module]) -> None:
+    """Change the class of a module, and the forward that accelerate's hook on it calls, if it has one.
+
+    The hook replaces the forward of the instance and keeps the original one, bound to the class of that time.
+    """
+    wrapped = getattr(vars(module).get(HOOKED_FORWARD), "__func__", None)
+    is_of_class = wrapped is not None and wrapped is type(module).forward
+    module.__class__ = new_class
+    if is_of_class:
+        setattr(module, HOOKED_FORWARD, MethodType(new_class.forward, module))
 
 
 class _ScaledLora:

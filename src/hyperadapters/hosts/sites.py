@@ -17,6 +17,8 @@ HandsOn = Literal["hidden", "tuple", "t5"]
 
 HOLDS_ADAPTERS = "_holds_hyperadapters"
 """Attribute of a backbone that adapters were put into."""
+HOOKED_FORWARD = "_old_forward"
+"""Attribute in which accelerate's hooks keep the forward of the module that they were attached to."""
 
 
 @dataclass(frozen=True)

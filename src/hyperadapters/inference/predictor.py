@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -63,6 +64,7 @@ class Predictor:
 
     Inputs are taken in chunks and batched by length within a chunk, rows of different tasks together. Answers come in
     the order of the inputs, and no more than a chunk is held at a time. Adapters are generated once a task and kept.
+    Several threads may share a predictor, and several predictors a model: they take turns, a batch each.
     """
 
     def __init__(
@@ -152,21 +154,29 @@ class Predictor:
     ) -> Iterator[Prediction]:
         start = 0
         while chunk := list(islice(examples, self.batch_size * CHUNK_BATCHES)):
-            if self.model.tasks[: len(tasks)] != tasks:
-                raise TaskError("a task was removed or renamed while inputs were answered; answer them again")
-            yield from self._answer_chunk(chunk, start, frozen)
+            yield from self._answer_chunk(chunk, start, tasks, frozen)
             start += len(chunk)
 
-    def _answer_chunk(self, examples: Sequence[Example], start: int, frozen: FrozenStates | None) -> list[Prediction]:
+    @contextmanager
+    def _exclusive(self, tasks: Sequence[Task]) -> Iterator[None]:
+        """A context for one batch of inputs whose task ids are those of `tasks`; other threads wait for their turn."""
+        with self.model.lock, evaluating(self.model), self.model.adapters_from(self._cache):
+            if self.model.tasks[: len(tasks)] != tasks:
+                raise TaskError("a task was removed or renamed while inputs were answered; answer them again")
+            yield
+
+    def _answer_chunk(
+        self, examples: Sequence[Example], start: int, tasks: tuple[Task, ...], frozen: FrozenStates | None
+    ) -> list[Prediction]:
         if any(example.task_id is None for example in examples):
             check_can_route(self.model.adapter_config.method)
         answers: dict[int, Prediction] = {}
         collator, device = self.model.collator, device_of(self.model)
-        with evaluating(self.model), self.model.adapters_from(self._cache):
-            for told in (True, False):
-                rows = [index for index, example in enumerate(examples) if (example.task_id is not None) == told]
-                for part in batches_by_length([examples[row] for row in rows], self.batch_size):
-                    indices = [rows[place] for place in part]
+        for told in (True, False):
+            rows = [index for index, example in enumerate(examples) if (example.task_id is not None) == told]
+            for part in batches_by_length([examples[row] for row in rows], self.batch_size):
+                indices = [rows[place] for place in part]
+                with self._exclusive(tasks):
                     batch = to_device(collator.inputs([examples[index] for index in indices]), device)
                     task_ids = torch.tensor([examples[i].task_id for i in indices], device=device) if told else None
                     plain = self._without_templates([examples[index] for index in indices]) if told else None

@@ -108,8 +108,8 @@ def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batc
     examples = [Example(None, example.text, example.text_pair) for example in examples]
     found: dict[int, Tensor] = {}
     collator = model.collator
-    with evaluating(model):
-        for rows in batches_by_length(examples, batch_size):
+    for rows in batches_by_length(examples, batch_size):
+        with model.lock, evaluating(model):
             batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
             found.update(zip(rows, model.instances(**batch).float(), strict=True))
     return torch.stack([found[row] for row in range(len(examples))])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hyperadapters.errors import ExportError
 from hyperadapters.files import new_folder
+from hyperadapters.hosts.devices import is_offloaded
 from hyperadapters.hosts.host import evaluating
 from hyperadapters.interop.task_files import write_task_files
 from hyperadapters.model import HyperAdapterModel
@@ -94,6 +95,8 @@ def _check(model: HyperAdapterModel) -> None:
             "the ONNX export is for encoder backbones, which answer with a head; this one writes its answers token by "
             "token, which takes more than one graph"
         )
+    if is_offloaded(model.backbone):
+        raise ExportError("accelerate has offloaded weights of the backbone; load it without that for the export")
     for name, parameter in model.backbone.named_parameters():
         if parameter.dtype != torch.float32:
             raise ExportError(

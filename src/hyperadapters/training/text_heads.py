@@ -94,7 +94,7 @@ def regression_examples(model: HyperAdapterModel, train: Sequence[Example]) -> l
 def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int, with_logits: bool) -> HeadRows:
     features = [torch.empty(0)] * len(examples)
     logits = list(features)
-    with evaluating(model):
+    with model.lock, evaluating(model):
         for rows in batches_by_length(examples, batch_size):
             inputs = to_device(model.collator.inputs([examples[row] for row in rows]), device_of(model))
             is_pair = [examples[row].text_pair is not None for row in rows]

@@ -1,0 +1,67 @@
+"""Where a backbone computes, and the values of its weights, also of one that accelerate has dispatched.
+
+With a `device_map`, accelerate attaches a hook to each module. The hook moves the inputs to the device that the module
+is executed on and, where weights were offloaded to the CPU or the disk, loads them for the time of the call; in between
+these parameters are on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperadapters.errors import BackboneError
+
+
+def execution_device(backbone: nn.Module) -> torch.device:
+    """The device that a backbone computes on.
+
+    Raises:
+        BackboneError: it computes on several devices, or its weights are on the meta device, without values.
+    """
+    devices = {
+        torch.device(hook.execution_device)
+        for module in backbone.modules()
+        for hook in _hooks(module)
+        if getattr(hook, "execution_device", None) is not None
+    }
+    if len(devices) > 1:
+        raise BackboneError(
+            f"the layers of this backbone are executed on several devices ({', '.join(sorted(map(str, devices)))}), "
+            "but adapters are generated on one; load it with a device_map that executes on one device, such as "
+            "{'': 0}, with or without offloading to the CPU or the disk"
+        )
+    parameters = list(backbone.parameters())
+    if not devices and any(parameter.is_meta for parameter in parameters):
+        raise BackboneError(
+            "weights of this backbone are on the meta device, where they have no values; load them first, for example "
+            "with from_pretrained"
+        )
+    return devices.pop() if devices else parameters[0].device
+
+
+def is_offloaded(backbone: nn.Module) -> bool:
+    """Whether accelerate keeps weights of a backbone elsewhere than on the device that it computes on."""
+    return any(parameter.is_meta for parameter in backbone.parameters())
+
+
+def named_weights(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of all parameters, ordered by name. Offloaded ones are loaded one after the other."""
+    for name, parameter in sorted(backbone.named_parameters()):
+        if not parameter.is_meta:
+            yield name, parameter.detach()
+            continue
+        from accelerate.utils import align_module_device
+
+        path, _, own_name = name.rpartition(".")
+        module = backbone.get_submodule(path)
+        with align_module_device(module):
+            yield name, module.get_parameter(own_name).detach()
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hook = vars(module).get("_hf_hook")
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
