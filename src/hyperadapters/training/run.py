@@ -14,7 +14,7 @@ import yaml
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hyperadapters.checkpoint import is_checkpoint
+from hyperadapters.checkpoint import CONFIG_FILE, WEIGHTS_PATTERN, is_checkpoint
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
@@ -199,7 +199,7 @@ def remove_run(folder: Path) -> None:
     """Remove a run and its logs; other files in the folder stay."""
     _remove_checkpoints(folder)
     shutil.rmtree(folder / LOGS_FOLDER, ignore_errors=True)
-    for pattern in ("hyperadapter.json", "adapters-*.safetensors", METRICS_FILE, RECIPE_FILE):
+    for pattern in (CONFIG_FILE, WEIGHTS_PATTERN, METRICS_FILE, RECIPE_FILE):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -51,9 +51,15 @@ class HeadRows:
     features: Sequence[Tensor]
     logits: Sequence[Tensor] = ()
 
-    def of_task(self, task_id: int) -> HeadRows:
-        """The rows of one task."""
-        rows = [row for row, example in enumerate(self.examples) if example.task_id == task_id]
+    def by_task(self, num_tasks: int) -> list[HeadRows]:
+        """The rows of each task, by task id."""
+        rows_of: list[list[int]] = [[] for _ in range(num_tasks)]
+        for row, example in enumerate(self.examples):
+            assert example.task_id is not None
+            rows_of[example.task_id].append(row)
+        return [self._chosen(rows) for rows in rows_of]
+
+    def _chosen(self, rows: Sequence[int]) -> HeadRows:
         logits = [self.logits[row] for row in rows] if self.logits else ()
         return HeadRows([self.examples[row] for row in rows], [self.features[row] for row in rows], logits)
 
@@ -115,9 +121,11 @@ def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRo
     assert model.heads is not None
     width = model.heads.width
     made = []
-    for task_id, (task, trained) in enumerate(zip(model.tasks, model.heads.unpack(), strict=True)):
-        regression = _regression(task, train.of_task(task_id), trained, width)
-        rows = validation.of_task(task_id)
+    num_tasks = len(model.tasks)
+    for task, trained, fitted_to, rows in zip(
+        model.tasks, model.heads.unpack(), train.by_task(num_tasks), validation.by_task(num_tasks), strict=True
+    ):
+        regression = _regression(task, fitted_to, trained, width)
         shares = SHARES_UNCHECKED if not rows.targets else _shares(task, rows, regression, trained, width)
         made.append(_combined(regression, trained, shares))
     heads = TaskHeads.of(model.tasks, made, width, model.heads.features_width).to(device_of(model))
