@@ -18,7 +18,7 @@ from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
-from hyperadapters.hosts.heads import Head, wide_inputs
+from hyperadapters.hosts.heads import Head, target_scale, wide_inputs
 from hyperadapters.hosts.host import Encoded
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.model import HyperAdapterModel
@@ -40,6 +40,9 @@ HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SAME = 1e-6
 """Mean square below which the rows of a label count as one and the same."""
 HEAD_PENALTIES = (0.01, 0.1, 1.0, 10.0)
+MANY_LOGITS = 2_000_000
+"""Rows times labels above which one penalty is tried, on one fold, so that thousands of labels take seconds."""
+MIDDLE_PENALTY = 1.0
 RIDGE_STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
@@ -299,7 +302,8 @@ def make_head(
         targets: of all rows.
         rows: to use.
         fitted: whether a classification goes on from the means (see `mean_head`) to a logistic regression, with a
-            penalty on the distance from there. The penalty, or none of this, is chosen on rows that are left out.
+            penalty on the distance from there. The penalty, or none of this, is chosen on rows that are left out. Above
+            `MANY_LOGITS` there is one penalty to choose.
         seed: of the left-out rows.
         known: weights [C', F + d] of other tasks' heads. What these say of an input can be worth more than what a few
             examples show, or nothing: a second head is made, which reads that too, and the result is the mean of both
@@ -356,8 +360,9 @@ def _make_head(
     if not fitted or not shuffled:
         return _Candidate(start)
     folds = min(FOLDS, *map(len, shuffled))
-    losses = dict.fromkeys([None, *HEAD_PENALTIES], 0.0)
-    for fold in range(folds):
+    is_large = len(labels) * len(task.labels) > MANY_LOGITS
+    losses = dict.fromkeys([None, MIDDLE_PENALTY] if is_large else [None, *HEAD_PENALTIES], 0.0)
+    for fold in range(1 if is_large else folds):
         left_out = sorted(row for group in shuffled for row in group[fold::folds])
         kept = sorted(set(range(len(labels))) - set(left_out))
         head = mean_head(chosen[kept], labels[kept], len(task.labels))
@@ -385,14 +390,14 @@ def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
     if int(counts.min()) < 2:
         return _mean_head(means, base)
     without = (means[labels] * counts[labels, None] - inputs) / (counts[labels, None] - 1)
-    likelihoods = dict.fromkeys(HEAD_SCALES, 0.0)
-    for row, label in enumerate(labels.tolist()):
-        own = means.clone()
-        own[label] = without[row]
-        head = _mean_head(own, base)
-        logits = F.linear(inputs[row], head.weight, head.bias)
-        for scale in HEAD_SCALES:
-            likelihoods[scale] += float((scale * logits).log_softmax(dim=0)[label])
+    logits, middle = F.linear(inputs, *_mean_head(means, base)[:2]), means.mean(dim=0)
+    # Without a row its label's mean, and with it m, is another one; m changes the logits of all labels by the same.
+    offsets = without - middle
+    own = base * (((inputs - middle) * offsets).sum(dim=1) - 0.5 * offsets.square().sum(dim=1))
+    logits = logits.scatter(1, labels[:, None], own[:, None])
+    likelihoods = {
+        scale: float((scale * logits).log_softmax(dim=1).gather(1, labels[:, None]).sum()) for scale in HEAD_SCALES
+    }
     return _mean_head(means, base * max(likelihoods, key=likelihoods.__getitem__))
 
 
@@ -427,7 +432,7 @@ def _mean_head(means: Tensor, scale: float) -> Head:
 
 
 def _ridge_head(features: Tensor, targets: Tensor) -> _Candidate:
-    mean, std = float(targets.mean()), float(targets.std(correction=0)) or 1.0
+    mean, std = target_scale(targets.tolist())
     if len(targets) < 2:
         return _Candidate(Head(features.new_zeros(1, features.shape[1]), features.new_zeros(1), mean, std))
     middle = features.mean(dim=0)

@@ -139,6 +139,8 @@ def _regression(task: Task, rows: HeadRows, trained: Head, width: int) -> Head:
     inputs = scaled_features(torch.stack(list(rows.features)), width).numpy()
     scale = trained.target_mean, trained.target_std
     if task.kind == "regression":
+        if len(rows.targets) < 2:  # one row: its target is all that is known
+            return _head(np.zeros((1, inputs.shape[1])), np.zeros(1), *scale)
         ridge = RidgeCV(RIDGE_STRENGTHS).fit(inputs, (np.array(rows.targets) - scale[0]) / scale[1])
         return _head(ridge.coef_[None], np.array([ridge.intercept_]), *scale)
     labels = [int(target) for target in rows.targets]
