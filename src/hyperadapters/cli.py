@@ -112,7 +112,7 @@ def evaluate(
     metrics = runs.metrics_of(found, model.num_trainable_parameters(), time.monotonic() - started)
     _print_scores(metrics)
     if output is not None:
-        write_atomically(output, (json.dumps(metrics, indent=2) + "\n").encode())
+        write_atomically(output, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
 
 
 @app.command(

@@ -18,9 +18,11 @@ from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
+from hyperadapters.errors import NotFiniteError
 from hyperadapters.hosts.heads import Head, target_scale, wide_inputs
 from hyperadapters.hosts.host import Encoded
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.objective import text_loss
 
@@ -75,7 +77,11 @@ class FitExamples:
     """Examples of one task with what the frozen layers make of them, computed once."""
 
     def __init__(self, model: HyperAdapterModel, task: Task, examples: Sequence[Example]) -> None:
-        """Args: examples: with targets; their task ids are not read."""
+        """Args: examples: with targets; their task ids are not read.
+
+        Raises:
+            NotFiniteError: hidden states of an example are not finite.
+        """
         self.model, self.task = model, task
         lengths = model.lengths
         self._collator = Collator(model.tokenizer, [task], model.kind, lengths.input, lengths.target)
@@ -88,6 +94,9 @@ class FitExamples:
                 inputs, _ = self._tensors(rows)
                 encoded = model.encode(**inputs)  # type: ignore[arg-type]
                 real = inputs["attention_mask"].bool()
+                usable = torch.stack([h[m].isfinite().all() for h, m in zip(encoded.hidden, real, strict=True)])
+                what = "what the frozen layers compute"
+                check_answers(model, usable, [self.examples[row] for row in rows], [row + 1 for row in rows], what)
                 self._hidden.update(zip(rows, (h[m] for h, m in zip(encoded.hidden, real, strict=True)), strict=True))
                 features = encoded.pooled
                 if not model.text_to_text:
@@ -197,6 +206,9 @@ def fit_task(
         max_steps: at most; default `MAX_STEPS`.
         seed: of left-out rows and batches.
         known: see `make_head`.
+
+    Raises:
+        NotFiniteError: what an example gives is not finite, or the fitted weights or the loss are not.
     """
 
     def head_of(rows: Sequence[int]) -> Head | None:
@@ -205,6 +217,9 @@ def fit_task(
     everything = list(range(len(data)))
     with torch.no_grad():
         inputs = None if model.text_to_text else _head_inputs(data, _generate(model, start))
+    if inputs is not None:
+        numbers = range(1, len(data) + 1)
+        check_answers(model, inputs.isfinite().all(dim=1), data.examples, numbers, "what the head reads")
     most = 0 if fit == "none" else MAX_STEPS if max_steps is None else max_steps
     folds, stopping = _folds(data, seed) if most else ([], "none")
     curves: list[list[float]] = []
@@ -217,11 +232,22 @@ def fit_task(
         curves.append(curve)
     steps = most
     if curves:
-        steps = looks[int(torch.tensor(curves).mean(dim=0).nan_to_num(nan=torch.inf).argmin())]
+        losses = torch.tensor(curves).mean(dim=0).nan_to_num(nan=torch.inf)
+        if not losses.isfinite().any():
+            raise _not_fitted(model, data, "the loss of the examples that are left out")
+        steps = looks[int(losses.argmin())]
     student = _Student(model, start, head_of(everything), fit)
     for _ in _train(student, data, everything, fit, steps, seed):
         pass
+    if not all(bool(parameter.isfinite().all()) for parameter in student.parameters()):
+        raise _not_fitted(model, data, "a fitted weight")
+    if not math.isfinite(_loss(student, data, everything[:BATCH_SIZE])):
+        raise _not_fitted(model, data, "the loss of the fitted task")
     return student.result(steps, stopping, fit)
+
+
+def _not_fitted(model: HyperAdapterModel, data: FitExamples, what: str) -> NotFiniteError:
+    return NotFiniteError(f"task '{data.task.name}': {what} is not a finite number; {likely_cause(model)}")
 
 
 def _generate(model: HyperAdapterModel, start: Start) -> AdapterWeights:
@@ -318,7 +344,8 @@ def make_head(
     if directions is None or cost is None:
         return head
     informed, informed_cost = _make_head(task, torch.cat([chosen, chosen @ directions.T], dim=1), values, fitted, seed)
-    assert informed_cost is not None
+    if informed_cost is None or not math.isfinite(informed_cost):
+        return head
     width, share = chosen.shape[1], float(torch.tensor(cost - informed_cost).sigmoid())
     weight = informed.weight[:, :width] + informed.weight[:, width:] @ directions
     return head._replace(
@@ -370,6 +397,7 @@ def _make_head(
             trained = head if penalty is None else _logistic_head(chosen[kept], labels[kept], head, penalty)
             logits = F.linear(chosen[left_out], trained.weight, trained.bias)
             losses[penalty] += float(F.cross_entropy(logits, labels[left_out], reduction="sum"))
+    losses = {penalty: loss for penalty, loss in losses.items() if math.isfinite(loss)} or {None: math.inf}
     best = min(losses, key=losses.__getitem__)
     head = start if best is None else _logistic_head(chosen, labels, start, best)
     return _Candidate(head, losses[best])

@@ -58,6 +58,8 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
 
     Raises:
         OutputError: the folder holds a run and neither `resume` nor `overwrite` is given, or is not a run's.
+        NotFiniteError: training diverged, or what the trained model computes is not finite. The run is not finished
+            then, and has no `metrics.json` and no checkpoint of its result.
         HyperAdaptersError: recipe, data or backbone are wrong.
     """
     output = Path(output)
@@ -95,9 +97,11 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     if trainer.validation_prefix is not None:
         prefixes["validation"] = trainer.validation_prefix
     evaluations = evaluate_splits(model, tasks, recipe.training.eval_batch_size, prefixes=prefixes)
+    if not evaluations:  # no other rows show whether the result is usable
+        evaluate(model, train_rows[: recipe.training.eval_batch_size])
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
     model.eval().save_pretrained(output, scores=metrics["tasks"])
-    write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
+    write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
     _remove_checkpoints(output)
     return Run(model, tasks, evaluations, metrics)
 
