@@ -79,6 +79,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
         _use_attention(model.backbone, recipe.training.attention)
     _set_target_scales(model, tasks)
     train_rows, validation_rows = examples_of(tasks, "train"), examples_of(tasks, "validation")
+    _check_settings(recipe, model, bool(validation_rows))
     arguments = training_arguments(recipe, output, bool(validation_rows))
 
     if overwrite:
@@ -234,6 +235,33 @@ def _recipe_text(recipe: Recipe) -> str:
         values["model"] = recipe.model.model_dump(mode="json", exclude_unset=True)
     resolve_paths(values, Path.cwd())
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _check_settings(recipe: Recipe, model: HyperAdapterModel, has_validation: bool) -> None:
+    """Check that the settings of a recipe have an effect on its backbone and data.
+
+    Raises:
+        RecipeError: one of them has none.
+    """
+    heads = model.text_to_text, "this backbone writes its answers and has no task heads"
+    frozen = not model.has_frozen_layers, "this model has no layers below everything that is trained"
+    lengths = not model.text_to_text, "this backbone has task heads and writes no texts"
+    validation = not has_validation, "there are no validation rows"
+    useless = {
+        "training.head_learning_rate": heads,
+        "training.prefix_cache": frozen,
+        "training.prefix_cache_dtype": frozen,
+        "training.prefix_cache_gb": frozen,
+        "training.early_stopping_patience": validation,
+        "data.max_target_length": lengths,
+        "data.n_validation": validation,
+    }
+    for setting, (is_useless, reason) in useless.items():
+        section, _, name = setting.partition(".")
+        config = getattr(recipe, section)
+        default = type(config).model_fields[name].default
+        if is_useless and getattr(config, name) not in (default, "none"):  # without a cache there is none in any case
+            raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
 
 
 def _use_attention(backbone: Any, name: str) -> None:
