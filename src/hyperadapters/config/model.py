@@ -191,12 +191,6 @@ EFFECTS = (
         "is for routing, and method '{method}' cannot route",
     ),
     Effect("codes", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
-    Effect("prototype_dim", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
-    Effect(
-        "hidden_dim",
-        lambda config: config.method in RETRIEVING or (config.method in GENERATING and config.codes == "trunk"),
-        "method '{method}' has neither a retriever nor, with these codes, a trunk",
-    ),
     Effect("features", lambda config: config.method in RETRIEVING, "method '{method}' has no retriever"),
     Effect(
         "label_names",
@@ -212,7 +206,10 @@ EFFECTS = (
         "form '{form}' has no bottleneck; lora_rank is the size of the shared ones too",
     ),
 )
-"""Settings that only some methods or forms have; those that depend on the backbone are in `hosts.placement`."""
+"""Settings that only some methods or forms have; those that depend on the backbone are in `hosts.placement`.
+
+The sizes `prototype_dim` and `hidden_dim` are taken with every method, so that a comparison may change `method` alone.
+"""
 
 
 def drop_settings_without_effect(values: dict[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def without_effect(config: ModelConfig, sites: Sites) -> dict[str, str]:
     useless = {
         "adapter_norm_input": (
             sites.generated.row.norm is None,
-            "is for T5, whose feed-forward norms its own input, and this backbone's does not",
+            "this backbone norms its hidden states outside of the feed-forward, and the setting is for T5, whose "
+            "feed-forward norms its own input",
         ),
         "label_names": (
             sites.kind != "encoder",

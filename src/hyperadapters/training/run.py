@@ -245,7 +245,6 @@ def _check_settings(recipe: Recipe, model: HyperAdapterModel, has_validation: bo
     """
     heads = model.text_to_text, "this backbone writes its answers and has no task heads"
     frozen = not model.has_frozen_layers, "this model has no layers below everything that is trained"
-    lengths = not model.text_to_text, "this backbone has task heads and writes no texts"
     validation = not has_validation, "there are no validation rows"
     useless = {
         "training.head_learning_rate": heads,
@@ -253,7 +252,6 @@ def _check_settings(recipe: Recipe, model: HyperAdapterModel, has_validation: bo
         "training.prefix_cache_dtype": frozen,
         "training.prefix_cache_gb": frozen,
         "training.early_stopping_patience": validation,
-        "data.max_target_length": lengths,
         "data.n_validation": validation,
     }
     for setting, (is_useless, reason) in useless.items():
