@@ -23,6 +23,7 @@ from hyperadapters.inference.files import predict_file
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.model import HyperAdapterModel
+from hyperadapters.training.baselines import frozen_features
 from hyperadapters.training.fitting import make_head
 from hyperadapters.training.run import evaluate_splits, examples_of, train
 from hyperadapters.training.text_heads import fit_text_heads
@@ -218,6 +219,23 @@ def test_gradients_that_are_not_finite_end_the_training(value: float, accumulati
         assert torch.equal(tensor, before[name]), name
 
 
+def test_steps_that_the_gradient_scaler_skips_are_normal(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=4)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    seen = []
+
+    def overflow_at_first(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append(len(seen))
+        return gradient + torch.inf if len(seen) <= 2 else gradient
+
+    before = trainer.model.prototypes.weight.detach().clone()
+    trainer.model.prototypes.weight.register_hook(overflow_at_first)
+    trainer.train()
+    assert len(seen) == trainer.state.global_step == 4
+    assert all(value.isfinite().all() for value in trainer.model.prototypes.state_dict().values())
+    assert not torch.equal(trainer.model.prototypes.weight, before)
+
+
 # What is fitted after training
 
 
@@ -288,6 +306,8 @@ def test_text_heads_and_thresholds_are_not_fitted_to_values_that_are_not_finite(
     check = unchanged(model)
     with pytest.raises(NotFiniteError, match=r"\('w7 red'\): what the frozen backbone computes is not a finite number"):
         fit_text_heads(model, rows, [])
+    with pytest.raises(NotFiniteError, match=r"input 8 \('w7 red'\): what the frozen backbone computes"):
+        frozen_features(model, rows[::2])
     with pytest.raises(NotFiniteError, match="similarities of inputs to the tasks are not finite"):
         calibrate(model, rows, [])
     check()

@@ -20,6 +20,7 @@ from hyperadapters.config import Split
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.inference.finite import check_answers
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
 
@@ -129,7 +130,11 @@ def _one_split(labels: np.ndarray[Any, Any], folds: int) -> tuple[np.ndarray[Any
 def frozen_features(
     model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64
 ) -> np.ndarray[Any, Any]:
-    """Mean over tokens of the bare backbone's last hidden states, [examples, d]."""
+    """Mean over tokens of the bare backbone's last hidden states, [examples, d].
+
+    Raises:
+        NotFiniteError: those of an example are not finite.
+    """
     features: dict[int, torch.Tensor] = {}
     collator = model.collator
     model.eval()
@@ -137,5 +142,8 @@ def frozen_features(
         batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
         with model.adapters_disabled():
             hidden = model.backbone(**batch).last_hidden_state
-        features.update(zip(rows, masked_mean(hidden, batch["attention_mask"]).cpu(), strict=True))
+        pooled, numbers = masked_mean(hidden, batch["attention_mask"]).cpu(), [row + 1 for row in rows]
+        what = "what the frozen backbone computes"
+        check_answers(model, pooled.isfinite().all(dim=1), [examples[row] for row in rows], numbers, what)
+        features.update(zip(rows, pooled, strict=True))
     return torch.stack([features[row] for row in range(len(examples))]).numpy()
