@@ -15,7 +15,7 @@ from conftest import save_backbone, tiny_backbone
 
 from hyperadapters.checkpoint import _digest
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
-from hyperadapters.errors import RecipeError
+from hyperadapters.errors import RecipeError, TaskError
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
@@ -153,6 +153,27 @@ def test_settings_that_do_not_fit_the_backbone_or_the_data_are_refused_before_tr
     with pytest.raises(RecipeError, match=message):
         train(parse(Recipe, recipe(tmp_path, kind, splits, **sections)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "task"),
+    [
+        ("template", {"template": "colour: {text}"}),
+        ("label_words", {"label_words": {"red": "r", "blue": "b"}, "labels": ["red", "blue"]}),
+    ],
+)
+def test_what_only_written_answers_have_is_refused_where_heads_answer(
+    setting: str, task: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = recipe(tmp_path)
+    settings["tasks"][0].update(task)
+    message = f"task 'colour', {setting}: is for backbones that write their answers"
+    with pytest.raises(RecipeError, match=message):
+        train(parse(Recipe, settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    model = HyperAdapterModel(tiny_backbone("bert"), HEADS, ModelConfig(preset="paper"))
+    with pytest.raises(TaskError, match=message):
+        model.add_task(Task.classification("colour", **{"labels": ["red", "blue"], **task}), [{"text": "w1"}])
 
 
 def test_no_cache_is_what_a_model_without_frozen_layers_has(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ class Task(StrictModel):
         """The metric that is the task's score."""
         return self.metrics[0]
 
+    def settings_of_texts(self) -> list[str]:
+        """Settings that this task has and only backbones read that write their answers."""
+        return [name for name in ("template", "label_words", "step") if getattr(self, name) is not None]
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:

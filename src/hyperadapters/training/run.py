@@ -260,6 +260,12 @@ def _check_settings(recipe: Recipe, model: HyperAdapterModel, has_validation: bo
         default = type(config).model_fields[name].default
         if is_useless and getattr(config, name) not in (default, "none"):  # without a cache there is none in any case
             raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
+    for task in recipe.tasks:
+        if not model.text_to_text and (unread := task.settings_of_texts()):
+            raise RecipeError(
+                f"task '{task.name}', {unread[0]}: is for backbones that write their answers, and this one has task "
+                "heads; remove it"
+            )
 
 
 def _use_attention(backbone: Any, name: str) -> None:
