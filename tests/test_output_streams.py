@@ -116,6 +116,15 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(world: Path, tmp_path
     assert "error:" not in errors
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes streams")
+def test_answers_to_a_closed_standard_output_are_discarded(world: Path) -> None:
+    command = [sys.executable, "-m", "hyperadapters.cli", "predict", str(world / "run")]
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command, "--input", str(world / "texts.jsonl")]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
 def test_errors_are_written_in_ascii_too(world: Path) -> None:
     done = run("predict", world / "run", "--input", world / "texts.jsonl", "--task", "fröhlich")
     assert done.returncode == 2

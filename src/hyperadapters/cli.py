@@ -341,16 +341,12 @@ def main() -> None:
     Characters that an output stream cannot encode are written as in JSON, like \u00f6. An output that takes no more
     ends the command with exit code 1: with a message where the disk is full, quietly where a reader closed the pipe.
     """
-    codecs.register_error(JSON_ESCAPES, _json_escapes)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=JSON_ESCAPES)
+    _prepare_streams()
     try:
         try:
             app()
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, because the interpreter reports a failure at its end with a traceback
+            sys.stdout.flush()  # here, because the interpreter reports a failure at its end with a traceback
     except HyperAdaptersError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -361,6 +357,17 @@ def main() -> None:
         if error.errno != errno.EPIPE:
             typer.echo(f"error: the output cannot be written: {error}", err=True)
         sys.exit(1)
+
+
+def _prepare_streams() -> None:
+    """Make the output streams take every character, and what is written to a closed one disappear."""
+    codecs.register_error(JSON_ESCAPES, _json_escapes)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the interpreter's way to say that it was closed before
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=JSON_ESCAPES)
 
 
 def _json_escapes(error: UnicodeError) -> tuple[str, int]:
