@@ -12,6 +12,7 @@ from conftest import VOCABULARY, tiny_tokenizer
 from hyperadapters.config import Task
 from hyperadapters.data.collate import Collator, read_answer, target_text
 from hyperadapters.data.examples import Example
+from hyperadapters.errors import DataError
 from hyperadapters.training.metrics import score
 
 MOOD = Task.classification("mood", ["no", "yes"])
@@ -219,9 +220,45 @@ def test_f1_is_of_the_last_label() -> None:
     assert score(task, [1, 1, 1, 0], [1, 1, 0, 0]) == pytest.approx({"f1": 4 / 5})
 
 
-def test_macro_f1_counts_a_label_that_nobody_names_as_zero() -> None:
+@pytest.mark.parametrize(
+    ("targets", "answers", "expected"),
+    [
+        ([0, 1], [0, 1], 1.0),  # nobody names the third label
+        ([2, 2], [2, 2], 1.0),
+        ([0], [0], 1.0),
+        ([0, 1], [0, 2], 1 / 3),  # labels 1 and 2 are named once each, in vain
+        ([0, 1], [0, None], 1 / 2),  # no answer is wrong, and no label of its own
+        ([0, 0], [None, None], 0.0),
+    ],
+)
+def test_macro_f1_is_over_the_labels_of_targets_and_answers(
+    targets: list[int], answers: list[int | None], expected: float
+) -> None:
     task = Task.classification("mood", ["a", "b", "c"], metrics=["macro_f1"])
-    assert score(task, [0, 1], [0, 1]) == pytest.approx({"macro_f1": 2 / 3})
+    assert score(task, targets, answers) == pytest.approx({"macro_f1": expected})
+
+
+@pytest.mark.parametrize("task", [MOOD, SCORE, TEXT], ids=lambda task: task.kind)
+def test_no_rows_have_no_score(task: Task) -> None:
+    with pytest.raises(DataError, match=f"task '{task.name}': no rows to score; expected at least one"):
+        score(task, [], [])
+
+
+def test_an_answer_that_is_not_a_number_is_no_label() -> None:
+    task = Task.classification("mood", ["no", "yes"], metrics=ALL_METRICS)
+    assert score(task, [0, 1, 1], [0, float("nan"), 1]) == score(task, [0, 1, 1], [0, None, 1])
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_one_row_has_a_score_in_every_metric(target: int) -> None:
+    task = Task.classification("mood", ["no", "yes"], metrics=ALL_METRICS)
+    assert score(task, [target], [target]) == {
+        "accuracy": 1.0,
+        "f1": float(target),  # as in scikit-learn, 0 where the last label is neither a target nor an answer
+        "macro_f1": 1.0,
+        "matthews_correlation": 0.0,
+    }
+    assert score(SCORE, [2.5], [2.5]) == {"pearson": 0.0, "spearman": 0.0}
 
 
 def test_missing_answer_counts_as_wrong() -> None:

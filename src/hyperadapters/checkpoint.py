@@ -30,12 +30,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hyperadapters._version import __version__
-from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, parse
+from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, drop_settings_without_effect, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.errors import BackboneError, CheckpointError, RecipeError
 from hyperadapters.files import make_folder, write_atomically
+from hyperadapters.hosts import placement
 from hyperadapters.hosts.backbone import fingerprint, load_backbone
 from hyperadapters.hosts.heads import Head, TaskHeads
+from hyperadapters.hosts.sites import find_sites
 from hyperadapters.methods import PARTS
 from hyperadapters.model import HyperAdapterModel
 
@@ -210,7 +212,8 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
             raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
         backbone = load_backbone(config.backbone.name, config.model.modules, dtype)
     try:
-        model = HyperAdapterModel(backbone, config.tasks, config.model, config.backbone.name, config.lengths)
+        settings = placement.drop_settings_without_effect(config.model, find_sites(backbone, config.model.modules))
+        model = HyperAdapterModel(backbone, config.tasks, settings, config.backbone.name, config.lengths)
     except (BackboneError, RecipeError):
         if (found := fingerprint(backbone)) != config.backbone.fingerprint:
             raise _of_another(folder, config.backbone, found) from None
@@ -333,6 +336,8 @@ def _parse(values: Any, where: str) -> CheckpointConfig:
         lines = [json.dumps(task) for task in tasks]
         tasks.clear()
         tasks.extend(map(_task, lines))
+    if isinstance(values, dict) and isinstance(values.get("model"), dict):
+        values["model"] = drop_settings_without_effect(values["model"])
     return parse(CheckpointConfig, values, CheckpointError, where)
 
 

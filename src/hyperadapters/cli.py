@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
+import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +29,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+JSON_ESCAPES = "hyperadapters.json_escapes"
+"""Name of the error handler of the output streams."""
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG)
+"""Errors of an output that takes no more, rather than of the program."""
 
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, see recipes/.")]
@@ -89,7 +99,6 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the scores as JSON.")] = None,
 ) -> None:
     """Score a run on the data of its recipe."""
-    import json
     import time
 
     from hyperadapters.config import SPLITS
@@ -110,9 +119,9 @@ def evaluate(
     if not found:
         raise DataError(f"the recipe of {folder} has no {split} rows")
     metrics = runs.metrics_of(found, model.num_trainable_parameters(), time.monotonic() - started)
-    _print_scores(metrics)
     if output is not None:
-        write_atomically(output, (json.dumps(metrics, indent=2) + "\n").encode())
+        write_atomically(output, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+    _print_scores(metrics)
 
 
 @app.command(
@@ -327,12 +336,45 @@ def _print_report(report: FitReport) -> None:
 
 
 def main() -> None:
-    """Run the command line; what a user did wrong ends with a message and exit code 2."""
+    r"""Run the command line; what a user did wrong ends with a message and exit code 2.
+
+    Characters that an output stream cannot encode are written as in JSON, like \u00f6. An output that takes no more
+    ends the command with exit code 1: with a message where the disk is full, quietly where a reader closed the pipe.
+    """
+    _prepare_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, because the interpreter reports a failure at its end with a traceback
     except HyperAdaptersError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in its buffer
+        if error.errno != errno.EPIPE:
+            typer.echo(f"error: the output cannot be written: {error}", err=True)
+        sys.exit(1)
+
+
+def _prepare_streams() -> None:
+    """Make the output streams take every character, and what is written to a closed one disappear."""
+    codecs.register_error(JSON_ESCAPES, _json_escapes)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the interpreter's way to say that it was closed before
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=JSON_ESCAPES)
+
+
+def _json_escapes(error: UnicodeError) -> tuple[str, int]:
+    """Escape what cannot be encoded as JSON does, so that JSON stays valid JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def run_demo(output: Path, overwrite: bool, console: Console) -> Run:
     require("matplotlib")
     run = train(load_recipe(recipe_path()), output, overwrite=overwrite)
     comparison = compare(run)
-    write_atomically(output / COMPARISON_FILE, (json.dumps(comparison, indent=2) + "\n").encode())
+    write_atomically(output / COMPARISON_FILE, (json.dumps(comparison, indent=2, allow_nan=False) + "\n").encode())
     _draw_map(run, output / MAP_FILE)
     _print_comparison(comparison, console)
     _print_answers(run, console)

@@ -44,6 +44,10 @@ class ExportError(HyperAdaptersError):
     """A model cannot be expressed in the format it is to be exported to."""
 
 
+class NotFiniteError(HyperAdaptersError):
+    """A loss, a gradient or an answer is not a finite number."""
+
+
 class MissingPackageError(HyperAdaptersError):
     """An optional package is needed and not installed."""
 

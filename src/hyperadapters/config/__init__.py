@@ -3,7 +3,16 @@
 `Task`, `ModelConfig` and `Lengths` travel with a checkpoint; `Recipe` describes a training run.
 """
 
-from hyperadapters.config.model import PRESETS, BackboneKind, Dtype, Lengths, Method, ModelConfig, ModuleNames
+from hyperadapters.config.model import (
+    PRESETS,
+    BackboneKind,
+    Dtype,
+    Lengths,
+    Method,
+    ModelConfig,
+    ModuleNames,
+    drop_settings_without_effect,
+)
 from hyperadapters.config.recipe import (
     METRICS_FILE,
     RECIPE_FILE,
@@ -45,6 +54,7 @@ __all__ = [
     "TaskEntry",
     "TrainingConfig",
     "check_task_names",
+    "drop_settings_without_effect",
     "load_recipe",
     "parse",
     "resolve_paths",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -32,6 +33,12 @@ class ModuleNames(StrictModel):
     layers: str = Field(min_length=1)
     feed_forward: str = Field(min_length=1)
     width: Int | None = Field(None, ge=1)
+
+
+GENERATING: tuple[Method, ...] = ("pha", "hyperformer", "hyperdecoder")
+"""Methods with a hypernetwork."""
+RETRIEVING: tuple[Method, ...] = ("pha", "hyperdecoder")
+"""Methods with a retriever."""
 
 
 class ModelConfig(StrictModel):
@@ -129,9 +136,22 @@ class ModelConfig(StrictModel):
             raise ValueError(f"preset 'official' is the released code's PHA; with method '{self.method}' use 'paper'")
         if self.preset == "official" and self.codes != "trunk":
             raise ValueError(f"codes: preset 'official' has the released code's trunk, found '{self.codes}'; remove it")
-        if self.method != "pha" and self.prototypes_per_task > 1:
-            raise ValueError(f"prototypes_per_task: is for routing, and method '{self.method}' cannot route; remove it")
+        for name, reason in self.without_effect().items():
+            raise ValueError(f"{name}: {reason}; remove it")
         return self
+
+    def is_chosen(self, setting: str) -> bool:
+        """Whether a setting has a value other than its default and the one that the preset gives it."""
+        preset = PRESETS.get(str(self.preset), {})
+        return getattr(self, setting) not in (type(self).model_fields[setting].default, preset.get(setting))
+
+    def without_effect(self) -> dict[str, str]:
+        """Settings that were chosen and change nothing, each with the reason."""
+        return {
+            effect.setting: effect.reason.format(method=self.method, form=self.form)
+            for effect in EFFECTS
+            if self.is_chosen(effect.setting) and not effect.is_there(self)
+        }
 
     def for_backbone(self, has_heads: bool) -> ModelConfig:
         """These settings with the default preset, where none is given.
@@ -143,6 +163,61 @@ class ModelConfig(StrictModel):
             return self
         preset = "plus" if has_heads and self.method == "pha" else "paper"
         return ModelConfig(**{**self.model_dump(exclude_unset=True), "preset": preset})
+
+
+class Effect(NamedTuple):
+    """When a setting has an effect, and what is said where it has none."""
+
+    setting: str
+    is_there: Callable[[ModelConfig], bool]
+    reason: str
+
+
+EFFECTS = (
+    Effect("contrast", lambda config: config.method == "pha", "method '{method}' has no contrastive losses"),
+    Effect(
+        "contrastive_weight",
+        lambda config: config.method == "pha" and config.contrast != "none",
+        "there are no contrastive losses with this method and contrast",
+    ),
+    Effect(
+        "temperature",
+        lambda config: config.method == "pha",
+        "method '{method}' has no contrastive losses and cannot route",
+    ),
+    Effect(
+        "prototypes_per_task",
+        lambda config: config.method == "pha",
+        "is for routing, and method '{method}' cannot route",
+    ),
+    Effect("codes", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
+    Effect("features", lambda config: config.method in RETRIEVING, "method '{method}' has no retriever"),
+    Effect(
+        "label_names",
+        lambda config: config.method == "pha" or config.head_inputs != "adapted",
+        "method '{method}' adds no tasks, and with head_inputs 'adapted' nothing else is fitted to the names",
+    ),
+    Effect(
+        "adapter_norm_input", lambda config: config.form == "bottleneck", "form '{form}' has no adapters to norm for"
+    ),
+    Effect(
+        "shared_adapter_dim",
+        lambda config: config.form == "bottleneck",
+        "form '{form}' has no bottleneck; lora_rank is the size of the shared ones too",
+    ),
+)
+"""Settings that only some methods or forms have; those that depend on the backbone are in `hosts.placement`.
+
+The sizes `prototype_dim` and `hidden_dim` are taken with every method, so that a comparison may change `method` alone.
+"""
+
+
+def drop_settings_without_effect(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a stored `ModelConfig` without those that are refused now because they have no effect."""
+    config = ModelConfig.model_construct(
+        **{key: value for key, value in values.items() if key in ModelConfig.model_fields}
+    )
+    return {key: value for key, value in values.items() if key not in config.without_effect()}
 
 
 class Lengths(StrictModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from hyperadapters.config.model import Dtype, Lengths, ModelConfig
+from hyperadapters.config.model import RETRIEVING, Dtype, Lengths, ModelConfig
 from hyperadapters.config.tasks import Task, check_task_names
 from hyperadapters.config.validation import Int, StrictModel, parse
 from hyperadapters.errors import RecipeError, did_you_mean
@@ -18,6 +18,11 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 RECIPE_FILE = "resolved_recipe.yaml"
 METRICS_FILE = "metrics.json"
 """The recipe and the scores of a run, in its folder."""
+
+
+def _is_set(config: StrictModel, name: str) -> bool:
+    """Whether a setting has another value than its default."""
+    return bool(getattr(config, name) != type(config).model_fields[name].default)
 
 
 class Cut(StrictModel):
@@ -125,6 +130,8 @@ class DataConfig(StrictModel):
         given = [name for name in ("n_train", "fraction", "k_per_label") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"expected at most one of n_train, fraction, k_per_label; found {given}")
+        if self.sampling != "temperature" and _is_set(self, "temperature"):
+            raise ValueError(f"temperature: is for sampling 'temperature', found '{self.sampling}'; remove it")
         return self
 
 
@@ -191,6 +198,14 @@ class TrainingConfig(StrictModel):
             raise ValueError("expected exactly one of max_steps, num_train_epochs")
         return self
 
+    @model_validator(mode="after")
+    def _check_prefix_cache(self) -> Self:
+        if self.prefix_cache != "auto" and _is_set(self, "prefix_cache_gb"):
+            raise ValueError(f"prefix_cache_gb: is for prefix_cache 'auto', found '{self.prefix_cache}'; remove it")
+        if self.prefix_cache == "none" and _is_set(self, "prefix_cache_dtype"):
+            raise ValueError("prefix_cache_dtype: with prefix_cache 'none' nothing is kept; remove it")
+        return self
+
 
 class Recipe(StrictModel):
     """A training run: backbone, tasks with their data, model and training settings.
@@ -212,6 +227,17 @@ class Recipe(StrictModel):
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         check_task_names(self.tasks)
+        return self
+
+    @model_validator(mode="after")
+    def _check_training_fits_the_model(self) -> Self:
+        method, training = self.model.method, self.training
+        if method not in RETRIEVING and _is_set(training, "retriever_learning_rate"):
+            raise ValueError(f"training.retriever_learning_rate: method '{method}' has no retriever; remove it")
+        if method != "pha" and _is_set(training, "false_decline_rate"):
+            raise ValueError(f"training.false_decline_rate: method '{method}' cannot route; remove it")
+        if self.model.preset == "official" and _is_set(training, "optimizer"):
+            raise ValueError("training.optimizer: preset 'official' has the released code's optimizer; remove it")
         return self
 
 

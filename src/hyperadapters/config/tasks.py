@@ -31,7 +31,8 @@ class Task(StrictModel):
         fields: `("text",)` or `("text", "text_pair")`.
         labels: of a classification task, in the order of the head's outputs. In a recipe they may be left out:
             they are then the sorted labels of the training rows.
-        metrics: the first one is the task's score. "f1" is of the last of two labels.
+        metrics: the first one is the task's score. "f1" is of the last of two labels; "macro_f1" is the mean over the
+            labels that occur among the targets or the answers.
         template: how a text-to-text backbone reads the fields, for example "premise: {text} hypothesis: {text_pair}".
             Default: the fields with a space between them, which a row to be routed gets in any case.
         label_words: what a text-to-text backbone writes for each label. Default: the label itself.
@@ -71,6 +72,10 @@ class Task(StrictModel):
     def main_metric(self) -> str:
         """The metric that is the task's score."""
         return self.metrics[0]
+
+    def settings_of_texts(self) -> list[str]:
+        """Settings that this task has and only backbones read that write their answers."""
+        return [name for name in ("template", "label_words", "step") if getattr(self, name) is not None]
 
     @field_validator("name")
     @classmethod

@@ -142,11 +142,8 @@ class TaskHeads(nn.Module):
         return made
 
     def set_target_scale(self, task_id: int, targets: Sequence[float]) -> None:
-        """Remember mean and standard deviation of a regression task's training targets."""
-        values = torch.tensor(targets, dtype=torch.float64)
-        std = values.std(correction=0)
-        self.target_mean[task_id] = values.mean()
-        self.target_std[task_id] = std if std > 0 else 1.0
+        """Remember mean and standard deviation of a regression task's training targets (1 where they are constant)."""
+        self.target_mean[task_id], self.target_std[task_id] = target_scale(targets)
 
     def forward(self, pooled: Tensor, features: Tensor, task_ids: Tensor) -> Tensor:
         """Logits of each row under its own task.
@@ -207,6 +204,14 @@ class TaskHeads(nn.Module):
         errors = ((logits[:, 0] - labels) / self.target_std[task_ids]).square()
         losses = torch.where(is_regression, errors, cross_entropy)
         return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def target_scale(targets: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of a regression's targets; 1 in the place of the latter where they are constant."""
+    values = torch.tensor(targets, dtype=torch.float64)
+    # Labels are float32, and the mean of equal numbers need not be exactly that number.
+    is_constant = len(values.float().unique()) == 1
+    return float(values.mean()), 1.0 if is_constant else float(values.std(correction=0))
 
 
 def head_size(task: Task) -> int:

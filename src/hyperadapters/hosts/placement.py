@@ -35,6 +35,8 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
     Raises:
         RecipeError: a setting does not fit the backbone.
     """
+    for name, reason in without_effect(config, sites).items():
+        raise RecipeError(f"{name}: {reason}; remove it")
     config = config.for_backbone(has_heads=sites.kind == "encoder")
     if sites.kind != "encoder":
         _check_text_to_text(config)
@@ -63,10 +65,6 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
         raise RecipeError(
             f"frozen_encoder_layers: this {sites.kind} is frozen below its feature_layer; set that instead"
         )
-    if not config.adapter_norm_input and sites.is_pre_norm:
-        raise RecipeError(
-            "adapter_norm_input: this backbone norms its hidden states before the feed-forward; remove it"
-        )
     num_layers = len(sites.generated.layers)
     feature_layer = num_layers // 2 if config.feature_layer is None else config.feature_layer
     if feature_layer >= num_layers:
@@ -75,6 +73,33 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
             f"generated above it), found {feature_layer}"
         )
     return config.model_copy(update={"feature_layer": feature_layer})
+
+
+def without_effect(config: ModelConfig, sites: Sites) -> dict[str, str]:
+    """Settings that were chosen and change nothing on a backbone, each with the reason."""
+    num_shared = len(sites.shared.layers) if sites.shared else 0
+    useless = {
+        "adapter_norm_input": (
+            sites.generated.row.norm is None,
+            "this backbone norms its hidden states outside of the feed-forward, and the setting is for T5, whose "
+            "feed-forward norms its own input",
+        ),
+        "label_names": (
+            sites.kind != "encoder",
+            "is for encoders, which have task heads, and this backbone writes its answers",
+        ),
+        "shared_adapter_dim": (
+            sites.kind == "encoder-decoder" and config.frozen_encoder_layers >= num_shared,
+            "with all encoder layers frozen there are no shared adapters",
+        ),
+    }
+    return {name: reason for name, (is_useless, reason) in useless.items() if is_useless and config.is_chosen(name)}
+
+
+def drop_settings_without_effect(config: ModelConfig, sites: Sites) -> ModelConfig:
+    """The settings of a checkpoint without those that are refused now because they have no effect on its backbone."""
+    defaults = {name: type(config).model_fields[name].default for name in without_effect(config, sites)}
+    return config.model_copy(update=defaults)
 
 
 def _check_text_to_text(config: ModelConfig) -> None:

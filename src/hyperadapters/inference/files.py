@@ -98,4 +98,4 @@ def _write_csv(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

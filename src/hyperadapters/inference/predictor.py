@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from hyperadapters.batch import ROUTES, Route, check_can_route
 from hyperadapters.config import Dtype, Task
@@ -23,6 +25,7 @@ from hyperadapters.errors import DataError, TaskError, unknown_name
 from hyperadapters.hosts.host import Frozen, evaluating
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
 from hyperadapters.inference.cache import AdapterCache
+from hyperadapters.inference.finite import FiniteLogits, check_answers, has_usable_logits
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.routing import RoutingResult, decide
 from hyperadapters.model import HyperAdapterModel
@@ -138,6 +141,7 @@ class Predictor:
         Raises:
             DataError, TaskError: an input is wrong, or has no task where the method cannot route, or a task of the
                 model has gone meanwhile. Inputs of earlier chunks have been answered then.
+            NotFiniteError: the model computes values for an input that are not finite numbers.
         """
         tasks = self.model.tasks
         examples = read_inputs(inputs, tasks, task)
@@ -181,7 +185,10 @@ class Predictor:
                     task_ids = torch.tensor([examples[i].task_id for i in indices], device=device) if told else None
                     plain = self._without_templates([examples[index] for index in indices]) if told else None
                     states = frozen([start + index for index in indices], batch) if told and frozen else None
-                    answers.update(zip(indices, self._answer_batch(batch, task_ids, plain, states), strict=True))
+                    found, usable = self._answer_batch(batch, task_ids, plain, states)
+                    inputs, numbers = [examples[i] for i in indices], [start + i + 1 for i in indices]
+                    check_answers(self.model, usable, inputs, numbers, "what the model computes")
+                    answers.update(zip(indices, found, strict=True))
         return [answers[index] for index in range(len(examples))]
 
     def _without_templates(self, examples: Sequence[Example]) -> dict[str, Tensor] | None:
@@ -209,7 +216,8 @@ class Predictor:
         task_ids: Tensor | None,
         plain: dict[str, Tensor] | None,
         frozen: Frozen | None,
-    ) -> list[Prediction]:
+    ) -> tuple[list[Prediction], Tensor]:
+        """The answers [B], and whether what they were read from is finite [B]."""
         model = self.model
         if model.text_to_text:
             encoded = model.encode(**batch, frozen=frozen)
@@ -218,6 +226,7 @@ class Predictor:
             if used is None:
                 assert instances is not None
                 used = model.prototypes.nearest(instances)
+            finite = FiniteLogits()
             tokens = model.generate(
                 **batch,
                 task_ids=task_ids,
@@ -225,21 +234,29 @@ class Predictor:
                 route=self.route,
                 max_new_tokens=model.lengths.target,
                 do_sample=False,
+                logits_processor=LogitsProcessorList([finite]),
                 **self._ends,
             )
             if model.kind == "decoder":
                 tokens = tokens[:, batch["input_ids"].shape[1] :]
             outputs: list[Any] = model.collator.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            assert finite.usable is not None
+            usable = finite.usable
         else:
             output = model(**batch, task_ids=task_ids, route=self.route, frozen=frozen)
             instances, used, outputs = output.instances, output.task_ids, output.logits.float().tolist()
+            usable = has_usable_logits(output.logits) & output.logits[:, 0].isfinite()
         vectors = [None] * len(used) if instances is None else [tuple(vector) for vector in instances.tolist()]
         routings: Sequence[RoutingResult | None] = [None] * len(used)
         if model.can_route and instances is not None:
             routings = decide(model, instances)
+            # The most similar task decides, and NaN counts as the most similar.
+            usable = usable & torch.tensor([isfinite(routing.similarity) for routing in routings], device=usable.device)
+        if instances is not None:
+            usable = usable & instances.isfinite().all(dim=1)
         may_decline = task_ids is None and self.decline
         declined = [may_decline and routing is not None and not routing.accepted for routing in routings]
-        return [
+        predictions = [
             Prediction(None, None, None, None, routing, None, instance)
             if is_declined
             else _prediction(model.tasks[task_id], value, routing, instance)
@@ -247,6 +264,7 @@ class Predictor:
                 used.tolist(), outputs, routings, vectors, declined, strict=True
             )
         ]
+        return predictions, usable
 
 
 def _prediction(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from torch.nn.functional import normalize
 
 from hyperadapters.batch import check_can_route
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import DataError
+from hyperadapters.errors import DataError, NotFiniteError
 from hyperadapters.hosts.host import evaluating
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.model import HyperAdapterModel
 
@@ -70,10 +72,16 @@ def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) 
     Raises:
         DataError: an input is none of these.
         TaskError: the model's method cannot route.
+        NotFiniteError: the similarities of a text are not finite numbers.
     """
     check_can_route(model.adapter_config.method)
     examples = list(read_inputs(texts, model.tasks, None))
-    return decide(model, instance_vectors(model, examples, batch_size)) if examples else []
+    if not examples:
+        return []
+    found = decide(model, instance_vectors(model, examples, batch_size))
+    usable = torch.tensor([isfinite(result.similarity) for result in found])
+    check_answers(model, usable, examples, range(1, len(examples) + 1), "the similarity to the tasks")
+    return found
 
 
 def decide(model: HyperAdapterModel, instances: Tensor) -> list[RoutingResult]:
@@ -139,6 +147,7 @@ def calibrate(
 
     Raises:
         DataError: the rate is not from 0 to below 1, or instance vectors are not finite.
+        NotFiniteError: similarities are not finite.
         TaskError: the model's method cannot route.
     """
     check_can_route(model.adapter_config.method)
@@ -150,7 +159,10 @@ def calibrate(
         keys = [_keys(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))]
         model.prototypes.set_keys(keys)
     instances, owners = _instances_and_owners(model, validation_examples or train_examples)
-    found = thresholds(model.prototypes.similarity(instances), owners, false_decline_rate)
+    similarity = model.prototypes.similarity(instances)
+    if not similarity.isfinite().all():
+        raise NotFiniteError(f"similarities of inputs to the tasks are not finite; {likely_cause(model)}")
+    found = thresholds(similarity, owners, false_decline_rate)
     model.thresholds.copy_(found - ROUNDING)
     model.revision += 1
 

@@ -47,20 +47,24 @@ def evaluate(
 
     Raises:
         BackboneError: the prefix is of another backbone, or of other frozen layers.
-        DataError: it has room for another number of examples.
+        DataError: there are no examples, one of them has no task or no target, or the prefix has room for another
+            number of examples.
     """
+    _check_examples(examples)
     if prefix is not None:
         if len(prefix) != len(examples):
             raise DataError(f"expected a prefix of the {len(examples)} examples, found one of {len(prefix)}")
         prefix.use(model)
     predictions = list(Predictor(model, batch_size)(examples, frozen=prefix))
-    scores = {}
+    rows_of: dict[int | None, list[int]] = {}
+    for row, example in enumerate(examples):
+        rows_of.setdefault(example.task_id, []).append(row)
+    scores, main = {}, []
     for task_id, task in enumerate(model.tasks):
-        rows = [row for row, example in enumerate(examples) if example.task_id == task_id]
-        if rows:
+        if rows := rows_of.get(task_id):
             targets = [examples[row].target for row in rows]
             scores[task.name] = score(task, targets, [predictions[row].target for row in rows])
-    main = [scores[task.name][task.main_metric] for task in model.tasks if task.name in scores]
+            main.append(scores[task.name][task.main_metric])
     names = [task.name for task in model.tasks]
     routed = [
         p.routing.candidates[0].task == names[e.task_id]  # type: ignore[index]
@@ -68,3 +72,12 @@ def evaluate(
         if p.routing is not None
     ]
     return Evaluation(scores, sum(main) / len(main), sum(routed) / len(routed) if routed else None, predictions)
+
+
+def _check_examples(examples: Sequence[Example]) -> None:
+    if not examples:
+        raise DataError("evaluate: expected at least one example, found none")
+    for number, example in enumerate(examples, start=1):
+        if example.task_id is None or example.target is None:
+            missing = "task_id" if example.task_id is None else "target"
+            raise DataError(f"evaluate: example {number} has no {missing}; without one it cannot be scored")

@@ -110,13 +110,20 @@ def add_task(
         seed: of the subset, random start, left-out examples and batches.
 
     Raises:
-        TaskError: the name is taken, the kind does not fit the backbone, there is no such `fit` or `init`, `max_steps`
-            is negative, or the model is of another method than "pha".
+        TaskError: the name is taken, the kind or a setting does not fit the backbone, there is no such `fit` or `init`,
+            `max_steps` is negative, or the model is of another method than "pha".
         DataError: no examples, one of them is wrong, or there is none for a label. Nothing has changed then.
+        NotFiniteError: what the model computes for an example, or what was fitted, is not finite. Nothing has changed
+            then.
     """
     if not isinstance(task, Task):
         raise TaskError(f"expected a Task, such as Task.classification(name, labels); found {task!r}")
     model.check_tasks_can_change()
+    if not model.text_to_text and (unread := task.settings_of_texts()):
+        raise TaskError(
+            f"task '{task.name}', {unread[0]}: is for backbones that write their answers, and this model has task "
+            "heads; remove it"
+        )
     _check_choice("fit", fit, FITS)
     _check_choice("init", init, INITS)
     task, rows = _read_examples(task, examples, len(model.tasks))

@@ -18,9 +18,11 @@ from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
-from hyperadapters.hosts.heads import Head, wide_inputs
+from hyperadapters.errors import NotFiniteError
+from hyperadapters.hosts.heads import Head, target_scale, wide_inputs
 from hyperadapters.hosts.host import Encoded
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.objective import text_loss
 
@@ -40,6 +42,9 @@ HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SAME = 1e-6
 """Mean square below which the rows of a label count as one and the same."""
 HEAD_PENALTIES = (0.01, 0.1, 1.0, 10.0)
+MANY_LOGITS = 2_000_000
+"""Rows times labels above which one penalty is tried, on one fold, so that thousands of labels take seconds."""
+MIDDLE_PENALTY = 1.0
 RIDGE_STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
@@ -72,7 +77,11 @@ class FitExamples:
     """Examples of one task with what the frozen layers make of them, computed once."""
 
     def __init__(self, model: HyperAdapterModel, task: Task, examples: Sequence[Example]) -> None:
-        """Args: examples: with targets; their task ids are not read."""
+        """Args: examples: with targets; their task ids are not read.
+
+        Raises:
+            NotFiniteError: hidden states of an example are not finite.
+        """
         self.model, self.task = model, task
         lengths = model.lengths
         self._collator = Collator(model.tokenizer, [task], model.kind, lengths.input, lengths.target)
@@ -85,6 +94,9 @@ class FitExamples:
                 inputs, _ = self._tensors(rows)
                 encoded = model.encode(**inputs)  # type: ignore[arg-type]
                 real = inputs["attention_mask"].bool()
+                usable = torch.stack([h[m].isfinite().all() for h, m in zip(encoded.hidden, real, strict=True)])
+                what = "what the frozen layers compute"
+                check_answers(model, usable, [self.examples[row] for row in rows], [row + 1 for row in rows], what)
                 self._hidden.update(zip(rows, (h[m] for h, m in zip(encoded.hidden, real, strict=True)), strict=True))
                 features = encoded.pooled
                 if not model.text_to_text:
@@ -194,6 +206,9 @@ def fit_task(
         max_steps: at most; default `MAX_STEPS`.
         seed: of left-out rows and batches.
         known: see `make_head`.
+
+    Raises:
+        NotFiniteError: what an example gives is not finite, or the fitted weights or the loss are not.
     """
 
     def head_of(rows: Sequence[int]) -> Head | None:
@@ -202,6 +217,9 @@ def fit_task(
     everything = list(range(len(data)))
     with torch.no_grad():
         inputs = None if model.text_to_text else _head_inputs(data, _generate(model, start))
+    if inputs is not None:
+        numbers = range(1, len(data) + 1)
+        check_answers(model, inputs.isfinite().all(dim=1), data.examples, numbers, "what the head reads")
     most = 0 if fit == "none" else MAX_STEPS if max_steps is None else max_steps
     folds, stopping = _folds(data, seed) if most else ([], "none")
     curves: list[list[float]] = []
@@ -214,11 +232,22 @@ def fit_task(
         curves.append(curve)
     steps = most
     if curves:
-        steps = looks[int(torch.tensor(curves).mean(dim=0).nan_to_num(nan=torch.inf).argmin())]
+        losses = torch.tensor(curves).mean(dim=0).nan_to_num(nan=torch.inf)
+        if not losses.isfinite().any():
+            raise _not_fitted(model, data, "the loss of the examples that are left out")
+        steps = looks[int(losses.argmin())]
     student = _Student(model, start, head_of(everything), fit)
     for _ in _train(student, data, everything, fit, steps, seed):
         pass
+    if not all(bool(parameter.isfinite().all()) for parameter in student.parameters()):
+        raise _not_fitted(model, data, "a fitted weight")
+    if not math.isfinite(_loss(student, data, everything[:BATCH_SIZE])):
+        raise _not_fitted(model, data, "the loss of the fitted task")
     return student.result(steps, stopping, fit)
+
+
+def _not_fitted(model: HyperAdapterModel, data: FitExamples, what: str) -> NotFiniteError:
+    return NotFiniteError(f"task '{data.task.name}': {what} is not a finite number; {likely_cause(model)}")
 
 
 def _generate(model: HyperAdapterModel, start: Start) -> AdapterWeights:
@@ -299,7 +328,8 @@ def make_head(
         targets: of all rows.
         rows: to use.
         fitted: whether a classification goes on from the means (see `mean_head`) to a logistic regression, with a
-            penalty on the distance from there. The penalty, or none of this, is chosen on rows that are left out.
+            penalty on the distance from there. The penalty, or none of this, is chosen on rows that are left out. Above
+            `MANY_LOGITS` there is one penalty to choose.
         seed: of the left-out rows.
         known: weights [C', F + d] of other tasks' heads. What these say of an input can be worth more than what a few
             examples show, or nothing: a second head is made, which reads that too, and the result is the mean of both
@@ -314,7 +344,8 @@ def make_head(
     if directions is None or cost is None:
         return head
     informed, informed_cost = _make_head(task, torch.cat([chosen, chosen @ directions.T], dim=1), values, fitted, seed)
-    assert informed_cost is not None
+    if informed_cost is None or not math.isfinite(informed_cost):
+        return head
     width, share = chosen.shape[1], float(torch.tensor(cost - informed_cost).sigmoid())
     weight = informed.weight[:, :width] + informed.weight[:, width:] @ directions
     return head._replace(
@@ -356,8 +387,9 @@ def _make_head(
     if not fitted or not shuffled:
         return _Candidate(start)
     folds = min(FOLDS, *map(len, shuffled))
-    losses = dict.fromkeys([None, *HEAD_PENALTIES], 0.0)
-    for fold in range(folds):
+    is_large = len(labels) * len(task.labels) > MANY_LOGITS
+    losses = dict.fromkeys([None, MIDDLE_PENALTY] if is_large else [None, *HEAD_PENALTIES], 0.0)
+    for fold in range(1 if is_large else folds):
         left_out = sorted(row for group in shuffled for row in group[fold::folds])
         kept = sorted(set(range(len(labels))) - set(left_out))
         head = mean_head(chosen[kept], labels[kept], len(task.labels))
@@ -365,6 +397,7 @@ def _make_head(
             trained = head if penalty is None else _logistic_head(chosen[kept], labels[kept], head, penalty)
             logits = F.linear(chosen[left_out], trained.weight, trained.bias)
             losses[penalty] += float(F.cross_entropy(logits, labels[left_out], reduction="sum"))
+    losses = {penalty: loss for penalty, loss in losses.items() if math.isfinite(loss)} or {None: math.inf}
     best = min(losses, key=losses.__getitem__)
     head = start if best is None else _logistic_head(chosen, labels, start, best)
     return _Candidate(head, losses[best])
@@ -385,14 +418,14 @@ def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
     if int(counts.min()) < 2:
         return _mean_head(means, base)
     without = (means[labels] * counts[labels, None] - inputs) / (counts[labels, None] - 1)
-    likelihoods = dict.fromkeys(HEAD_SCALES, 0.0)
-    for row, label in enumerate(labels.tolist()):
-        own = means.clone()
-        own[label] = without[row]
-        head = _mean_head(own, base)
-        logits = F.linear(inputs[row], head.weight, head.bias)
-        for scale in HEAD_SCALES:
-            likelihoods[scale] += float((scale * logits).log_softmax(dim=0)[label])
+    logits, middle = F.linear(inputs, *_mean_head(means, base)[:2]), means.mean(dim=0)
+    # Without a row its label's mean, and with it m, is another one; m changes the logits of all labels by the same.
+    offsets = without - middle
+    own = base * (((inputs - middle) * offsets).sum(dim=1) - 0.5 * offsets.square().sum(dim=1))
+    logits = logits.scatter(1, labels[:, None], own[:, None])
+    likelihoods = {
+        scale: float((scale * logits).log_softmax(dim=1).gather(1, labels[:, None]).sum()) for scale in HEAD_SCALES
+    }
     return _mean_head(means, base * max(likelihoods, key=likelihoods.__getitem__))
 
 
@@ -427,7 +460,7 @@ def _mean_head(means: Tensor, scale: float) -> Head:
 
 
 def _ridge_head(features: Tensor, targets: Tensor) -> _Candidate:
-    mean, std = float(targets.mean()), float(targets.std(correction=0)) or 1.0
+    mean, std = target_scale(targets.tolist())
     if len(targets) < 2:
         return _Candidate(Head(features.new_zeros(1, features.shape[1]), features.new_zeros(1), mean, std))
     middle = features.mean(dim=0)

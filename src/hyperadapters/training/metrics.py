@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from hyperadapters.config import Task
+from hyperadapters.errors import DataError
 
 NO_ANSWER = -1
 
@@ -17,18 +19,26 @@ NO_ANSWER = -1
 def score(task: Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:
     """All metrics of a task, each as a fraction or a correlation.
 
+    As in scikit-learn, "macro_f1" is the mean over the labels that occur among the targets or the answers, and "f1" is
+    0 where its label occurs in neither. A correlation with constant numbers is 0.
+
     Args:
         task: names the metrics.
-        targets: label indices, numbers or texts.
-        answers: the same; None where there is none. It counts as wrong (labels, texts), or as the mean of the other
-            answers (numbers), which says nothing about the target.
+        targets: label indices, numbers or texts; at least one.
+        answers: the same; None or NaN where there is none. It counts as wrong (labels, texts), or as the mean of the
+            other answers (numbers), which says nothing about the target.
+
+    Raises:
+        DataError: there are no targets.
     """
+    if not len(targets):
+        raise DataError(f"task '{task.name}': no rows to score; expected at least one")
     if task.kind == "text-to-text":
         hits = [str(target).strip() == answer for target, answer in zip(targets, answers, strict=True)]
         return {"exact_match": float(np.mean(hits))}
     if task.kind == "regression":
         return {name: _correlation(name, targets, answers) for name in task.metrics}
-    guesses = [NO_ANSWER if answer is None else answer for answer in answers]
+    guesses = [NO_ANSWER if answer is None or np.isnan(answer) else answer for answer in answers]
     return {name: _classification(name, task, targets, guesses) for name in task.metrics}
 
 
@@ -36,8 +46,10 @@ def _classification(name: str, task: Task, targets: Sequence[int], guesses: Sequ
     if name == "accuracy":
         return float(sk.accuracy_score(targets, guesses))
     if name == "matthews_correlation":
-        return float(sk.matthews_corrcoef(targets, guesses))
-    labels = [len(task.labels) - 1] if name == "f1" else list(range(len(task.labels)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+            return float(sk.matthews_corrcoef(targets, guesses))
+    labels = [len(task.labels) - 1] if name == "f1" else sorted({*targets, *guesses} - {NO_ANSWER})
     return float(sk.f1_score(targets, guesses, labels=labels, average="macro", zero_division=0.0))
 
 

@@ -14,7 +14,7 @@ import yaml
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hyperadapters.checkpoint import is_checkpoint
+from hyperadapters.checkpoint import CONFIG_FILE, WEIGHTS_PATTERN, is_checkpoint
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
@@ -58,6 +58,8 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
 
     Raises:
         OutputError: the folder holds a run and neither `resume` nor `overwrite` is given, or is not a run's.
+        NotFiniteError: training diverged, or what the trained model computes is not finite. The run is not finished
+            then, and has no `metrics.json` and no checkpoint of its result.
         HyperAdaptersError: recipe, data or backbone are wrong.
     """
     output = Path(output)
@@ -77,6 +79,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
         _use_attention(model.backbone, recipe.training.attention)
     _set_target_scales(model, tasks)
     train_rows, validation_rows = examples_of(tasks, "train"), examples_of(tasks, "validation")
+    _check_settings(recipe, model, bool(validation_rows))
     arguments = training_arguments(recipe, output, bool(validation_rows))
 
     if overwrite:
@@ -95,9 +98,11 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     if trainer.validation_prefix is not None:
         prefixes["validation"] = trainer.validation_prefix
     evaluations = evaluate_splits(model, tasks, recipe.training.eval_batch_size, prefixes=prefixes)
+    if not evaluations:  # no other rows show whether the result is usable
+        evaluate(model, train_rows[: recipe.training.eval_batch_size])
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
     model.eval().save_pretrained(output, scores=metrics["tasks"])
-    write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
+    write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
     _remove_checkpoints(output)
     return Run(model, tasks, evaluations, metrics)
 
@@ -199,7 +204,7 @@ def remove_run(folder: Path) -> None:
     """Remove a run and its logs; other files in the folder stay."""
     _remove_checkpoints(folder)
     shutil.rmtree(folder / LOGS_FOLDER, ignore_errors=True)
-    for pattern in ("hyperadapter.json", "adapters-*.safetensors", METRICS_FILE, RECIPE_FILE):
+    for pattern in (CONFIG_FILE, WEIGHTS_PATTERN, METRICS_FILE, RECIPE_FILE):
         for path in folder.glob(pattern):
             path.unlink()
 
@@ -230,6 +235,37 @@ def _recipe_text(recipe: Recipe) -> str:
         values["model"] = recipe.model.model_dump(mode="json", exclude_unset=True)
     resolve_paths(values, Path.cwd())
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _check_settings(recipe: Recipe, model: HyperAdapterModel, has_validation: bool) -> None:
+    """Check that the settings of a recipe have an effect on its backbone and data.
+
+    Raises:
+        RecipeError: one of them has none.
+    """
+    heads = model.text_to_text, "this backbone writes its answers and has no task heads"
+    frozen = not model.has_frozen_layers, "this model has no layers below everything that is trained"
+    validation = not has_validation, "there are no validation rows"
+    useless = {
+        "training.head_learning_rate": heads,
+        "training.prefix_cache": frozen,
+        "training.prefix_cache_dtype": frozen,
+        "training.prefix_cache_gb": frozen,
+        "training.early_stopping_patience": validation,
+        "data.n_validation": validation,
+    }
+    for setting, (is_useless, reason) in useless.items():
+        section, _, name = setting.partition(".")
+        config = getattr(recipe, section)
+        default = type(config).model_fields[name].default
+        if is_useless and getattr(config, name) not in (default, "none"):  # without a cache there is none in any case
+            raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
+    for task in recipe.tasks:
+        if not model.text_to_text and (unread := task.settings_of_texts()):
+            raise RecipeError(
+                f"task '{task.name}', {unread[0]}: is for backbones that write their answers, and this one has task "
+                "heads; remove it"
+            )
 
 
 def _use_attention(backbone: Any, name: str) -> None:

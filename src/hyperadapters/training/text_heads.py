@@ -23,6 +23,7 @@ from hyperadapters.errors import DataError
 from hyperadapters.hosts.heads import Head, TaskHeads, scaled_features
 from hyperadapters.hosts.host import evaluating
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.inference.finite import check_answers
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.baselines import logistic_regression
 
@@ -51,9 +52,15 @@ class HeadRows:
     features: Sequence[Tensor]
     logits: Sequence[Tensor] = ()
 
-    def of_task(self, task_id: int) -> HeadRows:
-        """The rows of one task."""
-        rows = [row for row, example in enumerate(self.examples) if example.task_id == task_id]
+    def by_task(self, num_tasks: int) -> list[HeadRows]:
+        """The rows of each task, by task id."""
+        rows_of: list[list[int]] = [[] for _ in range(num_tasks)]
+        for row, example in enumerate(self.examples):
+            assert example.task_id is not None
+            rows_of[example.task_id].append(row)
+        return [self._chosen(rows) for rows in rows_of]
+
+    def _chosen(self, rows: Sequence[int]) -> HeadRows:
         logits = [self.logits[row] for row in rows] if self.logits else ()
         return HeadRows([self.examples[row] for row in rows], [self.features[row] for row in rows], logits)
 
@@ -75,6 +82,7 @@ def fit_text_heads(
 
     Raises:
         DataError: a label of a task has no training example.
+        NotFiniteError: the features of an example are not finite.
         ValueError: the heads have been fitted already; what they had learned before is no longer apart.
     """
     assert model.heads is not None
@@ -99,6 +107,9 @@ def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size
             inputs = to_device(model.collator.inputs([examples[row] for row in rows]), device_of(model))
             is_pair = [examples[row].text_pair is not None for row in rows]
             found = model.head_features(inputs, torch.empty(0), is_pair)
+            numbers = [row + 1 for row in rows]
+            what = "what the frozen backbone computes"
+            check_answers(model, found.isfinite().all(dim=1), [examples[row] for row in rows], numbers, what)
             for row, of_row in zip(rows, found.cpu(), strict=True):
                 features[row] = of_row
             if with_logits:
@@ -115,10 +126,15 @@ def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRo
     assert model.heads is not None
     width = model.heads.width
     made = []
-    for task_id, (task, trained) in enumerate(zip(model.tasks, model.heads.unpack(), strict=True)):
-        regression = _regression(task, train.of_task(task_id), trained, width)
-        rows = validation.of_task(task_id)
-        shares = SHARES_UNCHECKED if not rows.targets else _shares(task, rows, regression, trained, width)
+    num_tasks = len(model.tasks)
+    for task, trained, fitted_to, rows in zip(
+        model.tasks, model.heads.unpack(), train.by_task(num_tasks), validation.by_task(num_tasks), strict=True
+    ):
+        regression = _regression(task, fitted_to, trained, width)
+        if not (trained.weight.isfinite().all() and trained.bias.isfinite().all()):
+            shares = PRIOR
+        else:
+            shares = _shares(task, rows, regression, trained, width) if rows.targets else SHARES_UNCHECKED
         made.append(_combined(regression, trained, shares))
     heads = TaskHeads.of(model.tasks, made, width, model.heads.features_width).to(device_of(model))
     heads.train(model.training)
@@ -131,6 +147,8 @@ def _regression(task: Task, rows: HeadRows, trained: Head, width: int) -> Head:
     inputs = scaled_features(torch.stack(list(rows.features)), width).numpy()
     scale = trained.target_mean, trained.target_std
     if task.kind == "regression":
+        if len(rows.targets) < 2:  # one row: its target is all that is known
+            return _head(np.zeros((1, inputs.shape[1])), np.zeros(1), *scale)
         ridge = RidgeCV(RIDGE_STRENGTHS).fit(inputs, (np.array(rows.targets) - scale[0]) / scale[1])
         return _head(ridge.coef_[None], np.array([ridge.intercept_]), *scale)
     labels = [int(target) for target in rows.targets]
@@ -173,6 +191,8 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, width: 
     found = _minimum(cost, torch.ones(2))
     if (found < 0).any():  # of a convex cost: where one share is below 0, the best without it is at 0
         found = _minimum(cost, (found >= 0).float())
+    if not found.isfinite().all():
+        return PRIOR
     first_share, second_share = found.clamp(min=0).tolist()
     return first_share, second_share
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -19,7 +22,8 @@ from hyperadapters.core import Losses
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sampling import MixedTaskBatchSampler
-from hyperadapters.errors import MissingPackageError, OutputError, RecipeError, unknown_name
+from hyperadapters.errors import MissingPackageError, NotFiniteError, OutputError, RecipeError, unknown_name
+from hyperadapters.inference.finite import has_usable_logits, shown
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.optimizers import OfficialAdamW
@@ -31,12 +35,29 @@ logger = logging.getLogger(__name__)
 
 DIRECTIONS_LEARNING_RATE = 1e-2
 """Default of heads that read directions, vectors of length 1; hidden states are some seven times as long on MiniLM."""
+SHOWN_ROWS = 3
+DIVERGED = (
+    "Either training diverged: lower training.learning_rate, head_learning_rate or retriever_learning_rate; or the "
+    "backbone exceeds the range of float16: set backbone_dtype to bfloat16 or float32, and bf16 instead of fp16"
+)
+
+
+class QuietProgress(ProgressCallback):
+    """The Trainer's bar and log; an output that cannot take a line of the log does not end the training."""
+
+    def on_log(self, *arguments: Any, **options: Any) -> None:
+        """Write the line, if the output can take it."""
+        with suppress(OSError, UnicodeError):
+            super().on_log(*arguments, **options)
 
 
 class HyperAdapterTrainer(Trainer):
     """Trains a `HyperAdapterModel`; accelerate, mixed precision, accumulation, loggers and resuming are the Trainer's.
 
     The contrastive losses see the rows of one forward: with gradient accumulation, those of one micro-batch.
+
+    Training ends with a `NotFiniteError` when the loss, the gradients or the answers to validation rows are not finite.
+    With `fp16` only the loss counts: the gradient scaler skips steps whose gradients exceed float16.
 
     Attributes:
         validation_prefix: states of frozen layers of the validation examples; None where there are none of either.
@@ -79,9 +100,12 @@ class HyperAdapterTrainer(Trainer):
             callbacks=callbacks,
             **options,
         )
+        if self.pop_callback(ProgressCallback) is not None:  # a notebook has another one
+            self.add_callback(QuietProgress)
         # The loss is a mean over the micro-batch, so the Trainer has to divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._terms: list[torch.Tensor] = []
+        self._rows_of_step: list[int] = []
         self._lengths = self.data_collator.lengths(train_examples, with_targets=True)
         self._prefix: FrozenPrefix | None = None
         self.validation_prefix: FrozenPrefix | None = None
@@ -156,7 +180,44 @@ class HyperAdapterTrainer(Trainer):
                 frozen = self._prefix(rows.tolist(), {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
         output = model(**inputs, frozen=frozen, label_smoothing=training.label_smoothing, reduction=training.reduction)
         self._terms.append(torch.stack([term.detach() for term in output.losses]))
+        if rows is not None:
+            self._rows_of_step += rows.tolist()
+        if not output.loss.isfinite():
+            is_usable = has_usable_logits(output.logits).tolist()
+            places = self._rows_of_step[-len(is_usable) :] if rows is not None else []
+            unusable = [row for row, usable in zip(places, is_usable, strict=False) if not usable]
+            raise self._diverged(f"the loss is {output.loss.item()}", unusable or places)
         return (output.loss, output) if return_outputs else output.loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        scales_gradients = self.accelerator.scaler is not None  # and skips steps whose gradients exceed float16
+        if not scales_gradients and not math.isfinite(float(norm)):
+            raise self._diverged(f"the norm of the gradients is {float(norm)}", self._rows_of_step)
+        self._rows_of_step.clear()
+        return norm
+
+    def _diverged(self, what: str, rows: Sequence[int]) -> NotFiniteError:
+        """The error for a step, with its tasks and rows."""
+        tasks: dict[int, list[int]] = {}
+        for row in rows:
+            tasks.setdefault(self.train_dataset[row].task_id, []).append(row)
+        places = [
+            f"task '{self.model.tasks[task].name}' (rows {self._numbers(found)})" for task, found in tasks.items()
+        ]
+        return NotFiniteError(
+            f"training step {self.state.global_step + 1}: {what}, in a batch of {'; '.join(places)}. "
+            f"The run is not finished and nothing was saved as its result. {DIVERGED}"
+        )
+
+    def _numbers(self, rows: Sequence[int]) -> str:
+        """The first of some rows of one task, counted from 1 among its training rows, each with its text."""
+        named = []
+        for row in sorted(rows)[:SHOWN_ROWS]:
+            example = self.train_dataset[row]
+            number = sum(other.task_id == example.task_id for other in self.train_dataset[: row + 1])
+            named.append(f"{number}: {shown(example)}")
+        return ", ".join(named) + (f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else "")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each term since the last log to the Trainer's own values."""
@@ -172,7 +233,11 @@ class HyperAdapterTrainer(Trainer):
         """Score every task; `eval_mean`, the mean of the tasks' scores, chooses the best checkpoint."""
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
         prefix = self.validation_prefix if examples is self.eval_dataset else None
-        result = evaluate(self.model, examples, self.args.per_device_eval_batch_size, prefix)
+        try:
+            result = evaluate(self.model, examples, self.args.per_device_eval_batch_size, prefix)
+        except NotFiniteError as error:
+            step = self.state.global_step
+            raise NotFiniteError(f"evaluation after training step {step}: {error}. {DIVERGED}") from error
         values = {f"{metric_key_prefix}_mean": result.mean}
         if result.routing_accuracy is not None:
             values[f"{metric_key_prefix}_routing_accuracy"] = result.routing_accuracy
