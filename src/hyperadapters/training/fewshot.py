@@ -220,7 +220,7 @@ def _known_heads(model: HyperAdapterModel, task: Task, similarity: Tensor, task_
     ]
     wide = (model.heads.head(index).weight for index in alike[:NUM_KNOWN_HEADS])
     kept = torch.arange(model.heads.features_width + model.heads.width) < model.heads.features_width
-    return [weight * kept.to(weight) for weight in wide if weight.shape[1] == len(kept)]
+    return [(weight * kept.to(weight)).float() for weight in wide if weight.shape[1] == len(kept)]
 
 
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
