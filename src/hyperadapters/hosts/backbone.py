@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
@@ -20,6 +22,13 @@ from hyperadapters.errors import BackboneError, unknown_name
 from hyperadapters.hosts.sites import HOW_TO_NAME, SITES
 
 FINGERPRINT_VALUES = 256
+
+_DROPPED: Any = object()
+_TRACES: dict[str, dict[str, Any]] = {
+    "tokenizer.json": {"truncation": None, "padding": None},
+    "tokenizer_config.json": {"is_local": _DROPPED, "local_files_only": _DROPPED, "name_or_path": _DROPPED},
+}
+"""Values in a tokenizer's files that say how it was loaded and called last, and what they are replaced with."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,43 @@ def load_tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(locate(name))
     except (OSError, ValueError) as error:
         raise BackboneError(f"the tokenizer of backbone '{name}' cannot be loaded: {error}") from error
+
+
+def absolute_name(name: str) -> str:
+    """The name of a backbone, or the absolute path if it is a folder, which is then found from anywhere."""
+    is_folder = name not in PACKAGED and Path(name).is_dir()
+    return str(Path(name).absolute()) if is_folder else name
+
+
+def num_embeddings(backbone: nn.Module) -> int | None:
+    """Number of token ids that a backbone has an input embedding for; None where transformers cannot tell."""
+    try:
+        embeddings: Any = backbone.get_input_embeddings()  # type: ignore[operator]
+        return int(embeddings.weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """The files that a tokenizer's `save_pretrained` writes, by name, without traces of how it was loaded and called.
+
+    Raises:
+        BackboneError: it is not a tokenizer of transformers.
+    """
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise BackboneError(f"expected a tokenizer of transformers to save, found {type(tokenizer).__name__}")
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    for name, traces in _TRACES.items():
+        if name in files:
+            values = json.loads(files[name])
+            kept = {
+                key: traces.get(key, value) for key, value in values.items() if traces.get(key, value) is not _DROPPED
+            }
+            files[name] = (json.dumps(kept, ensure_ascii=False, indent=2) + "\n").encode()
+    return files
 
 
 def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -> str:
