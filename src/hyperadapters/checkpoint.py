@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from hyperadapters._version import __version__
 from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
-from hyperadapters.errors import BackboneError, CheckpointError, RecipeError
+from hyperadapters.errors import BackboneError, CheckpointError, OutputError, RecipeError
 from hyperadapters.files import locked, make_folder, making_folder, new_folder, write_atomically
 from hyperadapters.hosts.backbone import absolute_name, fingerprint, load_backbone, load_tokenizer, tokenizer_files
 from hyperadapters.hosts.heads import Head, TaskHeads
@@ -213,10 +213,13 @@ def _refer_to_tokenizer(files: Mapping[str, bytes]) -> TokenizerReference:
 
 
 def _write_tokenizer(files: Mapping[str, bytes], folder: Path) -> None:
-    with suppress(OSError):
+    try:
         if _read_files(folder) == files:
             return
-    shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
     with new_folder(folder) as new:
         for name, contents in files.items():
             make_folder((new / name).parent)
