@@ -276,6 +276,11 @@ class HyperAdapterModel(MethodParts):
         return load_tokenizer(self.backbone_name)
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer was set, or the backbone has a name to load one by."""
+        return self.backbone_name is not None or "tokenizer" in vars(self)
+
+    @property
     def collator(self) -> Collator:
         """Makes batches for this model, with its present tasks."""
         return self.collator_of(self.tasks)
