@@ -16,6 +16,7 @@ import pytest
 
 from hyperadapters.errors import OutputError
 from hyperadapters.files import (
+    check_folder,
     check_target,
     make_folder,
     making_folder,
@@ -273,7 +274,19 @@ def test_a_folder_that_cannot_be_made_is_refused(name: str, tmp_path: Path) -> N
         _fill(tmp_path / name)
     with pytest.raises(OutputError, match="the folder cannot be made: "):
         make_folder(tmp_path / name)
+    with pytest.raises(OutputError, match="the folder cannot be written: "):
+        check_folder(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_computed() -> None:
+    with _as_ordinary_user() as folder:
+        check_folder(folder / "a" / "b")
+        (folder / "closed").mkdir(mode=0o555)
+        for name in ("closed", "closed/new", "closed/a/b"):
+            with pytest.raises(OutputError, match=r"the folder cannot be written: .*Permission denied"):
+                check_folder(folder / name)
+        assert os.listdir(folder) == ["closed"]
 
 
 def test_folders_that_were_made_in_vain_are_removed_again(tmp_path: Path) -> None:

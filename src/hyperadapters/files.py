@@ -205,6 +205,24 @@ def check_target(path: Path, endings: tuple[str, ...]) -> None:
         raise OutputError(f"{path}: cannot be written: {error}") from error
 
 
+def check_folder(path: Path) -> None:
+    """Check before a long computation that a folder can be written to, or made.
+
+    Raises:
+        OutputError: it is a file, or it or the folder to make it in cannot be written to.
+    """
+    folder = _real(path)
+    try:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(path.stat().st_mode):
+                raise OutputError(f"{path}: expected a folder, found a file")
+        nearest = next(other for other in (folder, *folder.parents) if other.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: the folder cannot be written: {error}") from error
+
+
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which appears under its name when the context is left without an exception.
