@@ -333,6 +333,16 @@ def test_another_type_and_a_merged_task_do_not_change_the_backbone(
     assert json.loads((tmp_path / CONFIG_FILE).read_text())["backbone"]["fingerprint"] == expected
 
 
+@pytest.mark.filterwarnings("ignore")  # of torchao
+def test_a_model_that_was_quantised_afterwards_is_saved_for_the_plain_backbone(tmp_path: Path) -> None:
+    quantisation: Any = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    model = make_model("t5").eval()
+    quantisation.quantize_(model.backbone, quantisation.Int8WeightOnlyConfig(version=2))
+    model.save_pretrained(tmp_path)
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("t5"))
+    assert torch.equal(loaded.prototypes.weight, model.prototypes.weight)
+
+
 def test_a_relative_folder_of_a_backbone_is_found_from_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

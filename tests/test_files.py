@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from conftest import tiny_backbone
 
+from hyperadapters.config import ModelConfig, Task
 from hyperadapters.errors import OutputError
 from hyperadapters.files import (
     check_folder,
@@ -24,6 +27,8 @@ from hyperadapters.files import (
     open_atomically,
     write_atomically,
 )
+from hyperadapters.interop.export import FORMATS
+from hyperadapters.model import HyperAdapterModel
 
 LONGEST = "n" * 250 + ".json"
 
@@ -186,6 +191,36 @@ def test_a_system_that_cannot_open_folders_writes_all_the_same(tmp_path: Path, m
         (folder / "file").write_text("new")
     assert (tmp_path / "scores.json").read_text() == "new"
     assert (tmp_path / "export" / "file").read_text() == "new"
+
+
+@contextmanager
+def _full_disk(limit: int) -> Iterator[None]:
+    """No file can have more than so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("limit", [200, 2000])  # of which one stops JSON files, and the other weights
+@pytest.mark.parametrize("target", ["peft-lora", "merged", "adapterhub", "onnx", "save"])
+def test_a_full_disk_ends_in_one_error_and_leaves_nothing(target: str, limit: int, tmp_path: Path) -> None:
+    if target == "peft-lora":
+        pytest.importorskip("peft")
+    if target == "onnx":
+        pytest.importorskip("onnxscript")
+    form = "lora" if target in ("peft-lora", "merged") else "bottleneck"
+    tasks = [Task.classification("mood", ["bad", "good"])]
+    model = HyperAdapterModel(tiny_backbone("bert"), tasks, ModelConfig(preset="paper", form=form)).eval()
+    write = FORMATS.get(target, lambda model, _, folder: model.save_pretrained(folder))
+    with (
+        _full_disk(limit),
+        pytest.raises(OutputError, match=r"run: cannot be written: |safetensors: cannot be written"),
+    ):
+        write(model, "mood", tmp_path / "a" / "run")
+    assert not os.listdir(tmp_path)
 
 
 # A folder

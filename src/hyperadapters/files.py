@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from safetensors import SafetensorError
+
 from hyperadapters.errors import OutputError
 
 try:
@@ -250,7 +252,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                     _sync_folder(path.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has errors of its own, of a full disk for example
         raise OutputError(f"{name}: cannot be written: {error}") from error
 
 

@@ -26,7 +26,14 @@ from hyperadapters.core import (
 from hyperadapters.data.collate import Collator
 from hyperadapters.errors import BackboneError, TaskError, unknown_name
 from hyperadapters.hosts.active import BatchState
-from hyperadapters.hosts.backbone import absolute_name, fingerprint, load_backbone, load_tokenizer, num_embeddings
+from hyperadapters.hosts.backbone import (
+    absolute_name,
+    fingerprint,
+    is_quantised,
+    load_backbone,
+    load_tokenizer,
+    num_embeddings,
+)
 from hyperadapters.hosts.heads import TaskHeads
 from hyperadapters.hosts.host import AdaptedLinear, Encoded, Frozen, Host, Inputs, pool
 from hyperadapters.hosts.inject import parameter_name
@@ -241,11 +248,12 @@ class HyperAdapterModel(MethodParts):
     def refresh_fingerprint(self) -> bool:
         """Compute the fingerprints of the backbone anew if its weights have changed, and return whether they have.
 
-        Another floating point type is not a change, and neither is a merged task.
+        Another floating point type is not a change, and neither is a merged task or quantisation with torchao.
         """
+        if self._merged is not None or is_quantised(self.backbone):
+            return False
         found = fingerprint(self.backbone), fingerprint(self.backbone, torch.float16)
-        is_same = found[0] == self.backbone_fingerprint or found[1] == self.backbone_fingerprint_float16
-        if self._merged is not None or is_same:
+        if found[0] == self.backbone_fingerprint or found[1] == self.backbone_fingerprint_float16:
             return False
         self.backbone_fingerprint, self.backbone_fingerprint_float16 = found
         return True

@@ -160,6 +160,11 @@ def absolute_name(name: str) -> str:
     return str(Path(name).absolute()) if is_folder else name
 
 
+def is_quantised(backbone: nn.Module) -> bool:
+    """Whether torchao has quantised weights of a backbone."""
+    return any(is_traceable_wrapper_subclass(parameter) for parameter in backbone.parameters())
+
+
 def num_embeddings(backbone: nn.Module) -> int | None:
     """Number of token ids that a backbone has an input embedding for; None where transformers cannot tell."""
     try:
