@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -23,6 +24,8 @@ from hyperadapters.hosts.sites import HOW_TO_NAME, SITES
 
 FINGERPRINT_VALUES = 256
 
+_LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
+"""What transformers raises for files that are missing, damaged, or do not belong together."""
 _DROPPED: Any = object()
 _TRACES: dict[str, dict[str, Any]] = {
     "tokenizer.json": {"truncation": None, "padding": None},
@@ -114,7 +117,7 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
         model: nn.Module
         with _quiet_loading():
             model, report = classes[kind].from_pretrained(where, config=config, output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
+    except _LOADING_ERRORS as error:
         raise BackboneError(f"backbone '{name}' cannot be loaded: {error}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
@@ -150,7 +153,7 @@ def load_tokenizer(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(locate(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises nothing more specific for some damaged files
         raise BackboneError(f"the tokenizer of backbone '{name}' cannot be loaded: {error}") from error
 
 
