@@ -277,6 +277,14 @@ def test_a_card_that_somebody_wrote_or_changed_stays(
     assert torch.equal(_load(tmp_path).prototypes.weight, model.prototypes.weight)
 
 
+def test_a_card_that_cannot_be_written_is_an_error_after_the_checkpoint_is_saved(tmp_path: Path) -> None:
+    (tmp_path / CARD_FILE).mkdir()
+    model = make_model("bert")
+    with pytest.raises(OutputError, match=f"{CARD_FILE}: cannot be written: .*Is a directory"):
+        model.save_pretrained(tmp_path)
+    assert torch.equal(_load(tmp_path).prototypes.weight, model.prototypes.weight)
+
+
 def test_a_card_that_was_changed_on_the_hub_stays(hub: HubStub) -> None:
     model = make_model("bert")
     model.push_to_hub(NAME, license="mit")

@@ -517,7 +517,7 @@ def _read_weights(folder: Path, config: CheckpointConfig, expected_digest: str) 
         with safetensors.safe_open(path, framework="pt") as weights:
             digest = (weights.metadata() or {}).get("config_sha256")
             state = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # RuntimeError: torch does not find the file
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
     if digest != expected_digest:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} was altered after it was written: copy both files again")

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from hyperadapters._version import __version__
 from hyperadapters.config import METRICS_FILE, Task
+from hyperadapters.errors import OutputError
 from hyperadapters.files import write_atomically
 from hyperadapters.model import HyperAdapterModel
 
@@ -57,7 +58,7 @@ def write_card(
         OutputError: it cannot be written.
     """
     path = folder / CARD_FILE
-    if path.exists():
+    if path.is_file():
         if not is_generated(path):
             if license is not None:
                 logger.warning(f"{path}: is not as the library wrote it and stays; write 'license: {license}' into it")
@@ -83,7 +84,10 @@ def read_scores(folder: Path) -> Scores:
 
 
 def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read, to see whether it may be replaced: {error}") from error
 
 
 def _digest(front: str, body: str) -> str:
