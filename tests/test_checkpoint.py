@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODER_DECODERS, ENCODERS, empty_keys, save_backbone, tiny_backbone
+from conftest import ENCODER_DECODERS, ENCODERS, VOCABULARY, empty_keys, save_backbone, tiny_backbone, tiny_tokenizer
 from safetensors import safe_open
 from safetensors.torch import save
 from test_hosts import make_batch, make_model
 from torch import Tensor
+from transformers import AutoModel
 
-from hyperadapters.checkpoint import CONFIG_FILE, load_state
-from hyperadapters.config import Task
+from hyperadapters.checkpoint import CONFIG_FILE, load_state, read_checkpoint
+from hyperadapters.config import ModelConfig, Task
 from hyperadapters.core import AdapterWeights
-from hyperadapters.errors import CheckpointError, OutputError
+from hyperadapters.data.examples import Example
+from hyperadapters.errors import BackboneError, CheckpointError, OutputError
+from hyperadapters.hosts.backbone import fingerprint
 from hyperadapters.hosts.heads import Head
+from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import decide
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.task_parts import set_task_parts, task_parts
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _weights_file(folder: Path) -> Path:
@@ -120,6 +131,280 @@ def test_a_save_that_dies_anywhere_leaves_the_old_or_the_new_state(
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_several_that_save_to_one_folder_leave_one_of_their_states_and_readers_find_one_throughout(
+    tmp_path: Path,
+) -> None:
+    models = [make_model("bert") for _ in range(3)]
+    for number, model in enumerate(models):
+        model.prototypes.weight.data.fill_(float(number))
+    models[0].save_pretrained(tmp_path)
+
+    def save(model: HyperAdapterModel) -> None:
+        for _ in range(20):
+            model.save_pretrained(tmp_path)
+
+    def read(_: int) -> set[float]:
+        return {read_checkpoint(tmp_path)[1]["prototypes.weight"].mean().item() for _ in range(60)}
+
+    with ThreadPoolExecutor(5) as pool:
+        saved, found = pool.map(save, models), pool.map(read, range(2))
+        assert list(saved) == [None] * 3
+        assert set().union(*found) <= {0.0, 1.0, 2.0}
+    _weights_file(tmp_path)
+    assert _load(tmp_path).prototypes.weight.mean().item() in {0.0, 1.0, 2.0}
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_save_that_fails_is_not_the_folder_of_the_model(tmp_path: Path) -> None:
+    model = make_model("bert")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="the folder cannot be made"):
+        model.save_pretrained(tmp_path / "file" / "run")
+    assert model.folder is None
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / CONFIG_FILE).mkdir()
+    with pytest.raises(OutputError, match=f"{CONFIG_FILE}: cannot be written"):
+        model.save_pretrained(tmp_path / "made")
+    assert model.folder is None
+    model.save_pretrained(tmp_path / "run")
+    assert model.folder == tmp_path / "run"
+
+
+# The backbone and its tokenizer
+
+
+def _from_folder(folder: Path, kind: str = "bert", name: str | None = None) -> HyperAdapterModel:
+    """A model on a backbone that is written to a folder first."""
+    save_backbone(folder, kind)
+    tasks = [Task.classification("mood", ["bad", "good"]), Task.classification("colour", ["red", "blue"])]
+    return HyperAdapterModel.from_backbone(name or str(folder), tasks, preset="paper").eval()
+
+
+def _answers(model: HyperAdapterModel, text: str = "good neu") -> list[Any]:
+    return [(found.text, found.probabilities) for found in Predictor(model)([text], task="mood")]
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "gpt2"])
+def test_a_token_without_an_embedding_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    model = _from_folder(tmp_path / kind, kind)
+    model.tokenizer.add_tokens(["unused", "neu"])
+    list(Predictor(model)(["good w1"], task="mood"))  # only what occurs has to be there
+    message = (
+        rf"the token 'neu' with id {len(VOCABULARY) + 1}, .* ids below {len(VOCABULARY)}: .*resize_token_embeddings"
+    )
+    with pytest.raises(BackboneError, match=message):
+        list(Predictor(model)(["good neu"], task="mood"))
+    rows = [{"text": "neu", "label": "bad"}, {"text": "w1", "label": "good"}] * 4
+    with pytest.raises(BackboneError, match=message):
+        model.add_task(Task.classification("new", ["bad", "good"]), rows)
+    with pytest.raises(BackboneError, match=message):
+        model.collator([Example(0, "good", None, 0), Example(0, "neu", None, 1)])
+    assert len(model.tasks) == 2
+
+
+def test_a_label_without_an_embedding_is_refused_by_name(tmp_path: Path) -> None:
+    model = _from_folder(tmp_path / "t5", "t5")
+    model.tokenizer.add_tokens(["neu"])
+    labels = HyperAdapterModel(tiny_backbone("t5"), [Task.classification("new", ["neu", "good"])], ModelConfig())
+    labels.tokenizer = model.tokenizer
+    with pytest.raises(BackboneError, match="makes the token 'neu'"):
+        labels.collator([Example(0, "good", None, 0)])
+
+
+def test_a_backbone_with_more_embeddings_than_tokens_is_as_before(tmp_path: Path) -> None:
+    backbone: Any = tiny_backbone("bert", vocab_size=128)
+    model = HyperAdapterModel(backbone, [Task.classification("mood", ["bad", "good"])])
+    model.tokenizer = tiny_tokenizer()
+    model.tokenizer.add_tokens(["neu"])
+    assert _answers(model.eval())
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "gpt2"])
+def test_a_tokenizer_that_was_changed_is_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    save_backbone(tmp_path / kind, kind, vocab_size=64)
+    tasks = [Task.classification("mood", ["bad", "good"])]
+    model = HyperAdapterModel.from_backbone(str(tmp_path / kind), tasks, preset="paper").eval()
+    model.tokenizer.add_tokens(["neu"])
+    expected = _answers(model)
+    model.save_pretrained(tmp_path / "run")
+    loaded = HyperAdapterModel.from_pretrained(tmp_path / "run")
+    assert loaded.tokenizer("neu")["input_ids"] == model.tokenizer("neu")["input_ids"]
+    assert _answers(loaded) == expected
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 4
+    before = contents(tmp_path / "run")
+    loaded.save_pretrained(tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+    del loaded.tokenizer
+    loaded.save_pretrained(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("tokenizer*"))
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 3
+
+
+def test_a_tokenizer_that_was_used_but_not_changed_is_not_saved(tmp_path: Path) -> None:
+    model = _from_folder(tmp_path / "bert")
+    model.save_pretrained(tmp_path / "before")
+    _answers(model)
+    model.save_pretrained(tmp_path / "after")
+    model.tokenizer = tiny_tokenizer()
+    _answers(model)
+    model.save_pretrained(tmp_path / "set")
+    for name in ("after", "set"):
+        (tmp_path / name / "README.md").unlink()
+        found = contents(tmp_path / name)
+        assert found == {file: data for file, data in contents(tmp_path / "before").items() if file in found}
+        assert len(found) == 2
+
+
+def test_the_tokenizer_of_a_backbone_given_in_memory_is_saved(tmp_path: Path) -> None:
+    model = make_model("bert").eval()
+    model.tokenizer = tiny_tokenizer()
+    model.save_pretrained(tmp_path)
+    assert _answers(_load(tmp_path)) == _answers(model)
+    model.tokenizer = str.split
+    before = contents(tmp_path)
+    with pytest.raises(BackboneError, match="expected a tokenizer of transformers to save, found method_descriptor"):
+        model.save_pretrained(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["altered", "gone", "more", "points outside"])
+def test_damage_of_the_tokenizer_is_noticed(damage: str, tmp_path: Path) -> None:
+    model = make_model("bert")
+    model.tokenizer = tiny_tokenizer()
+    model.save_pretrained(tmp_path)
+    (folder,) = tmp_path.glob("tokenizer-*")
+    message = "expected the tokenizer with sha256 .* a file is missing or altered: copy the folder again"
+    if damage == "altered":
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text().replace('"good": ', '"gold": '))
+    elif damage == "gone":
+        shutil.rmtree(folder)
+    elif damage == "more":
+        (folder / "added_tokens.json").write_text("{}")
+    else:
+        values, message = json.loads((tmp_path / CONFIG_FILE).read_text()), "names no tokenizer in this folder"
+        values["tokenizer"]["folder"] = "../" + values["tokenizer"]["folder"]
+        (tmp_path / CONFIG_FILE).write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=message):
+        _load(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert _load(tmp_path).tokenizer("good")["input_ids"] == tiny_tokenizer()("good")["input_ids"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_vocabulary_can_grow_before_and_after_the_model_is_made(
+    when: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone: Any = AutoModel.from_pretrained(save_backbone(tmp_path / "bert"), add_pooling_layer=False)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["neu"])
+    if when == "before":
+        backbone.resize_token_embeddings(len(tokenizer))
+    tasks = [Task.classification("mood", ["bad", "good"])]
+    model = HyperAdapterModel(backbone, tasks, ModelConfig(preset="paper")).eval()
+    model.tokenizer = tokenizer
+    if when == "after":
+        backbone.resize_token_embeddings(len(tokenizer))
+    expected = _answers(model)
+    with caplog.at_level(logging.WARNING, "hyperadapters"):
+        model.save_pretrained(tmp_path / "run")
+    assert ("weights of the backbone have changed since the model was made" in caplog.text) == (when == "after")
+    with pytest.raises(CheckpointError, match=r"was trained on backbone .*bert' .* or pass them as backbone="):
+        HyperAdapterModel.from_pretrained(tmp_path / "run")
+    assert _answers(HyperAdapterModel.from_pretrained(tmp_path / "run", backbone=model.detach())) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_type_and_a_merged_task_do_not_change_the_backbone(
+    dtype: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = [Task.classification("mood", ["bad", "good"])]
+    model = HyperAdapterModel(tiny_backbone("t5"), tasks, ModelConfig(form="lora", lora_rank=2)).eval()
+    with torch.no_grad():
+        for parameter in model.hypernetwork.parameters():
+            parameter.add_(0.1)
+    expected = model.backbone_fingerprint
+    model.merge("mood")
+    assert fingerprint(model.backbone) != expected
+    model.save_pretrained(tmp_path)
+    model.unmerge()
+    model.to(dtype).save_pretrained(tmp_path)
+    assert not caplog.records
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["backbone"]["fingerprint"] == expected
+
+
+@pytest.mark.filterwarnings("ignore")  # of torchao
+def test_a_model_that_was_quantised_afterwards_is_saved_for_the_plain_backbone(tmp_path: Path) -> None:
+    quantisation: Any = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    model = make_model("t5").eval()
+    quantisation.quantize_(model.backbone, quantisation.Int8WeightOnlyConfig(version=2))
+    model.save_pretrained(tmp_path)
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("t5"))
+    assert torch.equal(loaded.prototypes.weight, model.prototypes.weight)
+
+
+def test_a_relative_folder_of_a_backbone_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = _from_folder(Path("backbones/bert"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    expected = _answers(model)
+    model.save_pretrained("run")
+    assert json.loads(Path("run", CONFIG_FILE).read_text())["backbone"]["name"] == str(tmp_path / "backbones/bert")
+    monkeypatch.chdir("/")
+    assert _answers(HyperAdapterModel.from_pretrained(tmp_path / "elsewhere/run")) == expected
+
+
+@pytest.mark.parametrize("place", ["backbone", ".", "in/side"])
+def test_a_checkpoint_and_the_backbone_inside_it_can_be_moved(place: str, tmp_path: Path) -> None:
+    model = _from_folder(tmp_path / "run" / place)
+    model.save_pretrained(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    loaded = HyperAdapterModel.from_pretrained(tmp_path / "moved")
+    assert _answers(loaded) == _answers(loaded)
+    loaded.save_pretrained(tmp_path / "other")
+    assert torch.equal(HyperAdapterModel.from_pretrained(tmp_path / "other").prototypes.weight, model.prototypes.weight)
+
+
+def test_a_backbone_on_the_hub_keeps_its_name(tmp_path: Path) -> None:
+    model = HyperAdapterModel(tiny_backbone("bert"), make_model("bert").tasks, backbone_name="google-bert/bert-base")
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["backbone"]["name"] == "google-bert/bert-base"
+
+
+def test_a_backbone_that_is_gone_is_named(tmp_path: Path) -> None:
+    _from_folder(tmp_path / "bert").save_pretrained(tmp_path / "run")
+    (tmp_path / "bert").rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"its backbone '.*/bert' cannot be loaded: .* pass it as backbone="):
+        HyperAdapterModel.from_pretrained(tmp_path / "run")
+    backbone = AutoModel.from_pretrained(tmp_path / "moved", add_pooling_layer=False)
+    HyperAdapterModel.from_pretrained(tmp_path / "run", backbone=backbone)
+
+
+def test_what_is_no_readable_checkpoint_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in (tmp_path / "file", str(tmp_path / "file")):
+        with pytest.raises(CheckpointError, match="file: expected the folder of a checkpoint, found a file"):
+            HyperAdapterModel.from_pretrained(name)
+    (tmp_path / CONFIG_FILE).mkdir()
+    with pytest.raises(CheckpointError, match=f"{CONFIG_FILE}: cannot be read: .*Is a directory"):
+        HyperAdapterModel.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        HyperAdapterModel.from_pretrained(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"no such folder|cannot be read"):
+        HyperAdapterModel.from_pretrained(str(tmp_path / ("n" * 300)))
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*File name too long"):
+        HyperAdapterModel.from_pretrained(tmp_path / ("n" * 300))
+
+
+@pytest.mark.parametrize("make", [Path, str])
+def test_a_revision_of_a_folder_is_refused(make: Any, run: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"revision 'v1' .* which has none"):
+        HyperAdapterModel.from_pretrained(make(run), backbone=tiny_backbone("bert"), revision="v1")
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     make_model("bert").save_pretrained(tmp_path)
@@ -174,7 +459,7 @@ def test_missing_parts_are_named(run: Path, tmp_path: Path) -> None:
     [
         ("{", "not readable.*damaged"),
         ("[]", "fault"),
-        ('{"format_version": 99}', r"has format 99, this library .* reads up to 3; upgrade"),
+        ('{"format_version": 99}', r"has format 99, this library .* reads up to 4; upgrade"),
         ('{"format_version": 1, "tsks": []}', "tsks: unknown key. Did you mean 'tasks'"),
     ],
 )

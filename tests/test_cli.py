@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -346,6 +347,70 @@ def test_train_refuses_an_unknown_architecture(cli: Cli, tmp_path: Path, recipe:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_with_relative_paths_is_used_from_elsewhere(
+    cli: Cli, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_recipe(recipe, **values_of(Path("bert")))  # which is in the working directory
+    monkeypatch.chdir(tmp_path)
+    assert cli("train", "recipes/mood.yaml", "--output", "runs/mood/").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cli("evaluate", "../runs/mood").code == 0
+
+
+def test_train_writes_to_what_a_link_points_to(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    for name, target in (("link", "disk"), ("dangling", "disk/new")):
+        (tmp_path / name).symlink_to(target)
+        assert cli("train", recipe, "--output", tmp_path / name).code == 0
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / target / "hyperadapter.json").is_file()
+        if name == "link":
+            shutil.rmtree(tmp_path / "disk")
+            (tmp_path / "disk").mkdir()
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "loop", "loop/run", "texts.jsonl/run", "null"])
+def test_train_and_export_refuse_what_cannot_be_a_folder(
+    cli: Cli, tmp_path: Path, recipe: Path, lora_run: Path, texts: Path, name: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "null").symlink_to("/dev/null")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert_refused(cli("train", recipe, "--output", tmp_path / name))
+    assert_refused(cli("export", lora_run, "--task", "mood", "--format", "peft-lora", "--output", tmp_path / name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["null", "link.jsonl", "dangling.jsonl"])
+def test_predict_and_evaluate_write_to_links_and_devices(
+    cli: Cli, tmp_path: Path, run: Path, texts: Path, name: str
+) -> None:
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for ending in ("jsonl", "json"):
+        (tmp_path / f"link.{ending}").symlink_to("old")
+        (tmp_path / f"dangling.{ending}").symlink_to("new")
+    for command in ("predict", "evaluate"):
+        output = tmp_path / (name if command == "predict" else name.replace(".jsonl", ".json"))
+        assert read_run(cli, command, run, texts, output).code == 0
+        assert output.is_symlink()
+        if name != "null":
+            json.loads(output.read_text().splitlines()[0] if command == "predict" else output.read_text())
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "loop"])
+def test_predict_and_evaluate_refuse_what_cannot_be_a_file(
+    cli: Cli, tmp_path: Path, run: Path, texts: Path, name: str
+) -> None:
+    for command, ending in (("predict", ".jsonl"), ("evaluate", ".json")):
+        path = tmp_path / f"{name}{ending}"
+        if name == "loop":
+            path.symlink_to(path)
+        assert_refused(read_run(cli, command, run, texts, path), "cannot be written")
+
+
 def test_train_refuses_a_folder_that_holds_a_run(cli: Cli, recipe: Path, run: Path) -> None:
     before = contents(run)
     assert_refused(cli("train", recipe, "--output", run), "already holds a run", "--overwrite", "--resume")
@@ -487,7 +552,7 @@ def break_backbone_gone(run: Path) -> None:
         (break_json_newer, ["has format 99", "upgrade"]),
         (break_json_points_outside, ["names no weights file in this folder"]),
         (break_backbone_replaced, ["was trained on backbone", "with fingerprint", "found one with"]),
-        (break_backbone_gone, ["bert' cannot be loaded"]),
+        (break_backbone_gone, ["bert' cannot be loaded", "there is no such folder; put it back there"]),
     ],
     ids=lambda value: value.__name__.removeprefix("break_") if callable(value) else "",
 )

@@ -394,6 +394,19 @@ def test_absolute_paths_and_hub_names_stay(tmp_path: Path) -> None:
     assert (found.backbone, found.tasks[0].source.path) == ("google/t5", "/data/a.jsonl")
 
 
+def test_a_folder_beside_the_recipe_needs_no_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub/backbones/bert").mkdir(parents=True)
+    (tmp_path / "sub/rows").mkdir()
+    (tmp_path / "google/t5").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    tasks = [one_task(source={"dataset": "rows"})]
+    found = load_recipe(write(tmp_path / "sub/a.yaml", **values_of(backbone="backbones/bert", tasks=tasks)))
+    assert found.backbone == str(tmp_path / "sub/backbones/bert")
+    assert found.tasks[0].source.dataset == str(tmp_path / "sub/rows")
+    for name in ("google/t5", "backbones/other", "n" * 300):
+        assert load_recipe(write(tmp_path / "sub/b.yaml", **values_of(backbone=name))).backbone == name
+
+
 # extends
 
 

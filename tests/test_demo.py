@@ -16,6 +16,7 @@ from hyperadapters import demo
 from hyperadapters.config import Recipe, load_recipe
 from hyperadapters.data.examples import TaskData
 from hyperadapters.data.loading import load_tasks
+from hyperadapters.errors import OutputError
 from hyperadapters.report.plots import task_map
 
 
@@ -85,3 +86,5 @@ def test_the_map_takes_many_tasks_and_few_points(tmp_path: Path) -> None:
     names = [f"task {index}" for index in range(12)]
     task_map(generator.normal(size=(12, 8)), list(range(12)), generator.normal(size=(12, 8)), names, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+    with pytest.raises(OutputError, match=r"gone/a.png: cannot be written"):
+        task_map(generator.normal(size=(9, 8)), [0] * 9, generator.normal(size=(1, 8)), ["a"], tmp_path / "gone/a.png")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODER_DECODERS, ENCODERS, tiny_backbone
+from conftest import ENCODER_DECODERS, ENCODERS, save_backbone, tiny_backbone
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from hyperadapters.config import ModelConfig, Task
 from hyperadapters.errors import BackboneError, RecipeError, TaskError
-from hyperadapters.hosts.backbone import PACKAGED, PackagedBackbone, fingerprint, load_backbone, locate
+from hyperadapters.hosts.backbone import PACKAGED, PackagedBackbone, fingerprint, load_backbone, load_tokenizer, locate
 from hyperadapters.hosts.sites import find_sites
 from hyperadapters.model import HyperAdapterModel
 
@@ -252,3 +254,23 @@ def test_the_longest_input_of_each_architecture_runs() -> None:
         ids = torch.full((1, longest), 5)
         assert model(ids, task_ids=torch.tensor([0])).logits[0, :3].isfinite().all()
     assert find_sites(tiny_backbone("t5")).max_length is None
+
+
+@pytest.mark.parametrize("contents", [b"", b"[]", b"{}", b"\xff\xfe", b'{"model": {}}', None])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_folder_of_a_backbone_is_one_clear_error(file: str, contents: bytes | None, tmp_path: Path) -> None:
+    (save_backbone(tmp_path) / file).write_bytes((tmp_path / file).read_bytes()[:100] if contents is None else contents)
+    if file in ("config.json", "model.safetensors"):
+        with pytest.raises(BackboneError, match=r"backbone '.*': |backbone '.*' cannot be loaded: "):
+            load_backbone(str(tmp_path))
+    elif not (file == "tokenizer_config.json" and contents in (b"{}", b'{"model": {}}')):
+        with pytest.raises(BackboneError, match=r"the tokenizer of backbone '.*' cannot be loaded: "):
+            load_tokenizer(str(tmp_path))
+
+
+def test_weights_of_another_size_than_the_config_says_are_refused(tmp_path: Path) -> None:
+    save_backbone(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
+    with pytest.raises(BackboneError, match="cannot be loaded: "):
+        load_backbone(str(tmp_path))

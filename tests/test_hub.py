@@ -6,14 +6,16 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import save_backbone, tiny_backbone
+from conftest import save_backbone, tiny_backbone, tiny_tokenizer
 from hub_stub import HubStub, serve_hub
 from huggingface_hub import ModelCard, constants
+from markdown_it import MarkdownIt
 from test_hosts import make_batch, make_model
 
 from hyperadapters.checkpoint import CONFIG_FILE, save_model
@@ -137,6 +139,23 @@ def test_a_folder_of_that_name_goes_before_the_hub(
     assert not hub.requests
 
 
+def test_a_tokenizer_is_pushed_replaced_and_fetched(hub: HubStub, tmp_path: Path) -> None:
+    model = make_model("bert")
+    model.tokenizer = tiny_tokenizer()
+    for words in ([], ["neu"], None):
+        if words is None:
+            del model.tokenizer
+        elif words:
+            model.tokenizer.add_tokens(words)
+        model.push_to_hub(NAME)
+        files = {name for name in hub.repositories[NAME][-1].files if name.startswith("tokenizer-")}
+        assert len({name.partition("/")[0] for name in files}) == (0 if words is None else 1)
+        loaded = _load()
+        assert loaded.has_tokenizer == (words is not None)
+        if words is not None:
+            assert len(loaded.tokenizer) == len(model.tokenizer)
+
+
 def test_offline_reads_the_cache(hub: HubStub, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("bert")
     model.push_to_hub(NAME)
@@ -258,6 +277,14 @@ def test_a_card_that_somebody_wrote_or_changed_stays(
     assert torch.equal(_load(tmp_path).prototypes.weight, model.prototypes.weight)
 
 
+def test_a_card_that_cannot_be_written_is_an_error_after_the_checkpoint_is_saved(tmp_path: Path) -> None:
+    (tmp_path / CARD_FILE).mkdir()
+    model = make_model("bert")
+    with pytest.raises(OutputError, match=f"{CARD_FILE}: cannot be written: .*Is a directory"):
+        model.save_pretrained(tmp_path)
+    assert torch.equal(_load(tmp_path).prototypes.weight, model.prototypes.weight)
+
+
 def test_a_card_that_was_changed_on_the_hub_stays(hub: HubStub) -> None:
     model = make_model("bert")
     model.push_to_hub(NAME, license="mit")
@@ -373,9 +400,39 @@ def test_names_of_any_kind_leave_the_table_and_the_front_matter_whole(tmp_path: 
     model.save_pretrained(tmp_path, scores={tasks[0].name: {"test": {"accuracy": 1.0}}})
     (row,) = [line for line in _card(tmp_path).splitlines() if line.startswith("| größe")]
     assert len(re.findall(r"(?<!\\)\|", row)) == 6
-    assert r"two lines, \<!-- c, --- \[d](e), \`f\` \*g\*, hhh" in row
+    assert r"two lines, \<\!-- c, --- \[d\]\(e\), \`f\` \*g\*, hhh" in row
     assert ModelCard(_card(tmp_path)).data.eval_results[0].dataset_name == tasks[0].name
     assert is_generated(tmp_path / CARD_FILE)
+
+
+NAMES = [
+    "a_b_c", "_a_ __b__", "$x$ $$y$$", "~~a~~ ~b~", "a & b &amp; &#65;", "> a", "# a #1", "@user/repo", ":smile:",
+    "http://a.b/c", "www.a.bc", "a@b.cd", "<http://a.b>", "<b>a</b>", "<!-- a -->", "[a](b) ![c](d)", "[^1] [a]: b",
+    "|", r"\|", r"\\|", r"a\b", "\\", "`a`", "``", "`", "*a* **b**", "1. a", "- [ ] a", "+ a", "---", "=== a",
+    "{{a}} {b}", "^a^ ==b== ++c++", "a  b", "größe 🎈", "'a' \"b\" (c) -- ...", "!", "%a%", "a;b/c?d",
+]  # fmt: skip
+
+
+def test_every_name_is_shown_as_it_is_in_the_table(tmp_path: Path) -> None:
+    """With a parser of Markdown: a cell is text, and nothing but text, whatever the name."""
+    task_names = [name if not {"/", "\\"} & set(name) else f"task {index}" for index, name in enumerate(NAMES)]
+    tasks = [Task.classification(task, [name, f"x{name}"]) for task, name in zip(task_names, NAMES, strict=True)]
+    tasks.append(Task.classification("all", NAMES))
+    backbone: Any = tiny_backbone("bert")
+    HyperAdapterModel(backbone, tasks, backbone_name=str(tmp_path / "a`b_c``d")).save_pretrained(tmp_path / "_a_ *b*")
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(_card(tmp_path / "_a_ *b*"))
+    cells = [inline for start, inline in pairwise(tokens) if start.type == "td_open"]
+    assert all(child.type == "text" for cell in cells for child in cell.children or ())
+    found = ["".join(child.content for child in cell.children or ()) for cell in cells]
+    rows = [found[start : start + 4] for start in range(0, len(found), 4)]
+    names = [" ".join(name.split()) for name in NAMES]
+    assert [row[0] for row in rows] == [*(" ".join(name.split()) for name in task_names), "all"]
+    assert [row[2] for row in rows[:-1]] == [f"{name}, x{name}" for name in names]
+    assert rows[-1][2] == f"{', '.join(names[:8])}, … ({len(names)} in all)"
+    (title,) = [inline for start, inline in pairwise(tokens) if start.type == "heading_open" and start.tag == "h1"]
+    assert [(child.type, child.content) for child in title.children or ()] == [("text", "_a_ *b*")]
+    children = [child for token in tokens for child in token.children or ()]
+    assert "a`b_c``d" in [child.content for child in children if child.type == "code_inline"]
 
 
 def _snippet(folder: Path) -> str:

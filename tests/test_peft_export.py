@@ -140,6 +140,36 @@ def test_a_lora_that_peft_wrote_becomes_the_adapter_of_a_task(kind: str, rslora:
         assert all(torch.equal(model.adapters(torch.tensor([task_id]))[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize("method", ["task_adapter", "shared_adapter", "hyperformer", "hyperdecoder"])
+def test_a_method_whose_tasks_do_not_change_takes_no_lora(method: Any, tmp_path: Path) -> None:
+    theirs = peft.get_peft_model(tiny_backbone("gpt2"), peft.LoraConfig(r=1, target_modules=["c_attn"]))
+    theirs.save_pretrained(tmp_path)
+    config = ModelConfig(form="lora", lora_rank=2, method=method)
+    model = HyperAdapterModel(tiny_backbone("gpt2"), TEXT_TASKS, config)
+    before = {name: tensor.clone() for name, tensor in model.adapter_state_dict().items()}
+    with pytest.raises(TaskError, match=f"method '{method}' keeps the tasks .* only 'pha' can change them"):
+        import_peft(model, "mood", tmp_path)
+    after = model.adapter_state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_what_is_no_readable_folder_of_peft_is_said(tmp_path: Path) -> None:
+    model = make_model("gpt2", "lora", feature_layer=2)
+    for name in ("gone", "file", "n" * 300):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(CheckpointError, match=r"expected a PEFT adapter with adapter_config.json in it: "):
+            import_peft(model, "mood", tmp_path / name)
+    export_peft(model, "mood", tmp_path / "mood")
+    (tmp_path / "mood" / TASK_FILE).unlink()
+    (tmp_path / "mood" / TASK_FILE).mkdir()
+    with pytest.raises(CheckpointError, match=f"{TASK_FILE}: cannot be read: "):
+        import_peft(model, "mood", tmp_path / "mood")
+    (tmp_path / "mood" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: cannot be read: "):
+        import_peft(model, "mood", tmp_path / "mood")
+
+
 def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> None:
     model = make_model("gpt2", "lora", feature_layer=2)
     export_peft(model, "mood", tmp_path / "good")

@@ -2,6 +2,7 @@
 
     hyperadapter.json              format, library version, backbone and its fingerprint, model, tasks, weights file
     adapters-<digest>.safetensors  everything trained, under the names of the model's parameters
+    tokenizer-<digest>/            files of the tokenizer, if it is not the one that the backbone's name leads to
 
 The weights file carries its digest in its name, so writing a new one never touches the old; replacing the JSON file
 is the one step that makes the new state current. Each file holds a checksum of the other.
@@ -9,17 +10,21 @@ is the one step that makes the new state current. Each file holds a checksum of 
 A task's keys are left out where they have the defaults of `Task`, which are therefore part of the format, and the
 tensor `prototypes.keys` is left out where no task has a key.
 
-Format 3 leaves out what wide heads of single texts have for comparing pairs, which is zero, and has wide heads as
-float16 where that loses nothing. Format 2 has the heads packed as `TaskHeads` has them; format 1 had a weight and a
-bias for each.
+Format 4 is that of checkpoints with a tokenizer; others are written in format 3, which leaves out what wide heads of
+single texts have for comparing pairs, which is zero, and has wide heads as float16 where that loses nothing. Format 2
+has the heads packed as `TaskHeads` has them; format 1 had a weight and a bias for each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,27 +37,31 @@ from torch import Tensor, nn
 from hyperadapters._version import __version__
 from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, drop_settings_without_effect, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
-from hyperadapters.errors import BackboneError, CheckpointError, RecipeError
-from hyperadapters.files import make_folder, write_atomically
+from hyperadapters.errors import BackboneError, CheckpointError, OutputError, RecipeError
+from hyperadapters.files import locked, make_folder, making_folder, new_folder, write_atomically
 from hyperadapters.hosts import placement
-from hyperadapters.hosts.backbone import fingerprint, load_backbone
+from hyperadapters.hosts.backbone import absolute_name, fingerprint, load_backbone, load_tokenizer, tokenizer_files
 from hyperadapters.hosts.heads import Head, TaskHeads
 from hyperadapters.hosts.sites import find_sites
 from hyperadapters.methods import PARTS
 from hyperadapters.model import HyperAdapterModel
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+FORMAT_WITHOUT_TOKENIZER = 3
 FIRST_TO_GO_ON_WITH = 2
 """Format of the oldest checkpoints from which a training can go on."""
 CONFIG_FILE = "hyperadapter.json"
 WEIGHTS_PATTERN = "adapters-*.safetensors"
+TOKENIZER_PATTERN = "tokenizer-" + 12 * "[0-9a-f]"
+
+logger = logging.getLogger(__name__)
 
 
 class BackboneReference(StrictModel):
     """Which backbone a checkpoint belongs to; one that was given in memory may have no name.
 
     Attributes:
-        name: on the Hub, or a folder.
+        name: on the Hub, or a folder: an absolute path, or one that starts with "./", relative to the checkpoint.
         fingerprint: of its weights in bfloat16.
         fingerprint_float16: of its weights in float16; early checkpoints lack it.
     """
@@ -63,7 +72,12 @@ class BackboneReference(StrictModel):
 
     @classmethod
     def of(cls, model: HyperAdapterModel) -> BackboneReference:
-        """Refer to the backbone of a model."""
+        """Refer to the backbone of a model, as it is now."""
+        if model.refresh_fingerprint():
+            logger.warning(
+                "the weights of the backbone have changed since the model was made, and a checkpoint does not hold "
+                "them: save them with backbone.save_pretrained, and load the model with backbone="
+            )
         return cls(
             name=model.backbone_name,
             fingerprint=model.backbone_fingerprint,
@@ -85,6 +99,13 @@ class WeightsReference(StrictModel):
     sha256: str
 
 
+class TokenizerReference(StrictModel):
+    """The folder of a checkpoint's tokenizer and a checksum of all files in it."""
+
+    folder: str
+    sha256: str
+
+
 class CheckpointConfig(StrictModel):
     """Contents of the JSON file."""
 
@@ -95,6 +116,7 @@ class CheckpointConfig(StrictModel):
     model: ModelConfig
     lengths: Lengths | None = None
     tasks: tuple[Task, ...]
+    tokenizer: TokenizerReference | None = None
     weights: WeightsReference | None = None
 
 
@@ -108,6 +130,8 @@ def _values(config: CheckpointConfig) -> dict[str, Any]:
     """What the JSON file holds."""
     tasks = config.model_dump(mode="json", include={"tasks"}, exclude_defaults=True)
     values = config.model_dump(mode="json", exclude={"tasks", "weights"})
+    if config.tokenizer is None:
+        del values["tokenizer"]
     return {**values, **tasks}
 
 
@@ -133,27 +157,94 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
 
     Raises:
         OutputError: the folder cannot be written.
+        BackboneError: the model's tokenizer is not one of transformers.
     """
+    tokenizer = _changed_tokenizer(model)
+    reference = BackboneReference.of(model)
     config = CheckpointConfig(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_VERSION if tokenizer else FORMAT_WITHOUT_TOKENIZER,
         library_version=__version__,
-        backbone=BackboneReference.of(model),
+        backbone=reference.model_copy(update={"name": _relative(reference.name, folder)}),
         model=model.adapter_config,
         lengths=model.lengths,
         tasks=model.tasks,
+        tokenizer=_refer_to_tokenizer(tokenizer) if tokenizer else None,
     )
     values = _values(config)
     weights = safetensors.torch.save(stored_state(model), metadata={"config_sha256": _digest(values)})
     sha256 = hashlib.sha256(weights).hexdigest()
     name = f"adapters-{sha256[:12]}.safetensors"
     values["weights"] = WeightsReference(file=name, sha256=sha256).model_dump(mode="json")
-    make_folder(folder)
-    write_atomically(folder / name, weights)
-    write_atomically(folder / CONFIG_FILE, _text(values).encode())
-    for old in folder.glob(WEIGHTS_PATTERN):
-        if old.name != name:
-            with suppress(OSError):  # the new state is current by now, and a left-over file does no harm
-                old.unlink()
+    with making_folder(folder), locked(folder):  # or else one of two would remove the other's new weights
+        if tokenizer and config.tokenizer:
+            _write_tokenizer(tokenizer, folder / config.tokenizer.folder)
+        write_atomically(folder / name, weights)
+        write_atomically(folder / CONFIG_FILE, _text(values).encode())
+        _remove_old(folder, {name, config.tokenizer.folder if config.tokenizer else ""})
+
+
+def _remove_old(folder: Path, kept: set[str]) -> None:
+    """Remove what belongs to earlier states; what cannot be removed does no harm, for the new state is current."""
+    for path in (*folder.glob(WEIGHTS_PATTERN), *folder.glob(TOKENIZER_PATTERN)):
+        if path.name not in kept:
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _changed_tokenizer(model: HyperAdapterModel) -> dict[str, bytes] | None:
+    """The files of the model's tokenizer; None if it is the one that the backbone's name leads to.
+
+    Raises:
+        BackboneError: it is not a tokenizer of transformers.
+    """
+    if "tokenizer" not in vars(model):  # nobody has asked for it or set it
+        return None
+    files = tokenizer_files(model.tokenizer)
+    if model.backbone_name is not None:
+        with suppress(BackboneError):
+            if tokenizer_files(load_tokenizer(model.backbone_name)) == files:
+                return None
+    return files
+
+
+def _refer_to_tokenizer(files: Mapping[str, bytes]) -> TokenizerReference:
+    digest = hashlib.sha256()
+    for name, contents in sorted(files.items()):
+        digest.update(f"{name}\0{len(contents)}\0".encode() + contents)
+    return TokenizerReference(folder=f"tokenizer-{digest.hexdigest()[:12]}", sha256=digest.hexdigest())
+
+
+def _write_tokenizer(files: Mapping[str, bytes], folder: Path) -> None:
+    try:
+        if _read_files(folder) == files:
+            return
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    with new_folder(folder) as new:
+        for name, contents in files.items():
+            make_folder((new / name).parent)
+            write_atomically(new / name, contents)
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def _relative(name: str | None, folder: Path) -> str | None:
+    """The name of a backbone; of a folder in the checkpoint's, "./" and the path there, so that both can be moved."""
+    if name is None or not Path(name).is_absolute():
+        return name
+    path, folder = Path(os.path.realpath(name)), Path(os.path.realpath(folder))
+    return f"./{path.relative_to(folder).as_posix()}" if path.is_relative_to(folder) else name
+
+
+def _backbone_name(name: str | None, folder: Path) -> str | None:
+    """The name by which the backbone of a checkpoint is loaded, the reverse of `_relative`."""
+    is_relative = name is not None and name.startswith("./") and (folder / name).is_dir()
+    return absolute_name(str(folder / name)) if name is not None and is_relative else name
 
 
 @torch.no_grad()
@@ -206,14 +297,13 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
         BackboneError: the backbone cannot be loaded.
     """
-    config, state = _read(folder)
+    config, state = read_checkpoint(folder)
+    name = _backbone_name(config.backbone.name, folder)
     if backbone is None:
-        if config.backbone.name is None:
-            raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
-        backbone = load_backbone(config.backbone.name, config.model.modules, dtype)
+        backbone = _load_backbone(folder, name, config.model, dtype)
     try:
         settings = placement.drop_settings_without_effect(config.model, find_sites(backbone, config.model.modules))
-        model = HyperAdapterModel(backbone, config.tasks, settings, config.backbone.name, config.lengths)
+        model = HyperAdapterModel(backbone, config.tasks, settings, name, config.lengths)
     except (BackboneError, RecipeError):
         if (found := fingerprint(backbone)) != config.backbone.fingerprint:
             raise _of_another(folder, config.backbone, found) from None
@@ -230,13 +320,27 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         raise CheckpointError(
             f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
         ) from None
+    if config.tokenizer is not None:
+        model.tokenizer = load_tokenizer(str(folder / config.tokenizer.folder))
     return model.eval()
+
+
+def _load_backbone(folder: Path, name: str | None, config: ModelConfig, dtype: Dtype | None) -> nn.Module:
+    if name is None:
+        raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
+    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+        raise CheckpointError(
+            f"{folder}: its backbone '{name}' cannot be loaded: there is no such folder; put it back there, or load it "
+            "from where it is now and pass it as backbone="
+        )
+    return load_backbone(name, config.modules, dtype)
 
 
 def _of_another(folder: Path, expected: BackboneReference, found: str) -> CheckpointError:
     return CheckpointError(
         f"{folder}: was trained on backbone '{expected.name}' with fingerprint {expected.fingerprint[:12]}, found one "
-        f"with {found[:12]}; load it with the same weights and revision that it was trained with"
+        f"with {found[:12]}; load it with the same weights and revision that it was trained with, or pass them as "
+        "backbone="
     )
 
 
@@ -295,7 +399,7 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
     Raises:
         CheckpointError: it is missing or damaged, or its tasks, settings or backbone are not those of the model.
     """
-    config, state = _read(folder)
+    config, state = read_checkpoint(folder)
     if config.format_version < FIRST_TO_GO_ON_WITH:
         raise CheckpointError(
             f"{folder}: was written by an earlier version of the library, whose training state this one cannot go on "
@@ -311,14 +415,28 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
         raise CheckpointError(f"{folder}: is of a model with other adapters or heads: {error}") from None
 
 
-def _read(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
+def read_checkpoint(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     """Read and check both files of a checkpoint.
 
     Raises:
         CheckpointError: one of them is missing, damaged or of a newer format.
     """
-    values = _read_json(folder)
+    text = _read_text(folder)
+    while True:
+        try:
+            return _check(text, folder)
+        except CheckpointError:
+            # Somebody may have saved since the JSON file was read, and removed what it refers to.
+            if text == (text := _read_text(folder)):
+                raise
+
+
+def _check(text: bytes, folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     path = folder / CONFIG_FILE
+    try:
+        values: Any = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not readable: {error}; the checkpoint is damaged") from None
     version = values.get("format_version") if isinstance(values, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
@@ -326,7 +444,25 @@ def _read(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
         )
     digest = _digest(values) if isinstance(values, dict) else ""
     config = _parse(values, str(path))
+    _check_tokenizer(folder, config.tokenizer)
     return config, _read_weights(folder, config, digest)
+
+
+def _check_tokenizer(folder: Path, expected: TokenizerReference | None) -> None:
+    """Raise CheckpointError if a file of the tokenizer is missing or altered."""
+    if expected is None:
+        return
+    if not fnmatch(expected.folder, TOKENIZER_PATTERN):
+        raise CheckpointError(f"{folder}: {CONFIG_FILE} names no tokenizer in this folder; the checkpoint is damaged")
+    try:
+        found = _refer_to_tokenizer(_read_files(folder / expected.folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder / expected.folder}: the tokenizer cannot be read: {error}") from None
+    if found.sha256 != expected.sha256:
+        raise CheckpointError(
+            f"{folder / expected.folder}: expected the tokenizer with sha256 {expected.sha256[:12]}, found "
+            f"{found.sha256[:12]}; a file is missing or altered: copy the folder again"
+        )
 
 
 def _parse(values: Any, where: str) -> CheckpointConfig:
@@ -349,15 +485,16 @@ def _task(line: str) -> Any:
     return values
 
 
-def _read_json(folder: Path) -> Any:
+def _read_text(folder: Path) -> bytes:
     path = folder / CONFIG_FILE
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no checkpoint here; expected a file {CONFIG_FILE} in it") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable: {error}; the checkpoint is damaged") from None
-    return values
+    except NotADirectoryError:
+        raise CheckpointError(f"{folder}: expected the folder of a checkpoint, found a file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 
 def _read_weights(folder: Path, config: CheckpointConfig, expected_digest: str) -> dict[str, Tensor]:
@@ -385,7 +522,7 @@ def _read_weights(folder: Path, config: CheckpointConfig, expected_digest: str) 
         with safetensors.safe_open(path, framework="pt") as weights:
             digest = (weights.metadata() or {}).get("config_sha256")
             state = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # RuntimeError: torch does not find the file
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
     if digest != expected_digest:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} was altered after it was written: copy both files again")

@@ -27,7 +27,14 @@ from hyperadapters.core import (
 from hyperadapters.data.collate import Collator
 from hyperadapters.errors import BackboneError, TaskError, unknown_name
 from hyperadapters.hosts.active import BatchState
-from hyperadapters.hosts.backbone import fingerprint, load_backbone, load_tokenizer
+from hyperadapters.hosts.backbone import (
+    absolute_name,
+    fingerprint,
+    is_quantised,
+    load_backbone,
+    load_tokenizer,
+    num_embeddings,
+)
 from hyperadapters.hosts.devices import execution_device, is_offloaded
 from hyperadapters.hosts.heads import TaskHeads
 from hyperadapters.hosts.host import AdaptedLinear, Encoded, Frozen, Host, Inputs, pool
@@ -114,7 +121,8 @@ class HyperAdapterModel(MethodParts):
             tensors = lora_tensors(_by_parameter(linears[0]), config.lora_rank)
         super().__init__(config, len(tasks), num_sites, width, tensors)
         self.tasks, self.lengths, self.width, self._sites = tasks, lengths, width, sites
-        self.backbone_name = backbone_name or str(getattr(backbone, "name_or_path", "")) or None
+        name = backbone_name or str(getattr(backbone, "name_or_path", ""))
+        self.backbone_name = absolute_name(name) if name else None
         self.backbone_fingerprint = fingerprint(backbone)
         self.backbone_fingerprint_float16 = fingerprint(backbone, torch.float16)
         self.lock = threading.RLock()
@@ -219,9 +227,10 @@ class HyperAdapterModel(MethodParts):
         from hyperadapters.checkpoint import save_model
         from hyperadapters.interop.card import read_scores, write_card
 
-        self.folder = Path(folder)
-        save_model(self, self.folder)
-        write_card(self, self.folder, str(folder), license, read_scores(self.folder) if scores is None else scores)
+        path = Path(folder)
+        save_model(self, path)
+        self.folder = path
+        write_card(self, path, str(folder), license, read_scores(path) if scores is None else scores)
 
     @_exclusive
     def push_to_hub(
@@ -259,6 +268,19 @@ class HyperAdapterModel(MethodParts):
 
         return push(self, repo_id, private, token, license, commit_message, revision, create_pr)
 
+    def refresh_fingerprint(self) -> bool:
+        """Compute the fingerprints of the backbone anew if its weights have changed, and return whether they have.
+
+        Another floating point type is not a change, and neither is a merged task or quantisation with torchao.
+        """
+        if self._merged is not None or is_quantised(self.backbone):
+            return False
+        found = fingerprint(self.backbone), fingerprint(self.backbone, torch.float16)
+        if found[0] == self.backbone_fingerprint or found[1] == self.backbone_fingerprint_float16:
+            return False
+        self.backbone_fingerprint, self.backbone_fingerprint_float16 = found
+        return True
+
     @property
     def kind(self) -> BackboneKind:
         """Of the backbone: "encoder", "encoder-decoder" or "decoder"."""
@@ -271,19 +293,33 @@ class HyperAdapterModel(MethodParts):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The backbone's tokenizer, loaded when first asked for.
+        """The backbone's tokenizer, loaded on first access; it can be changed, or another one be set.
+
+        A checkpoint holds it if it is not the one that the backbone's name leads to.
 
         Raises:
             BackboneError: it cannot be loaded, or the backbone has no name to load it by.
         """
         if self.backbone_name is None:
-            raise BackboneError("the backbone was given in memory and has no name to find a tokenizer by")
+            raise BackboneError(
+                "the backbone was given in memory and has no name to find a tokenizer by; set model.tokenizer"
+            )
         return load_tokenizer(self.backbone_name)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer was set, or the backbone has a name to load one by."""
+        return self.backbone_name is not None or "tokenizer" in vars(self)
 
     @property
     def collator(self) -> Collator:
         """Makes batches for this model, with its present tasks."""
-        return Collator(self.tokenizer, self.tasks, self.kind, self.lengths.input, self.lengths.target)
+        return self.collator_of(self.tasks)
+
+    def collator_of(self, tasks: Sequence[Task]) -> Collator:
+        """Makes batches for this model, with other tasks than its own."""
+        limit = num_embeddings(self.backbone)
+        return Collator(self.tokenizer, tasks, self.kind, self.lengths.input, self.lengths.target, limit)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: everything but the lock, which belongs to this object."""

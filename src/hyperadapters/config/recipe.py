@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -211,7 +212,7 @@ class Recipe(StrictModel):
     """A training run: backbone, tasks with their data, model and training settings.
 
     Attributes:
-        backbone: name on the Hub, or a folder (relative to the recipe when it starts with a dot).
+        backbone: name on the Hub, or a folder; a relative path is looked for beside the recipe first.
         backbone_dtype: of the backbone's weights; default: that of its files. What is trained is in float32.
         seed: of subsets, cuts, sampling, initial weights and dropout.
     """
@@ -286,8 +287,8 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the relative paths in the values of a recipe absolute, in place, taking them relative to a folder."""
-    if str(values.get("backbone", "")).startswith("."):
-        values["backbone"] = str((folder / values["backbone"]).resolve())
+    if isinstance(backbone := values.get("backbone"), str):
+        values["backbone"] = _name_or_path(backbone, folder)
     tasks = values.get("tasks")
     for task in tasks if isinstance(tasks, list) else ():
         source = task.get("source") if isinstance(task, dict) else None
@@ -299,8 +300,14 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
             source["path"] = {
                 split: str(folder / file) if isinstance(file, str) else file for split, file in source["path"].items()
             }
-        if str(source.get("dataset", "")).startswith("."):
-            source["dataset"] = str((folder / source["dataset"]).resolve())
+        if isinstance(source.get("dataset"), str):
+            source["dataset"] = _name_or_path(source["dataset"], folder)
+
+
+def _name_or_path(name: str, folder: Path) -> str:
+    """A name on the Hub as it is; what is a path, because it starts with a dot or is there, as an absolute path."""
+    is_path = name.startswith(".") or (bool(name) and os.path.isdir(folder / name))
+    return str((folder / name).resolve()) if is_path else name
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

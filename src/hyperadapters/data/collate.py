@@ -34,6 +34,7 @@ class Collator:
         kind: BackboneKind,
         max_length: int = 128,
         max_target_length: int = 32,
+        num_embeddings: int | None = None,
     ) -> None:
         """Prepare.
 
@@ -43,12 +44,13 @@ class Collator:
             kind: of the backbone.
             max_length: tokens of an input at which it is cut.
             max_target_length: tokens of a target text at which it is cut.
+            num_embeddings: number of token ids that the backbone has an embedding for; default: as many as there are.
 
         Raises:
             BackboneError: a decoder's tokenizer has no token that ends a text.
         """
         self.tokenizer, self.tasks, self.kind = tokenizer, tuple(tasks), kind
-        self.max_length, self.max_target_length = max_length, max_target_length
+        self.max_length, self.max_target_length, self.num_embeddings = max_length, max_target_length, num_embeddings
         if kind == "decoder":
             if tokenizer.eos_token_id is None:
                 raise BackboneError("the tokenizer has no eos_token, by which a language model ends its answer; set it")
@@ -73,6 +75,7 @@ class Collator:
         if self.kind == "decoder":
             return self._padded(self._prompts(examples))
         found = self._tokenized(examples, padding=True, padding_side="right", return_tensors="pt")
+        self._check_ids(found["input_ids"])
         names = ("input_ids", "attention_mask") if self.kind == "encoder-decoder" else tuple(found)
         return {name: found[name] for name in names}
 
@@ -117,6 +120,7 @@ class Collator:
         padding = self.tokenizer.pad_token_id
         padding = self.tokenizer.eos_token_id if padding is None else padding
         ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, padding)
+        self._check_ids(ids)
         mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True, 0)
         return {"input_ids": ids, "attention_mask": mask}
 
@@ -131,7 +135,18 @@ class Collator:
             max_length=self.max_target_length,
             return_tensors="pt",
         )
+        self._check_ids(targets["input_ids"])
         return targets["input_ids"].masked_fill(targets["attention_mask"] == 0, -100)
+
+    def _check_ids(self, ids: torch.Tensor) -> None:
+        """Raise BackboneError if the backbone has no embedding for a token; its index would be out of range."""
+        if self.num_embeddings is None or not ids.numel() or (largest := int(ids.max())) < self.num_embeddings:
+            return
+        raise BackboneError(
+            f"the tokenizer makes the token '{self.tokenizer.convert_ids_to_tokens(largest)}' with id {largest}, and "
+            f"the backbone has embeddings for ids below {self.num_embeddings}: use the backbone's own tokenizer, or "
+            "call backbone.resize_token_embeddings(len(tokenizer)) before making the model"
+        )
 
     def _prompt(self, example: Example) -> str:
         template = None if example.task_id is None else self.tasks[example.task_id].template

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -21,6 +24,15 @@ from hyperadapters.hosts.devices import named_weights
 from hyperadapters.hosts.sites import HOW_TO_NAME, SITES
 
 FINGERPRINT_VALUES = 256
+
+_LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
+"""What transformers raises for files that are missing, damaged, or do not belong together."""
+_DROPPED: Any = object()
+_TRACES: dict[str, dict[str, Any]] = {
+    "tokenizer.json": {"truncation": None, "padding": None},
+    "tokenizer_config.json": {"is_local": _DROPPED, "local_files_only": _DROPPED, "name_or_path": _DROPPED},
+}
+"""Values in a tokenizer's files that say how it was loaded and called last, and what they are replaced with."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
         model: nn.Module
         with _quiet_loading():
             model, report = classes[kind].from_pretrained(where, config=config, output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
+    except _LOADING_ERRORS as error:
         raise BackboneError(f"backbone '{name}' cannot be loaded: {error}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
@@ -142,8 +154,50 @@ def load_tokenizer(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(locate(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises nothing more specific for some damaged files
         raise BackboneError(f"the tokenizer of backbone '{name}' cannot be loaded: {error}") from error
+
+
+def absolute_name(name: str) -> str:
+    """The name of a backbone, or the absolute path if it is a folder, which is then found from anywhere."""
+    is_folder = name not in PACKAGED and Path(name).is_dir()
+    return str(Path(name).absolute()) if is_folder else name
+
+
+def is_quantised(backbone: nn.Module) -> bool:
+    """Whether torchao has quantised weights of a backbone."""
+    return any(is_traceable_wrapper_subclass(parameter) for parameter in backbone.parameters())
+
+
+def num_embeddings(backbone: nn.Module) -> int | None:
+    """Number of token ids that a backbone has an input embedding for; None where transformers cannot tell."""
+    try:
+        embeddings: Any = backbone.get_input_embeddings()  # type: ignore[operator]
+        return int(embeddings.weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """The files that a tokenizer's `save_pretrained` writes, by name, without traces of how it was loaded and called.
+
+    Raises:
+        BackboneError: it is not a tokenizer of transformers.
+    """
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise BackboneError(f"expected a tokenizer of transformers to save, found {type(tokenizer).__name__}")
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    for name, traces in _TRACES.items():
+        if name in files:
+            values = json.loads(files[name])
+            kept = {
+                key: traces.get(key, value) for key, value in values.items() if traces.get(key, value) is not _DROPPED
+            }
+            files[name] = (json.dumps(kept, ensure_ascii=False, indent=2) + "\n").encode()
+    return files
 
 
 def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -> str:

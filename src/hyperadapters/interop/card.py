@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from hyperadapters._version import __version__
 from hyperadapters.config import METRICS_FILE, Task
+from hyperadapters.errors import OutputError
 from hyperadapters.files import write_atomically
 from hyperadapters.model import HyperAdapterModel
 
@@ -29,6 +30,7 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 _SCORES = TypeAdapter(dict[str, dict[str, dict[str, float]]])
 _MARKER = "<!-- hyperadapters card {}: saving writes it anew until you change it; then it is yours and stays. -->"
 _MARKED = re.compile(_MARKER.format("([0-9a-f]{12})"))
+_SPECIAL = re.compile(r"[!-+/:-@\[-`{-~]|(?<=www)\.", re.IGNORECASE)
 _PIPELINES = {
     "classification": "text-classification",
     "regression": "text-classification",
@@ -56,7 +58,7 @@ def write_card(
         OutputError: it cannot be written.
     """
     path = folder / CARD_FILE
-    if path.exists():
+    if path.is_file():
         if not is_generated(path):
             if license is not None:
                 logger.warning(f"{path}: is not as the library wrote it and stays; write 'license: {license}' into it")
@@ -82,7 +84,10 @@ def read_scores(folder: Path) -> Scores:
 
 
 def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read, to see whether it may be replaced: {error}") from error
 
 
 def _digest(front: str, body: str) -> str:
@@ -143,7 +148,7 @@ def _body(model: HyperAdapterModel, name: str, license: str | None, scores: Scor
     number = "one task" if len(model.tasks) == 1 else f"{len(model.tasks):,} tasks"
     return f"""
 
-# {_title(name)}
+# {_escaped(_title(name))}
 
 Adapters for {number} on one frozen language model, which is not in here. They were trained with the Python library
 hyperadapters, version {__version__}.
@@ -207,7 +212,18 @@ def _cell(text: str) -> str:
     """A text for a cell of a table: one line, not long, with nothing that Markdown takes as its own."""
     line = " ".join(text.split())
     line = line if len(line) <= LABEL_LENGTH else line[: LABEL_LENGTH - 1] + "…"
-    return re.sub(r"([\\|`*<\[])", r"\\\1", line)
+    return _escaped(line)
+
+
+def _escaped(text: str) -> str:
+    """A text in which Markdown and its extensions find nothing but text: no emphasis, links or formulas."""
+    return _SPECIAL.sub(r"\\\g<0>", text)
+
+
+def _code(text: str) -> str:
+    """A text as code, with more backticks around it than in it."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def _backbone(model: HyperAdapterModel) -> str:
@@ -216,12 +232,12 @@ def _backbone(model: HyperAdapterModel) -> str:
         return f"A model given in memory; {fingerprint} Pass it as `backbone=`."
     if _is_hub_name(model.backbone_name):
         return f"`{model.backbone_name}`; {fingerprint}"
-    return f"`{Path(model.backbone_name).name}`, a folder of whoever trained this; {fingerprint}"
+    return f"{_code(Path(model.backbone_name).name)}, a folder of whoever trained this; {fingerprint}"
 
 
 def _usage(model: HyperAdapterModel, name: str) -> str:
     where, task = _quoted(name), model.tasks[0]
-    if model.backbone_name is None:  # nor has it a tokenizer
+    if model.backbone_name is None:  # it may have no tokenizer either
         return (
             "from hyperadapters import HyperAdapterModel\n\n"
             f"model = HyperAdapterModel.from_pretrained({where}, backbone=backbone)\n"

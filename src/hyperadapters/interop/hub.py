@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from hyperadapters._version import __version__
-from hyperadapters.checkpoint import CONFIG_FILE, WEIGHTS_PATTERN, is_checkpoint, save_model
+from hyperadapters.checkpoint import CONFIG_FILE, TOKENIZER_PATTERN, WEIGHTS_PATTERN, is_checkpoint, save_model
 from hyperadapters.errors import CheckpointError, HyperAdaptersError, OutputError
 from hyperadapters.interop.card import CARD_FILE, is_generated, read_scores, write_card
 from hyperadapters.model import HyperAdapterModel
@@ -47,10 +48,15 @@ def find_checkpoint(name: str | Path, revision: str | None = None, token: str | 
         token: for the Hub; default: that of `hf auth login`.
 
     Raises:
-        CheckpointError: there is no such folder, and no such checkpoint on the Hub or no way to get it.
+        CheckpointError: there is no such folder, and no such checkpoint on the Hub or no way to get it; or a revision
+            of a folder is asked for.
     """
     folder = Path(name)
-    if isinstance(name, Path) or folder.is_dir():
+    if isinstance(name, Path) or os.path.lexists(folder):
+        if revision is not None:
+            raise CheckpointError(
+                f"{name}: revision '{revision}' is for names on the Hub; this is a folder, which has none: omit it"
+            )
         return folder
     with _explained(f"{name}: no such folder, and on the Hub", CheckpointError):
         if name.count("/") != 1:
@@ -59,7 +65,7 @@ def find_checkpoint(name: str | Path, revision: str | None = None, token: str | 
             name,
             revision=revision,
             token=token,
-            allow_patterns=[CONFIG_FILE, WEIGHTS_PATTERN],
+            allow_patterns=[CONFIG_FILE, WEIGHTS_PATTERN, f"{TOKENIZER_PATTERN}/*"],
             library_name="hyperadapters",
             library_version=__version__,
         )
@@ -93,12 +99,12 @@ def push(
             # one that somebody wrote or changed, here or there, goes before one that the library wrote
             shutil.copyfile(min(cards, key=is_generated), folder / CARD_FILE)
         write_card(model, folder, repo_id, license, None if model.folder is None else read_scores(model.folder))
-        old = [name for name in sorted(present) if "/" not in name and fnmatch(name, WEIGHTS_PATTERN)]
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         commit = api.create_commit(
             repo_id,
             [
-                *(CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())),
-                *(CommitOperationDelete(name) for name in old if not (folder / name).exists()),
+                *(CommitOperationAdd(name, path) for name, path in files.items()),
+                *(CommitOperationDelete(name) for name in sorted(present - files.keys()) if _is_part(name)),
             ],
             commit_message=commit_message or "Upload a checkpoint of hyperadapters",
             revision=revision,
@@ -106,6 +112,12 @@ def push(
             parent_commit=info.sha,  # what somebody else pushed meanwhile is not mixed with it
         )
     return str(commit.commit_url)
+
+
+def _is_part(name: str) -> bool:
+    """Whether a file in a repository is the weights or of the tokenizer of a checkpoint."""
+    folder, _, file = name.rpartition("/")
+    return fnmatch(folder, TOKENIZER_PATTERN) if folder else fnmatch(file, WEIGHTS_PATTERN)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ def export_merged(model: HyperAdapterModel, task: str, folder: str | Path) -> No
 
     Raises:
         TaskError: there is no such task, or it cannot be merged (see `HyperAdapterModel.merge`).
-        BackboneError: a weight is quantised, or the backbone is no transformers model, or its tokenizer is missing.
+        BackboneError: a weight is quantised, the backbone is no transformers model, or its tokenizer cannot be loaded.
         OutputError: the folder is there already, or cannot be written.
     """
     backbone: Any = model.backbone
@@ -32,6 +32,6 @@ def export_merged(model: HyperAdapterModel, task: str, folder: str | Path) -> No
             backbone.save_pretrained(new)
         finally:
             model.unmerge()
-        if model.backbone_name is not None:
+        if model.has_tokenizer:
             model.tokenizer.save_pretrained(new)
         write_task_files(model, task, new)

@@ -107,7 +107,7 @@ def _check(model: HyperAdapterModel) -> None:
 
 def _tokenizer(model: HyperAdapterModel) -> Any:
     """A copy of the model's tokenizer that cuts texts where the model does; None where the model has none."""
-    if model.backbone_name is None and "tokenizer" not in vars(model):
+    if not model.has_tokenizer:
         return None
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.model_max_length, tokenizer.padding_side = model.lengths.input, "right"

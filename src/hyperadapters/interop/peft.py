@@ -159,10 +159,12 @@ def import_peft(model: HyperAdapterModel, task: str, folder: str | Path, check_b
             as those of PEFT, with another name (the part after the last slash).
 
     Raises:
-        TaskError: there is no such task, or the model is not of form "lora".
+        TaskError: there is no such task, the model is not of form "lora", or its method is not "pha": the tasks of
+            others do not change after training.
         CheckpointError: the folder is none of PEFT's LoRAs, is damaged, has more than a LoRA, is of another backbone,
             or changes what the model does not.
     """
+    model.check_tasks_can_change()
     loras, folder = task_loras(model, task), Path(folder)
     config = _read_config(folder)
     tensors = _read_tensors(folder, config["r"])

@@ -53,11 +53,13 @@ def read_backbone(folder: Path) -> BackboneReference | None:
         CheckpointError: the file cannot be read.
     """
     path = folder / TASK_FILE
-    if not path.exists():
-        return None
     try:
         backbone = json.loads(path.read_text(encoding="utf-8"))["backbone"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: not readable: {error}; the file is damaged") from None
     return parse(BackboneReference, backbone, CheckpointError)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.manifold import TSNE
 
+from hyperadapters.files import write_atomically
 from hyperadapters.optional import require
 
 
@@ -30,6 +32,7 @@ def task_map(
 
     Raises:
         MissingPackageError: matplotlib is not installed.
+        OutputError: the picture cannot be written.
     """
     figure_module = require("matplotlib.figure")
     points = np.concatenate([instances, prototypes]).astype(np.float64)
@@ -47,4 +50,6 @@ def task_map(
     axes.scatter([], [], s=160, marker="*", color="white", edgecolors="black", label="prototype")
     axes.set(xticks=[], yticks=[], title="Test inputs and prototypes in the retriever's space")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:] or None, dpi=150)
+    write_atomically(path, picture.getvalue())

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
-from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import NotFiniteError
 from hyperadapters.hosts.heads import Head, target_scale, wide_inputs
@@ -83,8 +82,7 @@ class FitExamples:
             NotFiniteError: hidden states of an example are not finite.
         """
         self.model, self.task = model, task
-        lengths = model.lengths
-        self._collator = Collator(model.tokenizer, [task], model.kind, lengths.input, lengths.target)
+        self._collator = model.collator_of([task])
         self.examples = [Example(0, e.text, e.text_pair, e.target) for e in examples]
         self._hidden: dict[int, Tensor] = {}
         self._pooled: dict[int, Tensor] = {}

@@ -19,7 +19,7 @@ from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, load_
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
 from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
-from hyperadapters.files import make_folder, write_atomically
+from hyperadapters.files import check_folder, make_folder, write_atomically
 from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.inference.batches import best_device
 from hyperadapters.inference.routing import calibrate
@@ -176,8 +176,7 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> None:
     """Raise OutputError unless a run may be written to the folder."""
     if resume and overwrite:
         raise OutputError("--resume and --overwrite exclude each other: one goes on with a run, the other removes it")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: expected a folder, found a file")
+    check_folder(output)
     holds_run = is_run(output)
     if output.is_dir() and any(output.iterdir()) and not holds_run:
         raise OutputError(f"{output}: expected an empty or new folder, or one of a run; found other files in it")
