@@ -536,6 +536,13 @@ def test_quotation_mark_that_is_never_closed_is_named_with_its_line(tmp_path: Pa
         texts_of(tmp_path / f"a.{ending}", content)
 
 
+def test_quotation_mark_that_closes_in_another_row_is_named_with_both_lines(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.csv, line 2: a quotation mark .* in line 4"):
+        texts_of(tmp_path / "a.csv", 'text,label\n"Hello,no\nw1,no\nand "left,no\n')
+    with pytest.raises(DataError, match=r"line 3: expected 2 cells .*; the row begins in line 2, with a quotation"):
+        texts_of(tmp_path / "a.csv", 'text,label\n"Hello,no\nleft",a,b\n')
+
+
 def test_carriage_return_in_a_csv_line_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2: a carriage return inside the line"):
         texts_of(tmp_path / "a.csv", "text\na\rb\n")
@@ -610,6 +617,11 @@ def test_csv_folder_read_as_a_data_set_keeps_texts(tmp_path: Path, monkeypatch: 
     rows = read_source(Source(dataset=str(tmp_path / "codes")), "train")
     assert rows is not None
     assert [tuple(row.values.values()) for row in rows] == [("NA", "001"), ("1.0", "1"), ("", "true")]
+
+
+def test_label_names_know_whole_numbers_of_a_column_with_nulls(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [0.0, 1.0]}), tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet", {"label_names": {"0": "bad", "1": "good"}}).task.labels == ("bad", "good")
 
 
 def test_label_name_that_never_occurs_is_refused_with_the_nearest_label(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,9 @@ def _name_label(row: Row, names: dict[str, str] | None) -> Row:
 
 
 def _label_key(label: object) -> str:
-    """A label as `label_names` spells it."""
+    """A label as `label_names` spells it; a whole number may be a float, as in a Parquet column with nulls."""
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
@@ -358,9 +361,8 @@ def _tsv_cells(path: Path) -> Iterator[Cells]:
         start = number = number + 1
         cells = _split_tabs(line)
         if cells and len(cells) != len(names) and '"' in line:
-            rest = _counting(line, lines)
-            joined = _quoted_row(path, start, rest)
-            cells, number = joined[0], start + joined[1] - 1
+            cells, taken = _quoted_row(path, start, chain([line], lines))
+            number = start + taken - 1
         elif '"' in line:
             kept, cells = cells, [_unquote(cell) for cell in cells]
             unclear = any(cell[:1] == '"' and cell == text for cell, text in zip(kept, cells, strict=True))
@@ -372,11 +374,6 @@ def _tsv_cells(path: Path) -> Iterator[Cells]:
                     path, start,
                 )  # fmt: skip
         yield start, number, cells
-
-
-def _counting(line: str, lines: Iterator[str]) -> Iterator[str]:
-    yield line
-    yield from lines
 
 
 def _quoted_row(path: Path, start: int, lines: Iterator[str]) -> tuple[list[str], int]:
