@@ -543,6 +543,18 @@ def test_quotation_mark_that_closes_in_another_row_is_named_with_both_lines(tmp_
         texts_of(tmp_path / "a.csv", 'text,label\n"Hello,no\nleft",a,b\n')
 
 
+def test_wrong_line_of_a_tsv_names_a_quotation_mark_before_it(tmp_path: Path) -> None:
+    expected = r"line 4: expected 2 cells \(text, label\), found 1; line 3 has a cell that begins with a quotation mark"
+    with pytest.raises(DataError, match=expected):
+        texts_of(tmp_path / "a.tsv", 'text\tlabel\nw1\tw2\nw3\t"w4\nw5"\n')
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_blank_line_in_place_of_column_names_is_refused(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(DataError, match="line 1: expected the names of the columns, found a blank line"):
+        texts_of(tmp_path / f"a.{ending}", "\ntext\na\n")
+
+
 def test_carriage_return_in_a_csv_line_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2: a carriage return inside the line"):
         texts_of(tmp_path / "a.csv", "text\na\rb\n")

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -265,14 +265,33 @@ def _read_table(path: Path, delimiter: str, sniff: bool) -> Iterator[Row]:
     start, end, header = next(rows, (1, 1, []))
     _check_header(path, header, delimiter, sniff)
     for start, end, cells in rows:
-        if not cells and len(header) > 1:
+        if not cells and len(header) != 1:
             continue
+        if not header:
+            raise DataError(f"{path}, line 1: expected the names of the columns, found a blank line; remove it")
         if len(cells or [""]) != len(header):
             raise DataError(
                 f"{path}, line {end}: expected {len(header)} cells ({', '.join(header)}), found {len(cells)}"
                 + (f"; the row begins in line {start}, with a quotation mark in it" if start < end else "")
+                + _open_mark(path, end, delimiter)
             )
         yield Row(dict(zip(header, cells or [""], strict=True)), f"{path}, line {end}")
+
+
+def _open_mark(path: Path, end: int, delimiter: str) -> str:
+    """For an error in a TSV file: the last line before it with a quotation mark that was read as text."""
+    if delimiter != "\t":
+        return ""
+    before = enumerate(islice(_lines(path), end - 1), start=1)
+    opened = [
+        number for number, line in before if any(cell[:1] == '"' == _unquote(cell)[:1] for cell in _split_tabs(line))
+    ]
+    if not opened:
+        return ""
+    return (
+        f'; line {opened[-1]} has a cell that begins with a quotation mark ("), read as text: if its cells are '
+        "quoted, put the column names in quotation marks too"
+    )
 
 
 def _check_header(path: Path, header: list[str], delimiter: str, sniff: bool) -> None:
