@@ -135,6 +135,16 @@ def test_examples_are_read_from_each_type_of_file(cli: Cli, tmp_path: Path, run:
     assert (task.fields, task.labels) == (("text", "text_pair"), ("in", "out"))
 
 
+def test_examples_are_read_with_another_delimiter(cli: Cli, tmp_path: Path, run: Path) -> None:
+    path = tmp_path / "examples.csv"
+    path.write_text("text;label\nw1, w2;in\nw3;out\n")
+    refused(cli, run, ["add-task", "--name", "place", "--examples", path], "seems to be delimited by ';'")
+    options = ["--examples", path, "--fit", "none", "--delimiter", ";"]
+    assert cli("add-task", run, "--name", "place", *options).code == 0
+    assert cli("refit-task", run, "--name", "place", *options).code == 0
+    assert HyperAdapterModel.from_pretrained(run).tasks[2].labels == ("in", "out")
+
+
 def test_kind_metric_and_subset_are_those_asked_for(cli: Cli, tmp_path: Path, run: Path) -> None:
     rows = write_examples(tmp_path / "numbers.jsonl", [(f"w{n}", n) for n in range(6)])
     options = ["--kind", "regression", "--metric", "spearman", "--k-per-label", "4", "--fit", "none", "--seed", "1"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 
 from hyperadapters.config import Cut, DataConfig, ModelConfig, Recipe, Source, Task, TrainingConfig, load_recipe, parse
+from hyperadapters.config.reading import load_yaml
 from hyperadapters.errors import RecipeError, TaskError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -548,3 +549,71 @@ def test_settings_of_another_kind_of_task_are_refused() -> None:
 def test_label_names_are_compared_as_texts() -> None:
     source = parse(Source, {"path": "a.csv", "label_names": {0: "bad", True: "good"}})
     assert source.label_names == {"0": "bad", "true": "good"}
+
+
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [
+        ("training.learning_rate", {"training": {"max_steps": 1, "learning_rate": True}}),
+        ("training.label_smoothing", {"training": {"max_steps": 1, "label_smoothing": False}}),
+        ("data.fraction", {"data": {"fraction": True}}),
+        ("model.temperature", {"model": {"temperature": True}}),
+        ("tasks.0.step", {"tasks": [one_task(kind="regression", step=True)]}),
+    ],
+)
+def test_truth_value_is_no_number(place: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=rf"{place}: expected a number, found (True|False)"):
+        parse(Recipe, values_of(**changes))
+
+
+def test_number_may_be_written_as_yaml_does_not_read_it() -> None:
+    assert recipe(training={"max_steps": 1, "learning_rate": "1e-3"}).training.learning_rate == 1e-3
+
+
+def test_key_given_twice_is_refused_with_its_line(tmp_path: Path, recipe_file: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("seed: 1\ntraining:\n  max_steps: 1\n  max_steps: 2\n")
+    with pytest.raises(RecipeError, match=r"(?s)'max_steps' is given twice; remove one of them.*line 4, column 3"):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="'max_steps' is given twice"):
+        load_recipe(recipe_file, ["training={max_steps: 1, max_steps: 2}"])
+
+
+def test_merge_keys_of_yaml_may_be_replaced() -> None:
+    text = "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, y: 3}\n"
+    assert load_yaml(text) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 2, "y": 3}}
+
+
+def test_labels_in_yaml_mean_what_is_written() -> None:
+    read = load_yaml(
+        "label_names: {yes: positive, no: on, 001: first, true: t, null: n}\nlabels: [yes, no]\nbf16: true"
+    )
+    assert read == {
+        "label_names": {"yes": "positive", "no": "on", "001": "first", "true": "t", "null": "n"},
+        "labels": ["yes", "no"],
+        "bf16": True,
+    }
+
+
+@pytest.mark.parametrize("mode", ["python", "json"])
+@pytest.mark.parametrize("option", ["", "exclude_unset", "exclude_defaults", "exclude_none", "by_alias"])
+def test_recipe_is_the_same_when_dumped_and_parsed(mode: Literal["python", "json"], option: str) -> None:
+    task = one_task(source={"path": "a.csv", "delimiter": ";", "cut": {"test": {"from": "train", "size": 0.1}}})
+    given = recipe(tasks=[task], training={"max_steps": 1, "max_grad_norm": float("inf")})
+    options = {option: True} if option else {}
+    assert parse(Recipe, given.model_dump(mode=mode, **options)) == given
+    assert Recipe.model_validate_json(given.model_dump_json(**options)) == given
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"path": "a.jsonl", "delimiter": ";"}, "delimiter belongs to a path that ends in .csv or .tsv"),
+        ({"demo": "message_spam", "delimiter": ";"}, "delimiter belongs to a path that ends in .csv or .tsv"),
+        ({"path": "a.csv", "delimiter": ";;"}, "at most 1 character"),
+        ({"path": "a.csv", "delimiter": '"'}, "must not be a quotation mark or a line end"),
+    ],
+)
+def test_delimiter_that_does_not_fit_is_refused(source: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse(Recipe, values_of(tasks=[one_task(source=source)]))

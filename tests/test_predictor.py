@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime
 import gc
+import io
 import itertools
 import json
 import os
@@ -985,6 +987,82 @@ def test_a_large_file_is_answered_in_flat_memory(tmp_path: Path) -> None:
             tracemalloc.stop()
         assert len(read_jsonl(output)) == rows
     assert peaks[1] < 1.5 * peaks[0], peaks
+
+
+OTHERS = [{"id": 7, "text": "w1", "task": "colour", "meta": {"a": [1]}}, {"id": None, "text": "w2", "meta": {}}]
+
+
+def test_predict_keeps_the_other_columns_of_its_input(tmp_path: Path) -> None:
+    predictor, source = Predictor(predictor_model("bert")), write_jsonl(tmp_path / "in.jsonl", OTHERS)
+    predict_file(predictor, source, None, tmp_path / "out.jsonl")
+    assert [(row["id"], row["meta"]) for row in read_jsonl(tmp_path / "out.jsonl")] == [(7, {"a": [1]}), (None, {})]
+    predict_file(predictor, source, None, tmp_path / "out.csv")
+    assert [(row["id"], row["meta"]) for row in read_csv(tmp_path / "out.csv")] == [("7", '{"a": [1]}'), ("", "{}")]
+    assert list(read_csv(tmp_path / "out.csv")[0])[-2:] == ["id", "meta"]
+
+
+def test_other_columns_of_parquet_are_valid_json(tmp_path: Path) -> None:
+    columns = {"text": ["w1", "w2"], "score": [float("nan"), 0.5], "day": [datetime.date(2024, 1, 2)] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    predict_file(Predictor(predictor_model("bert")), tmp_path / "in.parquet", "colour", tmp_path / "out.jsonl")
+    found = [(row["score"], row["day"]) for row in read_jsonl(tmp_path / "out.jsonl")]
+    assert found == [(None, "2024-01-02"), (0.5, "2024-01-02")]
+
+
+@pytest.mark.parametrize("name", ["answer", "routed", "candidates"])
+def test_other_column_with_the_name_of_an_output_is_refused(tmp_path: Path, name: str) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "w1", name: "x"}])
+    with pytest.raises(DataError, match=f"in.jsonl, line 1: the column '{name}' is one of the output too; rename it"):
+        predict_file(Predictor(predictor_model("bert")), source, None, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_column_that_a_csv_output_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "w1"}, {"text": "w2", "id": 1}])
+    with pytest.raises(DataError, match=r"row 2: the column 'id' is not in the first row.*choose .* \.jsonl"):
+        predict_file(Predictor(predictor_model("bert")), source, None, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_predict_reads_json_lines_from_standard_input(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def give(content: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    give('{"text": "w1 ü"}\n\n{"text": "w2"}\n'.encode())
+    assert predict(monkeypatch, runs["bert"], "-i", "-", "-o", tmp_path / "out.jsonl") == 0
+    assert [row["text"] for row in read_jsonl(tmp_path / "out.jsonl")] == ["w1 ü", "w2"]
+    give(b"text,label\nw1,a\n")
+    assert predict(monkeypatch, runs["bert"], "-i", "-") == 2
+    assert "standard input, line 1: expected one JSON object a line" in capsys.readouterr().err
+    give(b'{"text": "\xff"}')
+    assert predict(monkeypatch, runs["bert"], "-i", "-") == 2
+    assert "standard input, line 1: not UTF-8" in capsys.readouterr().err
+    assert predict(monkeypatch, runs["bert"], "-i", "-", "--delimiter", ";") == 2
+    assert "standard input is read as JSON-lines" in capsys.readouterr().err
+
+
+def test_predict_reads_a_file_with_another_delimiter(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    source.write_text("id;text\n1;w1, w2\n")
+    assert predict(monkeypatch, runs["bert"], "-i", source, "-o", output) == 2
+    assert "seems to be delimited by ';'" in capsys.readouterr().err
+    assert predict(monkeypatch, runs["bert"], "-i", source, "-o", output, "--delimiter", ";") == 0
+    assert [(row["id"], row["text"]) for row in read_jsonl(output)] == [("1", "w1, w2")]
+    assert predict(monkeypatch, runs["bert"], "-i", source, "-o", output, "--delimiter", ";;") == 2
+    assert "delimiter: expected one character" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_each_line_gets_an_answer(tmp_path: Path, ending: str) -> None:
+    texts = ["w1", "", 'w2 "', "w3\u2028w4", "w5\x85", "w6\x00"]
+    source, output = tmp_path / "in.csv", tmp_path / f"out.{ending}"
+    source.write_text("text\n" + "".join(f"{text}\n" for text in texts), encoding="utf-8", newline="")
+    predict_file(Predictor(predictor_model("bert")), source, "colour", output)
+    assert [row["text"] for row in (read_csv if ending == "csv" else read_jsonl)(output)] == texts
 
 
 # Files row by row

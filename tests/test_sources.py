@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -486,3 +487,160 @@ def test_target_that_is_no_text_is_reported(tmp_path: Path, label: Any) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "b"}, {"text": "b", "label": label}])
     with pytest.raises(DataError, match=re.escape(f"a.jsonl, line 2: expected a target text, found {label!r}")):
         load(path, kind="text-to-text")
+
+
+# Rows in, rows out
+
+
+def texts_of(path: Path, content: str) -> list[tuple[Any, ...]]:
+    path.write_bytes(content.encode())
+    return [tuple(row.values.values()) for row in read_file(path)]
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ('"Hello, she said\tpos\nplain\tneg\nand left"\tneg\n', [('"Hello, she said', "pos"), ("plain", "neg"),
+                                                                 ('and left"', "neg")]),
+        ('5" pipe\tpos\n"\tneg\n', [('5" pipe', "pos"), ('"', "neg")]),
+        ('"all of it"\tpos\n', [('"all of it"', "pos")]),
+        ('"say ""hi"""\tpos\n', [('say "hi"', "pos")]),
+        ('"one\ntwo"\tpos\n"a\tb"\tneg\n', [("one\ntwo", "pos"), ("a\tb", "neg")]),
+        ('a\rb\tpos\r\n\n\tneg', [("a\rb", "pos"), ("", "neg")]),
+        ('a\u2028b\x00\tpos\n', [("a\u2028b\x00", "pos")]),
+    ],
+)  # fmt: skip
+def test_rows_of_a_tsv_stay_apart(tmp_path: Path, content: str, rows: list[Any]) -> None:
+    assert texts_of(tmp_path / "a.tsv", "text\tlabel\n" + content) == rows
+
+
+def test_tsv_with_quoted_column_names_is_read_as_a_csv_writer_wrote_it(tmp_path: Path) -> None:
+    rows = [("Hello", "pos"), ("a\tb\nc", "neg")]
+    with (tmp_path / "a.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL).writerows([("text", "label"), *rows])
+    assert [tuple(row.values.values()) for row in read_file(tmp_path / "a.tsv")] == rows
+
+
+def test_reading_of_a_doubtful_quotation_mark_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    doubtful = 'text\tlabel\nplain\tneg\n"Hello\tpos\nand left"\tneg\n'
+    assert len(texts_of(tmp_path / "a.tsv", doubtful)) == 3
+    assert "a.tsv, line 3: a cell begins with a quotation mark, which is read as part of the text" in caplog.text
+    assert len(texts_of(tmp_path / "a.csv", doubtful.replace("\t", ","))) == 2
+    assert "a.csv, line 3: a quotation mark opens a cell that ends in line 4" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_quotation_mark_that_is_never_closed_is_named_with_its_line(tmp_path: Path, ending: str) -> None:
+    content = 'text,label\nw1,no\n"w2\nw3,no\n'.replace(",", "\t" if ending == "tsv" else ",")
+    with pytest.raises(DataError, match=rf"a\.{ending}, line 3: a quotation mark .* it is never closed"):
+        texts_of(tmp_path / f"a.{ending}", content)
+
+
+def test_quotation_mark_that_closes_in_another_row_is_named_with_both_lines(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.csv, line 2: a quotation mark .* in line 4"):
+        texts_of(tmp_path / "a.csv", 'text,label\n"Hello,no\nw1,no\nand "left,no\n')
+    with pytest.raises(DataError, match=r"line 3: expected 2 cells .*; the row begins in line 2, with a quotation"):
+        texts_of(tmp_path / "a.csv", 'text,label\n"Hello,no\nleft",a,b\n')
+
+
+def test_wrong_line_of_a_tsv_names_a_quotation_mark_before_it(tmp_path: Path) -> None:
+    expected = r"line 4: expected 2 cells \(text, label\), found 1; line 3 has a cell that begins with a quotation mark"
+    with pytest.raises(DataError, match=expected):
+        texts_of(tmp_path / "a.tsv", 'text\tlabel\nw1\tw2\nw3\t"w4\nw5"\n')
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_blank_line_in_place_of_column_names_is_refused(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(DataError, match="line 1: expected the names of the columns, found a blank line"):
+        texts_of(tmp_path / f"a.{ending}", "\ntext\na\n")
+
+
+def test_carriage_return_in_a_csv_line_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 2: a carriage return inside the line"):
+        texts_of(tmp_path / "a.csv", "text\na\rb\n")
+    with pytest.raises(DataError, match="line 1: a carriage return inside the line"):
+        texts_of(tmp_path / "a.tsv", "text\ra\rb\r")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_blank_line_of_a_single_column_is_an_empty_text(tmp_path: Path, ending: str) -> None:
+    assert texts_of(tmp_path / f"a.{ending}", "text\na\n\nb\n\n") == [("a",), ("",), ("b",), ("",)]
+
+
+@pytest.mark.parametrize("text", ['{"text": "a", "text": "b"}', '{"text": "a", "meta": {"text": 1, "text": 1}}'])
+def test_json_key_that_occurs_twice_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"line 1: .*the key 'text' occurs 2 times in one object; remove all but one"):
+        texts_of(tmp_path / "a.jsonl", text)
+
+
+def test_column_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 1: column 1 has no name; name it or remove it \(pandas"):
+        texts_of(tmp_path / "a.csv", ",text\n0,a\n")
+
+
+def test_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column names must be different from each other"):
+        read_file(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_parquet_text_that_is_not_utf8_is_named_with_its_row(tmp_path: Path, dictionary: bool) -> None:
+    good = pa.array([b"ok"] * 1500 + [b"\xff"])
+    data = pa.Array.from_buffers(pa.string(), len(good), good.buffers())
+    table = pa.table({"text": data.dictionary_encode() if dictionary else data})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet, row 1501: 'text' is not UTF-8"):
+        read_file(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+def test_each_arrow_type_of_text_is_a_text(tmp_path: Path, kind: pa.DataType) -> None:
+    array = pa.array(["a", None]).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(["a", None], kind)
+    pq.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == [{"text": "a"}, {"text": None}]
+
+
+def test_limit_of_a_cell_fits_the_c_long_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = csv.field_size_limit
+
+    def limit(value: int) -> int:
+        if value > 2**31 - 1:
+            raise OverflowError("Python int too large to convert to C long")
+        return original(value)
+
+    monkeypatch.setattr(csv, "field_size_limit", limit)
+    assert texts_of(tmp_path / "a.csv", "text\n" + "a" * 200_000 + "\n") == [("a" * 200_000,)]
+
+
+@pytest.mark.parametrize(("ending", "mark"), [("csv", ";"), ("csv", "\t"), ("csv", "|"), ("tsv", ","), ("tsv", ";")])
+def test_other_delimiter_is_named_and_can_be_set(tmp_path: Path, ending: str, mark: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_text(f"text{mark}label\na{mark}no\nb{mark}yes\n")
+    with pytest.raises(DataError, match=re.escape(f"seems to be delimited by {mark!r}; set delimiter: {mark!r}")):
+        read_file(path)
+    assert load(path, {"delimiter": mark}).task.labels == ("no", "yes")
+
+
+def test_csv_folder_read_as_a_data_set_keeps_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "codes" / "train.csv").write_text("text,label\nNA,001\n1.0,1\n,true\n")
+    rows = read_source(Source(dataset=str(tmp_path / "codes")), "train")
+    assert rows is not None
+    assert [tuple(row.values.values()) for row in rows] == [("NA", "001"), ("1.0", "1"), ("", "true")]
+
+
+def test_label_names_know_whole_numbers_of_a_column_with_nulls(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [0.0, 1.0]}), tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet", {"label_names": {"0": "bad", "1": "good"}}).task.labels == ("bad", "good")
+
+
+def test_label_name_that_never_occurs_is_refused_with_the_nearest_label(tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", GOOD)
+    test = write_jsonl(tmp_path / "test.jsonl", [{"text": "c", "label": "nope"}])
+    names = {"no": "bad", "yse": "good"}
+    with pytest.raises(DataError, match=r"label_names: Unknown label 'yse'\. Did you mean 'yes'\? Known: no, yes\."):
+        load(train, {"label_names": names})
+    found = load({"train": str(train), "test": str(test)}, {"label_names": {"nope": "no"}})  # it occurs in test only
+    assert found.task.labels == ("no", "yes")

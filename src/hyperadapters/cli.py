@@ -38,6 +38,9 @@ UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG)
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, see recipes/.")]
 ExamplesFile = Annotated[Path, typer.Option(help="JSON-lines, CSV, TSV or Parquet file.")]
+Delimiter = Annotated[
+    str | None, typer.Option(help="Character between the cells of a CSV or TSV file; default: a comma or a tab.")
+]
 PerLabel = Annotated[int | None, typer.Option(min=1, help="Use so many examples of each label; default: all.")]
 FitOption = Annotated[str, typer.Option(help="What is trained: prototype, adapter, shared or none.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the subset, the left-out examples and the batches.")]
@@ -129,11 +132,14 @@ def evaluate(
     "hyperadapters predict runs/helpdesk --input texts.jsonl\n\n"
     "hyperadapters predict runs/helpdesk --input texts.csv --task refunds --output answers.csv\n\n"
     "The input has a column 'text' (and 'text_pair' for pairs). A column 'task' names the task of each row; "
-    "rows without one go to the most similar task, or are declined when no task claims them."
+    "rows without one go to the most similar task, or are declined when no task claims them. Other columns are kept."
 )
 def predict(
     folder: RunFolder,
-    input_file: Annotated[Path, typer.Option("--input", "-i", help="JSON-lines, CSV, TSV or Parquet file.")],
+    input_file: Annotated[
+        Path,
+        typer.Option("--input", "-i", help="JSON-lines, CSV, TSV or Parquet file; '-': standard input, JSON-lines."),
+    ],
     task: Annotated[str | None, typer.Option(help="Task of all rows; default: each row's own, or routed.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON-lines or CSV file; default: JSON-lines to the screen.")
@@ -143,6 +149,7 @@ def predict(
     decline: Annotated[
         bool, typer.Option("--decline/--no-decline", help="Whether rows that no task claims get no answer.")
     ] = True,
+    delimiter: Delimiter = None,
 ) -> None:
     """Answer new inputs, routing those whose task is not named."""
     from hyperadapters.files import check_target
@@ -152,7 +159,7 @@ def predict(
     if output is not None:
         check_target(output, OUTPUT_ENDINGS)
     predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
-    predict_file(predictor, input_file, task, output, progress=output is not None)
+    predict_file(predictor, input_file, task, output, progress=output is not None, delimiter=delimiter)
 
 
 @app.command(
@@ -172,6 +179,7 @@ def add_task(
     fit: FitOption = "adapter",
     init: Annotated[str, typer.Option(help="nearest, mixture, mean_instance or random.")] = "nearest",
     seed: Seed = 0,
+    delimiter: Delimiter = None,
 ) -> None:
     """Add a task to a run from a handful of examples; no other task changes, unless --fit shared."""
     from hyperadapters.config import Task, parse
@@ -180,7 +188,7 @@ def add_task(
     from hyperadapters.inference.batches import best_device
     from hyperadapters.model import HyperAdapterModel
 
-    rows = read_file(examples)
+    rows = read_file(examples, delimiter)
     fields = ["text", "text_pair"] if any(row.values.get("text_pair") for row in rows) else ["text"]
     described = {"name": name, "kind": kind, "fields": fields, "metrics": metric or [], "template": template}
     task = parse(Task, described, TaskError)
@@ -202,13 +210,14 @@ def refit_task(
     fit: FitOption = "adapter",
     init: Annotated[str, typer.Option(help="current, nearest, mixture, mean_instance or random.")] = "current",
     seed: Seed = 0,
+    delimiter: Delimiter = None,
 ) -> None:
     """Fit a task of a run anew to examples; no other task changes, unless --fit shared."""
     from hyperadapters.data.sources import read_file
     from hyperadapters.inference.batches import best_device
     from hyperadapters.model import HyperAdapterModel
 
-    rows = read_file(examples)
+    rows = read_file(examples, delimiter)
     _announce(fit)
     model = HyperAdapterModel.from_pretrained(folder).to(best_device())
     report = model.refit_task(name, rows, fit=fit, init=init, k_per_label=k_per_label, seed=seed)

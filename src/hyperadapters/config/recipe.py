@@ -10,7 +10,7 @@ from pydantic import Field, Strict, field_validator, model_validator
 
 from hyperadapters.config.model import RETRIEVING, Dtype, Lengths, ModelConfig
 from hyperadapters.config.tasks import Task, check_task_names
-from hyperadapters.config.validation import Int, StrictModel, parse
+from hyperadapters.config.validation import Float, Int, StrictModel, parse
 from hyperadapters.errors import RecipeError, did_you_mean
 
 Split = Literal["train", "validation", "test"]
@@ -26,7 +26,7 @@ def _is_set(config: StrictModel, name: str) -> bool:
     return bool(getattr(config, name) != type(config).model_fields[name].default)
 
 
-class Cut(StrictModel):
+class Cut(StrictModel, populate_by_name=True):
     """A split taken out of another one: `size` rows of `from`, or that fraction of them when below 1."""
 
     from_split: Split = Field("train", alias="from")
@@ -54,6 +54,7 @@ class Source(StrictModel):
         columns: column for each of text, text_pair and label, where they are named differently.
         label_names: replaces the labels found in the data, for example `{"0": negative, "1": positive}`.
         cut: splits that are cut out of others, with the recipe's seed.
+        delimiter: character between the cells of CSV and TSV files; default: a comma, or a tab in a TSV file.
     """
 
     path: str | dict[Split, str] | None = None
@@ -64,6 +65,7 @@ class Source(StrictModel):
     columns: dict[Literal["text", "text_pair", "label"], str] = {}
     label_names: dict[str, str] | None = None
     cut: dict[Literal["validation", "test"], Cut] = {}
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
 
     @field_validator("label_names", mode="before")
     @classmethod
@@ -80,6 +82,11 @@ class Source(StrictModel):
             raise ValueError(f"expected exactly one of path, dataset, demo; found {given or 'none'}")
         if self.dataset is None and (self.subset is not None or self.splits is not None):
             raise ValueError("subset and splits belong to dataset, which is not given")
+        paths = self.path.values() if isinstance(self.path, dict) else [self.path or ""]
+        if self.delimiter is not None and not all(path.lower().endswith((".csv", ".tsv")) for path in paths):
+            raise ValueError("delimiter belongs to a path that ends in .csv or .tsv, which is not given")
+        if self.delimiter is not None and self.delimiter in '"\r\n':
+            raise ValueError(f"delimiter must not be a quotation mark or a line end, found {self.delimiter!r}")
         return self
 
 
@@ -112,11 +119,11 @@ class DataConfig(StrictModel):
     """
 
     n_train: Int | None = Field(None, ge=1)
-    fraction: float | None = Field(None, gt=0, le=1)
+    fraction: Float | None = Field(None, gt=0, le=1)
     k_per_label: Int | None = Field(None, ge=1)
     n_validation: Int | None = Field(None, ge=1)
     sampling: Literal["proportional", "temperature", "balanced"] = "proportional"
-    temperature: float = Field(10.0, ge=1, allow_inf_nan=False)
+    temperature: Float = Field(10.0, ge=1, allow_inf_nan=False)
     group_by_length: bool = True
     max_length: Int = Field(128, ge=4)
     max_target_length: Int = Field(32, ge=2)
@@ -167,20 +174,20 @@ class TrainingConfig(StrictModel):
     """
 
     max_steps: Int | None = Field(None, ge=1)
-    num_train_epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
+    num_train_epochs: Float | None = Field(None, gt=0, allow_inf_nan=False)
     batch_size: Int = Field(32, ge=1)
     eval_batch_size: Int = Field(64, ge=1)
     gradient_accumulation_steps: Int = Field(1, ge=1)
-    learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
-    head_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
-    retriever_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(0.0, ge=0)
+    learning_rate: Float = Field(3e-4, gt=0, allow_inf_nan=False)
+    head_learning_rate: Float | None = Field(None, gt=0, allow_inf_nan=False)
+    retriever_learning_rate: Float | None = Field(None, gt=0, allow_inf_nan=False)
+    weight_decay: Float = Field(0.0, ge=0, allow_inf_nan=False)
     warmup_steps: Int = Field(0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    max_grad_norm: Float = Field(1.0, gt=0)
+    label_smoothing: Float = Field(0.0, ge=0, lt=1)
     reduction: Literal["mean", "sum"] = "mean"
     eval_steps: Int = Field(500, ge=1)
-    false_decline_rate: float = Field(0.05, ge=0, lt=1)
+    false_decline_rate: Float = Field(0.05, ge=0, lt=1)
     early_stopping_patience: Int | None = Field(None, ge=1)
     logging_steps: Int = Field(50, ge=1)
     bf16: bool = False
@@ -188,7 +195,7 @@ class TrainingConfig(StrictModel):
     gradient_checkpointing: bool = False
     prefix_cache: Literal["auto", "memory", "file", "none"] = "auto"
     prefix_cache_dtype: Literal["float32", "float16"] = "float32"
-    prefix_cache_gb: float = Field(4.0, ge=0, allow_inf_nan=False)
+    prefix_cache_gb: Float = Field(4.0, ge=0, allow_inf_nan=False)
     optimizer: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch_fused"
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     report_to: tuple[str, ...] = ()
@@ -264,11 +271,13 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     import yaml
 
+    from hyperadapters.config.reading import load_yaml
+
     path = path.resolve()
     if path in chain:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(map(str, chain))}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         nearby = [str(other) for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise RecipeError(f"{path}: no such recipe.{did_you_mean(str(path), nearby)}") from None
@@ -321,6 +330,8 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def _override(values: dict[str, Any], override: str) -> None:
     import yaml
 
+    from hyperadapters.config.reading import load_yaml
+
     key, equals, text = override.partition("=")
     if not equals:
         raise RecipeError(f"override '{override}': expected key.of.setting=value")
@@ -331,6 +342,6 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise RecipeError(f"override '{override}': '{parent}' holds no settings")
         values = nested
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = load_yaml(text)
     except (ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"override '{override}': the value is not YAML: {error}") from None

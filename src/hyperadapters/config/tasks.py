@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from hyperadapters.config.validation import StrictModel, parse
+from hyperadapters.config.validation import Float, StrictModel, parse
 from hyperadapters.errors import TaskError, unknown_name
 
 Kind = Literal["classification", "regression", "text-to-text"]
@@ -46,7 +46,7 @@ class Task(StrictModel):
     metrics: tuple[str, ...] = ()
     template: str | None = None
     label_words: dict[str, str] | None = None
-    step: float | None = Field(None, gt=0, allow_inf_nan=False)
+    step: Float | None = Field(None, gt=0, allow_inf_nan=False)
 
     @classmethod
     def classification(cls, name: str, labels: list[str] | tuple[str, ...], **options: Any) -> Task:
@@ -125,7 +125,8 @@ class Task(StrictModel):
         # In a model of thousands of tasks these take more memory than their prototypes: what is equal is kept once.
         object.__setattr__(self, "labels", _shared(self.labels))
         object.__setattr__(self, "metrics", _shared(self.metrics or (known[0],)))
-        object.__setattr__(self, "__pydantic_fields_set__", _FIELDS)
+        if type(self) is Task:  # a subclass has fields of its own
+            object.__setattr__(self, "__pydantic_fields_set__", _FIELDS)
         return self
 
 

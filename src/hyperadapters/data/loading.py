@@ -7,9 +7,9 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from hyperadapters.config import SPLITS, DataConfig, Task, TaskEntry, parse
+from hyperadapters.config import DataConfig, Task, TaskEntry, parse
 from hyperadapters.data.examples import Example, TaskData, infer_labels, read_fields, read_target
-from hyperadapters.data.sources import Row, read_source
+from hyperadapters.data.sources import Row, read_splits
 from hyperadapters.errors import DataError
 
 MIN_ROWS_PER_LABEL = 2
@@ -30,7 +30,7 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
     Raises:
         DataError: a file or a row is wrong, or a label never occurs in the training rows.
     """
-    rows = {split: found for split in SPLITS if (found := read_source(entry.source, split)) is not None}
+    rows = read_splits(entry.source)
     for split, cut in entry.source.cut.items():
         if split in rows:
             raise DataError(f"task '{entry.name}': {split} is given by the source and also cut; remove one of them")

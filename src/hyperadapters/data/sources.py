@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from hyperadapters.config import SPLITS, Source, Split
 from hyperadapters.errors import DataError, did_you_mean, unknown_name
 
+logger = logging.getLogger(__name__)
+
+MAX_CELL = 2**31 - 1
+"""Characters of a CSV cell: the largest limit that the C long of every platform can hold."""
+MAX_DATASET_COLUMNS = 10_000
+"""Columns of a CSV file that `datasets` reads which are kept as text."""
+BLOCK = 8192
+"""Bytes of lines that are decoded together: a wrong encoding is found before a row that cannot be read."""
 PARQUET_ROWS = 1024
 """Rows of a Parquet file that are held at a time."""
 
@@ -39,25 +50,52 @@ def read_source(source: Source, split: Split) -> list[Row] | None:
     Raises:
         DataError: a file is missing, empty or unreadable, or lacks a column that `source.columns` names.
     """
-    rows = _read_dataset(source, split) if source.dataset else _read_path(source, split)
-    if rows is None:
-        return None
-    if not rows:
-        raise DataError(f"{_describe(source)}: no rows in the {split} data; expected at least one")
-    return [_rename(row, source) for row in rows]
+    rows = _read_columns(source, split)
+    return None if rows is None else [_name_label(row, source.label_names) for row in rows]
 
 
-def read_file(path: Path) -> list[Row]:
+def read_splits(source: Source) -> dict[Split, list[Row]]:
+    """Read the rows of all splits that a source has.
+
+    Raises:
+        DataError: as for `read_source`, or a key of `source.label_names` occurs in none of the splits.
+    """
+    found = {split: rows for split in SPLITS if (rows := _read_columns(source, split)) is not None}
+    labels = {_label_key(row.values.get("label")) for rows in found.values() for row in rows}
+    unused = [key for key in source.label_names or {} if key not in labels]
+    if unused and found:
+        raise DataError(f"{_describe(source)}: label_names: " + unknown_name("label", unused[0], labels))
+    return {split: [_name_label(row, source.label_names) for row in rows] for split, rows in found.items()}
+
+
+def read_file(path: Path, delimiter: str | None = None) -> list[Row]:
     """Read all rows of a JSON-lines, CSV, TSV or Parquet file.
 
     Raises:
         DataError: it is missing, of an unknown type, not UTF-8, or a row cannot be read.
     """
-    return list(iterate_file(path))
+    return list(iterate_file(path, delimiter))
 
 
-def iterate_file(path: Path) -> Iterator[Row]:
+def iterate_standard_input() -> Iterator[Row]:
+    """Read JSON-lines from standard input, row by row.
+
+    Raises:
+        DataError: a line is not UTF-8 or not a JSON object.
+    """
+    place = "standard input"
+    try:
+        yield from _parse_jsonl(_decode(sys.stdin.buffer, place), place)
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read: {error}") from None
+
+
+def iterate_file(path: Path, delimiter: str | None = None) -> Iterator[Row]:
     """Read a file row by row, without holding it in memory.
+
+    Args:
+        path: JSON-lines, CSV, TSV or Parquet file.
+        delimiter: character between the cells of a CSV or TSV file; default: a comma or a tab.
 
     Raises:
         DataError: it is missing or of an unknown type; later, as for `read_file`.
@@ -67,10 +105,26 @@ def iterate_file(path: Path) -> Iterator[Row]:
     if not path.is_file():
         nearby = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file.{did_you_mean(str(path), nearby)}")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: unknown type '{path.suffix}'; expected one of {', '.join(_READERS)}")
-    return reader(path)
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise DataError(f"{path}: unknown type '{path.suffix}'; expected one of {', '.join(ENDINGS)}")
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise DataError(f"delimiter: expected one character, not a quotation mark or a line end; found {delimiter!r}")
+    if ending in DELIMITERS:
+        return _read_table(path, delimiter or DELIMITERS[ending], sniff=delimiter is None)
+    if delimiter is not None:
+        raise DataError(f"{path}: a delimiter is only for CSV and TSV files; remove it")
+    return _read_parquet(path) if ending == ".parquet" else _parse_jsonl(_lines(path), str(path))
+
+
+def _read_columns(source: Source, split: Split) -> list[Row] | None:
+    """The rows of a split with their columns renamed and their labels as they are in the data."""
+    rows = _read_dataset(source, split) if source.dataset else _read_path(source, split)
+    if rows is None:
+        return None
+    if not rows:
+        raise DataError(f"{_describe(source)}: no rows in the {split} data; expected at least one")
+    return [_rename(row, source) for row in rows]
 
 
 def _read_path(source: Source, split: Split) -> list[Row] | None:
@@ -81,12 +135,12 @@ def _read_path(source: Source, split: Split) -> list[Row] | None:
             raise DataError(unknown_name("demo task", source.demo, known))
         return read_file(Path(str(folder / f"{split}.jsonl")))
     if isinstance(source.path, dict):
-        return read_file(Path(source.path[split])) if split in source.path else None
+        return read_file(Path(source.path[split]), source.delimiter) if split in source.path else None
     pattern = str(source.path)
     if "{split}" not in pattern:
-        return read_file(Path(pattern)) if split == "train" else None
+        return read_file(Path(pattern), source.delimiter) if split == "train" else None
     path = Path(pattern.replace("{split}", split))
-    return None if split in source.cut and not path.is_file() else read_file(path)
+    return None if split in source.cut and not path.is_file() else read_file(path, source.delimiter)
 
 
 def _read_dataset(source: Source, split: Split) -> list[Row] | None:
@@ -97,7 +151,8 @@ def _read_dataset(source: Source, split: Split) -> list[Row] | None:
         return None
     name = f"data set {source.dataset}" + (f" ({source.subset})" if source.subset else "")
     try:
-        table = datasets.load_dataset(source.dataset, source.subset, split=splits[split])
+        options = _as_text(datasets.load_dataset_builder(source.dataset, source.subset))
+        table = datasets.load_dataset(source.dataset, source.subset, split=splits[split], **options)
     except ValueError as error:
         if source.splits is None and split != "train" and "split" in str(error):
             return None
@@ -111,6 +166,15 @@ def _read_dataset(source: Source, split: Split) -> list[Row] | None:
         Row({**values, **_named(values, names)}, f"{name}, {splits[split]} row {number}")
         for number, values in enumerate(table, start=1)
     ]
+
+
+def _as_text(builder: Any) -> dict[str, Any]:
+    """Options by which `datasets` keeps the cells of CSV files as they are written, so that 001 does not become 1."""
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    if not isinstance(builder.config, CsvConfig) or builder.info.features is not None:
+        return {}
+    return {"converters": dict.fromkeys(range(MAX_DATASET_COLUMNS), str), "na_filter": False}
 
 
 def _named(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, str | None]:
@@ -128,11 +192,21 @@ def _rename(row: Row, source: Source) -> Row:
                 f"Found: {', '.join(row.values)}"
             )
         values[name] = row.values[column]
-    if source.label_names is not None:
-        label = values.get("label")
-        key = str(label).lower() if isinstance(label, bool) else str(label)
-        values["label"] = source.label_names.get(key, label)
     return Row(values, row.place)
+
+
+def _name_label(row: Row, names: dict[str, str] | None) -> Row:
+    if names is None:
+        return row
+    label = row.values.get("label")
+    return Row({**row.values, "label": names.get(_label_key(label), label)}, row.place)
+
+
+def _label_key(label: object) -> str:
+    """A label as `label_names` spells it; a whole number may be a float, as in a Parquet column with nulls."""
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    return str(label).lower() if isinstance(label, bool) else str(label)
 
 
 def _describe(source: Source) -> str:
@@ -140,35 +214,32 @@ def _describe(source: Source) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file with their ends, as they are."""
+    """The lines of a file, which end with a line feed; a carriage return is part of the line."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from file
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {_undecodable_line(path)}: not UTF-8: {error.reason}; save the file as UTF-8"
-        ) from None
+        with path.open("rb") as file:
+            number = 0
+            while block := file.readlines(BLOCK):
+                yield from list(_decode(block, str(path), number))
+                number += len(block)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
-def _undecodable_line(path: Path) -> int:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                return number
-    return 1
+def _decode(lines: Iterable[bytes], place: str, before: int = 0) -> Iterator[str]:
+    for number, line in enumerate(lines, start=before + 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{place}, line {number}: not UTF-8: {error.reason}; save the file as UTF-8") from None
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
+def _parse_jsonl(lines: Iterable[str], source: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        place = f"{path}, line {number}"
+        place = f"{source}, line {number}"
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: expected one JSON object a line: {error}") from None
         if not isinstance(values, dict):
@@ -176,26 +247,172 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         yield Row(values, place)
 
 
-def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
-    lines = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        key, count = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key '{key}' occurs {count} times in one object; remove all but one")
+    return values
+
+
+def _read_table(path: Path, delimiter: str, sniff: bool) -> Iterator[Row]:
+    """Read a CSV or TSV file: the first line names the columns.
+
+    A blank line is an empty text where there is one column, and no row where there are several.
+    """
+    csv.field_size_limit(MAX_CELL)
+    rows = _tsv_cells(path) if delimiter == "\t" else _csv_cells(path, delimiter)
+    start, end, header = next(rows, (1, 1, []))
+    _check_header(path, header, delimiter, sniff)
+    for start, end, cells in rows:
+        if not cells and len(header) != 1:
+            continue
+        if not header:
+            raise DataError(f"{path}, line 1: expected the names of the columns, found a blank line; remove it")
+        if len(cells or [""]) != len(header):
+            raise DataError(
+                f"{path}, line {end}: expected {len(header)} cells ({', '.join(header)}), found {len(cells)}"
+                + (f"; the row begins in line {start}, with a quotation mark in it" if start < end else "")
+                + _open_mark(path, end, delimiter)
+            )
+        yield Row(dict(zip(header, cells or [""], strict=True)), f"{path}, line {end}")
+
+
+def _open_mark(path: Path, end: int, delimiter: str) -> str:
+    """For an error in a TSV file: the last line before it with a quotation mark that was read as text."""
+    if delimiter != "\t":
+        return ""
+    before = enumerate(islice(_lines(path), end - 1), start=1)
+    opened = [
+        number for number, line in before if any(cell[:1] == '"' == _unquote(cell)[:1] for cell in _split_tabs(line))
+    ]
+    if not opened:
+        return ""
+    return (
+        f'; line {opened[-1]} has a cell that begins with a quotation mark ("), read as text: if its cells are '
+        "quoted, put the column names in quotation marks too"
+    )
+
+
+def _check_header(path: Path, header: list[str], delimiter: str, sniff: bool) -> None:
+    place = f"{path}, line 1"
+    found = next((mark for mark in ";,\t|" if mark in "".join(header)), None)
+    if sniff and len(header) == 1 and found is not None:
+        raise DataError(
+            f"{place}: expected columns delimited by {delimiter!r}, found {header[0]!r}, which seems to be delimited "
+            f"by {found!r}; set delimiter: {found!r} in the source of the recipe, or --delimiter on the command line"
+        )
+    if len(set(header)) != len(header):
+        raise DataError(f"{place}: column names must be different from each other, found {header}")
+    if "" in header:
+        raise DataError(
+            f"{place}: column {header.index('') + 1} has no name; name it or remove it (pandas writes its index "
+            "without a name unless told index=False)"
+        )
+    if any("\r" in name for name in header):
+        raise DataError(f"{place}: a carriage return inside the line; save the file with line feeds as line ends")
+
+
+Cells = tuple[int, int, list[str]]
+"""First and last line of a row, and its cells."""
+
+
+def _csv_cells(path: Path, delimiter: str) -> Iterator[Cells]:
+    """Cells in quotation marks may hold delimiters and line ends, as RFC 4180 has it."""
+    taken: list[str] = []
+
+    def taking() -> Iterator[str]:
+        for line in _lines(path):
+            taken.append(line)
+            yield line
+
+    rows = csv.reader(taking(), delimiter=delimiter, strict=True)
+    width, warned = 0, False
+    while True:
+        start = rows.line_num + 1
+        taken.clear()
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            raise DataError(f"{path}, line {start}: {_csv_fault(str(error), start, rows.line_num)}") from None
+        if cells is None:
+            return
+        width = width or len(cells)
+        if not warned and len(taken) > 1 and all(line.count(delimiter) == width - 1 for line in taken):
+            warned = True
+            logger.warning(
+                "%s, line %d: a quotation mark opens a cell that ends in line %d; these lines are read as one row. "
+                "If each line is a row, double the quotation marks of the text and put the text in quotation marks.",
+                path, start, rows.line_num,
+            )  # fmt: skip
+        yield start, rows.line_num, cells
+
+
+def _csv_fault(fault: str, start: int, end: int) -> str:
+    if "new-line character" in fault:
+        return "a carriage return inside the line; put the cell in quotation marks, or end lines with line feeds"
+    if "unexpected end" in fault:
+        fault = "it is never closed"
+    elif end > start:
+        fault += f" in line {end}"
+    return (
+        f'a quotation mark (") opens a cell of the row that begins here, and {fault}; double each quotation mark that '
+        "belongs to the text and put the text in quotation marks"
+    )
+
+
+def _tsv_cells(path: Path) -> Iterator[Cells]:
+    """The rows of a TSV file, where quotation marks belong to the text, unless only a CSV writer can have put them.
+
+    Where all column names are in quotation marks, the file is read like CSV. Otherwise each line is a row if it has as
+    many cells as the header, and a cell is taken out of its quotation marks only if those inside are all doubled. A
+    line with another number of cells is read like CSV, with tabs and line ends inside quotation marks.
+    """
+    lines = _lines(path)
+    first = next(lines, "")
+    names = _split_tabs(first)
+    if all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
+        yield from _csv_cells(path, "\t")
+        return
+    yield 1, 1, names
+    number, warned = 1, False
+    for line in lines:
+        start = number = number + 1
+        cells = _split_tabs(line)
+        if cells and len(cells) != len(names) and '"' in line:
+            cells, taken = _quoted_row(path, start, chain([line], lines))
+            number = start + taken - 1
+        elif '"' in line:
+            kept, cells = cells, [_unquote(cell) for cell in cells]
+            unclear = any(cell[:1] == '"' and cell == text for cell, text in zip(kept, cells, strict=True))
+            if unclear and not warned:
+                warned = True
+                logger.warning(
+                    "%s, line %d: a cell begins with a quotation mark, which is read as part of the text: a TSV file "
+                    "has no quoting. If its cells are quoted, put the column names in quotation marks too.",
+                    path, start,
+                )  # fmt: skip
+        yield start, number, cells
+
+
+def _quoted_row(path: Path, start: int, lines: Iterator[str]) -> tuple[list[str], int]:
+    """A row of a TSV file whose cells are quoted, and its number of lines."""
+    row = csv.reader(lines, delimiter="\t", strict=True)
     try:
-        header = next(lines, [])
-        if len(set(header)) != len(header):
-            raise DataError(f"{path}, line 1: column names must be different from each other, found {header}")
-        for cells in lines:
-            place = f"{path}, line {lines.line_num}"
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(f"{place}: expected {len(header)} cells ({', '.join(header)}), found {len(cells)}")
-            yield Row(dict(zip(header, cells, strict=True)), place)
+        return next(row), row.line_num
     except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: {error}") from None
+        raise DataError(f"{path}, line {start}: {_csv_fault(str(error), start, start + row.line_num - 1)}") from None
 
 
-def _read_tsv(path: Path) -> Iterator[Row]:
-    return _read_csv(path, delimiter="\t")
+def _split_tabs(line: str) -> list[str]:
+    text = line.removesuffix("\n").removesuffix("\r")
+    return text.split("\t") if text else []
+
+
+def _unquote(cell: str) -> str:
+    inner = cell[1:-1]
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else cell
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -204,16 +421,31 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
     try:
         with pq.ParquetFile(path) as file:
-            rows = (values for batch in file.iter_batches(PARQUET_ROWS) for values in batch.to_pylist())
-            for number, values in enumerate(rows, start=1):
-                yield Row(values, f"{path}, row {number}")
+            names = file.schema_arrow.names
+            if len(set(names)) != len(names):
+                raise DataError(f"{path}: column names must be different from each other, found {names}")
+            number = 0
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for values in _batch_rows(batch, path, number):
+                    number += 1
+                    yield Row(values, f"{path}, row {number}")
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from None
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
-}
+def _batch_rows(batch: Any, path: Path, before: int) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        for column, name in zip(batch.columns, batch.schema.names, strict=True):
+            for number, cell in enumerate(column, start=before + 1):
+                try:
+                    cell.as_py()
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path}, row {number}: '{name}' is not UTF-8: {error.reason}") from None
+        raise
+    return rows
+
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+ENDINGS = (".jsonl", *DELIMITERS, ".parquet")

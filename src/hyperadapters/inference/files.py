@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -11,54 +12,85 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hyperadapters.data.examples import Example
-from hyperadapters.data.sources import iterate_file
+from hyperadapters.data.sources import Row, iterate_file, iterate_standard_input
 from hyperadapters.errors import DataError
 from hyperadapters.files import check_target, open_atomically
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.predictor import Prediction, Predictor
 
 OUTPUT_ENDINGS = (".jsonl", ".csv")
+INPUT_COLUMNS = ("text", "text_pair", "task")
 
 
 def predict_file(
-    predictor: Predictor, input_file: Path, task: str | None, output: Path | None, progress: bool = False
+    predictor: Predictor,
+    input_file: Path,
+    task: str | None,
+    output: Path | None,
+    progress: bool = False,
+    delimiter: str | None = None,
 ) -> None:
     """Answer the rows of a file; see the command `predict`.
 
     Args:
         predictor: answers.
-        input_file: JSON-lines, CSV, TSV or Parquet, with the columns text, and where needed text_pair and task.
+        input_file: JSON-lines, CSV, TSV or Parquet, with the columns text, and where needed text_pair and task; "-" is
+            standard input, JSON-lines. Other columns follow those of the answer in the output. They must not have
+            the name of one, and numbers that JSON does not have (NaN) are null there.
         task: of all rows, or None.
         output: JSON-lines or CSV, which is there when all rows are answered; None prints JSON-lines as they come.
         progress: whether to show a bar.
+        delimiter: character between the cells of a CSV or TSV file; default: a comma or a tab.
 
     Raises:
         HyperAdaptersError: the file, a row or a task name is wrong; the output file is what it was then.
     """
+    if str(input_file) != "-":
+        rows = iterate_file(input_file, delimiter)
+    elif delimiter is None:
+        rows = iterate_standard_input()
+    else:
+        raise DataError("standard input is read as JSON-lines, which has no delimiter; remove it")
+    records = _records(predictor, rows, str(input_file), task, progress)
     if output is None:
-        _write_jsonl(sys.stdout, _records(predictor, input_file, task, progress))
+        _write_jsonl(sys.stdout, records)
         return
     check_target(output, OUTPUT_ENDINGS)
     write = _write_csv if output.suffix == ".csv" else _write_jsonl
     with open_atomically(output) as file:
-        write(file, _records(predictor, input_file, task, progress))
+        write(file, records)
 
 
-def _records(predictor: Predictor, path: Path, task: str | None, progress: bool) -> Iterator[dict[str, Any]]:
+def _records(
+    predictor: Predictor, rows: Iterable[Row], name: str, task: str | None, progress: bool
+) -> Iterator[dict[str, Any]]:
     waiting: deque[Example] = deque()
+    others: deque[dict[str, Any]] = deque()
+
+    def remember_others(rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            others.append(_other_columns(row))
+            yield row
 
     def remember(examples: Iterable[Example]) -> Iterator[Example]:
         for example in examples:
             waiting.append(example)
             yield example
 
-    examples = read_inputs(iterate_file(path), predictor.model.tasks, task)
+    examples = read_inputs(remember_others(rows), predictor.model.tasks, task)
     empty = True
     for prediction in predictor(remember(examples), progress=progress):
         empty = False
-        yield _record(waiting.popleft(), prediction)
+        yield {**_record(waiting.popleft(), prediction), **others.popleft()}
     if empty:
-        raise DataError(f"{path}: no rows; expected at least one")
+        raise DataError(f"{name}: no rows; expected at least one")
+
+
+def _other_columns(row: Row) -> dict[str, Any]:
+    for name in CSV_COLUMNS:
+        if name in row.values and name not in INPUT_COLUMNS:
+            raise DataError(f"{row.place}: the column '{name}' is one of the output too; rename it")
+    return {name: value for name, value in row.values.items() if name not in INPUT_COLUMNS}
 
 
 def _record(example: Example, prediction: Prediction) -> dict[str, Any]:
@@ -91,11 +123,32 @@ CSV_COLUMNS = (
 
 
 def _write_csv(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
-    writer = csv.DictWriter(file, CSV_COLUMNS, restval="")
-    writer.writeheader()
-    for record in records:
-        writer.writerow({key: _as_json(value) if isinstance(value, dict) else value for key, value in record.items()})
+    writer = None
+    for number, record in enumerate(records, start=1):
+        if writer is None:
+            names = [*CSV_COLUMNS, *(name for name in record if name not in CSV_COLUMNS)]
+            writer = csv.DictWriter(file, names, restval="")
+            writer.writeheader()
+        if unknown := [name for name in record if name not in names]:
+            raise DataError(
+                f"row {number}: the column '{unknown[0]}' is not in the first row, so that the CSV file has no place "
+                "for it; choose an output ending in .jsonl"
+            )
+        writer.writerow({key: _as_cell(value) for key, value in record.items()})
+
+
+def _as_cell(value: Any) -> Any:
+    return _as_json(value) if isinstance(value, (dict, list)) else value
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

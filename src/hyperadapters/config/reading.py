@@ -1,0 +1,48 @@
+"""Reading YAML so that everything means what is written."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+BOOL = "tag:yaml.org,2002:bool"
+MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, keeps keys as they are written, and reads yes, no, on and off as texts (YAML 1.2)."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.composer.ComposerError(None, None, "expected a text as a key", key.start_mark)
+            if key.tag == MERGE:
+                continue
+            key.tag = "tag:yaml.org,2002:str"
+            if key.value in seen:
+                raise yaml.composer.ComposerError(
+                    None, None, f"the key '{key.value}' is given twice; remove one of them", key.start_mark
+                )
+            seen.add(key.value)
+        return node
+
+
+_Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def load_yaml(text: str) -> Any:
+    """Read a YAML document.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or a key is given twice in one mapping; the message has line and column.
+    """
+    return yaml.load(text, _Loader)
