@@ -328,6 +328,8 @@ def _print_report(report: FitReport) -> None:
 
 def main() -> None:
     """Run the command line; what a user did wrong ends with a message and exit code 2."""
+    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao, which warns of what no command uses
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app()
     except HyperAdaptersError as error:

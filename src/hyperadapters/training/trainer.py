@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.utils.import_utils import is_in_notebook
 
 from hyperadapters.checkpoint import load_state, save_model
 from hyperadapters.config import Recipe
@@ -182,6 +184,16 @@ class HyperAdapterTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
         return values
 
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        """Without transformers' warning that it sorts checkpoints of one second by their number, which is right."""
+        log = logging.getLogger("transformers.trainer_utils")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            super()._save_checkpoint(*arguments, **options)
+        finally:
+            log.setLevel(level)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             save_model(self.model, Path(output_dir or self.args.output_dir))  # without a card
@@ -251,5 +263,5 @@ def _training_arguments(recipe: Recipe, folder: Path, has_validation: bool) -> T
         activation_checkpointing=training.gradient_checkpointing,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=False,
+        disable_tqdm=not (sys.stderr.isatty() or is_in_notebook()),  # no bars in files and pipes
     )
