@@ -85,8 +85,8 @@ def rows_of(batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
 def assert_same(found: Tensor, expected: Tensor) -> None:
     """Equal to 1e-5, of the largest element where that is above 1.
 
-    The models compared are in float64: only the steps that the library does in float32 are rounded to 1e-7 there, so that
-    no order of summation, which differs between processors and shapes, comes near the tolerance.
+    The models compared are in float64. Only what the library does in float32 is rounded to 1e-7 there, so that no
+    order of summation, which differs between processors and shapes, comes near the tolerance.
     """
     largest = max([1.0, *expected[expected.isfinite()].abs().flatten().tolist()])
     torch.testing.assert_close(found, expected, atol=1e-5 * largest, rtol=0)
@@ -735,7 +735,9 @@ def test_a_backbone_quantised_by_bitsandbytes(bits: int, tmp_path: Path) -> None
 
 @each_form
 def test_a_backbone_quantised_to_int8_answers_as_before(form: str) -> None:
-    import torchao.quantization as quantisation
+    quantisation: Any = pytest.importorskip(
+        "torchao.quantization", reason="torchao has an environment of its own: make interop-torchao"
+    )
 
     model, batch = make_model("llama", form), make_batch("llama")
     expected, real = model(**batch), batch["attention_mask"].bool()
