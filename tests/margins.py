@@ -53,7 +53,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"{holds:10.4f} {fails:10.3g}  {place}  {test}")
     if config.getoption("margins"):
         lines = [f"{holds:.6g}\t{fails:.6g}\t{place}\t{test}" for place, (holds, fails, test) in rows]
-        Path(config.getoption("margins")).write_text("\n".join(["holds\tfails\tplace\ttest", *lines]) + "\n")
+        path = Path(config.getoption("margins"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(["holds\tfails\tplace\ttest", *lines]) + "\n")
 
 
 def _wrap(owner: Any, name: str, measure: Any) -> None:

@@ -32,8 +32,8 @@ def _gradients(model: HyperAdapterModel) -> dict[str, Tensor]:
 def _check(found: Tensor, expected: Tensor) -> None:
     """Equal to 1e-5, which is the promise.
 
-    `found` is computed in float64. What is left is the rounding of the recorded float32 numbers, so the difference, up to
-    0.7 of the tolerance, is the same on every processor.
+    `found` is computed in float64. What is left is the rounding of the recorded float32 numbers, so the difference, up
+    to 0.7 of the tolerance, is the same on every processor.
     """
     torch.testing.assert_close(found.double(), expected.double(), atol=1e-5, rtol=0)
 
