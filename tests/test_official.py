@@ -203,7 +203,7 @@ def test_tied_copies_of_a_real_checkpoint_are_accepted(golden: Golden) -> None:
     for copy in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
         state[copy] = state["shared.weight"]
     state.setdefault("lm_head.weight", state["shared.weight"])
-    output = _loaded(golden, state_dict=state).train()(**golden.batch)
+    output = _loaded(golden, state_dict=state).double().train()(**golden.batch)
     _check(output.logits, golden.tensors["logits"])
 
 
