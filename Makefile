@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench figures interop-adapterhub format clean
+.PHONY: demo test bench figures interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -27,12 +27,20 @@ interop-adapterhub: .venv/dev-installed .venv-adapterhub/installed
 	HF_HUB_OFFLINE=1 .venv-adapterhub/bin/python -W ignore::FutureWarning tests/interop/check_adapterhub.py \
 		runs/interop-adapterhub
 
+# Not part of `test` either: where torchao is installed, transformers imports it, and every command shows its warnings.
+interop-torchao: .venv-torchao/installed
+	HF_HUB_OFFLINE=1 .venv-torchao/bin/python -m pytest tests/test_backbones.py -k int8
+
+# Every comparison of floats with a margin of less than ten, see tests/margins.py.
+margins: .venv/dev-installed
+	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p margins --margins runs/margins.tsv
+
 format: .venv/dev-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-adapterhub runs dist
+	rm -rf .venv .venv-adapterhub .venv-torchao runs dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -52,4 +60,9 @@ clean:
 .venv-adapterhub/installed: tests/interop/adapterhub.txt
 	$(PYTHON) -m venv .venv-adapterhub
 	.venv-adapterhub/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+.venv-torchao/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-torchao
+	.venv-torchao/bin/python -m pip install --quiet --constraint constraints.txt --editable . pytest pytest-randomly torchao
 	touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -82,7 +83,11 @@ def rows_of(batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
-    """Equal to 1e-5, of the largest element where that is above 1."""
+    """Equal to 1e-5, of the largest element where that is above 1.
+
+    The models compared are in float64. Only what the library does in float32 is rounded to 1e-7 there, so that no
+    order of summation, which differs between processors and shapes, comes near the tolerance.
+    """
     largest = max([1.0, *expected[expected.isfinite()].abs().flatten().tolist()])
     torch.testing.assert_close(found, expected, atol=1e-5 * largest, rtol=0)
 
@@ -99,7 +104,7 @@ def bare(backbone: nn.Module, kind: str, batch: dict[str, Tensor]) -> Tensor:
 @each
 @each_form
 def test_a_mixed_batch_gives_each_row_what_a_batch_of_its_own_task_gives(kind: str, form: str) -> None:
-    model, batch = make_model(kind, form), make_batch(kind)
+    model, batch = make_model(kind, form).double(), make_batch(kind)
     mixed = model(**batch)
     real = batch["attention_mask"].bool()
     for rows in (*((batch["task_ids"] == task).nonzero()[:, 0] for task in range(3)), torch.tensor([4])):
@@ -174,7 +179,7 @@ def test_a_checkpoint_gives_the_same_outputs_bit_for_bit(kind: str, form: str, t
 @each_form
 def test_kept_states_of_frozen_layers_give_the_outputs_of_a_whole_pass(kind: str, form: str) -> None:
     settings = {"frozen_encoder_layers": 1} if kind_of(kind) == "encoder-decoder" else {}
-    model, batch = make_model(kind, form, **settings), make_batch(kind)
+    model, batch = make_model(kind, form, **settings).double(), make_batch(kind)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     if kind in DECODERS:
         inputs["prompt_mask"] = ((batch["labels"] == -100) & batch["attention_mask"].bool()).long()
@@ -191,7 +196,7 @@ def test_kept_states_of_frozen_layers_give_the_outputs_of_a_whole_pass(kind: str
 def test_gradient_checkpointing_keeps_the_tasks(kind: str, form: str) -> None:
     batch, gradients = make_batch(kind), []
     for checkpointed in (False, True):
-        model = make_model(kind, form).train()
+        model = make_model(kind, form).double().train()
         if checkpointed:
             model.activation_checkpointing_enable()
         model.training_loss(batch).total.backward()
@@ -253,6 +258,10 @@ def test_generation_in_a_mixed_batch_equals_generation_row_by_row(
 @each_form
 def test_padding_on_the_left_gives_what_padding_on_the_right_gives(kind: str, form: str) -> None:
     model, right = make_model(kind, form), make_batch(kind)
+    if (
+        kind != "gemma2"
+    ):  # whose rows of nothing but padding are not numbers in float64: transformers' softmax is in float32
+        model = model.double()
     real = right["attention_mask"].bool()
     order = right["attention_mask"].argsort(dim=1, stable=True)
     moved = {name: right[name].gather(1, order) for name in ("input_ids", "attention_mask", "labels")}
@@ -279,7 +288,7 @@ def test_greedy_generation_with_a_cache_writes_what_the_forward_finds_most_likel
 
 
 def test_the_retriever_of_a_language_model_reads_the_prompt_and_the_loss_is_of_the_answer() -> None:
-    model, batch = make_model("llama"), make_batch("llama")
+    model, batch = make_model("llama").double(), make_batch("llama")
     other = {**batch, "input_ids": batch["input_ids"].clone(), "labels": batch["labels"].clone()}
     answers = batch["labels"] != -100
     other["input_ids"][answers] = 3 + (other["input_ids"][answers] - 2) % 30
@@ -290,7 +299,7 @@ def test_the_retriever_of_a_language_model_reads_the_prompt_and_the_loss_is_of_t
     by_hand = [
         -first.logits[row, place - 1].log_softmax(-1)[batch["labels"][row, place]] for row, place in answers.nonzero()
     ]
-    assert_same(first.losses.task, torch.stack(by_hand).mean())
+    assert_same(first.losses.task, torch.stack(by_hand).mean().float())
     assert_same(text_loss(model, first.logits, batch["labels"]), first.losses.task)
 
 
@@ -441,10 +450,10 @@ def test_form_lora_changes_the_linear_maps_that_are_named(targets: tuple[str, ..
 
 def test_form_lora_equals_the_change_of_the_weights() -> None:
     """x (W + s A B): the fused c_attn of GPT-2, whose weight has inputs first."""
-    model, batch = make_model("gpt2", "lora", feature_layer=2), make_batch("gpt2")
+    model, batch = make_model("gpt2", "lora", feature_layer=2).double(), make_batch("gpt2")
     expected = model(**{**batch, "task_ids": torch.full((6,), 2)}).logits
     weights = model.adapters(torch.tensor([2]))
-    backbone = tiny_backbone("gpt2")
+    backbone = tiny_backbone("gpt2").double()
     with torch.no_grad():
         for site, block in enumerate(backbone.transformer.h[2:]):
             block.attn.c_attn.weight += 1.5 * weights["down_attn_c_attn"][site, 0] @ weights["up_attn_c_attn"][site, 0]
@@ -456,11 +465,11 @@ def test_form_lora_equals_the_change_of_the_weights() -> None:
 @pytest.mark.parametrize("codes", ["trunk", "orthogonal"])
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_a_fresh_lora_is_its_backbone(kind: str, codes: str) -> None:
-    batch, backbone = make_batch(kind), tiny_backbone(kind)
+    batch, backbone = make_batch(kind), tiny_backbone(kind).double()
     expected = bare(backbone, kind, batch)
     config = ModelConfig(preset="paper", form="lora", lora_rank=2, codes=codes)
     with torch.no_grad():
-        found = HyperAdapterModel(backbone, TEXT_TASKS, config).eval()(**batch).logits
+        found = HyperAdapterModel(backbone, TEXT_TASKS, config).double().eval()(**batch).logits
     real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
     assert_same(found[real], expected[real])
 
@@ -503,15 +512,17 @@ def test_a_module_of_ones_own_is_adapted_by_the_names_of_its_modules(form: str, 
     with torch.no_grad():
         for parameter in model.hypernetwork.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    mixed = model(**batch)
+    expected = model(**batch).logits
+    exact = copy.deepcopy(model).double()
+    mixed = exact(**batch)
     for row in range(6):
-        alone = model(**rows_of(batch, torch.tensor([row])))
+        alone = exact(**rows_of(batch, torch.tensor([row])))
         assert_same(mixed.logits[row, : alone.logits.shape[1]], alone.logits[0])
     model.save_pretrained(tmp_path)
     state = {name: value.clone() for name, value in model.detach().state_dict().items()}
     again = OwnEncoder().eval()
     again.load_state_dict(state)
-    assert torch.equal(HyperAdapterModel.from_pretrained(tmp_path, backbone=again).eval()(**batch).logits, mixed.logits)
+    assert torch.equal(HyperAdapterModel.from_pretrained(tmp_path, backbone=again).eval()(**batch).logits, expected)
 
 
 def test_modules_that_cannot_hold_adapters_are_refused_untouched() -> None:
@@ -582,7 +593,7 @@ def test_a_transformers_model_without_a_row_trains_and_loads_by_the_names_of_its
 
 @each
 def test_a_merged_task_is_in_the_weights_and_comes_out_bit_for_bit(kind: str) -> None:
-    model, batch = make_model(kind, "lora"), make_batch(kind)
+    model, batch = make_model(kind, "lora").double(), make_batch(kind)
     batch["task_ids"] = torch.full((6,), 2)
     batch["labels"] = batch["labels"].clamp(0, 1) if kind_of(kind) == "encoder" else batch["labels"]
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
@@ -670,7 +681,9 @@ def test_a_backbone_in_half_precision_has_a_hypernetwork_in_full(kind: str, form
     assert found.instances.dtype == torch.float32
     real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
     known = expected.logits[real].isfinite()
-    torch.testing.assert_close(found.logits[real].float()[known], expected.logits[real][known], atol=0.2, rtol=0.1)
+    exact = expected.logits[real][known]
+    error = (found.logits[real].float()[known] - exact).norm() / exact.norm()
+    assert error.item() == pytest.approx(0.0, abs=64 * torch.finfo(dtype).eps)  # as after 128 roundings one way
     model.train().training_loss(batch).total.backward()
     gradients = [parameter.grad for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
@@ -722,7 +735,9 @@ def test_a_backbone_quantised_by_bitsandbytes(bits: int, tmp_path: Path) -> None
 
 @each_form
 def test_a_backbone_quantised_to_int8_answers_as_before(form: str) -> None:
-    import torchao.quantization as quantisation
+    quantisation: Any = pytest.importorskip(
+        "torchao.quantization", reason="torchao has an environment of its own: make interop-torchao"
+    )
 
     model, batch = make_model("llama", form), make_batch("llama")
     expected, real = model(**batch), batch["attention_mask"].bool()
@@ -733,7 +748,7 @@ def test_a_backbone_quantised_to_int8_answers_as_before(form: str) -> None:
     for row in range(6):
         alone = model(**rows_of(batch, torch.tensor([row])))
         # Activations are rounded to 256 steps, which a last bit can tip.
-        torch.testing.assert_close(alone.logits[0, real[row]], found.logits[row, real[row]], atol=0.01, rtol=0)
+        torch.testing.assert_close(alone.logits[0, real[row]], found.logits[row, real[row]], atol=0.03, rtol=0)
     if form == "lora":
         with pytest.raises(BackboneError, match="merging needs plain weights, found Int8Tensor at"):
             model.merge("mood")
@@ -745,7 +760,7 @@ def test_a_backbone_quantised_to_int8_answers_as_before(form: str) -> None:
 
 @pytest.mark.parametrize(("kind", "form"), [("bert", "bottleneck"), ("bart", "bottleneck"), ("llama", "lora")])
 def test_compiled_layers_give_the_same_and_are_not_compiled_again_for_another_task(kind: str, form: str) -> None:
-    model, batch = make_model(kind, form), make_batch(kind)
+    model, batch = make_model(kind, form).double(), make_batch(kind)
     if kind_of(kind) == "encoder":
         del batch["labels"]
     ids = [torch.full((6,), task_id) for task_id in range(3)]
@@ -771,9 +786,9 @@ def test_compiled_layers_give_the_same_and_are_not_compiled_again_for_another_ta
 @each_form
 def test_compiled_layers_of_a_deep_backbone_share_their_code(form: str) -> None:
     """There may be more layers than torch.compile keeps versions of one piece of code."""
-    backbone = tiny_backbone("llama", num_hidden_layers=12)
+    backbone = tiny_backbone("llama", num_hidden_layers=12).double()
     config = ModelConfig(preset="paper", feature_layer=1, **FORM_SETTINGS[form])
-    model, batch = HyperAdapterModel(backbone, TEXT_TASKS, config).eval(), make_batch("llama")
+    model, batch = HyperAdapterModel(backbone, TEXT_TASKS, config).double().eval(), make_batch("llama")
     with torch.no_grad():
         expected = model(**batch).logits
         torch._dynamo.reset()
@@ -788,7 +803,7 @@ def test_compiled_layers_of_a_deep_backbone_share_their_code(form: str) -> None:
 
 def test_a_model_compiled_as_a_whole_gives_the_same() -> None:
     """Layers with and without adapters have the same code: what was compiled for one must not be used for the other."""
-    model, batch = make_model("bert"), make_batch("bert")
+    model, batch = make_model("bert").double(), make_batch("bert")
     with torch.no_grad():
         expected = model(**batch).logits
         torch._dynamo.reset()

@@ -59,7 +59,7 @@ def both(test: Any) -> Any:
 
 @both
 def test_a_mixed_batch_gives_each_row_what_it_gets_alone(kind: str, method: str) -> None:
-    model, batch = make_model(kind, method), make_batch(kind, rows=8)
+    model, batch = make_model(kind, method).double(), make_batch(kind, rows=8)
     mixed = model(**batch)
     assert mixed.loss.isfinite()
     for row in range(8):
@@ -128,7 +128,7 @@ def test_detaching_gives_the_backbone_back(kind: str, method: str) -> None:
 def test_learned_adapters_start_at_the_backbone(kind: str, method: Method) -> None:
     batch = make_batch(kind)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    backbone = tiny_backbone(kind)
+    backbone = tiny_backbone(kind).double()
     tasks = HEAD_TASKS if kind in ENCODERS else TEXT_TASKS
     frozen = {} if kind == "bert" else {"frozen_encoder_layers": 2}
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_learned_adapters_start_at_the_backbone(kind: str, method: Method) -> No
         found = model.adapted(inputs, encoded, weights, None if kind == "bert" else batch["labels"])
     if kind == "bert":
         mask = batch["attention_mask"][..., None]
-        expected = (expected * mask).sum(dim=1) / mask.sum(dim=1)
+        expected = ((expected * mask).sum(dim=1) / mask.sum(dim=1)).float()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -180,10 +180,10 @@ def test_the_shared_adapter_is_one_for_all_tasks() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_task_adapters_of_a_model_equal_models_of_one_task_each(kind: str) -> None:
-    together, batch = make_model(kind, "task_adapter"), make_batch(kind)
+    together, batch = make_model(kind, "task_adapter").double(), make_batch(kind)
     mixed = together(**batch)
     for task_id, task in enumerate(together.tasks):
-        alone = HyperAdapterModel(tiny_backbone(kind), [task], together.adapter_config).eval()
+        alone = HyperAdapterModel(tiny_backbone(kind).double(), [task], together.adapter_config).eval()
         alone.shared_adapters.load_state_dict(together.shared_adapters.state_dict())
         with torch.no_grad():
             for part, value in alone.learned_adapters.named_parameters():
@@ -242,8 +242,8 @@ def test_the_other_methods_have_no_contrastive_losses(kind: str, method: str) ->
 
 @pytest.mark.parametrize("contrast", ["both", "instance", "prototype", "none"])
 def test_either_contrastive_loss_can_be_left_out(contrast: str) -> None:
-    model, batch = make_model("bert", "pha", contrast=contrast).train(), make_batch("bert")
-    losses, whole = model.training_loss(batch), make_model("bert", "pha").train().training_loss(batch)
+    model, batch = make_model("bert", "pha", contrast=contrast).double().train(), make_batch("bert")
+    losses, whole = model.training_loss(batch), make_model("bert", "pha").double().train().training_loss(batch)
     has_instance, has_prototype = contrast in ("both", "instance"), contrast in ("both", "prototype")
     assert torch.equal(losses.instance, whole.instance * has_instance)
     assert torch.equal(losses.prototype, whole.prototype * has_prototype)

@@ -28,7 +28,7 @@ def _assert_same(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_mixed_batch_gives_each_row_what_a_batch_of_its_own_task_gives(kind: str) -> None:
-    model, batch = make_model(kind), make_batch(kind, rows=8)
+    model, batch = make_model(kind).double(), make_batch(kind, rows=8)
     mixed = model(**batch)
     for task_id in range(3):
         rows = (batch["task_ids"] == task_id).nonzero()[:, 0]
@@ -41,7 +41,7 @@ def test_a_mixed_batch_gives_each_row_what_a_batch_of_its_own_task_gives(kind: s
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_batch_of_one_row_gives_what_the_row_gives_in_a_mixed_batch(kind: str) -> None:
-    model, batch = make_model(kind), make_batch(kind, rows=8)
+    model, batch = make_model(kind).double(), make_batch(kind, rows=8)
     mixed = model(**batch)
     for row in range(8):
         single = model(**_rows(batch, torch.tensor([row])))
@@ -167,7 +167,7 @@ def _gradients(model: HyperAdapterModel, batch: dict[str, Tensor]) -> dict[str, 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
-    model, batch = make_model(kind), make_batch(kind)
+    model, batch = make_model(kind).double(), make_batch(kind)
     model.train()
     plain = _gradients(model, batch)
     model.activation_checkpointing_enable()
@@ -179,7 +179,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
 
 def test_checkpointed_layers_recompute_under_the_tasks_of_their_own_batch() -> None:
     """Two forwards before either backward: each must be recomputed with its own tasks."""
-    model = make_model("t5")
+    model = make_model("t5").double()
     model.train()
     first, second = make_batch("t5", seed=1), make_batch("t5", seed=2)
     second["task_ids"] = second["task_ids"].flip(0)
@@ -226,7 +226,7 @@ def test_head_logits_are_minus_infinity_beyond_the_tasks_labels() -> None:
 
 
 def test_regression_heads_answer_in_the_units_of_their_targets() -> None:
-    model, batch = make_model("bert"), make_batch("bert")
+    model, batch = make_model("bert").double(), make_batch("bert")
     rows = batch["task_ids"] == 1
     before = model(**batch).logits[rows, 0]
     assert model.heads is not None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Golden
+from tolerance import rounding
 from torch import Tensor
 
 from hyperadapters.errors import CheckpointError
@@ -21,25 +22,34 @@ SCALING = {"mean": "loss_scaling_true", "sum": "loss_scaling_false"}
 
 def _model(golden: Golden) -> HyperAdapterModel:
     model = load_official(golden.under("params/"), golden.facts["config"], golden.facts["tasks"])
-    return model.train()
+    return model.double().train()
 
 
 def _gradients(model: HyperAdapterModel) -> dict[str, Tensor]:
     return {name: p.grad for name, p in official_parameters(model).items() if p.grad is not None}
 
 
+def _check(found: Tensor, expected: Tensor) -> None:
+    """Equal to 1e-5, which is the promise.
+
+    `found` is computed in float64. What is left is the rounding of the recorded float32 numbers, so the difference, up
+    to 0.7 of the tolerance, is the same on every processor.
+    """
+    torch.testing.assert_close(found.double(), expected.double(), atol=1e-5, rtol=0)
+
+
 def _check_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        difference = (found[name] - gradient).abs().max() / gradient.abs().max()
-        assert difference <= 1e-4, name
+        tolerance = 1e-4 * gradient.abs().max().item()
+        torch.testing.assert_close(found[name], gradient.to(found[name].dtype), atol=tolerance, rtol=0)
 
 
 def test_logits_instances_and_hidden_states(golden: Golden) -> None:
     model = _model(golden)
     output = model(**golden.batch)
-    torch.testing.assert_close(output.logits, golden.tensors["logits"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(output.instances, golden.tensors["retriever/instance"], atol=1e-5, rtol=0)
+    _check(output.logits, golden.tensors["logits"])
+    _check(output.instances, golden.tensors["retriever/instance"])
 
 
 def test_hidden_states_of_both_stacks(golden: Golden) -> None:
@@ -48,9 +58,17 @@ def test_hidden_states_of_both_stacks(golden: Golden) -> None:
     for side in ("encoder", "decoder"):
         for index, found in enumerate(output[f"{side}_hidden_states"]):
             expected = golden.tensors[f"{side}/hidden_states/{index}"]
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+            _check(found, expected)
             compared += 1
     assert compared == sum("/hidden_states/" in name for name in golden.tensors)
+
+
+def test_float32_is_near_float64(golden: Golden) -> None:
+    """A result passes through about thirty products of matrices whose sums have up to 64 terms."""
+    exact, single = _model(golden), _model(golden).float()
+    expected, found = exact(**golden.batch), single(**golden.batch)
+    for one, other in ((found.logits, expected.logits), (found.instances, expected.instances)):
+        torch.testing.assert_close(one.double(), other.double(), atol=rounding(1000, other.abs().max().item()), rtol=0)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -105,8 +123,8 @@ def test_one_optimizer_step(golden: Golden, reduction: Any) -> None:
         gradient = golden.tensors[f"grad_total_{reduction}/{name}"]
         clipped = gradient / (golden.facts["grad_norms"][f"total_{reduction}"] + 1e-6)
         clear = (clipped.abs() > 1e-5) | (gradient == 0)
-        difference = (official_parameters(model)[name].detach() - expected).abs()
-        assert difference[clear].max() <= 1e-6, name
+        found = official_parameters(model)[name].detach()
+        torch.testing.assert_close(found[clear], expected[clear].to(found.dtype), atol=1e-6, rtol=0)
         compared += int(clear.sum())
     total = sum(value.numel() for value in golden.under(f"step1_{reduction}/").values())
     assert compared > 0.9 * total
@@ -143,7 +161,7 @@ def test_evaluation_logits_under_every_task(golden: Golden) -> None:
     for task_id in range(len(golden.facts["tasks"])):
         batch = {**golden.batch, "task_ids": torch.full_like(golden.batch["task_ids"], task_id)}
         expected = golden.tensors[f"eval_logits_all_rows_as_task/{task_id}"]
-        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
+        _check(model(**batch).logits, expected)
 
 
 def test_parameter_names_and_counts(golden: Golden) -> None:
@@ -185,8 +203,8 @@ def test_tied_copies_of_a_real_checkpoint_are_accepted(golden: Golden) -> None:
     for copy in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
         state[copy] = state["shared.weight"]
     state.setdefault("lm_head.weight", state["shared.weight"])
-    output = _loaded(golden, state_dict=state).train()(**golden.batch)
-    torch.testing.assert_close(output.logits, golden.tensors["logits"], atol=1e-5, rtol=0)
+    output = _loaded(golden, state_dict=state).double().train()(**golden.batch)
+    _check(output.logits, golden.tensors["logits"])
 
 
 def test_wrong_checkpoints_are_refused_with_the_name_of_what_is_wrong(golden: Golden) -> None:
@@ -204,7 +222,7 @@ def test_wrong_checkpoints_are_refused_with_the_name_of_what_is_wrong(golden: Go
 
 
 def test_a_loaded_official_checkpoint_can_be_saved_and_loaded_again(golden: Golden, tmp_path: Path) -> None:
-    model = _model(golden).eval()
+    model = _model(golden).float().eval()
     expected = model(**golden.batch).logits
     model.save_pretrained(tmp_path)
     backbone = model.detach()

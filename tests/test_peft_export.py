@@ -51,12 +51,12 @@ def real_rows(kind: str, batch: dict[str, Tensor]) -> Tensor:
 def test_peft_gives_our_outputs(kind: str, settings: dict[str, int], tmp_path: Path) -> None:
     if settings and ("feature_layer" in settings) == (kind_of(kind) == "encoder-decoder"):
         pytest.skip("a setting of the other kind of backbone")
-    model, batch = make_model(kind, "lora", **settings), make_batch(kind)
+    model, batch = make_model(kind, "lora", **settings).double(), make_batch(kind)
     expected, real = with_adapter(model, kind, batch), real_rows(kind, batch)
     export_peft(model, "mood", tmp_path / "mood")
-    loaded = peft.PeftModel.from_pretrained(tiny_backbone(kind), tmp_path / "mood").eval()
+    loaded = peft.PeftModel.from_pretrained(tiny_backbone(kind).double(), tmp_path / "mood").eval()
     assert_same(bare(loaded, kind, batch)[real], expected[real])
-    assert (bare(tiny_backbone(kind), kind, batch)[real] - expected[real]).abs().max() > 1e-3
+    assert (bare(tiny_backbone(kind).double(), kind, batch)[real] - expected[real]).abs().max() > 1e-3
     changed = {name.split(".lora_A")[0] for name, _ in loaded.named_modules() if name.endswith("lora_A.default")}
     assert changed == {f"base_model.model.{place.path}" for place in model.adapted_linears()}
 
@@ -103,11 +103,13 @@ def test_what_servers_would_refuse_or_leave_out_is_said() -> None:
 
 
 def test_all_tasks_become_folders_with_an_index(tmp_path: Path) -> None:
-    model, batch = make_model("gpt2", "lora"), make_batch("gpt2")
+    model, batch = make_model("gpt2", "lora").double(), make_batch("gpt2")
     export_all_peft(model, tmp_path / "all")
     index = json.loads((tmp_path / "all" / "hyperadapters_index.json").read_text())
     assert list(index["tasks"]) == ["colour", "size", "mood"]
-    loaded = peft.PeftModel.from_pretrained(tiny_backbone("gpt2"), tmp_path / "all" / "colour", adapter_name="colour")
+    loaded = peft.PeftModel.from_pretrained(
+        tiny_backbone("gpt2").double(), tmp_path / "all" / "colour", adapter_name="colour"
+    )
     for name in ("size", "mood"):
         loaded.load_adapter(tmp_path / "all" / index["tasks"][name]["folder"], adapter_name=name)
     real = batch["attention_mask"].bool()
@@ -134,10 +136,10 @@ def test_a_lora_that_peft_wrote_becomes_the_adapter_of_a_task(kind: str, rslora:
     theirs.eval().save_pretrained(tmp_path)
     others = [model.adapters(torch.tensor([task_id])) for task_id in range(2)]
     import_peft(model, "mood", tmp_path)
-    real = real_rows(kind, batch)
-    assert_same(with_adapter(model, kind, batch)[real], bare(theirs, kind, batch)[real])
     for task_id, before in enumerate(others):
         assert all(torch.equal(model.adapters(torch.tensor([task_id]))[name], before[name]) for name in before)
+    real = real_rows(kind, batch)
+    assert_same(with_adapter(model.double(), kind, batch)[real], bare(theirs.double(), kind, batch)[real])
 
 
 @pytest.mark.parametrize("method", ["task_adapter", "shared_adapter", "hyperformer", "hyperdecoder"])
@@ -264,7 +266,7 @@ def test_a_merged_task_is_a_transformers_model(kind: str, tmp_path: Path) -> Non
     name = str(save_backbone(tmp_path / "backbone", kind))
     tasks = HEAD_TASKS if kind_of(kind) == "encoder" else TEXT_TASKS
     config = ModelConfig(preset="paper", form="lora", lora_rank=2, lora_alpha=3.0)
-    model = HyperAdapterModel(load_backbone(name), tasks, config, name).eval()
+    model = HyperAdapterModel(load_backbone(name).double(), tasks, config, name).double().eval()
     with torch.no_grad():
         for parameter in (*model.hypernetwork.parameters(), *model.shared_adapters.parameters()):
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -272,7 +274,7 @@ def test_a_merged_task_is_a_transformers_model(kind: str, tmp_path: Path) -> Non
     expected, real = with_adapter(model, kind, batch), real_rows(kind, batch)
     export_merged(model, "mood", tmp_path / "merged")
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
-    assert_same(bare(load_backbone(str(tmp_path / "merged")), kind, batch)[real], expected[real])
+    assert_same(bare(load_backbone(str(tmp_path / "merged")).double(), kind, batch)[real], expected[real])
     if kind in DECODERS:
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged") is not None
     assert json.loads((tmp_path / "merged" / TASK_FILE).read_text())["task"]["name"] == "mood"

@@ -458,7 +458,7 @@ def _size(model: HyperAdapterModel) -> int:
 
 def _assert_close(found: AdapterWeights, expected: AdapterWeights) -> None:
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -591,7 +591,7 @@ def test_an_adapter_of_its_own_is_used_and_by_its_task_only(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("told", "route"), [(True, "nearest"), (False, "nearest"), (False, "soft")])
 def test_rows_mixed_with_a_task_of_its_own_adapter_equal_single_rows(kind: str, told: bool, route: Any) -> None:
-    model, batch = own_model(kind), own_batch(kind)
+    model, batch = own_model(kind).double(), own_batch(kind)
     if not told:
         for name in ("task_ids", "labels"):
             value = batch.pop(name)
@@ -619,12 +619,13 @@ def test_rows_mixed_with_a_task_of_its_own_adapter_equal_single_rows_under_autoc
         for row in range(6):
             alone = model(**_row(batch, row)).logits.float()
             together = mixed[row : row + 1, ..., : alone.shape[-1]]
-            assert (together - alone).abs().max() < 0.05 * max(1.0, alone.abs().max().item())
+            largest = alone.abs()[alone.isfinite()].max().item()
+            torch.testing.assert_close(together, alone, atol=0.05 * max(1.0, largest), rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_a_mixed_batch_are_the_sum_over_its_rows_under_checkpointing(kind: str) -> None:
-    model, batch = own_model(kind).train(), own_batch(kind)
+    model, batch = own_model(kind).double().train(), own_batch(kind)
     model.activation_checkpointing_enable()
 
     def add_gradients(rows: dict[str, Tensor]) -> None:
@@ -814,10 +815,10 @@ def test_predict_writes_json_lines_with_the_answers_of_a_predictor(
             assert record["answer"] == prediction.answer
         assert record.get("output") == prediction.text
         assert record.get("probabilities") == (
-            None if prediction.probabilities is None else pytest.approx(prediction.probabilities, abs=2e-6)
+            None if prediction.probabilities is None else pytest.approx(prediction.probabilities, abs=1e-5)
         )
-        assert record["similarity"] == pytest.approx(prediction.routing.similarity, abs=2e-6)
-        assert record["margin"] == pytest.approx(prediction.routing.margin, abs=2e-6)
+        assert record["similarity"] == pytest.approx(prediction.routing.similarity, abs=1e-5)
+        assert record["margin"] == pytest.approx(prediction.routing.margin, abs=1e-5)
         assert list(record["candidates"]) == [candidate.task for candidate in prediction.routing.candidates]
 
 
@@ -895,7 +896,7 @@ def test_predict_with_a_soft_route_answers_from_mixtures(
             assert record["task"] == prediction.task
             assert record["answer"] == pytest.approx(prediction.answer, abs=1e-4)
             if prediction.probabilities is not None:
-                assert record["probabilities"] == pytest.approx(prediction.probabilities, abs=2e-6)
+                assert record["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-5)
     values = {name: [row.get("probabilities") or row["answer"] for row in rows] for name, rows in found.items()}
     assert values["soft"] != values["nearest"]
 

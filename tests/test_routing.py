@@ -438,7 +438,7 @@ def test_training_with_two_prototypes_a_task_recognises_both_clumps_of_its_input
 @pytest.mark.parametrize(("kind", "features"), [("bert", "layer"), ("bert", "backbone"), ("t5", "layer")])
 def test_soft_routing_generates_from_the_mixture_of_prototypes(kind: str, features: str) -> None:
     batch = make_batch(kind)
-    model, told = (make_model(kind, features=features, temperature=0.3) for _ in range(2))
+    model, told = (make_model(kind, features=features, temperature=0.3).double() for _ in range(2))
     key = torch.randn(64)
     empty_keys(model)[1, 0] = key
     found = model(**untold(kind, batch), route="soft")
@@ -460,7 +460,7 @@ def test_soft_routing_generates_from_the_mixture_of_prototypes(kind: str, featur
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_soft_and_nearest_routing_differ_and_rows_are_independent_of_their_batch(kind: str) -> None:
-    model, inputs = make_model(kind), untold(kind, make_batch(kind))
+    model, inputs = make_model(kind).double(), untold(kind, make_batch(kind))
     soft = model(**inputs, route="soft")
     assert (soft.logits - model(**inputs).logits).nan_to_num().abs().max() > 1e-4
     assert torch.equal(soft.task_ids, model(**inputs).task_ids)
@@ -472,7 +472,7 @@ def test_soft_and_nearest_routing_differ_and_rows_are_independent_of_their_batch
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_soft_routing_with_one_task_is_nearest_routing(kind: str) -> None:
-    model, inputs = make_model(kind), untold(kind, make_batch(kind))
+    model, inputs = make_model(kind).double(), untold(kind, make_batch(kind))
     model.remove_task("size")
     model.remove_task("mood")
     torch.testing.assert_close(model(**inputs, route="soft").logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
@@ -556,7 +556,7 @@ def _gradients(model: HyperAdapterModel, batch: dict[str, Tensor], encode: bool 
 
 
 def test_two_passes_give_the_same_gradients_under_gradient_checkpointing() -> None:
-    model, batch = make_model("bert", features="backbone").train(), make_batch("bert")
+    model, batch = make_model("bert", features="backbone").double().train(), make_batch("bert")
     plain = _gradients(model, batch)
     model.activation_checkpointing_enable()
     checkpointed = _gradients(model, batch)

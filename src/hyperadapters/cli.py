@@ -351,6 +351,8 @@ def main() -> None:
     ends the command with exit code 1: with a message where the disk is full, quietly where a reader closed the pipe.
     """
     _prepare_streams()
+    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao, which warns of what no command uses
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         try:
             app()

@@ -46,8 +46,12 @@ def task_loras(model: HyperAdapterModel, task: str) -> dict[str, Lora]:
             down, up = (shared.get_parameter(f"{side}_{place.name}").data for side in ("down", "up"))
         else:
             down, up = (weights[f"{side}_{place.name}"][place.site, 0] for side in ("down", "up"))
-        found[place.path] = Lora(down.detach().float(), up.detach().float(), scale)
+        found[place.path] = Lora(_at_least_float32(down), _at_least_float32(up), scale)
     return found
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Merged:
@@ -74,7 +78,7 @@ class Merged:
             for path, (down, up, scale) in loras.items():
                 has_inputs_first = isinstance(model.backbone.get_submodule(path), Conv1D)
                 weight, change = weights[path], scale * (down @ up)
-                weight.copy_((weight.float() + (change if has_inputs_first else change.T)).to(weight.dtype))
+                weight.copy_(weight + (change if has_inputs_first else change.T))  # added in the wider of both types
 
     @torch.no_grad()
     def undo(self) -> None:

@@ -116,7 +116,7 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
         if modules is None and SITES[config.model_type].takes_pooler:
             options["add_pooling_layer"] = False
         model: nn.Module
-        with _quiet_loading():
+        with quiet_transformers():
             model, report = classes[kind].from_pretrained(where, config=config, output_loading_info=True, **options)
     except _LOADING_ERRORS as error:
         raise BackboneError(f"backbone '{name}' cannot be loaded: {error}") from error
@@ -129,8 +129,11 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without transformers' report of keys (what is missing is raised, heads left over are expected) and its bar."""
+def quiet_transformers() -> Iterator[None]:
+    """Load or save a model without the progress bar of transformers and its report of keys.
+
+    Keys that are missing raise an error of their own, and heads that are left over are expected.
+    """
     from transformers.utils import logging
 
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

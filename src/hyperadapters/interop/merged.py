@@ -7,6 +7,7 @@ from typing import Any
 
 from hyperadapters.errors import BackboneError
 from hyperadapters.files import new_folder
+from hyperadapters.hosts.backbone import quiet_transformers
 from hyperadapters.interop.task_files import write_task_files
 from hyperadapters.model import HyperAdapterModel
 
@@ -29,7 +30,8 @@ def export_merged(model: HyperAdapterModel, task: str, folder: str | Path) -> No
     with new_folder(folder) as new:
         model.merge(task)
         try:
-            backbone.save_pretrained(new)
+            with quiet_transformers():
+                backbone.save_pretrained(new)
         finally:
             model.unmerge()
         if model.has_tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +13,18 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.utils.import_utils import is_in_notebook
 
 from hyperadapters.checkpoint import load_state, save_model
 from hyperadapters.config import Recipe
@@ -42,13 +52,21 @@ DIVERGED = (
 )
 
 
-class QuietProgress(ProgressCallback):
-    """The Trainer's bar and log; an output that cannot take a line of the log does not end the training."""
+class _TolerantLog(TrainerCallback):
+    """Writes the Trainer's log; an output that cannot take a line of it does not end the training."""
 
     def on_log(self, *arguments: Any, **options: Any) -> None:
         """Write the line, if the output can take it."""
         with suppress(OSError, UnicodeError):
             super().on_log(*arguments, **options)
+
+
+class TolerantProgress(_TolerantLog, ProgressCallback):
+    """The Trainer's progress bar and log, for terminals."""
+
+
+class TolerantPrinter(_TolerantLog, PrinterCallback):
+    """The Trainer's log alone, for files and pipes."""
 
 
 class HyperAdapterTrainer(Trainer):
@@ -100,8 +118,9 @@ class HyperAdapterTrainer(Trainer):
             callbacks=callbacks,
             **options,
         )
-        if self.pop_callback(ProgressCallback) is not None:  # a notebook has another one
-            self.add_callback(QuietProgress)
+        for callback, tolerant in ((ProgressCallback, TolerantProgress), (PrinterCallback, TolerantPrinter)):
+            if self.pop_callback(callback) is not None:  # a notebook has another one
+                self.add_callback(tolerant)
         # The loss is a mean over the micro-batch, so the Trainer has to divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._terms: list[torch.Tensor] = []
@@ -247,6 +266,16 @@ class HyperAdapterTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
         return values
 
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        """Without transformers' warning that it sorts checkpoints of one second by their number, which is right."""
+        log = logging.getLogger("transformers.trainer_utils")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            super()._save_checkpoint(*arguments, **options)
+        finally:
+            log.setLevel(level)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             save_model(self.model, Path(output_dir or self.args.output_dir))  # without a card
@@ -316,5 +345,5 @@ def _training_arguments(recipe: Recipe, folder: Path, has_validation: bool) -> T
         activation_checkpointing=training.gradient_checkpointing,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=False,
+        disable_tqdm=not (sys.stderr.isatty() or is_in_notebook()),  # no bars in files and pipes
     )
