@@ -18,7 +18,7 @@ from hyperadapters.config.recipe import (
     load_recipe,
     resolve_paths,
 )
-from hyperadapters.config.tasks import METRICS_OF_KIND, Kind, Task, check_task_names
+from hyperadapters.config.tasks import METRICS_OF_KIND, Kind, Task, check_task_names, normalize_label
 from hyperadapters.config.validation import Int, StrictModel, parse
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "TrainingConfig",
     "check_task_names",
     "load_recipe",
+    "normalize_label",
     "parse",
     "resolve_paths",
 ]
