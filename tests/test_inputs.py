@@ -11,16 +11,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import tiny_language_model_tokenizer, tiny_tokenizer
+import torch
+from conftest import tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
 from datasets import Dataset, DatasetDict
 
-from hyperadapters.config import DataConfig, Task, TaskEntry, parse
+from hyperadapters.config import DataConfig, ModelConfig, Task, TaskEntry, parse
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example, infer_labels, read_target
 from hyperadapters.data.loading import load_task
 from hyperadapters.data.sources import Row
-from hyperadapters.errors import DataError, TaskError
+from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
 from hyperadapters.inference.inputs import read_inputs
+from hyperadapters.inference.predictor import Predictor
+from hyperadapters.model import HyperAdapterModel
 
 TASKS = (Task.classification("mood", ["bad", "good"]), Task.regression("alike", fields=["text", "text_pair"]))
 COLUMNS = {"text": ["a", "b"], "task": ["mood", "alike"], "text_pair": [None, "c"]}
@@ -43,7 +46,7 @@ def test_an_array_of_two_columns_holds_pairs() -> None:
 
 @pytest.mark.parametrize("wrong", [b"a", {"a": 1}, {"a"}, 3, None, DatasetDict(), np.array([["a", "b", "c"]])])
 def test_what_has_no_rows_is_refused_at_the_call(wrong: Any) -> None:
-    with pytest.raises(DataError, match="inputs: expected .*, found"):
+    with pytest.raises(DataError, match=r"inputs: expected .*, found"):
         read_inputs(wrong, TASKS, None)
 
 
@@ -73,7 +76,7 @@ def test_labels_without_an_order_are_refused(labels: Any) -> None:
 
 @pytest.mark.parametrize("labels", [["yes", "yes "], ["caf\u00e9", "cafe\u0301"]])
 def test_two_spellings_of_a_label_are_refused(labels: list[str]) -> None:
-    with pytest.raises(TaskError, match="labels must be different from each other, found '.*' and '.*'"):
+    with pytest.raises(TaskError, match=r"labels must be different from each other, found '.*' and '.*'"):
         Task.classification("mood", labels)
 
 
@@ -103,3 +106,37 @@ def test_a_cut_keeps_a_row_of_each_label_for_training(
     for split in ("validation", "test"):
         assert sorted(example.target for example in data.splits[split]) == [0, 0, 0, 1]
         assert f"the {split} rows have no example of rare" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{"cache_bytes": -1}, {"batch_size": "8"}, {"batch_size": True}, {"route": None}, {"decline": "no"}]
+)
+def test_wrong_options_of_a_predictor_are_refused_where_they_are_given(options: dict[str, Any]) -> None:
+    with pytest.raises(HyperAdaptersError, match=r"expected|Unknown route 'None'"):
+        Predictor(_model(), **options)
+
+
+def test_wrong_arguments_of_a_call_are_refused_at_the_call() -> None:
+    model = _model()
+    with pytest.raises(DataError, match=r"inputs: expected .* found NoneType"):
+        Predictor(model)(None)
+    with pytest.raises(TaskError, match="Unknown task '3'"):
+        Predictor(model)(["w1"], task=3)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="batch_size: expected an integer of 1 or more, found 0"):
+        model.route(["w1"], batch_size=0)
+
+
+@pytest.mark.parametrize("tasks", [TASKS[0], ["mood"], set(TASKS), {"mood": TASKS[0]}])
+def test_tasks_that_are_no_list_of_tasks_are_refused(tasks: Any) -> None:
+    with pytest.raises(TaskError, match=r"tasks: expected .*, found|tasks: expected Task, .*; found 'mood'"):
+        HyperAdapterModel(tiny_backbone("bert"), tasks)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 1), ()])
+def test_head_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TaskError, match=r"labels: expected a tensor of shape \(2,\), found shape"):
+        _model()(torch.ones(2, 3, dtype=torch.long), task_ids=torch.tensor([0, 1]), labels=torch.zeros(shape))
+
+
+def _model() -> HyperAdapterModel:
+    return HyperAdapterModel(tiny_backbone("bert"), TASKS, ModelConfig(adapter_dim=4))

@@ -107,9 +107,11 @@ def _cut(rows: list[Row], size: int | float, seed: str, stratified: bool) -> tup
     count = math.ceil(round(size * len(rows), 6)) if size < 1 else int(size)
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
-    if stratified:
+    if stratified and count < len(rows):
         order = _in_proportion(order, [str(plain(row.values.get("label"))) for row in rows])
     taken = set(order[:count])
+    if len(taken) < min(count, len(rows)):
+        logger.warning(f"{seed}: cut {len(taken)} rows in place of {count}: one row of each label stays behind")
     rest = [row for index, row in enumerate(rows) if index not in taken]
     return rest, [row for index, row in enumerate(rows) if index in taken]
 

@@ -22,7 +22,7 @@ from hyperadapters.data.examples import Example, infer_labels, label_examples, r
 from hyperadapters.data.loading import subset
 from hyperadapters.data.rows import iterate_rows
 from hyperadapters.data.sources import Row
-from hyperadapters.errors import DataError, TaskError, unknown_name
+from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
 from hyperadapters.hosts.host import evaluating
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import ROUNDING, Candidate, centroids, instance_vectors
@@ -169,8 +169,9 @@ def _fit(
     task_id: int | None,
 ) -> FitReport:
     started = time.monotonic()
-    if max_steps is not None and max_steps < 0:
-        raise TaskError(f"max_steps: expected 0 or more, found {max_steps}")
+    if max_steps is not None:
+        check_int("max_steps", max_steps, 0, TaskError)
+    check_int("seed", seed, 0)
     if k_per_label is not None:
         examples = subset(examples, task, parse(DataConfig, {"k_per_label": k_per_label}, DataError), seed)
     no_autocast = torch.autocast(model.thresholds.device.type, enabled=False)
@@ -220,7 +221,7 @@ def _known_heads(model: HyperAdapterModel, task: Task, similarity: Tensor, task_
 
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise TaskError(unknown_name(what, value, known))
+        raise TaskError(unknown_name(what, str(value), known))
 
 
 def _read_examples(task: Task, examples: Iterable[Any], task_id: int) -> tuple[Task, list[Example]]:
