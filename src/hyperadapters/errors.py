@@ -52,7 +52,7 @@ class MissingPackageError(HyperAdaptersError):
 
 def check_int(name: str, value: object, least: int, error: type[HyperAdaptersError] = DataError) -> None:
     """Raise `error` unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:  # type: ignore[call-overload]
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
         raise error(f"{name}: expected an integer of {least} or more, found {value!r}")
 
 

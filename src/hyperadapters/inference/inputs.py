@@ -19,7 +19,8 @@ def read_inputs(inputs: Any, tasks: Sequence[Task], task: str | None) -> Iterato
     """Return an iterator over inputs as examples; the collection and the task are checked at once.
 
     Args:
-        inputs: a list, an iterator, a DataFrame, a data set, an Arrow table or an array; each row a string, a pair of strings, a mapping with `text` and where needed `text_pair` and `task`,
+        inputs: a list, an iterator, a DataFrame, a data set, an Arrow table or an array; each row
+            a string, a pair of strings, a mapping with `text` and where needed `text_pair` and `task`,
             a `Row` of such values, or an `Example`.
         tasks: of the model.
         task: name of the task of all inputs; default: each one's own, or none.
