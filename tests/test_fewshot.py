@@ -898,8 +898,14 @@ WRONG: dict[str, Wrong] = {
     ),
     "no examples": (TWO, [], {}, DataError, "task 'two': no examples; expected at least one of each label"),
     "no numbers": (Task.regression("new"), [], {}, DataError, "task 'new': no examples; expected at least one"),
-    "examples are a text": (TWO, "w1 w2", {}, DataError, "expected a list of mappings, found one str"),
-    "examples are one mapping": (TWO, GOOD[0], {}, DataError, "expected a list of mappings, found one dict"),
+    "examples are a text": (TWO, "w1 w2", {}, DataError, "expected a list or another iterable of inputs, found str"),
+    "examples are one mapping": (
+        TWO,
+        GOOD[0],
+        {},
+        DataError,
+        "expected a list or another iterable of inputs, found dict",
+    ),
     "example is a text": (TWO, ["w1"], {}, DataError, "example 1: expected a mapping with text and label, found 'w1'"),
     "no text": (
         TWO,

@@ -531,7 +531,10 @@ def test_after_a_change_of_tasks_the_cache_gives_the_new_adapters(kind: str, cha
         _assert_close(cache(ids), model.adapters(ids))
         changed = not torch.allclose(cache(torch.tensor([1]))["up_weight"], before.task(1)["up_weight"])
     assert changed == (change in ("remove", "refit"))
-    inputs = [{"text": "w1 w2", "text_pair": "w3", "task": task.name} for task in model.tasks] + ["w1 w2", "w3"]
+    inputs: list[Any] = [
+        {"text": "w1 w2", "text_pair": "w3" if task.is_pair else None, "task": task.name} for task in model.tasks
+    ]
+    inputs += ["w1 w2", "w3"]
     found = list(predictor(inputs))
     assert [prediction.task for prediction in found[: len(ids)]] == [task.name for task in model.tasks]
     assert_same(found, Predictor(model, batch_size=4)(inputs))
@@ -540,7 +543,7 @@ def test_after_a_change_of_tasks_the_cache_gives_the_new_adapters(kind: str, cha
 def test_a_refitted_task_answers_anew_and_the_others_as_before() -> None:
     model = predictor_model("bert")
     predictor = Predictor(model)
-    inputs = [{"text": "w1 w2", "text_pair": "w3", "task": task.name} for task in model.tasks]
+    inputs = [{"text": "w1 w2", "text_pair": "w3" if task.is_pair else None, "task": task.name} for task in model.tasks]
     before = list(predictor(inputs))
     CHANGES["refit"](model, "bert")
     after = list(predictor(inputs))

@@ -45,6 +45,15 @@ def check_can_route(method: Method) -> None:
         raise TaskError(f"method '{method}' cannot route: give each input its task")
 
 
+def check_labels(labels: Tensor, rows: int, text_to_text: bool) -> None:
+    """Raise TaskError unless labels are [B] for heads, or token ids [B, T] for text-to-text backbones."""
+    expected = f"token ids of shape ({rows}, T)" if text_to_text else f"a tensor of shape ({rows},)"
+    found = f"shape {tuple(labels.shape)}, {labels.dtype}" if isinstance(labels, Tensor) else repr(labels)
+    fits = isinstance(labels, Tensor) and labels.shape[:1] == (rows,) and labels.ndim == (2 if text_to_text else 1)
+    if not fits or labels.dtype == torch.bool or (text_to_text and labels.is_floating_point()):
+        raise TaskError(f"labels: expected {expected}, found {found}")
+
+
 def check_task_ids(task_ids: Tensor | None, rows: int, num_tasks: int, has_labels: bool, method: Method) -> None:
     """Check the task ids [B] of a batch.
 

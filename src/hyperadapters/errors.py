@@ -54,6 +54,12 @@ class MissingPackageError(HyperAdaptersError):
     exit_code = 1
 
 
+def check_int(name: str, value: object, least: int, error: type[HyperAdaptersError] = DataError) -> None:
+    """Raise `error` unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise error(f"{name}: expected an integer of {least} or more, found {value!r}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known name closest to `name`, or `""` if none is close."""
     close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.6)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from hyperadapters.batch import HyperAdapterOutput, Route, check_task_ids
+from hyperadapters.batch import HyperAdapterOutput, Route, check_labels, check_task_ids
 from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import (
     AdapterWeights,
@@ -107,10 +107,10 @@ class HyperAdapterModel(MethodParts):
             TaskError: no task, two of one name, a text-to-text task for a backbone with heads, or labels not known.
             RecipeError: a setting does not fit the backbone.
         """
-        config, tasks = config or ModelConfig(), tuple(tasks)
-        device = execution_device(backbone)
+        config = config or ModelConfig()
         sites = find_sites(backbone, config.modules)
         check_tasks(tasks, sites)
+        tasks, device = tuple(tasks), execution_device(backbone)
         config, lengths = place(config, sites), fit_lengths(lengths, sites)
         if config.modules is not None and config.form == "bottleneck":
             check_feed_forward(sites.generated, sites.width)
@@ -376,6 +376,8 @@ class HyperAdapterModel(MethodParts):
             prompt_mask = _before_labels(input_ids, labels)
         inputs = self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask)
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
+        if labels is not None:
+            check_labels(labels, len(input_ids), self.text_to_text)
         if self.kind == "encoder-decoder" and decoder_input_ids is None:
             if labels is None:
                 raise TaskError("forward of an encoder-decoder needs labels or decoder_input_ids; or use generate")

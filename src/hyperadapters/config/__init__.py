@@ -27,7 +27,7 @@ from hyperadapters.config.recipe import (
     load_recipe,
     resolve_paths,
 )
-from hyperadapters.config.tasks import METRICS_OF_KIND, Kind, Task, check_task_names
+from hyperadapters.config.tasks import METRICS_OF_KIND, Kind, Task, check_task_names, normalize_label
 from hyperadapters.config.validation import Int, StrictModel, parse
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "check_task_names",
     "drop_settings_without_effect",
     "load_recipe",
+    "normalize_label",
     "parse",
     "resolve_paths",
 ]

@@ -8,6 +8,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from hyperadapters.config.validation import Float, StrictModel, parse
@@ -20,6 +21,12 @@ METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "regression": ("pearson", "spearman"),
     "text-to-text": ("exact_match",),
 }
+
+
+def normalize_label(label: str) -> str:
+    """Return a label in Unicode's composed form, without spaces at its ends and without invisible characters."""
+    visible = label.translate(dict.fromkeys(map(ord, "\u200b\u2060\ufeff")))
+    return unicodedata.normalize("NFC", visible).strip()
 
 
 class Task(StrictModel):
@@ -91,9 +98,23 @@ class Task(StrictModel):
     @field_validator("labels", mode="before")
     @classmethod
     def _check_label_types(cls, labels: object) -> object:
-        if isinstance(labels, (list, tuple)) and not all(isinstance(label, str) for label in labels):
+        if isinstance(labels, np.ndarray) and labels.ndim == 1:
+            labels = labels.tolist()
+        if not isinstance(labels, (list, tuple)):
+            raise ValueError(f"expected a list of labels in order, found {type(labels).__name__}")
+        if not all(isinstance(label, str) for label in labels):
             raise ValueError(f"labels must be strings, found {labels!r}; put them in quotation marks")
-        return labels
+        names = [normalize_label(label) for label in labels]
+        for place, name in enumerate(names):
+            if names.index(name) < place:
+                found = f"{labels[names.index(name)]!r} and {labels[place]!r}"
+                raise ValueError(f"labels must be different from each other, found {found}")
+        return names
+
+    @field_validator("label_words", mode="after")
+    @classmethod
+    def _normalize_keys(cls, words: dict[str, str] | None) -> dict[str, str] | None:
+        return None if words is None else {normalize_label(label): word for label, word in words.items()}
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -101,8 +122,6 @@ class Task(StrictModel):
             raise ValueError(f"fields must be [text] or [text, text_pair], found {list(self.fields)}")
         if self.labels and self.kind != "classification":
             raise ValueError(f"a {self.kind} task has no labels, found {len(self.labels)}: remove them or set kind")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels must be different from each other")
         if len(self.labels) == 1:
             raise ValueError(f"a classification task needs at least two labels, found only '{self.labels[0]}'")
         if self.label_words is not None and self.kind != "classification":

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hyperadapters.config import BackboneKind, Task
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import BackboneError
+from hyperadapters.errors import BackboneError, TaskError
 
 CHUNK_ROWS = 1000
 
@@ -89,6 +89,39 @@ class Collator:
             return lengths
         answers = [len(tokens) for part in parts for tokens in self._answers(part)]
         return [prompt + answer for prompt, answer in zip(lengths, answers, strict=True)]
+
+    def check_labels(self, tasks: Sequence[Task]) -> None:
+        """Check that a text-to-text backbone can write every label and that each is read back as itself.
+
+        Raises:
+            TaskError: the tokenizer loses a part of a label, or `max_target_length` truncates it.
+        """
+        for task in () if self.kind == "encoder" else tasks:
+            if task.kind != "classification":
+                continue
+            words = [target_text(task, label) for label in range(len(task.labels))]
+            tokens = self._word_ids(words)
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            wrong = [
+                f"{word!r} (read back as {text.strip()!r})"
+                for label, (word, text) in enumerate(zip(words, texts, strict=True))
+                if read_answer(task, text) != label
+            ]
+            if wrong:
+                raise TaskError(
+                    f"task '{task.name}': expected labels that the tokenizer can write, found {', '.join(wrong)}; "
+                    "give other label_words, or raise max_target_length if they are too long"
+                )
+
+    def _word_ids(self, words: list[str]) -> list[list[int]]:
+        """Token ids of target texts, truncated as in training."""
+        if self.kind == "decoder":
+            options = {"truncation": True, "max_length": self.max_target_length - 1, "add_special_tokens": False}
+            found = self.tokenizer(words, **options)
+        else:
+            found = self.tokenizer(text_target=words, truncation=True, max_length=self.max_target_length)
+        ids: list[list[int]] = found["input_ids"]
+        return ids
 
     def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
         texts = [_texts(example) if self.kind == "encoder" else self._prompt(example) for example in examples]

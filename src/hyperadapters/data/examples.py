@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hyperadapters.config import Split, Task
+from hyperadapters.config import Split, Task, normalize_label
+from hyperadapters.data.rows import is_absent, plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, did_you_mean
 
@@ -40,11 +41,16 @@ def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
     """Return the text and the second text (None unless the task has pairs) of a row.
 
     Raises:
-        DataError: a field is missing or is not a text.
+        DataError: a field is missing or is not a text, or there is a second text that the task does not read.
     """
+    if not task.is_pair and not is_absent(plain(row.values.get("text_pair"))):
+        raise DataError(
+            f"{row.place}: has a text_pair, which task '{task.name}' does not read; "
+            "make the task with fields=('text', 'text_pair'), or remove the text_pair"
+        )
     texts = []
     for name in task.fields:
-        value = _cell(row, name)
+        value = plain(_cell(row, name))
         if not isinstance(value, str):
             raise DataError(f"{row.place}: expected a text in '{name}', found {value!r}")
         _check_unicode(row, name, value)
@@ -58,7 +64,7 @@ def read_target(row: Row, task: Task) -> int | float | str:
     Raises:
         DataError: it is missing, an unknown label, not a number, or not finite.
     """
-    value = _cell(row, "label")
+    value = plain(_cell(row, "label"))
     if task.kind == "classification":
         label = _label_name(row, value)
         if label not in task.labels:
@@ -100,14 +106,16 @@ def _cell(row: Row, name: str) -> object:
 
 
 def _label_name(row: Row, value: object) -> str:
+    value = plain(value)
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if not isinstance(value, str) or not value:
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))  # pandas reads integers as floats where some are missing
+    label = normalize_label(value) if isinstance(value, str) else ""
+    if not label:
         raise DataError(f"{row.place}: expected a label, found {value!r}")
-    _check_unicode(row, "label", value)
-    return value
+    _check_unicode(row, "label", label)
+    return label
 
 
 def _check_unicode(row: Row, name: str, value: str) -> None:

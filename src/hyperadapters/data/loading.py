@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from hyperadapters.config import DataConfig, Task, TaskEntry, parse
+from hyperadapters.config import DataConfig, Split, Task, TaskEntry, parse
 from hyperadapters.data.examples import Example, TaskData, infer_labels, read_fields, read_target
+from hyperadapters.data.rows import plain
 from hyperadapters.data.sources import Row, read_splits
 from hyperadapters.errors import DataError
 
 MIN_ROWS_PER_LABEL = 2
+logger = logging.getLogger(__name__)
 
 
 def load_tasks(entries: Sequence[TaskEntry], data: DataConfig, seed: int) -> list[TaskData]:
@@ -36,7 +39,9 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
             raise DataError(f"task '{entry.name}': {split} is given by the source and also cut; remove one of them")
         if cut.from_split not in rows:
             raise DataError(f"task '{entry.name}': {split} is to be cut from {cut.from_split}, which has no rows")
-        rows[cut.from_split], rows[split] = _cut(rows[cut.from_split], cut.size, f"{seed}/{entry.name}/{split}")
+        rows[cut.from_split], rows[split] = _cut(
+            rows[cut.from_split], cut.size, f"{seed}/{entry.name}/{split}", entry.kind == "classification"
+        )
         if not rows[cut.from_split] or not rows[split]:
             raise DataError(
                 f"task '{entry.name}': cutting {cut.size} rows of {cut.from_split} for {split} leaves one of them empty"
@@ -50,6 +55,7 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
     if "validation" in splits and data.n_validation is not None:
         order = nested_order(splits["validation"], task, seed)
         splits["validation"] = [splits["validation"][index] for index in order[: data.n_validation]]
+    _warn_of_missing_labels(task, splits)
     return TaskData(task, splits)
 
 
@@ -97,13 +103,37 @@ def _first_of_each(order: list[int], labels: Sequence[object], count: int) -> li
     return kept
 
 
-def _cut(rows: list[Row], size: int | float, seed: str) -> tuple[list[Row], list[Row]]:
+def _cut(rows: list[Row], size: int | float, seed: str, stratified: bool) -> tuple[list[Row], list[Row]]:
     count = math.ceil(round(size * len(rows), 6)) if size < 1 else int(size)
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
+    if stratified and count < len(rows):
+        order = _in_proportion(order, [str(plain(row.values.get("label"))) for row in rows])
     taken = set(order[:count])
+    if len(taken) < min(count, len(rows)):
+        logger.warning(f"{seed}: cut {len(taken)} rows in place of {count}: one row of each label stays behind")
     rest = [row for index, row in enumerate(rows) if index not in taken]
     return rest, [row for index, row in enumerate(rows) if index in taken]
+
+
+def _in_proportion(order: list[int], labels: list[str]) -> list[int]:
+    """Sort rows so that every beginning has the labels in proportion; the last row of each label is left out."""
+    counts, seen = Counter(labels), Counter[str]()
+    place: dict[int, float] = {}
+    for index in order:
+        label = labels[index]
+        seen[label] += 1
+        if seen[label] < counts[label]:
+            place[index] = (seen[label] - 0.5) / counts[label]
+    return sorted(place, key=place.__getitem__)
+
+
+def _warn_of_missing_labels(task: Task, splits: dict[Split, list[Example]]) -> None:
+    for split, examples in splits.items():
+        seen = {example.target for example in examples}
+        missing = [label for index, label in enumerate(task.labels) if index not in seen]
+        if missing:
+            logger.warning(f"task '{task.name}': the {split} rows have no example of {', '.join(missing)}")
 
 
 def _with_labels(entry: TaskEntry, train: list[Row]) -> Task:

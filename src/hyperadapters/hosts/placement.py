@@ -15,6 +15,11 @@ def check_tasks(tasks: Sequence[Task], sites: Sites) -> None:
     Raises:
         TaskError: no task, two of one name, a text-to-text task for a backbone with heads, or labels not known.
     """
+    if not isinstance(tasks, (list, tuple)):
+        raise TaskError(f"tasks: expected a list of Task in the order of their ids, found {type(tasks).__name__}")
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise TaskError(f"tasks: expected Task, such as Task.classification(name, labels); found {task!r}")
     try:
         check_task_names(tuple(tasks))
     except ValueError as error:

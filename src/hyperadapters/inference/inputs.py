@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, read_fields
+from hyperadapters.data.rows import is_absent, iterate_rows, plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, unknown_name
 
@@ -14,14 +15,12 @@ _ANY = Task(name="any", kind="text-to-text")
 _ANY_PAIR = Task(name="any", kind="text-to-text", fields=("text", "text_pair"))
 
 
-EMPTY = (None, "")
-
-
-def read_inputs(inputs: Iterable[Any], tasks: Sequence[Task], task: str | None) -> Iterator[Example]:
-    """Read inputs one by one.
+def read_inputs(inputs: Any, tasks: Sequence[Task], task: str | None) -> Iterator[Example]:
+    """Return an iterator over inputs as examples; the collection and the task are checked at once.
 
     Args:
-        inputs: each a string, a pair of strings, a mapping with `text` and where needed `text_pair` and `task`,
+        inputs: a list, an iterator, a DataFrame, a data set, an Arrow table or an array; each row
+            a string, a pair of strings, a mapping with `text` and where needed `text_pair` and `task`,
             a `Row` of such values, or an `Example`.
         tasks: of the model.
         task: name of the task of all inputs; default: each one's own, or none.
@@ -30,18 +29,25 @@ def read_inputs(inputs: Iterable[Any], tasks: Sequence[Task], task: str | None) 
         DataError: an input is none of these, or lacks a text.
         TaskError: a task is unknown.
     """
-    if isinstance(inputs, (str, Mapping, Example)):
-        raise DataError(
-            f"expected a list or another iterable of inputs, found {type(inputs).__name__}: put it in a list"
-        )
+    rows = iterate_rows(inputs)
     names = {known.name: task_id for task_id, known in enumerate(tasks)}
-    if task is not None and task not in names:
-        raise TaskError(unknown_name("task", task, names))
-    for number, value in enumerate(inputs, start=1):
+    if task is not None and (not isinstance(task, str) or task not in names):
+        raise TaskError(unknown_name("task", str(task), names))
+    return _read_all(rows, tasks, names, task)
+
+
+def _read_all(
+    rows: Iterator[Any], tasks: Sequence[Task], names: Mapping[str, int], task: str | None
+) -> Iterator[Example]:
+    for number, value in enumerate(rows, start=1):
         if isinstance(value, Example):
             if value.task_id is not None and not 0 <= value.task_id < len(tasks):
                 raise TaskError(f"input {number}: task_id: expected 0 to {len(tasks) - 1}, found {value.task_id}")
-            yield value if task is None else Example(names[task], value.text, value.text_pair, value.target)
+            example = value if task is None else Example(names[task], value.text, value.text_pair, value.target)
+            row = Row({"text": example.text, "text_pair": example.text_pair}, f"input {number}")
+            known = None if example.task_id is None else tasks[example.task_id]
+            read_fields(row, known or (_ANY if example.text_pair is None else _ANY_PAIR))
+            yield example
         else:
             yield _read(_row(value, f"input {number}"), tasks, names, task)
 
@@ -49,19 +55,21 @@ def read_inputs(inputs: Iterable[Any], tasks: Sequence[Task], task: str | None) 
 def _row(value: Any, place: str) -> Row:
     if isinstance(value, Row):
         return value
-    if isinstance(value, str):
-        return Row({"text": value}, place)
+    value = plain(value)
     if isinstance(value, Mapping):
         return Row(dict(value), place)
+    if isinstance(value, str):
+        return Row({"text": value}, place)
     if isinstance(value, (tuple, list)) and len(value) == 2:
         return Row({"text": value[0], "text_pair": value[1]}, place)
     raise DataError(f"{place}: expected a text, a pair of texts or a mapping with 'text', found {value!r}")
 
 
 def _read(row: Row, tasks: Sequence[Task], names: Mapping[str, int], task: str | None) -> Example:
-    name = row.values.get("task") if task is None else task
-    if name in EMPTY:
-        return Example(None, *read_fields(row, _ANY if row.values.get("text_pair") in EMPTY else _ANY_PAIR))
+    name = plain(row.values.get("task")) if task is None else task
+    if is_absent(name):
+        is_pair = not is_absent(plain(row.values.get("text_pair")))
+        return Example(None, *read_fields(row, _ANY_PAIR if is_pair else _ANY))
     if not isinstance(name, str) or name not in names:
         raise TaskError(f"{row.place}: " + unknown_name("task", str(name), names))
     return Example(names[name], *read_fields(row, tasks[names[name]]))

@@ -21,7 +21,7 @@ from hyperadapters.batch import ROUTES, Route, check_can_route
 from hyperadapters.config import Dtype, Task
 from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import DataError, TaskError, unknown_name
+from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
 from hyperadapters.hosts.host import Frozen, evaluating
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
 from hyperadapters.inference.cache import AdapterCache
@@ -90,12 +90,16 @@ class Predictor:
 
         Raises:
             TaskError: there is no such route.
-            DataError: `batch_size` is below 1.
+            DataError: `batch_size`, `cache_bytes` or `decline` is of a wrong type or too small.
         """
-        if batch_size < 1:
-            raise DataError(f"batch_size: expected 1 or more, found {batch_size}")
+        if not isinstance(model, HyperAdapterModel):
+            raise TaskError(f"model: expected a HyperAdapterModel, found {type(model).__name__}")
+        check_int("batch_size", batch_size, 1)
+        check_int("cache_bytes", cache_bytes, 0)
         if route not in ROUTES:
-            raise TaskError(unknown_name("route", route, ROUTES))
+            raise TaskError(unknown_name("route", str(route), ROUTES))
+        if not isinstance(decline, bool):
+            raise DataError(f"decline: expected True or False, found {decline!r}")
         self.model, self.batch_size, self.route, self.decline = model, batch_size, route, decline
         self._cache = AdapterCache(model, cache_bytes)
 

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from hyperadapters.batch import check_can_route
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import DataError, NotFiniteError
+from hyperadapters.errors import DataError, NotFiniteError, check_int
 from hyperadapters.hosts.host import evaluating
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
@@ -75,6 +75,7 @@ def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) 
         NotFiniteError: the similarities of a text are not finite numbers.
     """
     check_can_route(model.adapter_config.method)
+    check_int("batch_size", batch_size, 1)
     examples = list(read_inputs(texts, model.tasks, None))
     if not examples:
         return []
@@ -151,8 +152,9 @@ def calibrate(
         TaskError: the model's method cannot route.
     """
     check_can_route(model.adapter_config.method)
-    if not 0 <= false_decline_rate < 1:
-        raise DataError(f"false_decline_rate: expected 0 to below 1, found {false_decline_rate}")
+    check_int("seed", seed, 0)
+    if not isinstance(false_decline_rate, (int, float)) or not 0 <= false_decline_rate < 1:
+        raise DataError(f"false_decline_rate: expected 0 to below 1, found {false_decline_rate!r}")
     if model.adapter_config.prototypes_per_task > 1:
         kept = _first_of_each_task(train_examples, ROWS_FOR_KEYS)
         instances, owners = _instances_and_owners(model, kept)

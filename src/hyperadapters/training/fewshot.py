@@ -20,8 +20,9 @@ from hyperadapters.config import DataConfig, Task, parse
 from hyperadapters.core import AdapterWeights, Hypernetwork
 from hyperadapters.data.examples import Example, infer_labels, label_examples, read_fields, read_target
 from hyperadapters.data.loading import subset
+from hyperadapters.data.rows import iterate_rows
 from hyperadapters.data.sources import Row
-from hyperadapters.errors import DataError, TaskError, unknown_name
+from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
 from hyperadapters.hosts.host import evaluating
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import ROUNDING, Candidate, centroids, instance_vectors
@@ -128,6 +129,7 @@ def add_task(
     _check_choice("init", init, INITS)
     task, rows = _read_examples(task, examples, len(model.tasks))
     model.check_tasks((*model.tasks, task))
+    model.collator.check_labels([task])
     return _fit(model, task, rows, fit, init, k_per_label, max_steps, seed, task_id=None)
 
 
@@ -174,8 +176,9 @@ def _fit(
     task_id: int | None,
 ) -> FitReport:
     started = time.monotonic()
-    if max_steps is not None and max_steps < 0:
-        raise TaskError(f"max_steps: expected 0 or more, found {max_steps}")
+    if max_steps is not None:
+        check_int("max_steps", max_steps, 0, TaskError)
+    check_int("seed", seed, 0)
     if k_per_label is not None:
         examples = subset(examples, task, parse(DataConfig, {"k_per_label": k_per_label}, DataError), seed)
     no_autocast = torch.autocast(model.thresholds.device.type, enabled=False)
@@ -225,24 +228,17 @@ def _known_heads(model: HyperAdapterModel, task: Task, similarity: Tensor, task_
 
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise TaskError(unknown_name(what, value, known))
+        raise TaskError(unknown_name(what, str(value), known))
 
 
 def _read_examples(task: Task, examples: Iterable[Any], task_id: int) -> tuple[Task, list[Example]]:
     """Check the examples, and take the labels of a new classification from them."""
-    if isinstance(examples, (str, Mapping, Example)) or not isinstance(examples, Iterable):
-        raise DataError(f"examples: expected a list of mappings, found one {type(examples).__name__}")
-    rows = [_row(example, f"example {number}", task) for number, example in enumerate(examples, start=1)]
+    given = iterate_rows(examples, "examples")
+    rows = [_row(example, f"example {number}", task) for number, example in enumerate(given, start=1)]
     if not rows:
         raise DataError(
             f"task '{task.name}': no examples; expected at least one" + " of each label" * bool(task.labels)
         )
-    for row in rows:
-        if not task.is_pair and row.values.get("text_pair"):
-            raise DataError(
-                f"{row.place}: has a text_pair, which task '{task.name}' does not read; "
-                "make the task with fields=('text', 'text_pair')"
-            )
     if task.kind == "classification" and not task.labels:
         labels = infer_labels(rows)
         task = parse(Task, {**task.model_dump(), "labels": labels}, DataError, f"task '{task.name}'")
