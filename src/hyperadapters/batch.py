@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,20 @@ class HyperAdapterOutput(ModelOutput):
     task_ids: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
+
+
+class Generated(NamedTuple):
+    """Result of a generation.
+
+    Attributes:
+        tokens: what transformers' `generate` returns.
+        task_ids: the tasks used [B].
+        instances: instance vectors [B, p]; None for a method without a retriever.
+    """
+
+    tokens: Any
+    task_ids: Tensor
+    instances: Tensor | None
 
 
 def check_can_route(method: Method) -> None:

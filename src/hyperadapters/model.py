@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from hyperadapters.batch import HyperAdapterOutput, Route, check_labels, check_task_ids
+from hyperadapters.batch import Generated, HyperAdapterOutput, Route, check_labels, check_task_ids
 from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import (
     AdapterWeights,
@@ -445,9 +445,9 @@ class HyperAdapterModel(MethodParts):
     ) -> Any:
         """Generate with the backbone's `generate`, each row with its task's adapters.
 
-        What gives the features, the retriever and the hypernetwork run once, whatever the length and the number of
-        beams. Of a decoder, whose inputs may be padded on either side, the result begins with the inputs, padded on
-        the left, as transformers has it.
+        The layers that give the features, the retriever and the hypernetwork read the input once, whatever the length
+        of the answer and the number of beams. Inputs of a decoder may be padded on either side; the result begins with
+        the inputs, padded on the left, as transformers has it.
 
         Args:
             input_ids, attention_mask, task_ids, route, encoded: as in `forward`.
@@ -456,13 +456,37 @@ class HyperAdapterModel(MethodParts):
         Raises:
             TaskError: see `forward`, or the backbone has heads and generates nothing.
         """
+        return self.generate_with_tasks(input_ids, attention_mask, task_ids, route, encoded, **options).tokens
+
+    @_exclusive
+    @torch.no_grad()
+    def generate_with_tasks(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        route: Route = "nearest",
+        encoded: Encoded | None = None,
+        **options: Any,
+    ) -> Generated:
+        """As `generate`, which has the arguments and errors; also returns the tasks and the instance vectors."""
         if not self.text_to_text:
             raise TaskError("generate needs a backbone that writes its answers; this one has task heads: use forward")
         inputs = self._inputs(input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
-        encoded = encoded or self._host.encode(inputs)
-        task_ids, state = self.choose(task_ids, self.retrieve(encoded.pooled), route)
-        return self._host.generate(inputs, encoded, state, options)
+        instances = None
+        if encoded is None and not self._host.generates_in_one_pass(options):
+            encoded = self._host.encode(inputs)
+
+        def choose(pooled: Tensor) -> BatchState:
+            nonlocal instances, task_ids
+            instances = self.retrieve(pooled)
+            task_ids, state = self.choose(task_ids, instances, route)
+            return state
+
+        tokens = self._host.generate(inputs, choose, encoded, options)
+        assert task_ids is not None
+        return Generated(tokens, task_ids, instances)
 
     @_exclusive
     def encode(

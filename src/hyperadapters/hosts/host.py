@@ -190,16 +190,21 @@ class Host:
     def run(self, inputs: Inputs, choose: Callable[[Tensor], BatchState], output_hidden_states: bool = False) -> Any:
         """One pass of one stack: on the way `choose` gets what the retriever reads [B, d] and returns the adapters."""
         self._check_attached()
-        state = BatchState()
+        with self._active.use(self._choosing(inputs, choose)):
+            return self._call(inputs, output_hidden_states)
+
+    def _choosing(self, inputs: Inputs, choose: Callable[[Tensor], BatchState]) -> BatchState:
+        """A state that gets its adapters from `choose` when the features are there."""
+        state, num_rows = BatchState(), inputs["input_ids"].shape[0]
 
         def on_features(hidden: Tensor) -> None:
-            chosen = choose(self._pool(hidden, inputs))
+            of_rows = hidden[:: hidden.shape[0] // num_rows]  # `generate` repeats each row for its beams
+            chosen = choose(self._pool(of_rows, inputs))
             state.weights, state.grouping = _like(hidden, chosen.weights), chosen.grouping
             state.on_features = None  # a circle of references would keep the weights until the garbage is collected
 
         state.on_features = on_features
-        with self._active.use(state):
-            return self._call(inputs, output_hidden_states)
+        return state
 
     def run_above(
         self,
@@ -225,22 +230,57 @@ class Host:
         with self._active.use(state):
             return self._call(inputs, output_hidden_states)
 
-    def generate(self, inputs: Inputs, encoded: Encoded, state: BatchState, options: dict[str, Any]) -> Any:
-        """Run the backbone's own `generate`, on the result of `encode` where there is an encoder."""
+    def generate(
+        self,
+        inputs: Inputs,
+        choose: Callable[[Tensor], BatchState],
+        encoded: Encoded | None,
+        options: dict[str, Any],
+    ) -> Any:
+        """Run the backbone's own `generate`.
+
+        Args:
+            inputs: of the prompt, or of the encoder.
+            choose: see `run`; it is called once.
+            encoded: result of `encode`. A language model does without: its first step reads the whole prompt.
+            options: of `generate`.
+        """
         self._check_attached()
-        state.weights = _like(encoded.hidden, state.weights)
+        self._set_padding(options)
+        inputs = inputs if self._has_encoder else _padded_left(inputs)
+        if encoded is None:
+            state = self._choosing(inputs, choose)
+        else:
+            state = choose(encoded.pooled)
+            state.weights = _like(encoded.hidden, state.weights)
         if not self._has_encoder:
-            # Layers below the adapters run again: the cache needs their keys and values.
-            if self.backbone.generation_config.pad_token_id is None:
-                options.setdefault("pad_token_id", self.backbone.generation_config.eos_token_id)
             with self._active.use(state):
-                return self.backbone.generate(**_padded_left(inputs), **options)
+                return self.backbone.generate(**inputs, **options)
+        assert encoded is not None
         if self._needs_growing_cache(options):
             options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with self._active.use(state):
             return self.backbone.generate(
                 encoder_outputs=BaseModelOutput(encoded.hidden), attention_mask=inputs["attention_mask"], **options
             )
+
+    def generates_in_one_pass(self, options: Mapping[str, Any]) -> bool:
+        """Whether the first step of `generate` reads the whole prompt, so that it can give the features."""
+        configs = (options.get("generation_config"), self.backbone.generation_config)
+        in_parts = [options.get("prefill_chunk_size")]
+        in_parts += [getattr(config, "prefill_chunk_size", None) for config in configs]
+        return self.is_one_pass and "past_key_values" not in options and not any(in_parts)
+
+    def _set_padding(self, options: dict[str, Any]) -> None:
+        """Pad with the first token that ends a text where there is no token for padding, as transformers does."""
+        configs = (options.get("generation_config"), self.backbone.generation_config)
+        if any(getattr(config, "pad_token_id", None) is not None for config in configs):
+            return
+        ends = options.get("eos_token_id")
+        for config in configs:
+            ends = getattr(config, "eos_token_id", None) if ends is None else ends
+        if ends is not None:
+            options.setdefault("pad_token_id", int(torch.as_tensor(ends).flatten()[0]))
 
     def _needs_growing_cache(self, options: Mapping[str, Any]) -> bool:
         """Transformers makes a cache of as many layers as the encoder has, which a deeper decoder overruns."""

@@ -10,6 +10,7 @@ from transformers import LogitsProcessor
 
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import NotFiniteError
+from hyperadapters.hosts.devices import named_weights
 from hyperadapters.model import HyperAdapterModel
 
 SHOWN_CHARACTERS = 40
@@ -86,4 +87,4 @@ def likely_cause(model: HyperAdapterModel) -> str:
 
 
 def _is_finite(module: nn.Module) -> bool:
-    return all(bool(value.isfinite().all()) for value in module.parameters() if value.is_floating_point())
+    return all(bool(value.isfinite().all()) for _, value in named_weights(module) if value.is_floating_point())

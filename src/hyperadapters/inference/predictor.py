@@ -224,14 +224,11 @@ class Predictor:
         """The answers [B], and whether what they were read from is finite [B]."""
         model = self.model
         if model.text_to_text:
-            encoded = model.encode(**batch, frozen=frozen)
-            instances = model.retrieve(encoded.pooled) if plain is None else model.instances(**plain)
-            used = task_ids
-            if used is None:
-                assert instances is not None
-                used = model.prototypes.nearest(instances)
+            encoded = None
+            if model.kind == "encoder-decoder" or frozen is not None:
+                encoded = model.encode(**batch, frozen=frozen)
             finite = FiniteLogits()
-            tokens = model.generate(
+            tokens, used, instances = model.generate_with_tasks(
                 **batch,
                 task_ids=task_ids,
                 encoded=encoded,
@@ -241,6 +238,8 @@ class Predictor:
                 logits_processor=LogitsProcessorList([finite]),
                 **self._ends,
             )
+            if plain is not None:
+                instances = model.instances(**plain)
             if model.kind == "decoder":
                 tokens = tokens[:, batch["input_ids"].shape[1] :]
             outputs: list[Any] = model.collator.tokenizer.batch_decode(tokens, skip_special_tokens=True)
