@@ -199,6 +199,35 @@ def test_evaluate_scores_the_tasks_of_the_recipe_that_are_left(
     assert_refused(cli("evaluate", run), "none of the tasks that its recipe describes")
 
 
+def test_tasks_that_swap_their_names_are_not_scored_on_the_data_of_each_other(
+    cli: Cli, run: Path, bert_folder: Path, examples: Path
+) -> None:
+    labels = ["no", "yes"]
+    entries = [{"name": name, "labels": labels, "source": {"path": "../data/{split}.jsonl"}} for name in TASKS]
+    write_recipe(run / "resolved_recipe.yaml", backbone=str(bert_folder), training={"max_steps": 1}, tasks=entries)
+    tasks = [Task.classification(name, labels) for name in TASKS]
+    HyperAdapterModel.from_backbone(str(bert_folder), tasks, adapter_dim=2).save_pretrained(run)
+    assert cli("evaluate", run).code == 0
+
+    cli("add-task", run, "--name", "place", "--examples", examples, "--fit", "none")
+    for name, new_name in (("mood", "x"), ("colour", "mood")):
+        assert cli("rename-task", run, "--name", name, "--to", new_name).code == 0
+    assert_refused(cli("evaluate", run), "none of the tasks that its recipe describes")
+    assert cli("rename-task", run, "--name", "x", "--to", "colour").code == 0
+    assert_refused(cli("evaluate", run), "none of the tasks that its recipe describes")
+
+    model = HyperAdapterModel.from_pretrained(run)
+    assert model.renamed == {"mood": "colour", "colour": "mood"}
+    for name, new_name in (("mood", "x"), ("colour", "mood"), ("place", "here")):
+        model.rename_task(name, new_name)
+    model.save_pretrained(run)
+    result = cli("evaluate", run)
+    assert result.code == 0 and "mood" in result.out
+    assert [line.split("'")[1] for line in result.err.splitlines()] == ["colour", "here", "x"]
+    model.remove_task("x")
+    assert model.renamed == {"here": "place"}
+
+
 @pytest.mark.parametrize("command", ["add-task", "refit-task", "remove-task", "rename-task"])
 def test_help_of_each_command_has_an_example(cli: Cli, command: str) -> None:
     result = cli(command, "--help")

@@ -36,7 +36,7 @@ from hyperadapters.training.fitting import DAMPING, HEAD_SCALES, RIDGE_STRENGTHS
 KINDS = ("bert", "t5")
 KNOWN = ("colour", "size", "mood")
 ALONE = ("none", "prototype", "adapter")
-MANY_LABELS = ("p", "q", "r", "s", "t")
+MANY_LABELS = ("bad", "blue", "good", "no", "red")
 Rows = list[dict[str, Any]]
 
 
@@ -257,7 +257,7 @@ def _logits_on(model: HyperAdapterModel, task_id: int, task: Task, rows: Rows) -
 @pytest.mark.parametrize("name", ["new", "size"])
 def test_sharing_changes_the_others_as_much_as_the_report_says(kind: str, name: str) -> None:
     model, before = lived_in(kind), lived_in(kind)
-    task = Task.classification(name, ["p", "q"])
+    task = Task.classification(name, ["no", "yes"])
     if name == "size":
         for each in (model, before):
             each.remove_task("size")
@@ -696,7 +696,7 @@ def test_the_mode_of_every_module_is_not_touched(kind: str, mode: str, goes_wron
     before = {name: module.training for name, module in model.named_modules()}
     if goes_wrong:
         with pytest.raises(DataError):
-            model.add_task(NEW, [{"text": 3, "label": "p"}])
+            model.add_task(NEW, [{"text": 3, "label": "bad"}])
     else:
         add_new(model, fit="none")
     after = {name: module.training for name, module in model.named_modules()}

@@ -107,7 +107,11 @@ class TokenizerReference(StrictModel):
 
 
 class CheckpointConfig(StrictModel):
-    """Contents of the JSON file."""
+    """Contents of the JSON file.
+
+    Attributes:
+        renamed: the name that each renamed task was trained under; left out of the file where no task is renamed.
+    """
 
     format: Literal["hyperadapters"] = "hyperadapters"
     format_version: int
@@ -116,6 +120,7 @@ class CheckpointConfig(StrictModel):
     model: ModelConfig
     lengths: Lengths | None = None
     tasks: tuple[Task, ...]
+    renamed: dict[str, str] = {}
     tokenizer: TokenizerReference | None = None
     weights: WeightsReference | None = None
 
@@ -132,6 +137,8 @@ def _values(config: CheckpointConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude={"tasks", "weights"})
     if config.tokenizer is None:
         del values["tokenizer"]
+    if not config.renamed:
+        del values["renamed"]
     return {**values, **tasks}
 
 
@@ -168,6 +175,7 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         model=model.adapter_config,
         lengths=model.lengths,
         tasks=model.tasks,
+        renamed=model.renamed,
         tokenizer=_refer_to_tokenizer(tokenizer) if tokenizer else None,
     )
     values = _values(config)
@@ -320,6 +328,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         raise CheckpointError(
             f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
         ) from None
+    model.renamed = config.renamed
     if config.tokenizer is not None:
         model.tokenizer = load_tokenizer(str(folder / config.tokenizer.folder))
     return model.eval()

@@ -115,8 +115,11 @@ def evaluate(
         check_target(output, (".json",))
     model, recipe = runs.load_run(folder)
     tasks = runs.load_run_tasks(model, recipe)
-    for name in sorted({task.name for task in model.tasks} ^ {entry.name for entry in recipe.tasks}):
-        typer.echo(f"not scored: '{name}', which is not both in the model and in the recipe of the run", err=True)
+    scored = {data.task.name for data in tasks}
+    for name in sorted({task.name for task in (*model.tasks, *recipe.tasks)} - scored):
+        is_renamed = name in (*model.renamed, *model.renamed.values())
+        reason = "which was renamed" if is_renamed else "which is not both in the model and in the recipe of the run"
+        typer.echo(f"not scored: '{name}', {reason}", err=True)
     started = time.monotonic()
     found = runs.evaluate_splits(model, tasks, recipe.training.eval_batch_size, [split])
     if not found:

@@ -127,6 +127,7 @@ class HyperAdapterModel(MethodParts):
         self.backbone_fingerprint_float16 = fingerprint(backbone, torch.float16)
         self.lock = threading.RLock()
         self.revision = 0
+        self.renamed: dict[str, str] = {}
         self.folder: Path | None = None
 
         num_shared = len(sites.shared.layers) - config.frozen_encoder_layers if sites.shared else 0
@@ -710,7 +711,7 @@ class HyperAdapterModel(MethodParts):
 
     @_exclusive
     def rename_task(self, name: str, new_name: str) -> None:
-        """Give a task another name; nothing else changes.
+        """Give a task another name, and keep the one that it was trained under in `renamed`; nothing else changes.
 
         Raises:
             TaskError: it is unknown, or the new name is taken or not a valid one.
@@ -720,6 +721,8 @@ class HyperAdapterModel(MethodParts):
         tasks = (*self.tasks[:task_id], renamed, *self.tasks[task_id + 1 :])
         self.check_tasks(tasks)
         self.tasks = tasks
+        if (trained_name := self.renamed.pop(name, name)) != new_name:
+            self.renamed[new_name] = trained_name
         self.revision += 1
 
     def check_tasks(self, tasks: Sequence[Task]) -> None:

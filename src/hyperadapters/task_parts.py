@@ -81,4 +81,5 @@ def set_task_parts(model: HyperAdapterModel, parts: Sequence[TaskParts]) -> None
         model.prototypes.replace(weight, [part.keys for part in parts])
     model.thresholds, model.heads, model.own_adapters = thresholds, new_heads, own_adapters
     model.tasks = tasks
+    model.renamed = {name: old for name, old in model.renamed.items() if name in {task.name for task in tasks}}
     model.revision += 1

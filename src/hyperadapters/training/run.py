@@ -121,12 +121,16 @@ def load_run(folder: Path) -> tuple[HyperAdapterModel, Recipe]:
 
 
 def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
-    """Read the data of a run again, of those tasks of the recipe that the model still has.
+    """Read the data of a run again, of those tasks of the recipe that the model still has under the same names.
+
+    A renamed task is left out, even if it now has the name of another task of the recipe, and so is one that now has
+    the name that a renamed task had.
 
     Raises:
         DataError: it has changed so much that a task or its labels differ from the model's, or no task is left.
     """
-    ids = {task.name: task_id for task_id, task in enumerate(model.tasks)}
+    changed = {*model.renamed, *model.renamed.values()}
+    ids = {task.name: task_id for task_id, task in enumerate(model.tasks) if task.name not in changed}
     kept = [entry for entry in recipe.tasks if entry.name in ids]
     tasks = [load_task(entry, ids[entry.name], recipe.data, recipe.seed) for entry in kept]
     for data in tasks:
