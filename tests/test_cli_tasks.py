@@ -222,7 +222,8 @@ def test_tasks_that_swap_their_names_are_not_scored_on_the_data_of_each_other(
         model.rename_task(name, new_name)
     model.save_pretrained(run)
     result = cli("evaluate", run)
-    assert result.code == 0 and "mood" in result.out
+    assert result.code == 0
+    assert "mood" in result.out
     assert [line.split("'")[1] for line in result.err.splitlines()] == ["colour", "here", "x"]
     model.remove_task("x")
     assert model.renamed == {"here": "place"}
