@@ -708,7 +708,7 @@ def test_the_mode_of_every_module_is_not_touched(kind: str, mode: str, goes_wron
 def test_a_fit_leaves_no_gradients_and_trains_what_was_trained(kind: str, fit: str) -> None:
     model = lived_in(kind)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    model.add_task(TWO, rows_of(TWO)[1:], fit=fit, max_steps=4)
+    model.add_task(NEW, NEW_ROWS, fit=fit, max_steps=4)
     assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == []
     after = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     assert {name: after[name] for name in trained} == trained
@@ -1156,7 +1156,7 @@ def _assert_unchanged_wherever_it_stops(kind: str, change: Change, owner: Any, n
 @pytest.mark.parametrize("fit", FITS)
 def test_a_fit_that_stops_anywhere_leaves_the_model_as_it_was(kind: str, fit: str) -> None:
     def change(model: HyperAdapterModel) -> None:
-        model.add_task(TWO, rows_of(TWO)[1:], fit=fit, max_steps=2)
+        model.add_task(NEW, NEW_ROWS, fit=fit, max_steps=2)
 
     _assert_unchanged_wherever_it_stops(kind, change, HyperAdapterModel, "adapted" if fit != "none" else "instances")
 

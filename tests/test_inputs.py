@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from decimal import Decimal
 from pathlib import Path
@@ -12,10 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from conftest import tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+from conftest import save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
 from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
-from hyperadapters.config import DataConfig, ModelConfig, Task, TaskEntry, parse
+from hyperadapters.config import DataConfig, Lengths, ModelConfig, Recipe, Task, TaskEntry, parse
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example, infer_labels, read_target
 from hyperadapters.data.loading import load_task
@@ -24,6 +28,7 @@ from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model import HyperAdapterModel
+from hyperadapters.training.run import train
 
 TASKS = (Task.classification("mood", ["bad", "good"]), Task.regression("alike", fields=["text", "text_pair"]))
 COLUMNS = {"text": ["a", "b"], "task": ["mood", "alike"], "text_pair": [None, "c"]}
@@ -80,14 +85,90 @@ def test_two_spellings_of_a_label_are_refused(labels: list[str]) -> None:
         Task.classification("mood", labels)
 
 
-@pytest.mark.parametrize("labels", [["{}", "[]"], ["red  blue", "w1"], ["w1 w2 w3 w4 w5", "w1 w2 w3 w4 w6"]])
-@pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
-def test_labels_that_cannot_be_written_are_refused(kind: Any, labels: list[str]) -> None:
-    tokenizer = tiny_language_model_tokenizer() if kind == "decoder" else tiny_tokenizer()
-    collator = Collator(tokenizer, TASKS, kind, max_target_length=5)
-    collator.check_labels(TASKS)
-    with pytest.raises(TaskError, match="expected labels that the tokenizer can write, found"):
-        collator.check_labels([Task.classification("odd", labels)])
+UNWRITABLE = [["{}", "[]"], ["red  blue", "w1"], ["w1 w2 w3 w4 w5", "w1 w2 w3 w4 w6"]]
+
+
+@pytest.mark.parametrize("labels", UNWRITABLE)
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_labels_that_cannot_be_written_are_refused_before_training(
+    tmp_path: Path, kind: str, labels: list[str]
+) -> None:
+    rows = "".join(json.dumps({"text": f"w{index}", "label": label}) + "\n" for index, label in enumerate(labels * 4))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    values = {
+        "backbone": str(save_backbone(tmp_path / kind, kind)),
+        "model": {"adapter_dim": 2},
+        "data": {"max_length": 32, "max_target_length": 5},
+        "training": {"max_steps": 1},
+        "tasks": [{"name": "odd", "source": {"path": {"train": str(tmp_path / "rows.jsonl")}}}],
+    }
+    with pytest.raises(TaskError, match="task 'odd': expected labels that the tokenizer can write, found"):
+        train(parse(Recipe, values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [*((Task.classification("odd", labels), labels) for labels in UNWRITABLE), (Task.regression("odd"), [0.5, 1.5])],
+)
+def test_targets_that_cannot_be_written_are_refused_for_a_new_task(kind: str, task: Task, labels: list[Any]) -> None:
+    model = _writing_model(kind, [Task.classification("mood", ["bad", "good"])])
+    before = {name: value.clone() for name, value in model.adapter_state_dict().items()}
+    examples = [{"text": "w1", "label": label} for label in labels]
+    with pytest.raises(TaskError, match=r"task 'odd': expected (labels|numbers) that the tokenizer can write, found"):
+        model.add_task(task, examples)
+    assert [known.name for known in model.tasks] == ["mood"]
+    after = model.adapter_state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in after)
+    with pytest.raises(TaskError, match=r"task 'odd': expected (labels|numbers) that the tokenizer can write, found"):
+        _writing_model(kind, [task]).refit_task("odd", examples)
+
+
+def test_numbers_that_the_tokenizer_can_write_are_accepted() -> None:
+    words = WordLevel({"<unk>": 0, "0.5": 1, "1.0": 2}, unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="<unk>")
+    task = Task.regression("alike", step=0.5)
+    collator = Collator(tokenizer, [task], "encoder-decoder")
+    collator.check_targets(task, [Example(0, "w1", None, number) for number in (0.4, 1, 1.1)])
+    with pytest.raises(TaskError, match=r"numbers that the tokenizer can write, found '2.5' \(read back as ''\)"):
+        collator.check_targets(task, [Example(0, "w1", None, 2.4)])
+
+
+SPELLINGS = ["Spam", "spam", "spam\u00a0", "caf\u00e9", "cafe\u0301"]
+
+
+def test_spellings_of_one_label_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"text": "w1", "label": label} for label in SPELLINGS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": {"train": str(tmp_path / "rows.jsonl")}}
+    merged = (
+        "task 'mood': the rows spell a label in several ways, which are read as one label: "
+        r"'spam' and 'spam\xa0'; 'cafe\u0301' and 'caf\xe9'"
+    )
+    kept = "task 'mood': labels differ only in upper and lower case, and stay labels of their own: 'Spam' and 'spam'"
+    expected = [merged, f"{kept}; if they are one label, spell it in one way"]
+    assert load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0).task.labels == (
+        "Spam",
+        "caf\u00e9",
+        "spam",
+    )
+    assert caplog.messages == expected
+    caplog.clear()
+    model = HyperAdapterModel(tiny_backbone("bert"), [Task.regression("alike")], ModelConfig(adapter_dim=4))
+    model.tokenizer = tiny_tokenizer()
+    model.add_task(Task(name="mood"), rows, fit="none")
+    assert caplog.messages == expected
+
+
+def test_label_names_apply_to_every_spelling_of_a_label(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": "w1", "label": label}) + "\n" for label in ["spam", "spam\u00a0", "ham"])
+    )
+    source = {"path": {"train": str(tmp_path / "rows.jsonl")}, "label_names": {"spam ": "bad"}}
+    entry = parse(TaskEntry, {"name": "mood", "source": source})
+    assert load_task(entry, 0, DataConfig(), 0).task.labels == ("bad", "ham")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -140,3 +221,11 @@ def test_head_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> Non
 
 def _model() -> HyperAdapterModel:
     return HyperAdapterModel(tiny_backbone("bert"), TASKS, ModelConfig(adapter_dim=4))
+
+
+def _writing_model(kind: str, tasks: list[Task]) -> HyperAdapterModel:
+    model = HyperAdapterModel(
+        tiny_backbone(kind), tasks, ModelConfig(adapter_dim=2), lengths=Lengths(input=32, target=5)
+    )
+    model.tokenizer = tiny_language_model_tokenizer() if kind == "gpt2" else tiny_tokenizer()
+    return model

@@ -90,28 +90,34 @@ class Collator:
         answers = [len(tokens) for part in parts for tokens in self._answers(part)]
         return [prompt + answer for prompt, answer in zip(lengths, answers, strict=True)]
 
-    def check_labels(self, tasks: Sequence[Task]) -> None:
-        """Check that a text-to-text backbone can write every label and that each is read back as itself.
+    def check_targets(self, task: Task, examples: Sequence[Example]) -> None:
+        """Check that a text-to-text backbone can write every label or number, and that each is read back as itself.
+
+        Args:
+            task: a classification, whose labels are checked, a regression, or a text-to-text task, which may have any
+                targets.
+            examples: of the task; the targets of those of a regression are checked.
 
         Raises:
-            TaskError: the tokenizer loses a part of a label, or `max_target_length` truncates it.
+            TaskError: the tokenizer loses a part of a label or number, or `max_target_length` truncates it.
         """
-        for task in () if self.kind == "encoder" else tasks:
-            if task.kind != "classification":
-                continue
-            words = [target_text(task, label) for label in range(len(task.labels))]
-            tokens = self._word_ids(words)
-            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            wrong = [
-                f"{word!r} (read back as {text.strip()!r})"
-                for label, (word, text) in enumerate(zip(words, texts, strict=True))
-                if read_answer(task, text) != label
-            ]
-            if wrong:
-                raise TaskError(
-                    f"task '{task.name}': expected labels that the tokenizer can write, found {', '.join(wrong)}; "
-                    "give other label_words, or raise max_target_length if they are too long"
-                )
+        if self.kind == "encoder" or task.kind == "text-to-text":
+            return
+        is_label = task.kind == "classification"
+        targets = range(len(task.labels)) if is_label else {example.target for example in examples}
+        words = list(dict.fromkeys(target_text(task, target) for target in targets))
+        texts = self.tokenizer.batch_decode(self._word_ids(words), skip_special_tokens=True) if words else []
+        wrong = [
+            f"{word!r} (read back as {text.strip()!r})"
+            for word, text in zip(words, texts, strict=True)
+            if (answer := read_answer(task, text)) is None or answer != read_answer(task, word)
+        ]
+        if wrong:
+            what, advice = ("labels", "give other label_words") if is_label else ("numbers", "set a larger step")
+            raise TaskError(
+                f"task '{task.name}': expected {what} that the tokenizer can write, found {', '.join(wrong[:10])}; "
+                f"{advice}, or raise max_target_length if they are too long"
+            )
 
     def _word_ids(self, words: list[str]) -> list[list[int]]:
         """Token ids of target texts, truncated as in training."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hyperadapters.config import Split, Task, normalize_label
@@ -11,6 +13,7 @@ from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, did_you_mean
 
 FLOAT32_MAX = 3.4028234e38
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,30 @@ def read_target(row: Row, task: Task) -> int | float | str:
 def infer_labels(rows: list[Row]) -> tuple[str, ...]:
     """Return the sorted labels of the rows."""
     return tuple(sorted({_label_name(row, _cell(row, "label")) for row in rows}))
+
+
+def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
+    """Log a warning if rows spell one label of a classification differently, and one if labels differ only in case."""
+    spellings, cases = defaultdict(set), defaultdict(list)
+    for row in rows if task.labels else ():
+        label = plain(row.values.get("label"))
+        if isinstance(label, str):
+            spellings[normalize_label(label)].add(label)
+    for name in task.labels:
+        cases[name.casefold()].append(name)
+    # ASCII, because the difference between two spellings need not be visible.
+    merged = [" and ".join(map(ascii, sorted(found))) for found in spellings.values() if len(found) > 1]
+    if merged:
+        logger.warning(
+            f"task '{task.name}': the rows spell a label in several ways, which are read as one label: "
+            f"{'; '.join(merged)}"
+        )
+    kept = [" and ".join(map(repr, found)) for found in cases.values() if len(found) > 1]
+    if kept:
+        logger.warning(
+            f"task '{task.name}': labels differ only in upper and lower case, and stay labels of their own: "
+            f"{'; '.join(kept)}; if they are one label, spell it in one way"
+        )
 
 
 def label_examples(tasks: Sequence[Task]) -> list[Example]:

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from hyperadapters.config import DataConfig, Split, Task, TaskEntry, parse
-from hyperadapters.data.examples import Example, TaskData, infer_labels, read_fields, read_target
+from hyperadapters.data.examples import Example, TaskData, infer_labels, read_fields, read_target, warn_of_spellings
 from hyperadapters.data.rows import plain
 from hyperadapters.data.sources import Row, read_splits
 from hyperadapters.errors import DataError
@@ -51,6 +51,7 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
     task = _with_labels(entry, rows["train"])
     splits = {split: [_example(row, task, task_id) for row in found] for split, found in rows.items()}
     _check_labels_seen(task, splits["train"])
+    warn_of_spellings(task, [row for found in rows.values() for row in found])
     splits["train"] = subset(splits["train"], task, data, seed)
     if "validation" in splits and data.n_validation is not None:
         order = nested_order(splits["validation"], task, seed)

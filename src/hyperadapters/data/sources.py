@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from hyperadapters.config import SPLITS, Source, Split
+from hyperadapters.config import SPLITS, Source, Split, normalize_label
 from hyperadapters.errors import DataError, did_you_mean, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def read_splits(source: Source) -> dict[Split, list[Row]]:
     """
     found = {split: rows for split in SPLITS if (rows := _read_columns(source, split)) is not None}
     labels = {_label_key(row.values.get("label")) for rows in found.values() for row in rows}
-    unused = [key for key in source.label_names or {} if key not in labels]
+    unused = [key for key in source.label_names or {} if normalize_label(key) not in labels]
     if unused and found:
         raise DataError(f"{_describe(source)}: label_names: " + unknown_name("label", unused[0], labels))
     return {split: [_name_label(row, source.label_names) for row in rows] for split, rows in found.items()}
@@ -199,14 +199,15 @@ def _name_label(row: Row, names: dict[str, str] | None) -> Row:
     if names is None:
         return row
     label = row.values.get("label")
+    names = {normalize_label(key): name for key, name in names.items()}
     return Row({**row.values, "label": names.get(_label_key(label), label)}, row.place)
 
 
 def _label_key(label: object) -> str:
-    """A label as `label_names` spells it; a whole number may be a float, as in a Parquet column with nulls."""
+    """Return a label as a normalised text; a whole number may be a float, as in a Parquet column with nulls."""
     if isinstance(label, float) and label.is_integer():
         return str(int(label))
-    return str(label).lower() if isinstance(label, bool) else str(label)
+    return str(label).lower() if isinstance(label, bool) else normalize_label(str(label))
 
 
 def _describe(source: Source) -> str:

@@ -18,7 +18,14 @@ from torch.nn.functional import normalize
 
 from hyperadapters.config import DataConfig, Task, parse
 from hyperadapters.core import AdapterWeights, Hypernetwork
-from hyperadapters.data.examples import Example, infer_labels, label_examples, read_fields, read_target
+from hyperadapters.data.examples import (
+    Example,
+    infer_labels,
+    label_examples,
+    read_fields,
+    read_target,
+    warn_of_spellings,
+)
 from hyperadapters.data.loading import subset
 from hyperadapters.data.rows import iterate_rows
 from hyperadapters.data.sources import Row
@@ -129,7 +136,7 @@ def add_task(
     _check_choice("init", init, INITS)
     task, rows = _read_examples(task, examples, len(model.tasks))
     model.check_tasks((*model.tasks, task))
-    model.collator.check_labels([task])
+    model.collator.check_targets(task, rows)
     return _fit(model, task, rows, fit, init, k_per_label, max_steps, seed, task_id=None)
 
 
@@ -161,6 +168,7 @@ def refit_task(
     _check_choice("init", init, (*INITS, "current"))
     task_id = model.task_id(name)
     task, rows = _read_examples(model.tasks[task_id], examples, task_id)
+    model.collator.check_targets(task, rows)
     return _fit(model, task, rows, fit, init, k_per_label, max_steps, seed, task_id)
 
 
@@ -249,6 +257,7 @@ def _read_examples(task: Task, examples: Iterable[Any], task_id: int) -> tuple[T
         raise DataError(
             f"task '{task.name}': no example of label(s) {', '.join(unseen)}; expected at least one of each label"
         )
+    warn_of_spellings(task, rows)
     return task, read
 
 

@@ -77,7 +77,8 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     )
     if recipe.training.attention is not None:
         _use_attention(model.backbone, recipe.training.attention)
-    model.collator.check_labels(model.tasks)
+    for data in tasks:
+        model.collator.check_targets(data.task, data.splits["train"])
     _set_target_scales(model, tasks)
     train_rows, validation_rows = examples_of(tasks, "train"), examples_of(tasks, "validation")
     _check_settings(recipe, model, bool(validation_rows))
