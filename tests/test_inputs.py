@@ -23,6 +23,7 @@ from hyperadapters.config import DataConfig, Lengths, ModelConfig, Recipe, Task,
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example, infer_labels, read_target
 from hyperadapters.data.loading import load_task
+from hyperadapters.data.rows import iterate_rows, plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
 from hyperadapters.inference.inputs import read_inputs
@@ -229,3 +230,39 @@ def _writing_model(kind: str, tasks: list[Task]) -> HyperAdapterModel:
     )
     model.tokenizer = tiny_language_model_tokenizer() if kind == "gpt2" else tiny_tokenizer()
     return model
+
+
+class Frame(pd.DataFrame):
+    """A subclass of somebody else's, as geopandas has one."""
+
+
+def test_a_subclass_of_a_data_frame_and_records_of_an_array_are_rows() -> None:
+    rows = {"text": ["w1", "w2"], "task": ["mood", "mood"]}
+    assert list(iterate_rows(Frame(rows))) == [{"text": text, "task": "mood"} for text in ("w1", "w2")]
+    records = np.array([("mood", "w1"), ("mood", "w2")], dtype=[("task", "U9"), ("text", "U9")])
+    assert list(iterate_rows(records)) == [{"task": "mood", "text": text} for text in ("w1", "w2")]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame([["a", "b"]], columns=["text", "text"]),
+        pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]),
+    ],
+)
+def test_a_table_with_two_columns_of_one_name_is_refused(table: Any) -> None:
+    with pytest.raises(DataError, match="must be different from each other, found text, text"):
+        iterate_rows(table)
+
+
+def test_one_row_of_a_data_frame_is_not_taken_for_two_texts() -> None:
+    with pytest.raises(DataError, match="one row of a DataFrame: put its dict in a list"):
+        iterate_rows(pd.DataFrame({"text": ["w1"], "task": ["mood"]}).iloc[0])
+    with pytest.raises(DataError, match="found memoryview"):
+        iterate_rows(memoryview(b"w1"))
+
+
+def test_decimals_of_any_size_are_plain_values() -> None:
+    assert plain(Decimal("3.0")) == 3
+    assert plain(Decimal("1e400")) == float("inf")
+    assert plain(Decimal("sNaN")) != plain(Decimal("sNaN"))  # NaN, which equals nothing

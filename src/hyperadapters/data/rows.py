@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from hyperadapters.errors import DataError
+
+MAX_WHOLE = 2**53
+"""Up to this, a whole number of decimal type is read as an integer, as a float holds it exactly."""
 
 
 def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
@@ -21,28 +25,40 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
         DataError: `inputs` is one item instead of a collection, or a collection without rows or without an order.
     """
     name = type(inputs).__name__
-    library = type(inputs).__module__.partition(".")[0]
-    if isinstance(inputs, (str, bytes, bytearray, Mapping)) or name == "Example":
+    libraries = {parent.__module__.partition(".")[0] for parent in type(inputs).__mro__}
+    if isinstance(inputs, (str, bytes, bytearray, memoryview, Mapping)) or name == "Example":
         advice = "pass one of its splits" if name.endswith("DatasetDict") else "put it in a list"
         raise DataError(f"{what}: expected a list or another iterable of inputs, found {name}: {advice}")
-    if isinstance(inputs, (set, frozenset)) or hasattr(inputs, "read") or library == "torch":
+    if isinstance(inputs, (set, frozenset)) or hasattr(inputs, "read") or "torch" in libraries:
         raise DataError(f"{what}: expected a list, a DataFrame or another collection of rows in order, found {name}")
     if isinstance(inputs, np.ndarray):
         return _of_array(inputs, what)
-    if library == "pandas" and hasattr(inputs, "itertuples"):
-        columns = [str(column) for column in inputs.columns]
+    if "pandas" in libraries and hasattr(inputs, "itertuples"):
+        columns = _different([str(column) for column in inputs.columns], what)
         return (dict(zip(columns, row, strict=True)) for row in inputs.itertuples(index=False, name=None))
-    if library == "polars" and hasattr(inputs, "iter_rows"):
+    if "pandas" in libraries and "text" in getattr(inputs, "index", ()):
+        raise DataError(f"{what}: expected rows, found a {name} that is one row of a DataFrame: put its dict in a list")
+    if "polars" in libraries and hasattr(inputs, "iter_rows"):
         rows: Iterator[Any] = inputs.iter_rows(named=True)
         return rows
-    if library == "pyarrow" and hasattr(inputs, "to_pylist"):
+    if "pyarrow" in libraries and hasattr(inputs, "to_pylist"):
+        _different(list(getattr(inputs, "column_names", ())), what)
         return iter(inputs.to_pylist())
     if not isinstance(inputs, Iterable):
         raise DataError(f"{what}: expected a list, a DataFrame or another iterable of rows, found {name}")
     return iter(inputs)
 
 
+def _different(columns: list[str], what: str) -> list[str]:
+    """Check that each column has a name of its own, since a row holds one value for each name."""
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{what}: column names must be different from each other, found {', '.join(columns)}")
+    return columns
+
+
 def _of_array(array: np.ndarray[Any, Any], what: str) -> Iterator[Any]:
+    if array.ndim == 1 and array.dtype.names:
+        return (dict(zip(array.dtype.names, row, strict=True)) for row in array.tolist())
     if array.ndim == 1:
         return iter(array.tolist())
     if array.ndim == 2 and array.shape[1] == 2:
@@ -57,7 +73,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Decimal):
-        value = int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+        is_whole = value.is_finite() and abs(value) < MAX_WHOLE and value == value.to_integral_value()
+        value = math.nan if value.is_nan() else int(value) if is_whole else float(value)
     return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
