@@ -21,10 +21,11 @@ from test_methods import make_model as make_method
 from test_plus import PAIR_TASKS, SIZES, examples
 from test_plus import make_model as make_plus
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, BatchEncoding
 
 from hyperadapters.config import ModelConfig, Task, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
+from hyperadapters.data.examples import Example
 from hyperadapters.errors import ExportError, MissingPackageError, OutputError, TaskError
 from hyperadapters.interop import onnx
 from hyperadapters.interop.onnx import OneTask, export_onnx
@@ -37,15 +38,27 @@ SHAPES = ((1, 4, 4), (2, 3, 3), (5, 9, 4), (3, 60, 31))
 
 
 def batch_of(rows: int, length: int, last: int, is_pair: bool = False, seed: int = 0) -> dict[str, Tensor]:
-    """Token ids and mask, padded on the right; 1 is the separator, in the middle of a pair and at the end."""
+    """Token ids and mask, padded on the right; 1 is the separator, in the middle of a pair and at the end.
+
+    For a pair also `sequence_ids`, of a tokenizer whose inputs start with no special token.
+    """
     ids = torch.randint(3, 40, (rows, length), generator=torch.Generator().manual_seed(seed))
     mask = torch.ones_like(ids)
     mask[-1, last:] = 0
+    sequence_ids = torch.full_like(ids, -1)
     for row, end in enumerate(mask.sum(dim=1).tolist()):
         ids[row, end - 1] = 1
         if is_pair:
             ids[row, end // 2] = 1
-    return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+            sequence_ids[row, : end // 2], sequence_ids[row, end // 2 + 1 : end - 1] = 0, 1
+    batch = {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+    return {**batch, "sequence_ids": sequence_ids} if is_pair else batch
+
+
+def sequence_ids_of(encoded: BatchEncoding) -> np.ndarray[Any, Any]:
+    """As docs/export.md has it."""
+    rows = range(len(encoded["input_ids"]))
+    return np.array([[-1 if text is None else text for text in encoded.sequence_ids(row)] for row in rows])
 
 
 def stirred(model: HyperAdapterModel) -> HyperAdapterModel:
@@ -199,12 +212,13 @@ def test_onnxruntime_gives_the_logits_of_the_model(exported: Exported, shape: tu
 
 
 def test_texts_get_the_answers_of_the_model(pair: Exported) -> None:
-    rows = examples(8)[::3]
+    spelt = "red </s> w2"
+    rows = [*examples(8)[::3], Example(0, spelt, spelt), Example(0, "</s>", "w3"), Example(0, "w4", f"{spelt} </s>")]
     tokenizer = AutoTokenizer.from_pretrained(pair.folder)
     encoded = tokenizer(
         [row.text for row in rows], [row.text_pair for row in rows], padding=True, truncation=True, return_tensors="np"
     )
-    (found,) = pair.session.run(["logits"], dict(encoded))
+    (found,) = pair.session.run(["logits"], {**encoded, "sequence_ids": sequence_ids_of(encoded)})
     batch = pair.model.eval().collator.inputs(rows)
     np.testing.assert_allclose(found, expected(pair.model, pair.task_id, batch).numpy(), atol=1e-4, rtol=1e-4)
     assert tokenizer.model_max_length == pair.model.lengths.input
@@ -212,9 +226,10 @@ def test_texts_get_the_answers_of_the_model(pair: Exported) -> None:
 
 
 def test_inputs_and_outputs_have_names_and_free_sizes(pair: Exported, number: Exported) -> None:
+    names = ["input_ids", "attention_mask"]
     inputs = {value.name: (value.type, value.shape) for value in pair.session.get_inputs()}
-    assert inputs == dict.fromkeys(("input_ids", "attention_mask"), ("tensor(int64)", ["batch", "sequence"]))
-    assert [value.name for value in number.session.get_inputs()] == [*inputs, "token_type_ids"]
+    assert inputs == dict.fromkeys([*names, "sequence_ids"], ("tensor(int64)", ["batch", "sequence"]))
+    assert [value.name for value in number.session.get_inputs()] == [*names, "token_type_ids"]
     assert [(value.name, value.shape) for value in pair.session.get_outputs()] == [("logits", ["batch", 2])]
     assert [value.shape for value in number.session.get_outputs()] == [["batch", 1]]
 

@@ -194,7 +194,11 @@ def test_pairs_are_split_as_bert_and_roberta_write_them() -> None:
     mask = torch.tensor(
         [[1] * 6 + [0] * 3, [1] * 8 + [0], [1] * 5 + [0] * 4, [1] * 5 + [0] * 4, [1] * 9, [1] * 7 + [0] * 2]
     )
-    found, real = split_pairs(ids, mask, torch.tensor([True, True, False, False, False, True]))
+    sequences = torch.full_like(ids, -1)
+    sequences[0, [1, 2, 4]] = torch.tensor([0, 0, 1])
+    sequences[1, [1, 4, 5, 6]] = torch.tensor([0, 1, 1, 1])
+    sequences[5, [1, 3, 4, 5]] = torch.tensor([0, 1, 1, 1])
+    found, real = split_pairs(ids, mask, torch.tensor([True, True, False, False, False, True]), sequences)
     texts = [tokens[: int(count)].tolist() for tokens, count in zip(found, real.sum(dim=1), strict=True)]
     firsts = [
         [CLS, 1, 2, SEP],
@@ -210,8 +214,9 @@ def test_pairs_are_split_as_bert_and_roberta_write_them() -> None:
 
 def test_an_empty_second_text_is_no_error() -> None:
     ids = torch.tensor([[CLS, 1, 2, SEP, SEP]])
-    found, real = split_pairs(ids, torch.ones_like(ids), torch.tensor([True]))
-    assert found[1, : int(real[1].sum())].tolist() in ([CLS], [CLS, SEP])
+    sequences = torch.tensor([[-1, 0, 0, -1, -1]])
+    found, real = split_pairs(ids, torch.ones_like(ids), torch.tensor([True]), sequences)
+    assert [found[row, : int(real[row].sum())].tolist() for row in (0, 1)] == [[CLS, 1, 2, SEP], [CLS, SEP]]
 
 
 def test_features_are_those_of_each_text_encoded_alone() -> None:
@@ -228,7 +233,8 @@ def test_features_are_those_of_each_text_encoded_alone() -> None:
     ids = torch.tensor([row(CLS, 1, 2, SEP, 3, SEP), row(CLS, 4, 5, 6, SEP)])
     mask = torch.tensor([[1] * 6 + [0] * 3, [1] * 5 + [0] * 4])
     with torch.no_grad():
-        found = text_features(encode, ids, mask, torch.tensor([True, False]))
+        sequences = torch.tensor([row(-1, 0, 0, -1, 1, -1), row(-1, 0, 0, 0, -1)])
+        found = text_features(encode, ids, mask, torch.tensor([True, False]), sequence_ids=sequences)
         first, second, single = alone(CLS, 1, 2, SEP), alone(CLS, 3, SEP), alone(CLS, 4, 5, 6, SEP)
     assert found.shape == (2, features_width(WIDTH, compared=True))
     pair = torch.cat([first + second, (first - second).abs(), (first @ second)[None]])

@@ -348,6 +348,7 @@ class HyperAdapterModel(MethodParts):
         encoded: Encoded | None = None,
         frozen: Frozen | None = None,
         prompt_mask: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> HyperAdapterOutput:
         """Run a batch of one task or of several.
 
@@ -368,14 +369,17 @@ class HyperAdapterModel(MethodParts):
             encoded, frozen: result of the method of that name for the same inputs, where it is there already.
             prompt_mask: of a decoder: 1 for the tokens of the input without the answer [B, S], which the retriever
                 reads; default: those before the first label, or all.
+            sequence_ids: of an encoder whose heads read the texts of pairs by themselves: 0 for tokens of the first
+                text, 1 for those of the second, -1 for special tokens and padding [B, S], as `collator` makes them;
+                default: told by `token_type_ids`, where the second texts have type 1.
 
         Raises:
             TaskError: `task_ids` has a wrong shape or type or is out of range, or is missing where there are labels or
-                the method cannot route.
+                the method cannot route; or a head reads the texts of pairs, and nothing tells these apart.
         """
         if prompt_mask is None and labels is not None and self.kind == "decoder":
             prompt_mask = _before_labels(input_ids, labels)
-        inputs = self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask)
+        inputs = self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
         if labels is not None:
             check_labels(labels, len(input_ids), self.text_to_text)
@@ -497,9 +501,12 @@ class HyperAdapterModel(MethodParts):
         token_type_ids: Tensor | None = None,
         frozen: Frozen | None = None,
         prompt_mask: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> Encoded:
         """Run what lies below the generated adapters and is the same for every task; arguments as in `forward`."""
-        return self._host.encode(self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask), frozen=frozen)
+        return self._host.encode(
+            self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids), frozen=frozen
+        )
 
     @property
     def has_frozen_layers(self) -> bool:
@@ -513,19 +520,26 @@ class HyperAdapterModel(MethodParts):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> Frozen:
         """Run the layers below everything that is trained; arguments as in `forward`."""
-        return self._host.frozen(self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask))
+        return self._host.frozen(self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids))
 
     def instances(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> Tensor:
         """Instance vectors [B, p].
 
         Raises:
             TaskError: the method has no retriever.
         """
-        vectors = self.retrieve(self.encode(input_ids, attention_mask, token_type_ids).pooled)
+        vectors = self.retrieve(
+            self.encode(input_ids, attention_mask, token_type_ids, sequence_ids=sequence_ids).pooled
+        )
         if vectors is None:
             raise TaskError(f"method '{self.adapter_config.method}' has no instance vectors")
         return vectors
@@ -612,6 +626,7 @@ class HyperAdapterModel(MethodParts):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         inputs = {"input_ids": input_ids}
         inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -619,6 +634,13 @@ class HyperAdapterModel(MethodParts):
             inputs["token_type_ids"] = token_type_ids
         if prompt_mask is not None:
             inputs["prompt_mask"] = prompt_mask * inputs["attention_mask"]
+        if sequence_ids is not None and not self.text_to_text:
+            if sequence_ids.shape != input_ids.shape:
+                raise TaskError(
+                    f"sequence_ids: expected the shape {tuple(input_ids.shape)} of input_ids, found "
+                    f"{tuple(sequence_ids.shape)}"
+                )
+            inputs["sequence_ids"] = sequence_ids
         return inputs
 
     def _check_task_ids(self, task_ids: Tensor | None, rows: int, has_labels: bool) -> None:

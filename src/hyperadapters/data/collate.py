@@ -23,6 +23,10 @@ class Collator:
     a task, and `labels` if every row has a target: [B] in float32 for encoders (the index of the label, or the
     number), token ids [B, T] padded with -100 for encoder-decoders.
 
+    Where an encoder has tasks of pairs, `sequence_ids` [B, S] are 0 for tokens of the first text, 1 for those of the
+    second, and -1 for special tokens that the tokenizer adds and for padding. Only fast tokenizers know them; with
+    another one the model goes by `token_type_ids`, or says that it cannot.
+
     Of a decoder, a row with a target is the input, a new line, the answer and the token that ends a text; `labels`
     [B, S] are -100 but for the answer, and `prompt_mask` [B, S] is 1 for what comes before it.
     """
@@ -77,7 +81,12 @@ class Collator:
         found = self._tokenized(examples, padding=True, padding_side="right", return_tensors="pt")
         self._check_ids(found["input_ids"])
         names = ("input_ids", "attention_mask") if self.kind == "encoder-decoder" else tuple(found)
-        return {name: found[name] for name in names}
+        batch = {name: found[name] for name in names}
+        has_pairs = any(task.is_pair for task in self.tasks) or any(e.text_pair is not None for e in examples)
+        if self.kind == "encoder" and has_pairs and self.tokenizer.is_fast:
+            rows = [[-1 if text is None else text for text in found.sequence_ids(row)] for row in range(len(examples))]
+            batch["sequence_ids"] = torch.tensor(rows, dtype=torch.long)
+        return batch
 
     def lengths(self, examples: Sequence[Example], with_targets: bool = False) -> list[int]:
         """Number of tokens of each example's input; of a decoder's with its answer, where that is asked for."""

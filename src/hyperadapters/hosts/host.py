@@ -17,10 +17,12 @@ from hyperadapters.core import AdapterWeights, masked_mean
 from hyperadapters.hosts.active import ActiveAdapters, BatchState
 from hyperadapters.hosts.inject import Injection, parameter_name
 from hyperadapters.hosts.sites import LinearSize, Sites
-from hyperadapters.hosts.texts import text_features
+from hyperadapters.hosts.texts import sequence_ids_of, text_features
 
 Inputs = Mapping[str, Tensor]
 """Arguments of `HyperAdapterModel.encode`: `input_ids`, `attention_mask`, and what else the backbone has."""
+OWN_INPUTS = ("prompt_mask", "sequence_ids")
+"""Inputs that the library reads and no backbone takes."""
 
 
 class Encoded(NamedTuple):
@@ -163,12 +165,14 @@ class Host:
     def text_features(self, inputs: Inputs, is_pair: Tensor | bool, compared: bool) -> Tensor:
         """What the frozen backbone makes of each text by itself [B, F]; see `texts.text_features`."""
         self._check_attached()
+        mask = inputs["attention_mask"]
+        sequence_ids = sequence_ids_of(mask, is_pair, inputs.get("sequence_ids"), inputs.get("token_type_ids"))
 
         def encode(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             return _last_hidden_state(self.backbone(input_ids=input_ids, attention_mask=attention_mask))
 
         with self.disabled(), evaluating(self.backbone):
-            return text_features(encode, inputs["input_ids"], inputs["attention_mask"], is_pair, compared)
+            return text_features(encode, inputs["input_ids"], mask, is_pair, compared, sequence_ids)
 
     def encode(self, inputs: Inputs, output_hidden_states: bool = False, frozen: Frozen | None = None) -> Encoded:
         """Run what lies below the generated adapters; the layers above are left out where their output is not read.
@@ -310,7 +314,7 @@ class Host:
 
     def _call(self, inputs: Inputs, output_hidden_states: bool = False) -> Any:
         """The backbone's forward."""
-        options: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if name != "prompt_mask"}
+        options: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if name not in OWN_INPUTS}
         if output_hidden_states:
             options["output_hidden_states"] = True
         if self._sites.kind == "decoder":

@@ -27,10 +27,11 @@ MODEL_FILE = "model.onnx"
 def export_onnx(model: HyperAdapterModel, task: str, folder: str | Path) -> None:
     """Write a task of a model for onnxruntime.
 
-    `model.onnx` takes `input_ids` and `attention_mask` (int64 [B, S], padded on the right), and `token_type_ids` where
-    the tokenizer makes them, for any B and S, and gives `logits` [B, C] as `HyperAdapterModel.forward` does for rows of
-    this task. Beside it are `config.json` with the labels, where the backbone has a config, and the tokenizer's files,
-    where it has one; and what goes with a task into every format (see `task_files.write_task_files`).
+    `model.onnx` takes `input_ids` and `attention_mask` (int64 [B, S], padded on the right), `token_type_ids` where the
+    tokenizer makes them, and `sequence_ids` (see `data.collate.Collator`) where the head reads the texts of pairs and
+    no token types tell these apart, for any B and S. It gives `logits` [B, C] as `HyperAdapterModel.forward` does for
+    rows of this task. Beside it are `config.json` with the labels, where the backbone has a config, and the tokenizer's
+    files, where it has one; and what goes with a task into every format (see `task_files.write_task_files`).
 
     Args:
         model: on an encoder; it is left as it is.
@@ -52,8 +53,11 @@ def export_onnx(model: HyperAdapterModel, task: str, folder: str | Path) -> None
     makes_types = tokenizer is None or "token_type_ids" in tokenizer.model_input_names
     if makes_types and getattr(config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
+    one_task = OneTask(model, task_id)
+    if one_task.splits_pairs and not ("token_type_ids" in names and _types_tell_texts_apart(tokenizer)):
+        names.append("sequence_ids")
     with new_folder(folder) as new:
-        _trace(OneTask(model, task_id), names).save(new / MODEL_FILE)
+        _trace(one_task, names).save(new / MODEL_FILE)
         for part in (config, tokenizer):
             if part is not None:
                 part.save_pretrained(new)
@@ -75,12 +79,22 @@ class OneTask(nn.Module):
         self.is_pair = model.tasks[task_id].is_pair
         num_features = self.head.weight.shape[1] - model.width
         self.reads_features = bool(self.head.weight[:, :num_features].any())
+        reads_texts = model.adapter_config.head_inputs != "adapted"
+        self.splits_pairs = self.is_pair and reads_texts and self.reads_features
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+    ) -> Tensor:
         """Map a batch [B, S] to logits [B, C]; no shape and no branch depends on what a tensor holds."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
+        if sequence_ids is not None:
+            inputs["sequence_ids"] = sequence_ids
         pooled, features = self.model.adapted_in_one_pass(inputs, self.weights)
         if self.reads_features:
             features = self.model.head_features(inputs, features, self.is_pair)
@@ -114,6 +128,10 @@ def _tokenizer(model: HyperAdapterModel) -> Any:
     return tokenizer
 
 
+def _types_tell_texts_apart(tokenizer: Any) -> bool:
+    return tokenizer is not None and 1 in tokenizer("a", "a")["token_type_ids"]
+
+
 def _config(model: HyperAdapterModel, task_id: int) -> Any:
     """The backbone's configuration with the task's labels; None where the backbone has none."""
     task, config = model.tasks[task_id], cast(Any, copy.deepcopy(getattr(model.backbone, "config", None)))
@@ -129,19 +147,19 @@ def _config(model: HyperAdapterModel, task_id: int) -> Any:
 def _trace(one_task: OneTask, names: list[str]) -> Any:
     """The ONNX program of a task, with inputs of any B and S."""
     device, any_size = one_task.head.weight.device, torch.export.Dim.DYNAMIC
-    examples = tuple(torch.zeros(2, 3, dtype=torch.long, device=device) for _ in names)
-    shapes = tuple({0: any_size, 1: any_size} for _ in names)
+    examples = {name: torch.zeros(2, 3, dtype=torch.long, device=device) for name in names}
+    shapes = {name: {0: any_size, 1: any_size} for name in names}
     with torch.no_grad(), evaluating(one_task), _quiet():
         # Traced here, for torch.onnx goes on with other ways of tracing where one fails, for minutes.
-        program = torch.export.export(one_task, examples, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(one_task, (), examples, dynamic_shapes=shapes, strict=False)
         return torch.onnx.export(
             program,
-            examples,
+            kwargs=examples,
             dynamo=True,
             verbose=False,
             input_names=names,
             output_names=["logits"],
-            dynamic_shapes=({0: "batch", 1: "sequence"}, *shapes[1:]),
+            dynamic_shapes={**shapes, "input_ids": {0: "batch", 1: "sequence"}},
         )
 
 

@@ -121,7 +121,7 @@ class FrozenPrefix:
     def _compute_padded(self, inputs: Mapping[str, Tensor], size: int) -> Frozen:
         length = inputs["attention_mask"].shape[1]
         size = min(size, self._model.max_tokens)
-        fill = {"input_ids": self._padding_id}
+        fill = {"input_ids": self._padding_id, "sequence_ids": -1}
         found = self._model.frozen(
             **{name: pad(tensor, (0, size - length), value=fill.get(name, 0)) for name, tensor in inputs.items()}
         )

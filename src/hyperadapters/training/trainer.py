@@ -39,7 +39,7 @@ from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.optimizers import OfficialAdamW
 from hyperadapters.training.prefix import GIB, FrozenPrefix
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask")
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask", "sequence_ids")
 
 logger = logging.getLogger(__name__)
 
