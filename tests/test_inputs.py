@@ -190,6 +190,36 @@ def test_a_cut_keeps_a_row_of_each_label_for_training(
         assert f"the {split} rows have no example of rare" in caplog.text
 
 
+@pytest.mark.parametrize(("size", "wanted", "found"), [(4, 4, 2), (0.8, 4, 2), (3, 3, 2), (2, 2, 2), (1, 1, 1)])
+def test_a_cut_leaves_the_last_row_of_each_label_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: float, wanted: int, found: int
+) -> None:
+    _write_labels(tmp_path / "rows.jsonl", ["a", "a ", "b", "b", "c"])
+    source = {"path": str(tmp_path / "rows.jsonl"), "cut": {"validation": {"size": size}}}
+    data = load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0)
+    assert len(data.splits["validation"]) == found
+    assert {example.target for example in data.splits["train"]} == {0, 1, 2}
+    message = (
+        f"task 'mood': only {found} rows were cut from train for validation, not {wanted}, so that one row of each "
+        "label stays in the training rows"
+    )
+    assert (message in caplog.messages) == (wanted > found)
+
+
+def test_a_cut_from_other_rows_than_those_of_training_may_take_every_row_of_a_label(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _write_labels(tmp_path / "train.jsonl", ["a", "b", "c"])
+    _write_labels(tmp_path / "validation.jsonl", ["a", "b", "c"])
+    path = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    source = {"path": path, "cut": {"test": {"from": "validation", "size": 2}}}
+    data = load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0)
+    assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 3, "validation": 1, "test": 2}
+    lacking = [message.partition(" rows have no example of ")[::2] for message in caplog.messages]
+    assert [start for start, _ in lacking] == ["task 'mood': the validation", "task 'mood': the test"]
+    assert [len(labels.split(", ")) for _, labels in lacking] == [2, 1]
+
+
 @pytest.mark.parametrize(
     "options", [{"cache_bytes": -1}, {"batch_size": "8"}, {"batch_size": True}, {"route": None}, {"decline": "no"}]
 )
@@ -266,3 +296,7 @@ def test_decimals_of_any_size_are_plain_values() -> None:
     assert plain(Decimal("3.0")) == 3
     assert plain(Decimal("1e400")) == float("inf")
     assert plain(Decimal("sNaN")) != plain(Decimal("sNaN"))  # NaN, which equals nothing
+
+
+def _write_labels(path: Path, labels: list[str]) -> None:
+    path.write_text("".join(json.dumps({"text": f"w{row}", "label": label}) + "\n" for row, label in enumerate(labels)))

@@ -86,7 +86,16 @@ def read_target(row: Row, task: Task) -> int | float | str:
 
 def infer_labels(rows: list[Row]) -> tuple[str, ...]:
     """Return the sorted labels of the rows."""
-    return tuple(sorted({_label_name(row, _cell(row, "label")) for row in rows}))
+    return tuple(sorted(set(map(read_label, rows))))
+
+
+def read_label(row: Row) -> str:
+    """Return the normalised label of a row of a classification.
+
+    Raises:
+        DataError: it is missing, or cannot be a label.
+    """
+    return _label_name(row, _cell(row, "label"))
 
 
 def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:

@@ -7,10 +7,18 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Literal
 
 from hyperadapters.config import DataConfig, Split, Task, TaskEntry, parse
-from hyperadapters.data.examples import Example, TaskData, infer_labels, read_fields, read_target, warn_of_spellings
-from hyperadapters.data.rows import plain
+from hyperadapters.data.examples import (
+    Example,
+    TaskData,
+    infer_labels,
+    read_fields,
+    read_label,
+    read_target,
+    warn_of_spellings,
+)
 from hyperadapters.data.sources import Row, read_splits
 from hyperadapters.errors import DataError
 
@@ -39,9 +47,7 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
             raise DataError(f"task '{entry.name}': {split} is given by the source and also cut; remove one of them")
         if cut.from_split not in rows:
             raise DataError(f"task '{entry.name}': {split} is to be cut from {cut.from_split}, which has no rows")
-        rows[cut.from_split], rows[split] = _cut(
-            rows[cut.from_split], cut.size, f"{seed}/{entry.name}/{split}", entry.kind == "classification"
-        )
+        rows[cut.from_split], rows[split] = _cut(rows[cut.from_split], entry, split, seed)
         if not rows[cut.from_split] or not rows[split]:
             raise DataError(
                 f"task '{entry.name}': cutting {cut.size} rows of {cut.from_split} for {split} leaves one of them empty"
@@ -104,27 +110,37 @@ def _first_of_each(order: list[int], labels: Sequence[object], count: int) -> li
     return kept
 
 
-def _cut(rows: list[Row], size: int | float, seed: str, stratified: bool) -> tuple[list[Row], list[Row]]:
-    count = math.ceil(round(size * len(rows), 6)) if size < 1 else int(size)
+def _cut(
+    rows: list[Row], entry: TaskEntry, split: Literal["validation", "test"], seed: int
+) -> tuple[list[Row], list[Row]]:
+    """Return the rows that stay and those that are cut for a split, which has the labels in proportion.
+
+    One row of each label stays in the training rows.
+    """
+    cut = entry.source.cut[split]
+    count = math.ceil(round(cut.size * len(rows), 6)) if cut.size < 1 else int(cut.size)
     order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    if stratified and count < len(rows):
-        order = _in_proportion(order, [str(plain(row.values.get("label"))) for row in rows])
+    random.Random(f"{seed}/{entry.name}/{split}").shuffle(order)
+    if entry.kind == "classification" and count < len(rows):
+        order = _in_proportion(order, [read_label(row) for row in rows], keep_one=cut.from_split == "train")
     taken = set(order[:count])
     if len(taken) < min(count, len(rows)):
-        logger.warning(f"{seed}: cut {len(taken)} rows in place of {count}: one row of each label stays behind")
+        logger.warning(
+            f"task '{entry.name}': only {len(taken)} rows were cut from {cut.from_split} for {split}, not {count}, "
+            "so that one row of each label stays in the training rows"
+        )
     rest = [row for index, row in enumerate(rows) if index not in taken]
     return rest, [row for index, row in enumerate(rows) if index in taken]
 
 
-def _in_proportion(order: list[int], labels: list[str]) -> list[int]:
-    """Sort rows so that every beginning has the labels in proportion; the last row of each label is left out."""
+def _in_proportion(order: list[int], labels: list[str], keep_one: bool) -> list[int]:
+    """Sort rows so that every beginning has the labels in proportion; `keep_one` leaves out one row of each label."""
     counts, seen = Counter(labels), Counter[str]()
     place: dict[int, float] = {}
     for index in order:
         label = labels[index]
         seen[label] += 1
-        if seen[label] < counts[label]:
+        if seen[label] < counts[label] or not keep_one:
             place[index] = (seen[label] - 0.5) / counts[label]
     return sorted(place, key=place.__getitem__)
 
