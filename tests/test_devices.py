@@ -163,3 +163,14 @@ def test_detaching_gives_layers_back_uncompiled() -> None:
     layers = model.backbone.get_submodule("encoder.layer")
     assert all(layer._compiled_call_impl is not None for layer in layers.children())
     assert all(layer._compiled_call_impl is None for layer in model.detach().get_submodule("encoder.layer").children())
+
+
+def test_a_forward_that_another_library_has_replaced_is_refused() -> None:
+    backbone = tiny_backbone("bert")
+    layer: Any = backbone.get_submodule("encoder.layer.3.output")
+    layer.forward = layer.forward
+    classes = [type(module) for module in backbone.modules()]
+    with pytest.raises(BackboneError, match=r"'encoder\.layer\.3\.output' was replaced by another library"):
+        adapted(backbone)
+    assert [type(module) for module in backbone.modules()] == classes
+    assert all(parameter.requires_grad for parameter in backbone.parameters())

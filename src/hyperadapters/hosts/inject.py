@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import LearnedLora
+from hyperadapters.errors import BackboneError
 from hyperadapters.hosts.active import ActiveAdapters
 from hyperadapters.hosts.sites import HOLDS_ADAPTERS, HOOKED_FORWARD, HandsOn, LinearSize, Sites, Stack
 
@@ -186,14 +187,16 @@ class Injection:
             shared: learned adapters, one for each further layer of the shared stack; empty for none.
             active: state that generated adapters read.
             config: form and settings of the adapters.
+
+        Raises:
+            BackboneError: the forward of a module was replaced by another library. Nothing has been changed then.
         """
         self._backbone = backbone
         self._modes = {module: module.training for module in backbone.modules()}
         self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        self._planned: list[tuple[nn.Module, type[_Adapted], _Beside]] = []
         self._changed: list[tuple[nn.Module, type[nn.Module]]] = []
         self._active, self._config = active, config
-        backbone.requires_grad_(False)
-        setattr(backbone, HOLDS_ADAPTERS, True)
         for layer in sites.lowest.layers[:num_frozen]:
             self._change(layer, _LayerBelow, _BesideLayerBelow(active, _HAND_ON[sites.lowest.row.hands_on]))
         first = num_frozen if sites.shared is None else 0
@@ -206,6 +209,11 @@ class Injection:
                 self._put_shared(sites.shared, layer, adapter, linears[1])
             for layer in sites.shared.layers[num_frozen:][:1]:
                 self._change(layer, _Layer, _BesideLayer(active, None, True))
+        _check_forwards(backbone, [module for module, _, _ in self._planned])
+        backbone.requires_grad_(False)
+        setattr(backbone, HOLDS_ADAPTERS, True)
+        for change in self._planned:
+            self._carry_out(*change)
 
     def restore(self) -> None:
         """Give every module its class back, and put modes and `requires_grad` of the backbone back."""
@@ -252,10 +260,28 @@ class Injection:
         self._change(module, _Parallel, _Beside(self._active, adapter, norm))
 
     def _change(self, module: nn.Module, adapted: type[_Adapted], beside: _Beside) -> None:
+        self._planned.append((module, adapted, beside))
+
+    def _carry_out(self, module: nn.Module, adapted: type[_Adapted], beside: _Beside) -> None:
         own_class = type(module)
         _change_class(module, _adapted_class(adapted, own_class))  # type: ignore[arg-type] # as in `_unpickled`
         module.__dict__["beside"] = beside  # past nn.Module, which would take a module in it for its own
         self._changed.append((module, own_class))
+
+
+def _check_forwards(backbone: nn.Module, changed: Sequence[nn.Module]) -> None:
+    """Check that the class of each module decides what its forward does.
+
+    Raises:
+        BackboneError: another library has replaced the forward of an instance, so that adapters would not be called.
+    """
+    names = {module: name for name, module in backbone.named_modules()}
+    for module in changed:
+        if "forward" in vars(module) and HOOKED_FORWARD not in vars(module):
+            raise BackboneError(
+                f"the forward of the backbone's module '{names[module]}' was replaced by another library, so that an "
+                "adapter beside it would not be called; undo that first, and do it again after the adapters are in"
+            )
 
 
 def _change_class(module: nn.Module, new_class: type[nn.Module]) -> None:
