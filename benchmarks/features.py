@@ -33,6 +33,7 @@ from hyperadapters.core import (
 )
 from hyperadapters.data.examples import Example
 from hyperadapters.data.loading import load_tasks
+from hyperadapters.hosts.host import backbone_inputs
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import centroids
 
@@ -47,7 +48,7 @@ def pooled_layers(model: HyperAdapterModel, examples: list[Example]) -> Tensor:
     for rows in batches_by_length(examples, 64):
         batch = model.collator.inputs([Example(None, examples[row].text, examples[row].text_pair) for row in rows])
         with torch.inference_mode(), model.adapters_disabled():
-            states = model.backbone(**batch, output_hidden_states=True).hidden_states
+            states = model.backbone(**backbone_inputs(batch), output_hidden_states=True).hidden_states
         pooled = torch.stack([masked_mean(hidden, batch["attention_mask"]) for hidden in states], dim=1)
         found.update(zip(rows, pooled, strict=True))
     return torch.stack([found[row] for row in range(len(examples))]).clone()

@@ -117,10 +117,17 @@ def test_names_that_modules_cannot_have_are_changed(task: str, name: str) -> Non
 # Heads and labels
 
 
+def sequence_ids_of(batch: dict[str, Tensor]) -> Tensor:
+    """As of pairs whose second texts start at the third token."""
+    is_second = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"]) >= 2
+    return is_second.long().masked_fill(batch["attention_mask"] == 0, -1)
+
+
 def head_inputs(model: HyperAdapterModel, task_id: int, batch: dict[str, Tensor], reads: dict[str, Any]) -> Tensor:
     """What docs/export.md says that a head reads, but for what texts by themselves make."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    states = model(**inputs, task_ids=torch.full((6,), task_id), output_hidden_states=True).encoder_hidden_states
+    options = {"task_ids": torch.full((6,), task_id), "sequence_ids": sequence_ids_of(batch)}
+    states = model(**inputs, **options, output_hidden_states=True).encoder_hidden_states
     adapted = masked_mean(states[-1], inputs["attention_mask"])
     if reads["reads"] == ["adapted"]:
         return adapted
@@ -130,6 +137,7 @@ def head_inputs(model: HyperAdapterModel, task_id: int, batch: dict[str, Tensor]
         with model.adapters_disabled():
             features = masked_mean(model.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
     else:
+        inputs["sequence_ids"] = sequence_ids_of(batch)
         features = model.head_features(inputs, adapted, [model.tasks[task_id].is_pair] * 6)
     return wide_inputs(adapted, features)
 
@@ -161,7 +169,8 @@ def assert_head(model: HyperAdapterModel, task_id: int, batch: dict[str, Tensor]
     weights = load_file(folder / HEAD_FILE)
     inputs = head_inputs(model, task_id, batch, head)
     task_ids = torch.full((6,), task_id)
-    expected = model(batch["input_ids"], batch["attention_mask"], task_ids).logits
+    options = {"task_ids": task_ids, "sequence_ids": sequence_ids_of(batch)}
+    expected = model(batch["input_ids"], batch["attention_mask"], **options).logits
     found = F.linear(inputs, weights["weight"], weights["bias"]) * head["target_std"] + head["target_mean"]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

@@ -79,12 +79,12 @@ def test_task_ids_are_whole_numbers_one_a_row() -> None:
 
 def test_batch_with_a_row_of_unknown_task_has_neither_tasks_nor_labels() -> None:
     batch = heads()([Example(0, "w1", target=1), Example(None, "w2")])
-    assert batch.keys() == {"input_ids", "attention_mask"}
+    assert batch.keys() == {"input_ids", "attention_mask", "sequence_ids"}
 
 
 def test_batch_with_a_row_of_unknown_target_has_no_labels() -> None:
     batch = heads()([Example(0, "w1", target=1), Example(0, "w2")])
-    assert batch.keys() == {"input_ids", "attention_mask", "task_ids"}
+    assert batch.keys() == {"input_ids", "attention_mask", "sequence_ids", "task_ids"}
 
 
 def test_target_zero_is_a_target() -> None:

@@ -18,6 +18,7 @@ from test_backbones import make_model as make_form
 from test_fewshot import add_new, lived_in
 from test_hosts import make_model as make_paper
 from test_methods import make_model as make_method
+from test_pairs import tokenizer_of
 from test_plus import PAIR_TASKS, SIZES, examples
 from test_plus import make_model as make_plus
 from torch import Tensor
@@ -223,6 +224,21 @@ def test_texts_get_the_answers_of_the_model(pair: Exported) -> None:
     np.testing.assert_allclose(found, expected(pair.model, pair.task_id, batch).numpy(), atol=1e-4, rtol=1e-4)
     assert tokenizer.model_max_length == pair.model.lengths.input
     assert pair.model.tokenizer.model_max_length == 64
+
+
+def test_token_types_split_pairs_where_the_tokenizer_makes_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = small_model("bert", PAIR_TASKS[:1])
+    model.tokenizer = tokenizer_of("bert")
+    session = Exported(stirred(model).eval(), "same", tmp_path / "onnx").session
+    assert [value.name for value in session.get_inputs()] == ["input_ids", "attention_mask", "token_type_ids"]
+    spelt = "red [SEP] w2"
+    rows = [Example(0, spelt, spelt), Example(0, "[SEP]", f"w3 w4 {spelt} [SEP]"), Example(0, "w1", "w2 w5")]
+    batch = model.collator.inputs(rows)
+    logits = expected(model, 0, batch)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    (found,) = session.run(["logits"], {name: batch[name].numpy() for name in names})
+    np.testing.assert_allclose(found, logits.numpy(), atol=1e-4, rtol=1e-4)
 
 
 def test_inputs_and_outputs_have_names_and_free_sizes(pair: Exported, number: Exported) -> None:

@@ -159,6 +159,14 @@ def test_sequence_ids_of_another_shape_are_refused() -> None:
         model(**inputs, task_ids=torch.tensor([0, 0]), sequence_ids=torch.zeros(2, 3, dtype=torch.long))
 
 
+def test_a_single_text_that_goes_to_a_task_of_pairs_is_its_first_text() -> None:
+    model = model_of("bert")
+    inputs = model.collator.inputs([Example(None, "w1 [SEP] w2")])
+    ids, mask = split_pairs(inputs["input_ids"], inputs["attention_mask"], torch.tensor([True]), inputs["sequence_ids"])
+    assert mask.sum(dim=1).tolist() == [5, 1]
+    assert ids[0].tolist() == inputs["input_ids"][0].tolist()
+
+
 def test_models_without_tasks_of_pairs_get_no_sequence_ids() -> None:
     model = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS[1:])
     model.tokenizer = tokenizer_of("bert")

@@ -63,7 +63,13 @@ def write(folder: Path, kind: str, model: HyperAdapterModel, name: str) -> None:
         found["generated"] = model.generate(**batch, task_ids=task_ids, num_beams=3, max_new_tokens=8, do_sample=False)
         found["logits"] = model(**batch, task_ids=task_ids, decoder_input_ids=found["decoder_input_ids"]).logits
     else:
-        found["logits"] = model(**batch, task_ids=task_ids).logits
+        sequence_ids = None
+        if "text_pair_mask" in found:
+            sequence_ids = torch.full_like(batch["input_ids"], -1)
+            for row, first in enumerate(found["text_mask"].sum(dim=1).tolist()):
+                sequence_ids[row, 1 : first - 1] = 0
+                sequence_ids[row, first : int(batch["attention_mask"][row].sum()) - 1] = 1
+        found["logits"] = model(**batch, task_ids=task_ids, sequence_ids=sequence_ids).logits
     save_file({key: tensor.contiguous() for key, tensor in found.items()}, folder / "expected.safetensors")
 
 

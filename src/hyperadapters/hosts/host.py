@@ -21,8 +21,6 @@ from hyperadapters.hosts.texts import sequence_ids_of, text_features
 
 Inputs = Mapping[str, Tensor]
 """Arguments of `HyperAdapterModel.encode`: `input_ids`, `attention_mask`, and what else the backbone has."""
-OWN_INPUTS = ("prompt_mask", "sequence_ids")
-"""Inputs that the library reads and no backbone takes."""
 
 
 class Encoded(NamedTuple):
@@ -314,7 +312,7 @@ class Host:
 
     def _call(self, inputs: Inputs, output_hidden_states: bool = False) -> Any:
         """The backbone's forward."""
-        options: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if name not in OWN_INPUTS}
+        options: dict[str, Any] = backbone_inputs(inputs)
         if output_hidden_states:
             options["output_hidden_states"] = True
         if self._sites.kind == "decoder":
@@ -362,6 +360,11 @@ class Host:
 def _like(hidden: Tensor, weights: AdapterWeights | None) -> AdapterWeights | None:
     """The weights in the type of the hidden states, at once rather than at each site and decoding step."""
     return None if weights is None else weights.to(hidden.dtype)
+
+
+def backbone_inputs(inputs: Inputs) -> dict[str, Tensor]:
+    """The inputs that a backbone takes, without those that only this library reads."""
+    return {name: tensor for name, tensor in inputs.items() if name not in ("prompt_mask", "sequence_ids")}
 
 
 def pool(output: Any, inputs: Inputs) -> Tensor:

@@ -102,7 +102,8 @@ def sequence_ids_of(
         return sequence_ids if has_pairs else None
     is_told = token_type_ids is not None
     if token_type_ids is not None and not torch.compiler.is_exporting():
-        is_told = bool(((token_type_ids == 1) & attention_mask.bool()).any(dim=1).masked_select(_rows(is_pair)).all())
+        has_second = ((token_type_ids == 1) & attention_mask.bool()).any(dim=1)
+        is_told = bool((has_second if isinstance(is_pair, bool) else has_second[is_pair]).all())
     if token_type_ids is None or not is_told:
         raise TaskError(
             "the head of a task of pairs reads each text by itself: expected sequence_ids [B, S], or token_type_ids "
@@ -113,10 +114,6 @@ def sequence_ids_of(
         )
     starts_text = torch.arange(attention_mask.shape[1], device=attention_mask.device) > 0
     return token_type_ids.masked_fill(~(attention_mask.bool() & starts_text), -1)
-
-
-def _rows(is_pair: Tensor | bool) -> Tensor:
-    return is_pair if isinstance(is_pair, Tensor) else torch.tensor(is_pair)
 
 
 def split_pairs(

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from hyperadapters.config import Split
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
+from hyperadapters.hosts.host import backbone_inputs
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.model import HyperAdapterModel
@@ -141,7 +142,7 @@ def frozen_features(
     for rows in batches_by_length(examples, batch_size):
         batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
         with model.adapters_disabled():
-            hidden = model.backbone(**batch).last_hidden_state
+            hidden = model.backbone(**backbone_inputs(batch)).last_hidden_state
         pooled, numbers = masked_mean(hidden, batch["attention_mask"]).cpu(), [row + 1 for row in rows]
         what = "what the frozen backbone computes"
         check_answers(model, pooled.isfinite().all(dim=1), [examples[row] for row in rows], numbers, what)
