@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -31,13 +32,17 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
         return _of_array(inputs, what)
     if library == "pandas" and hasattr(inputs, "itertuples"):
         columns = [str(column) for column in inputs.columns]
+        if twice := sorted(column for column, count in Counter(columns).items() if count > 1):
+            raise DataError(
+                f"{what}: expected columns of different names, found '{twice[0]}' twice; rename one of them"
+            )
         return (dict(zip(columns, row, strict=True)) for row in inputs.itertuples(index=False, name=None))
     if library == "polars" and hasattr(inputs, "iter_rows"):
         rows: Iterator[Any] = inputs.iter_rows(named=True)
         return rows
     if library == "pyarrow" and hasattr(inputs, "to_pylist"):
         return iter(inputs.to_pylist())
-    if not isinstance(inputs, Iterable):
+    if not isinstance(inputs, Iterable) or (library == "pandas" and not hasattr(inputs, "tolist")):
         raise DataError(f"{what}: expected a list, a DataFrame or another iterable of rows, found {name}")
     return iter(inputs)
 
