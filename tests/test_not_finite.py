@@ -254,13 +254,13 @@ def unchanged(model: HyperAdapterModel) -> Callable[[], None]:
 @pytest.mark.parametrize("fit", ["prototype", "adapter", "shared", "none"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_task_is_added_from_values_that_are_not_finite(kind: str, fit: str) -> None:
-    rows = [{"text": text, "label": label} for text, label in zip(INPUTS * 2, "xyxyxy", strict=True)]
+    rows = [{"text": text, "label": label} for text, label in zip(INPUTS * 2, ["no", "yes"] * 3, strict=True)]
     spoilt = make_model(kind)
     spoil_a_word(spoilt)
     check = unchanged(spoilt)
     message = r"input 2 \('w7 red'\): what the frozen layers compute is not a finite number"
     with pytest.raises(NotFiniteError, match=message):
-        spoilt.add_task(Task.classification("new", ["x", "y"]), rows, fit=fit)
+        spoilt.add_task(Task.classification("new", ["no", "yes"]), rows, fit=fit)
     check()
 
 
@@ -268,13 +268,13 @@ def test_no_task_is_added_from_values_that_are_not_finite(kind: str, fit: str) -
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_no_task_is_added_to_a_model_that_diverged(kind: str, fit: str) -> None:
-    rows = [{"text": text, "label": label} for text, label in zip(INPUTS * 2, "xyxyxy", strict=True)]
+    rows = [{"text": text, "label": label} for text, label in zip(INPUTS * 2, ["no", "yes"] * 3, strict=True)]
     model = make_model(kind)
     for parameter in model.hypernetwork.parameters():
         parameter.fill_(torch.nan)
     check = unchanged(model)
     with pytest.raises(NotFiniteError, match="the trained weights are not finite, because training diverged"):
-        model.add_task(Task.classification("new", ["x", "y"]), rows, fit=fit)
+        model.add_task(Task.classification("new", ["no", "yes"]), rows, fit=fit)
     check()
 
 
