@@ -936,7 +936,13 @@ WRONG: dict[str, Wrong] = {
     "unknown fit": (TWO, GOOD, {"fit": "adaptr"}, TaskError, r"Unknown fit 'adaptr'\. Did you mean 'adapter'\?"),
     "unknown init": (TWO, GOOD, {"init": "neares"}, TaskError, r"Unknown init 'neares'\. Did you mean 'nearest'\?"),
     "nothing is current": (TWO, GOOD, {"init": "current"}, TaskError, "Unknown init 'current'"),
-    "none of each label": (TWO, GOOD, {"k_per_label": 0}, DataError, "k_per_label: Input should be greater than"),
+    "none of each label": (
+        TWO,
+        GOOD,
+        {"k_per_label": 0},
+        DataError,
+        "k_per_label: expected an integer of 1 or more, found 0",
+    ),
     "fewer than no steps": (TWO, GOOD, {"max_steps": -3}, HyperAdaptersError, "max_steps"),
     "f1 of three labels": (
         Task(name="new", metrics=("f1",)),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDatasetDict
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -28,11 +28,13 @@ from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.predictor import Predictor
+from hyperadapters.inference.routing import calibrate
 from hyperadapters.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
 TASKS = (Task.classification("mood", ["bad", "good"]), Task.regression("alike", fields=["text", "text_pair"]))
 COLUMNS = {"text": ["a", "b"], "task": ["mood", "alike"], "text_pair": [None, "c"]}
+ROWS = [{"text": "w1", "label": "a"}, {"text": "w2", "label": "b"}]
 EXPECTED = [Example(0, "a"), Example(1, "b", "c")]
 
 
@@ -48,6 +50,45 @@ def test_columns_of_texts_are_rows(make: Any) -> None:
 
 def test_an_array_of_two_columns_holds_pairs() -> None:
     assert list(read_inputs(np.array([["a", "b"]]), TASKS, "alike")) == [Example(1, "a", "b")]
+
+
+def test_an_iterable_data_set_is_rows() -> None:
+    assert list(read_inputs(Dataset.from_dict(COLUMNS).to_iterable_dataset(), TASKS, None)) == EXPECTED
+
+
+@pytest.mark.parametrize("empty", [None, float("nan"), pd.NA, pd.NaT, np.float32("nan"), ""])
+def test_an_empty_cell_is_no_task_and_no_second_text(empty: Any) -> None:
+    frame = pd.DataFrame({"text": ["a"], "task": [empty], "text_pair": [empty]}, dtype=object)
+    assert list(read_inputs(frame, TASKS, None)) == [Example(None, "a")]
+    assert list(read_inputs(frame, TASKS, "mood")) == [Example(0, "a")]
+
+
+@pytest.mark.parametrize("empty", [None, float("nan"), pd.NA])
+def test_an_empty_cell_is_no_text(empty: Any) -> None:
+    with pytest.raises(DataError, match=r"input 1: expected a text in 'text_pair', found (None|nan)"):
+        list(read_inputs([("a", empty)], TASKS, "alike"))
+    with pytest.raises(DataError, match=r"input 1: expected a text in 'text', found (None|nan)"):
+        list(read_inputs([{"text": empty}], TASKS, "mood"))
+
+
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [({"texts": "a"}, r"Did you mean 'texts'\? Found: texts"), ({"sentence": "a"}, "Found: sentence")],
+)
+def test_a_column_of_another_name_is_named(row: dict[str, str], advice: str) -> None:
+    with pytest.raises(DataError, match=rf"input 1: no column 'text'\. {advice}\. Rename the column"):
+        list(read_inputs([row], TASKS, "mood"))
+
+
+@pytest.mark.parametrize("make", [DatasetDict, IterableDatasetDict])
+def test_a_data_set_of_several_splits_is_refused_by_name(make: Any) -> None:
+    with pytest.raises(DataError, match=rf"found {make.__name__}: pass one of its splits"):
+        read_inputs(make(train=Dataset.from_dict(COLUMNS)), TASKS, None)
+
+
+def test_a_table_that_is_not_of_rows_is_refused() -> None:
+    with pytest.raises(DataError, match="expected a list, a DataFrame or another iterable of rows, found DataFrameGr"):
+        read_inputs(pd.DataFrame(COLUMNS).groupby("task"), TASKS, None)
 
 
 @pytest.mark.parametrize("wrong", [b"a", {"a": 1}, {"a"}, 3, None, DatasetDict(), np.array([["a", "b", "c"]])])
@@ -238,6 +279,58 @@ def test_wrong_arguments_of_a_call_are_refused_at_the_call() -> None:
         model.route(["w1"], batch_size=0)
 
 
+@pytest.mark.parametrize("option", ["seed", "max_steps", "k_per_label"])
+@pytest.mark.parametrize("value", [True, 1.0, "1", -1])
+def test_numbers_of_other_types_are_refused_for_a_new_task(option: str, value: Any) -> None:
+    model = _model()
+    model.tokenizer = tiny_tokenizer()
+    message = rf"{option}: expected an integer of [01] or more, found {value!r}"
+    with pytest.raises(HyperAdaptersError, match=message):
+        model.add_task(Task.classification("new", ["a", "b"]), ROWS, **{option: value})
+    with pytest.raises(HyperAdaptersError, match=message):
+        model.refit_task(
+            "mood",
+            [{**row, "label": label} for row, label in zip(ROWS, ["bad", "good"], strict=True)],
+            **{option: value},
+        )
+    assert [task.name for task in model.tasks] == ["mood", "alike"]
+
+
+def test_integers_of_numpy_are_accepted_for_a_new_task() -> None:
+    model = _model()
+    model.tokenizer = tiny_tokenizer()
+    options = dict.fromkeys(("seed", "max_steps", "k_per_label"), np.int64(1))
+    assert model.add_task(Task.classification("new", ["a", "b"]), ROWS, **options).examples == 2
+
+
+ONE = Example(0, "w1")
+
+
+@pytest.mark.parametrize(
+    ("train_rows", "validation_rows", "options", "message"),
+    [
+        ([], [], {}, "train_examples: expected at least one example, found none"),
+        (["w1"], [], {}, r"train_examples: expected a list of Example, found \['w1'\]"),
+        (iter([ONE]), [], {}, "train_examples: expected a list of Example, found"),
+        ([ONE], None, {}, "validation_examples: expected a list of Example, found None"),
+        ([Example(None, "w1")], [], {}, "train_examples: expected task_id from 0 to 1, found None"),
+        ([ONE], [Example(7, "w1")], {}, "validation_examples: expected task_id from 0 to 1, found 7"),
+        ([ONE], [], {"false_decline_rate": False}, "false_decline_rate: expected 0 to below 1, found False"),
+        ([ONE], [], {"false_decline_rate": "0.1"}, "false_decline_rate: expected 0 to below 1, found '0.1'"),
+        ([ONE], [], {"seed": 1.0}, "seed: expected an integer of 0 or more, found 1.0"),
+    ],
+)
+def test_wrong_arguments_of_a_calibration_are_refused(
+    train_rows: Any, validation_rows: Any, options: dict[str, Any], message: str
+) -> None:
+    model = _model()
+    model.tokenizer = tiny_tokenizer()
+    before = model.thresholds.clone()
+    with pytest.raises(HyperAdaptersError, match=message):
+        calibrate(model, train_rows, validation_rows, **options)
+    assert torch.equal(model.thresholds, before)
+
+
 @pytest.mark.parametrize("tasks", [TASKS[0], ["mood"], set(TASKS), {"mood": TASKS[0]}])
 def test_tasks_that_are_no_list_of_tasks_are_refused(tasks: Any) -> None:
     with pytest.raises(TaskError, match=r"tasks: expected .*, found|tasks: expected Task, .*; found 'mood'"):
@@ -248,6 +341,22 @@ def test_tasks_that_are_no_list_of_tasks_are_refused(tasks: Any) -> None:
 def test_head_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(TaskError, match=r"labels: expected a tensor of shape \(2,\), found shape"):
         _model()(torch.ones(2, 3, dtype=torch.long), task_ids=torch.tensor([0, 1]), labels=torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.zeros(2, dtype=torch.long),
+        torch.zeros(1, 3, dtype=torch.long),
+        torch.zeros(2, 0, dtype=torch.long),
+        torch.zeros(2, 3),
+        [[1], [2]],
+    ],
+)
+def test_token_labels_of_another_shape_or_type_are_refused(labels: Any) -> None:
+    model = _writing_model("t5", [TASKS[0]])
+    with pytest.raises(TaskError, match=r"labels: expected token ids of shape \(2, T\), T at least 1, found"):
+        model(torch.ones(2, 3, dtype=torch.long), task_ids=torch.tensor([0, 0]), labels=labels)
 
 
 def _model() -> HyperAdapterModel:

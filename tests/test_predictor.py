@@ -507,13 +507,18 @@ def _extra_task(kind: str) -> Task:
     return Task.classification("extra", ["no", "yes"]) if kind == "bert" else Task.text_to_text("extra")
 
 
+def _refit_size(model: HyperAdapterModel) -> None:
+    numbers = [50.0 * index for index in range(4)]
+    model.tokenizer = tiny_tokenizer([*VOCABULARY[:-4], *map(str, numbers)])  # a text-to-text model must write them
+    rows = [{"text": f"w{index}", "label": number} for index, number in enumerate(numbers)]
+    model.refit_task("size", rows, fit="prototype", init="random", max_steps=2)
+
+
 CHANGES: dict[str, Callable[[HyperAdapterModel, str], Any]] = {
     "add": lambda model, kind: model.add_task(_extra_task(kind), _examples(kind), max_steps=2),
     "remove": lambda model, _: model.remove_task("colour"),
     "rename": lambda model, _: model.rename_task("size", "length"),
-    "refit": lambda model, _: model.refit_task(
-        "size", [{"text": f"w{i}", "label": 50.0 * i} for i in range(4)], fit="prototype", init="random", max_steps=2
-    ),
+    "refit": lambda model, _: _refit_size(model),
 }
 
 

@@ -61,10 +61,10 @@ def check_can_route(method: Method) -> None:
 
 def check_labels(labels: Tensor, rows: int, text_to_text: bool) -> None:
     """Raise TaskError unless labels are [B] for heads, or token ids [B, T] for text-to-text backbones."""
-    expected = f"token ids of shape ({rows}, T)" if text_to_text else f"a tensor of shape ({rows},)"
+    expected = f"token ids of shape ({rows}, T), T at least 1" if text_to_text else f"a tensor of shape ({rows},)"
     found = f"shape {tuple(labels.shape)}, {labels.dtype}" if isinstance(labels, Tensor) else repr(labels)
     fits = isinstance(labels, Tensor) and labels.shape[:1] == (rows,) and labels.ndim == (2 if text_to_text else 1)
-    if not fits or labels.dtype == torch.bool or (text_to_text and labels.is_floating_point()):
+    if not fits or 0 in labels.shape or labels.dtype == torch.bool or (text_to_text and labels.is_floating_point()):
         raise TaskError(f"labels: expected {expected}, found {found}")
 
 

@@ -29,7 +29,7 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
     if isinstance(inputs, (str, bytes, bytearray, memoryview, Mapping)) or name == "Example":
         advice = "pass one of its splits" if name.endswith("DatasetDict") else "put it in a list"
         raise DataError(f"{what}: expected a list or another iterable of inputs, found {name}: {advice}")
-    if isinstance(inputs, (set, frozenset)) or hasattr(inputs, "read") or "torch" in libraries:
+    if isinstance(inputs, (set, frozenset)) or hasattr(inputs, "read") or name in ("Tensor", "Parameter"):
         raise DataError(f"{what}: expected a list, a DataFrame or another collection of rows in order, found {name}")
     if isinstance(inputs, np.ndarray):
         return _of_array(inputs, what)
@@ -44,7 +44,7 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
     if "pyarrow" in libraries and hasattr(inputs, "to_pylist"):
         _different(list(getattr(inputs, "column_names", ())), what)
         return iter(inputs.to_pylist())
-    if not isinstance(inputs, Iterable):
+    if not isinstance(inputs, Iterable) or ("pandas" in libraries and not hasattr(inputs, "tolist")):
         raise DataError(f"{what}: expected a list, a DataFrame or another iterable of rows, found {name}")
     return iter(inputs)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from math import isfinite
 from pathlib import Path
 from typing import Any, Self
@@ -204,14 +203,13 @@ class Predictor:
         plain = [Example(None, example.text, example.text_pair) for example in examples]
         return to_device(self.model.collator.inputs(plain), device_of(self.model))
 
-    @cached_property
-    def _ends(self) -> dict[str, Any]:
-        """Where a language model ends: at the token that ends answers in training, or at one of its own."""
-        if self.model.kind != "decoder":
-            return {}
+    @property
+    def _ends(self) -> list[int]:
+        """The tokens that end an answer: of a decoder the one that ended it in training, and the backbone's own."""
         own = getattr(self.model.backbone.generation_config, "eos_token_id", None)
-        own = own if isinstance(own, list) else [] if own is None else [own]
-        return {"eos_token_id": list(dict.fromkeys([self.model.tokenizer.eos_token_id, *own]))}
+        own = [] if own is None else torch.as_tensor(own).flatten().tolist()
+        trained = [self.model.tokenizer.eos_token_id] if self.model.kind == "decoder" else []
+        return list(dict.fromkeys([*trained, *own]))
 
     @torch.inference_mode()
     def _answer_batch(
@@ -236,13 +234,14 @@ class Predictor:
                 max_new_tokens=model.lengths.target,
                 do_sample=False,
                 logits_processor=LogitsProcessorList([finite]),
-                **self._ends,
+                **({"eos_token_id": self._ends} if model.kind == "decoder" else {}),
             )
             if plain is not None:
                 instances = model.instances(**plain)
-            if model.kind == "decoder":
-                tokens = tokens[:, batch["input_ids"].shape[1] :]
-            outputs: list[Any] = model.collator.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            # An encoder-decoder begins with the token that starts its decoder, which may also be one that ends a text.
+            start = batch["input_ids"].shape[1] if model.kind == "decoder" else 1
+            answers = [_before_end(row, self._ends) for row in tokens[:, start:].tolist()]
+            outputs: list[Any] = model.collator.tokenizer.batch_decode(answers, skip_special_tokens=True)
             assert finite.usable is not None
             usable = finite.usable
         else:
@@ -268,6 +267,11 @@ class Predictor:
             )
         ]
         return predictions, usable
+
+
+def _before_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """The tokens before the first one that ends an answer, which need not be a special token of the tokenizer."""
+    return list(takewhile(lambda token: token not in ends, tokens))
 
 
 def _prediction(

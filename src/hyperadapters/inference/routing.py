@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.nn.functional import normalize
 
 from hyperadapters.batch import check_can_route
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import DataError, NotFiniteError, check_int
+from hyperadapters.errors import DataError, NotFiniteError, TaskError, check_int
 from hyperadapters.hosts.host import evaluating
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
@@ -147,14 +148,20 @@ def calibrate(
         seed: of k-means.
 
     Raises:
-        DataError: the rate is not from 0 to below 1, or instance vectors are not finite.
+        DataError: the rate is not from 0 to below 1, the examples are no list of them or there is none to train on, or
+            instance vectors are not finite.
         NotFiniteError: similarities are not finite.
-        TaskError: the model's method cannot route.
+        TaskError: the model's method cannot route, or an example is of no task of the model.
     """
     check_can_route(model.adapter_config.method)
     check_int("seed", seed, 0)
-    if not isinstance(false_decline_rate, (int, float)) or not 0 <= false_decline_rate < 1:
+    is_number = isinstance(false_decline_rate, Real) and not isinstance(false_decline_rate, bool)
+    if not is_number or not 0 <= false_decline_rate < 1:
         raise DataError(f"false_decline_rate: expected 0 to below 1, found {false_decline_rate!r}")
+    _check_examples(model, "train_examples", train_examples)
+    _check_examples(model, "validation_examples", validation_examples)
+    if not train_examples:
+        raise DataError("train_examples: expected at least one example, found none")
     if model.adapter_config.prototypes_per_task > 1:
         kept = _first_of_each_task(train_examples, ROWS_FOR_KEYS)
         instances, owners = _instances_and_owners(model, kept)
@@ -167,6 +174,14 @@ def calibrate(
     found = thresholds(similarity, owners, false_decline_rate)
     model.thresholds.copy_(found - ROUNDING)
     model.revision += 1
+
+
+def _check_examples(model: HyperAdapterModel, name: str, examples: Sequence[Example]) -> None:
+    if not isinstance(examples, Sequence) or not all(isinstance(example, Example) for example in examples):
+        raise DataError(f"{name}: expected a list of Example, found {examples!r:.100}")
+    known = range(len(model.tasks))
+    if unknown := [example.task_id for example in examples if example.task_id not in known]:
+        raise TaskError(f"{name}: expected task_id from 0 to {len(model.tasks) - 1}, found {unknown[0]}")
 
 
 def _instances_and_owners(model: HyperAdapterModel, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:

@@ -186,9 +186,12 @@ def _fit(
     started = time.monotonic()
     if max_steps is not None:
         check_int("max_steps", max_steps, 0, TaskError)
+        max_steps = int(max_steps)
     check_int("seed", seed, 0)
+    seed = int(seed)  # the random module takes no integers of NumPy
     if k_per_label is not None:
-        examples = subset(examples, task, parse(DataConfig, {"k_per_label": k_per_label}, DataError), seed)
+        check_int("k_per_label", k_per_label, 1)
+        examples = subset(examples, task, DataConfig(k_per_label=int(k_per_label)), seed)
     no_autocast = torch.autocast(model.thresholds.device.type, enabled=False)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad(), no_autocast:
         instances = instance_vectors(model, examples)
