@@ -226,6 +226,7 @@ class Predictor:
             if model.kind == "encoder-decoder" or frozen is not None:
                 encoded = model.encode(**batch, frozen=frozen)
             finite = FiniteLogits()
+            ends: dict[str, Any] = {"eos_token_id": self._ends} if model.kind == "decoder" else {}
             tokens, used, instances = model.generate_with_tasks(
                 **batch,
                 task_ids=task_ids,
@@ -234,7 +235,7 @@ class Predictor:
                 max_new_tokens=model.lengths.target,
                 do_sample=False,
                 logits_processor=LogitsProcessorList([finite]),
-                **({"eos_token_id": self._ends} if model.kind == "decoder" else {}),
+                **ends,
             )
             if plain is not None:
                 instances = model.instances(**plain)
