@@ -33,7 +33,7 @@ def _rows(task: int, count: int) -> list[dict[str, str]]:
     for index in range(count):
         length = int(torch.randint(1, 41, (1,), generator=generator))
         words = [WORDS[int(i)] for i in torch.randint(0, 40, (length,), generator=generator)]
-        rows.append({"text": " ".join([("good", "bad")[index % 2], *words]), "label": ("a", "b")[index % 2]})
+        rows.append({"text": " ".join([("good", "bad")[index % 2], *words]), "label": ("good", "bad")[index % 2]})
     return rows
 
 
@@ -49,7 +49,7 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     for task, count in enumerate((30, 13)):
         path = tmp_path / f"{task}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in _rows(task, count)))
-        tasks.append({"name": f"t{task}", "labels": ["a", "b"], "source": {"path": str(path)}})
+        tasks.append({"name": f"t{task}", "labels": ["good", "bad"], "source": {"path": str(path)}})
     return {
         "backbone": str(save_backbone(tmp_path / "backbone", kind, **dropout)),
         "model": {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 8, **frozen.get(request.param, {})},
@@ -167,7 +167,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def _model(backbone: nn.Module, **settings: Any) -> HyperAdapterModel:
-    tasks = [Task.classification("t0", ["a", "b"]), Task.regression("t1")]
+    tasks = [Task.classification("t0", ["good", "bad"]), Task.regression("t1")]
     model = HyperAdapterModel(backbone, tasks, ModelConfig(adapter_dim=4, prototype_dim=8, **settings))
     model.tokenizer = tiny_tokenizer()
     return model.eval()
