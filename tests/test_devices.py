@@ -174,3 +174,12 @@ def test_a_forward_that_another_library_has_replaced_is_refused() -> None:
         adapted(backbone)
     assert [type(module) for module in backbone.modules()] == classes
     assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("layer", ["encoder.layer.0", "encoder.layer.3"])
+def test_a_layer_whose_forward_another_library_has_replaced_is_adapted(layer: str) -> None:
+    expected = hidden_of_both_tasks(adapted(tiny_backbone("bert")))
+    backbone = tiny_backbone("bert")
+    module: Any = backbone.get_submodule(layer)
+    module.forward = module.forward
+    assert torch.equal(hidden_of_both_tasks(adapted(backbone)), expected)

@@ -45,4 +45,4 @@ def load_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML, or a key is given twice in one mapping; the message has line and column.
     """
-    return yaml.load(text, _Loader)
+    return yaml.load(text, _Loader)  # a SafeLoader

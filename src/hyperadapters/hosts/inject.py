@@ -209,7 +209,8 @@ class Injection:
                 self._put_shared(sites.shared, layer, adapter, linears[1])
             for layer in sites.shared.layers[num_frozen:][:1]:
                 self._change(layer, _Layer, _BesideLayer(active, None, True))
-        _check_forwards(backbone, [module for module, _, _ in self._planned])
+        # A layer is adapted by its __call__, which comes before any forward.
+        _check_forwards(backbone, [module for module, adapted, _ in self._planned if "forward" in vars(adapted)])
         backbone.requires_grad_(False)
         setattr(backbone, HOLDS_ADAPTERS, True)
         for change in self._planned:
