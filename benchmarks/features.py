@@ -23,6 +23,7 @@ from torch import Tensor
 from transfer import HELD_OUT, load
 
 from hyperadapters import HyperAdapterModel, __version__, load_recipe
+from hyperadapters.backbones.passes import backbone_inputs
 from hyperadapters.core import (
     InstanceRetriever,
     PrototypeTable,
@@ -33,7 +34,6 @@ from hyperadapters.core import (
 )
 from hyperadapters.data.examples import Example
 from hyperadapters.data.loading import load_tasks
-from hyperadapters.hosts.host import backbone_inputs
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import centroids
 

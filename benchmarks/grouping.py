@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hyperadapters import __version__, load_recipe, train
-from hyperadapters.files import write_atomically
+from hyperadapters.utils.files import write_atomically
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1)

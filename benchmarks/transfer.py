@@ -31,8 +31,8 @@ from hyperadapters.data.examples import Example, TaskData, read_fields, read_tar
 from hyperadapters.data.loading import subset
 from hyperadapters.data.sources import read_file
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.training.baselines import few_shot_probe, frozen_features
 from hyperadapters.training.metrics import score
+from hyperadapters.training.probes import few_shot_probe, frozen_features
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "transfer.jsonl"

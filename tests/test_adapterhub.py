@@ -23,11 +23,11 @@ from torch import Tensor
 from hyperadapters.config import Task, parse
 from hyperadapters.core import masked_mean
 from hyperadapters.errors import ExportError, OutputError, TaskError
-from hyperadapters.hosts.heads import wide_inputs
+from hyperadapters.heads.task_heads import wide_inputs
 from hyperadapters.interop import adapterhub
 from hyperadapters.interop.adapterhub import adapter_name, export_adapterhub, reduction_factor
 from hyperadapters.interop.task_files import HEAD_FILE
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 FILES = {"adapter.safetensors", "adapter_config.json", "hyperadapters_task.json"}
 D = 16

@@ -15,14 +15,14 @@ from conftest import DECODERS, MAKERS, VOCABULARY, save_backbone, tiny_backbone,
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from hyperadapters.backbones.architectures import SITES, find_sites
 from hyperadapters.config import Lengths, ModelConfig, ModuleNames, Recipe, Task, parse
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import BackboneError, CheckpointError, RecipeError, TaskError
-from hyperadapters.hosts.sites import SITES, find_sites
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.objective import text_loss
+from hyperadapters.methods.objective import text_loss
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
 ARCHITECTURES = tuple(MAKERS)

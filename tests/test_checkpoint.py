@@ -20,17 +20,17 @@ from test_hosts import make_batch, make_model
 from torch import Tensor
 from transformers import AutoModel
 
-from hyperadapters.checkpoint import CONFIG_FILE, load_state, read_checkpoint
+from hyperadapters.backbones.loading import fingerprint
+from hyperadapters.checkpoints.format import CONFIG_FILE, load_state, read_checkpoint
 from hyperadapters.config import ModelConfig, Task
 from hyperadapters.core import AdapterWeights
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import BackboneError, CheckpointError, OutputError
-from hyperadapters.hosts.backbone import fingerprint
-from hyperadapters.hosts.heads import Head
+from hyperadapters.heads.task_heads import Head
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import decide
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.task_parts import set_task_parts, task_parts
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.model.tasks import set_task_parts, task_parts
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hyperadapters import demo
 from hyperadapters.config import Recipe, load_recipe
 from hyperadapters.data.examples import TaskData
 from hyperadapters.data.loading import load_tasks
+from hyperadapters.demo import run as demo
 from hyperadapters.errors import OutputError
 from hyperadapters.report.plots import task_map
 

@@ -13,9 +13,9 @@ from conftest import save_backbone, tiny_backbone
 from torch import Tensor, nn
 
 from hyperadapters import HyperAdapterModel, ModelConfig, Predictor, Task
+from hyperadapters.backbones.devices import execution_device
+from hyperadapters.backbones.loading import fingerprint
 from hyperadapters.errors import BackboneError
-from hyperadapters.hosts.backbone import fingerprint
-from hyperadapters.hosts.devices import execution_device
 
 LAYERS = {"bert": "encoder.layer", "bart": "model.decoder.layers", "llama": "model.layers", "t5": "decoder.block"}
 FORMS = ["bottleneck", "lora"]

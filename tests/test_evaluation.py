@@ -10,7 +10,7 @@ from conftest import save_backbone
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 
 MOOD = Task.classification("mood", ["bad", "good"], metrics=["accuracy", "macro_f1", "matthews_correlation"])

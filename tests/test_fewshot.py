@@ -27,11 +27,11 @@ from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, HyperAdaptersError, OutputError, TaskError
-from hyperadapters.hosts import heads
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.training import fewshot
-from hyperadapters.training.fewshot import FITS, INITS, FitReport
-from hyperadapters.training.fitting import DAMPING, HEAD_SCALES, RIDGE_STRENGTHS, FitExamples, make_head
+from hyperadapters.fewshot import add_task as fewshot
+from hyperadapters.fewshot.add_task import FITS, INITS, FitReport
+from hyperadapters.fewshot.fit import DAMPING, HEAD_SCALES, RIDGE_STRENGTHS, FitExamples, make_head
+from hyperadapters.heads import task_heads as heads
+from hyperadapters.model.model import HyperAdapterModel
 
 KINDS = ("bert", "t5")
 KNOWN = ("colour", "size", "mood")

@@ -18,7 +18,9 @@ from conftest import tiny_backbone
 
 from hyperadapters.config import ModelConfig, Task
 from hyperadapters.errors import OutputError
-from hyperadapters.files import (
+from hyperadapters.interop.export import FORMATS
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.utils.files import (
     check_folder,
     check_target,
     make_folder,
@@ -27,8 +29,6 @@ from hyperadapters.files import (
     open_atomically,
     write_atomically,
 )
-from hyperadapters.interop.export import FORMATS
-from hyperadapters.model import HyperAdapterModel
 
 LONGEST = "n" * 250 + ".json"
 
@@ -161,7 +161,7 @@ def test_a_pipe_and_a_device_are_written_to_directly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to_file", [True, False])
 def test_standard_output_can_be_named_wherever_it_goes(to_file: bool, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path\nfrom hyperadapters.files import *\n"
+        "from pathlib import Path\nfrom hyperadapters.utils.files import *\n"
         "out = Path('/dev/stdout')\nprint('before')\ncheck_target(out, ('.json',))\n"
         "write_atomically(out, b'between\\n')\nprint('after')\n"
     )
@@ -185,7 +185,7 @@ def test_a_system_that_cannot_open_folders_writes_all_the_same(tmp_path: Path, m
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", windows_open)
-    monkeypatch.setattr("hyperadapters.files.fcntl", None)
+    monkeypatch.setattr("hyperadapters.utils.files.fcntl", None)
     write_atomically(tmp_path / "scores.json", b"new")
     with new_folder(tmp_path / "export") as folder:
         (folder / "file").write_text("new")

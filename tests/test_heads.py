@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperadapters.config import Task
-from hyperadapters.hosts.heads import Head, TaskHeads, wide_inputs
-from hyperadapters.training.baselines import few_shot_probe
+from hyperadapters.heads.task_heads import Head, TaskHeads, wide_inputs
+from hyperadapters.training.probes import few_shot_probe
 
 TASKS = [Task.classification("a", ["x", "y"]), Task.regression("b"), Task.classification("c", ["x", "y", "z"])]
 PLAIN = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.5, 0.0]))

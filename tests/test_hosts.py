@@ -12,11 +12,18 @@ from conftest import ENCODER_DECODERS, ENCODERS, save_backbone, tiny_backbone
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, OPTConfig, OPTForCausalLM
 
+from hyperadapters.backbones.architectures import find_sites
+from hyperadapters.backbones.loading import (
+    PACKAGED,
+    PackagedBackbone,
+    fingerprint,
+    load_backbone,
+    load_tokenizer,
+    locate,
+)
 from hyperadapters.config import ModelConfig, Task
 from hyperadapters.errors import BackboneError, RecipeError, TaskError
-from hyperadapters.hosts.backbone import PACKAGED, PackagedBackbone, fingerprint, load_backbone, load_tokenizer, locate
-from hyperadapters.hosts.sites import find_sites
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 HEAD_TASKS = [
     Task.classification("colour", ["red", "blue", "green"]),

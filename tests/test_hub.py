@@ -18,12 +18,12 @@ from huggingface_hub import ModelCard, constants
 from markdown_it import MarkdownIt
 from test_hosts import make_batch, make_model
 
-from hyperadapters.checkpoint import CONFIG_FILE, save_model
+from hyperadapters.checkpoints.card import CARD_FILE, is_generated
+from hyperadapters.checkpoints.format import CONFIG_FILE, save_model
 from hyperadapters.config import METRICS_FILE, ModelConfig, Task
 from hyperadapters.errors import CheckpointError, OutputError
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.interop.card import CARD_FILE, is_generated
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 NAME = "user/helpdesk"
 SCORES = {
@@ -235,7 +235,7 @@ def test_a_push_is_refused_when_somebody_else_pushed_meanwhile(hub: HubStub, mon
         hub.edit(NAME, "other.txt", b"")
         save_model(*arguments)
 
-    monkeypatch.setattr("hyperadapters.interop.hub.save_model", meanwhile)
+    monkeypatch.setattr("hyperadapters.checkpoints.hub.save_model", meanwhile)
     with pytest.raises(OutputError, match=r"not uploaded to the Hub: .*412"):
         make_model("bert").push_to_hub(NAME)
     assert CONFIG_FILE not in hub.repositories[NAME][-1].files

@@ -29,7 +29,7 @@ from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
 TASKS = (Task.classification("mood", ["bad", "good"]), Task.regression("alike", fields=["text", "text_pair"]))

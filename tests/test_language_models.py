@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import VOCABULARY, tiny_backbone, tiny_language_model_tokenizer
 
+from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.config import Lengths, ModelConfig, Recipe, Task, parse
-from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.run import train
 

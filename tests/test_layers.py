@@ -43,14 +43,14 @@ SAME_RANK = {
 }
 # Methods of the model whose work is done above it, and for the eyes of the type checker only.
 OFFERED = {
-    ("hyperadapters.model", "hyperadapters.checkpoint"),
-    ("hyperadapters.model", "hyperadapters.inference.routing"),
-    ("hyperadapters.model", "hyperadapters.interop.card"),
-    ("hyperadapters.model", "hyperadapters.interop.hub"),
-    ("hyperadapters.model", "hyperadapters.training.fewshot"),
-    ("hyperadapters.merging", "hyperadapters.model"),
-    ("hyperadapters.objective", "hyperadapters.model"),
-    ("hyperadapters.task_parts", "hyperadapters.model"),
+    ("hyperadapters.model.model", "hyperadapters.checkpoints.format"),
+    ("hyperadapters.model.model", "hyperadapters.inference.routing"),
+    ("hyperadapters.model.model", "hyperadapters.checkpoints.card"),
+    ("hyperadapters.model.model", "hyperadapters.checkpoints.hub"),
+    ("hyperadapters.model.model", "hyperadapters.fewshot.add_task"),
+    ("hyperadapters.model.merging", "hyperadapters.model.model"),
+    ("hyperadapters.methods.objective", "hyperadapters.model.model"),
+    ("hyperadapters.model.tasks", "hyperadapters.model.model"),
 }
 
 

@@ -14,10 +14,10 @@ from conftest import save_backbone, tiny_backbone, tiny_tokenizer
 
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.hosts.heads import Head, TaskHeads
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.training.baselines import MANY_LOGITS, few_shot_probe, linear_probe, logistic_regression
-from hyperadapters.training.fitting import HEAD_SCALES, _label_means, _mean_head, make_head, mean_head
+from hyperadapters.fewshot.fit import HEAD_SCALES, _label_means, _mean_head, make_head, mean_head
+from hyperadapters.heads.task_heads import Head, TaskHeads
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.training.probes import MANY_LOGITS, few_shot_probe, linear_probe, logistic_regression
 from hyperadapters.training.run import train
 from hyperadapters.training.text_heads import fit_text_heads
 

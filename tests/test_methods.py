@@ -18,8 +18,8 @@ from hyperadapters.core.grouping import Grouping
 from hyperadapters.errors import RecipeError, TaskError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
-from hyperadapters.methods import PARTS
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.methods.base import PARTS
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import load_run, load_run_tasks, train
 
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -11,7 +11,7 @@ from test_hosts import make_batch, make_model
 from torch import Tensor
 
 from hyperadapters.errors import TaskError
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 ALL = [*ENCODERS, *ENCODER_DECODERS]
 

@@ -18,13 +18,13 @@ from hyperadapters import cli
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import NotFiniteError
-from hyperadapters.hosts.heads import Head
-from hyperadapters.inference.files import predict_file
+from hyperadapters.fewshot.fit import make_head
+from hyperadapters.heads.task_heads import Head
+from hyperadapters.inference.predict_files import predict_file
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.training.baselines import frozen_features
-from hyperadapters.training.fitting import make_head
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.training.probes import frozen_features
 from hyperadapters.training.run import evaluate_splits, examples_of, train
 from hyperadapters.training.text_heads import fit_text_heads
 from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments

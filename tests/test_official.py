@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hyperadapters.errors import CheckpointError
 from hyperadapters.interop.official import load_official, official_parameters
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.optimizers import OfficialAdamW
 
 REDUCTIONS = ("mean", "sum")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hyperadapters.config import ModelConfig
 from hyperadapters.interop.official import load_official, official_parameters
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 BASE: dict[str, Any] = {
     "vocab_size": 50,

@@ -30,7 +30,7 @@ from hyperadapters.data.examples import Example
 from hyperadapters.errors import ExportError, MissingPackageError, OutputError, TaskError
 from hyperadapters.interop import onnx
 from hyperadapters.interop.onnx import OneTask, export_onnx
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.text_heads import fit_text_heads
 
 FILES = ["config.json", "hyperadapters_head.safetensors", "hyperadapters_task.json", "model.onnx"]

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from hyperadapters.backbones.text_features import split_pairs
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import TaskError
-from hyperadapters.hosts.texts import split_pairs
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.text_heads import fit_text_heads
 
 STYLES = ("plain", "bert", "roberta")

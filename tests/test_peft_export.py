@@ -14,14 +14,14 @@ from test_backbones import HEAD_TASKS, TEXT_TASKS, assert_same, bare, kind_of, m
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.config import ModelConfig
 from hyperadapters.errors import BackboneError, CheckpointError, OutputError, TaskError
-from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.interop.export import FORMATS, export
 from hyperadapters.interop.merged import export_merged
 from hyperadapters.interop.peft import export_all_peft, export_peft, import_peft, serving_notes
 from hyperadapters.interop.task_files import HEAD_FILE, TASK_FILE
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 peft: Any = pytest.importorskip("peft", reason="peft is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks

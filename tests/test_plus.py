@@ -14,18 +14,18 @@ from test_hosts import HEAD_TASKS, make_batch
 from tolerance import rounding
 from torch import Tensor
 
-from hyperadapters.checkpoint import stored_state
+from hyperadapters.backbones.passes import evaluating
+from hyperadapters.backbones.text_features import features_width, split_pairs, text_features
+from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.core import OrthogonalHypernetwork, PrototypeTable, bottleneck_tensors, masked_mean
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError, RecipeError
-from hyperadapters.hosts.heads import TaskHeads
-from hyperadapters.hosts.host import evaluating
-from hyperadapters.hosts.texts import features_width, split_pairs, text_features
+from hyperadapters.fewshot import add_task as fewshot
+from hyperadapters.fewshot.fit import make_head
+from hyperadapters.heads.task_heads import TaskHeads
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.training import fewshot
-from hyperadapters.training.fitting import make_head
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import load_run, train
 from hyperadapters.training.text_heads import SHARES_UNCHECKED, HeadRows, fit_text_heads, set_text_heads
 

@@ -34,9 +34,9 @@ from hyperadapters.data.sources import Row, iterate_file
 from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
 from hyperadapters.inference.batches import best_device
 from hyperadapters.inference.cache import AdapterCache
-from hyperadapters.inference.files import predict_file
+from hyperadapters.inference.predict_files import predict_file
 from hyperadapters.inference.predictor import CHUNK_BATCHES, Prediction, Predictor
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 KINDS = ("bert", "t5")
 HEAD_TASKS = (

@@ -20,7 +20,7 @@ from hyperadapters.errors import BackboneError, DataError, OutputError, RecipeEr
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.training import run as runs
 from hyperadapters.training.evaluation import evaluate
-from hyperadapters.training.prefix import GIB, FrozenPrefix
+from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
 from hyperadapters.training.trainer import HyperAdapterTrainer
 
 WORDS = [f"w{index}" for index in range(40)]

@@ -22,7 +22,7 @@ from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError, RecipeError, TaskError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import RoutingResult, calibrate, centroids, thresholds
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
 KINDS = ("bert", "t5")

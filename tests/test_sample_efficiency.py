@@ -29,7 +29,7 @@ from hyperadapters.config import DataConfig, Lengths
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import subset
-from hyperadapters.training.baselines import linear_probe
+from hyperadapters.training.probes import linear_probe
 
 FIELDS = {
     "arm",

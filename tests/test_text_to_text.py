@@ -14,7 +14,7 @@ from torch import nn
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.data.examples import Example
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.run import train
 
@@ -131,7 +131,7 @@ def test_adapting_a_frozen_t5_to_further_tasks(world: Path, tmp_path: Path) -> N
 
 
 def _bare(folder: Path) -> nn.Module:
-    from hyperadapters.hosts.backbone import load_backbone
+    from hyperadapters.backbones.loading import load_backbone
 
     return load_backbone(str(folder / "backbone"))
 

@@ -17,7 +17,7 @@ from hyperadapters import cli
 from hyperadapters.config import Recipe, load_recipe, parse
 from hyperadapters.data.loading import load_tasks
 from hyperadapters.errors import HyperAdaptersError, MissingPackageError, OutputError, RecipeError
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
 
@@ -202,7 +202,7 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path: Path) ->
         write_recipe(tmp_path),
         ["training.max_steps=400", "training.early_stopping_patience=2", "training.eval_steps=10"],
     )
-    from hyperadapters.hosts.backbone import load_backbone
+    from hyperadapters.backbones.loading import load_backbone
     from hyperadapters.training.run import examples_of
     from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 
@@ -337,7 +337,7 @@ def test_the_options_of_the_trainer_run(tmp_path: Path, settings: dict[str, Any]
 
 
 def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
-    from hyperadapters.hosts.backbone import load_backbone
+    from hyperadapters.backbones.loading import load_backbone
     from hyperadapters.training.run import examples_of
     from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 

@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 from conftest import save_backbone, tiny_backbone
 
-from hyperadapters.checkpoint import _digest
+from hyperadapters.checkpoints.format import _digest
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.errors import RecipeError, TaskError
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
 HEADS = [Task.classification("mood", ["bad", "good"])]

@@ -14,7 +14,7 @@ from efficiency.setting import Setting
 from efficiency.states import frozen_copy, upper_layers
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.hosts.heads import TaskHeads
+from hyperadapters.heads.task_heads import TaskHeads
 
 Wrap = Callable[[Any], Any]
 

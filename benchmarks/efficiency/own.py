@@ -15,13 +15,13 @@ from efficiency.networks import set_target_scales, trainable_numbers
 from efficiency.setting import Cell, Outcome, Setting, Trained
 from efficiency.states import frozen_copy, key_of, missing_from
 from hyperadapters import HyperAdapterModel
-from hyperadapters.batch import HyperAdapterOutput
-from hyperadapters.checkpoint import stored_state
+from hyperadapters.backbones.passes import Frozen
+from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.config import Lengths, ModelConfig, parse
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example
-from hyperadapters.hosts.host import Frozen
 from hyperadapters.inference.batches import batches_by_length
+from hyperadapters.model.output import HyperAdapterOutput
 from hyperadapters.training.text_heads import HeadRows, regression_examples, set_text_heads
 from hyperadapters.training.trainer import DIRECTIONS_LEARNING_RATE
 

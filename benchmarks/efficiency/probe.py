@@ -19,8 +19,8 @@ from efficiency.states import frozen_copy, key_of, missing_from
 from hyperadapters import HyperAdapterModel
 from hyperadapters.config import Lengths, Split
 from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.training.baselines import PROBE_STRENGTHS, frozen_features
 from hyperadapters.training.metrics import score
+from hyperadapters.training.probes import PROBE_STRENGTHS, frozen_features
 
 Features = np.ndarray[Any, Any]
 
@@ -69,7 +69,7 @@ def train_probe(setting: Setting, cell: Cell, rate: float | None) -> Trained:
 
 
 def fit_probe(data: TaskData, features: Features, strength: float) -> Any:
-    """Fit as `hyperadapters.training.baselines.linear_probe` does, on features [N, d] of the training rows."""
+    """Fit as `hyperadapters.training.probes.linear_probe` does, on features [N, d] of the training rows."""
     targets = np.array([example.target for example in data.splits["train"]])
     is_regression = data.task.kind == "regression"
     regressor = Ridge(1.0 / strength) if is_regression else LogisticRegression(C=strength, max_iter=2000)

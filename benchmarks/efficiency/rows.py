@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hyperadapters.files import make_folder
+from hyperadapters.utils.files import make_folder
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ from typing import Any
 
 from efficiency.loop import task_scores
 from efficiency.setting import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
+from hyperadapters.backbones.loading import locate
 from hyperadapters.config import Split
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.errors import MissingPackageError
-from hyperadapters.hosts.backbone import locate
 
 PAIRS_PER_STEP = 16
 

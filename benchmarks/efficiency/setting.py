@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from efficiency.data import MAX_LENGTH, Size, load
 from efficiency.loop import BUDGETS, Budget
 from efficiency.states import Key, States, Texts
+from hyperadapters.backbones.loading import load_backbone, load_tokenizer
 from hyperadapters.data.examples import TaskData
-from hyperadapters.hosts.backbone import load_backbone, load_tokenizer
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from hyperadapters import HyperAdapterModel, Predictor
 from hyperadapters.inference.cache import AdapterCache
-from hyperadapters.inference.files import predict_file
+from hyperadapters.inference.predict_files import predict_file
 from speed_parts.models import (
     CACHE_BYTES,
     Setting,

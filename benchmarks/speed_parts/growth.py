@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hyperadapters import HyperAdapterModel
-from hyperadapters.hosts.backbone import load_tokenizer
+from hyperadapters.backbones.loading import load_tokenizer
 from hyperadapters.inference.cache import AdapterCache
 from speed_parts.fresh import in_fresh_process
 from speed_parts.models import (

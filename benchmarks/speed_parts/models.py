@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from hyperadapters import HyperAdapterModel, Task
+from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.config import ModelConfig
-from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.inference.cache import AdapterCache
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

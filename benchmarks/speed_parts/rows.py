@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperadapters import __version__
-from hyperadapters.files import make_folder, write_atomically
+from hyperadapters.utils.files import make_folder, write_atomically
 from speed_parts.models import Setting
 from speed_parts.timing import Timing
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters import HyperAdapterModel
+from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.config import Recipe, load_recipe
 from hyperadapters.core import masked_mean
 from hyperadapters.data.loading import load_tasks
-from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
 from speed_parts.fresh import in_fresh_process
 from speed_parts.models import Setting, make_batch, make_model, make_peft, make_task_ids

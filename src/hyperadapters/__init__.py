@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hyperadapters.config import load_recipe as load_recipe
     from hyperadapters.errors import HyperAdaptersError as HyperAdaptersError
     from hyperadapters.inference.predictor import Predictor as Predictor
-    from hyperadapters.model import HyperAdapterModel as HyperAdapterModel
+    from hyperadapters.model.model import HyperAdapterModel as HyperAdapterModel
     from hyperadapters.training.run import train as train
 
 _HOME = {

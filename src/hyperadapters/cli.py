@@ -18,7 +18,7 @@ from hyperadapters._version import __version__
 from hyperadapters.errors import HyperAdaptersError
 
 if TYPE_CHECKING:
-    from hyperadapters.training.fewshot import FitReport
+    from hyperadapters.fewshot.add_task import FitReport
 
 app = typer.Typer(
     name="hyperadapters",
@@ -106,8 +106,8 @@ def evaluate(
 
     from hyperadapters.config import SPLITS
     from hyperadapters.errors import DataError, RecipeError, unknown_name
-    from hyperadapters.files import check_target, write_atomically
     from hyperadapters.training import run as runs
+    from hyperadapters.utils.files import check_target, write_atomically
 
     if split not in SPLITS:
         raise RecipeError(unknown_name("split", split, SPLITS))
@@ -155,9 +155,9 @@ def predict(
     delimiter: Delimiter = None,
 ) -> None:
     """Answer new inputs, routing those whose task is not named."""
-    from hyperadapters.files import check_target
-    from hyperadapters.inference.files import OUTPUT_ENDINGS, predict_file
+    from hyperadapters.inference.predict_files import OUTPUT_ENDINGS, predict_file
     from hyperadapters.inference.predictor import Predictor
+    from hyperadapters.utils.files import check_target
 
     if output is not None:
         check_target(output, OUTPUT_ENDINGS)
@@ -189,7 +189,7 @@ def add_task(
     from hyperadapters.data.sources import read_file
     from hyperadapters.errors import TaskError
     from hyperadapters.inference.batches import best_device
-    from hyperadapters.model import HyperAdapterModel
+    from hyperadapters.model.model import HyperAdapterModel
 
     rows = read_file(examples, delimiter)
     fields = ["text", "text_pair"] if any(row.values.get("text_pair") for row in rows) else ["text"]
@@ -218,7 +218,7 @@ def refit_task(
     """Fit a task of a run anew to examples; no other task changes, unless --fit shared."""
     from hyperadapters.data.sources import read_file
     from hyperadapters.inference.batches import best_device
-    from hyperadapters.model import HyperAdapterModel
+    from hyperadapters.model.model import HyperAdapterModel
 
     rows = read_file(examples, delimiter)
     _announce(fit)
@@ -231,7 +231,7 @@ def refit_task(
 @app.command(epilog="[bold]Example[/bold]\n\nhyperadapters remove-task runs/helpdesk --name refunds")
 def remove_task(folder: RunFolder, name: Annotated[str, typer.Option(help="Name of the task.")]) -> None:
     """Remove a task from a run; the others stay as they are."""
-    from hyperadapters.model import HyperAdapterModel
+    from hyperadapters.model.model import HyperAdapterModel
 
     model = HyperAdapterModel.from_pretrained(folder)
     model.remove_task(name)
@@ -246,7 +246,7 @@ def rename_task(
     to: Annotated[str, typer.Option(help="Its new name.")],
 ) -> None:
     """Give a task of a run another name."""
-    from hyperadapters.model import HyperAdapterModel
+    from hyperadapters.model.model import HyperAdapterModel
 
     model = HyperAdapterModel.from_pretrained(folder)
     model.rename_task(name, to)
@@ -307,7 +307,7 @@ def demo(
     """Train on six small tasks that come with the package, and show what was learned."""
     from rich.console import Console
 
-    from hyperadapters.demo import run_demo
+    from hyperadapters.demo.run import run_demo
 
     run_demo(output, overwrite, Console())
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from hyperadapters.config import Task
 from hyperadapters.interop.adapterhub import export_adapterhub
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 FIRST, END, PAD = 2, 1, 0
 

@@ -5,7 +5,6 @@ Read in this order: `retriever` (hidden states to instance vectors), `prototypes
 `baselines` is what it is compared with and not part of it.
 """
 
-from hyperadapters.core.baselines import LearnedAdapters
 from hyperadapters.core.forms import (
     AdapterTensor,
     AdapterWeights,
@@ -29,6 +28,7 @@ from hyperadapters.core.losses import (
 )
 from hyperadapters.core.prototypes import PrototypeTable, cosine_similarity
 from hyperadapters.core.retriever import InstanceRetriever, masked_mean
+from hyperadapters.methods.learned import LearnedAdapters
 
 __all__ = [
     "AdapterTensor",

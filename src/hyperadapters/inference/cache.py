@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperadapters.core import AdapterWeights
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 
 class AdapterCache:

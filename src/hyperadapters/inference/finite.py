@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
+from hyperadapters.backbones.devices import named_weights
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import NotFiniteError
-from hyperadapters.hosts.devices import named_weights
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 SHOWN_CHARACTERS = 40
 

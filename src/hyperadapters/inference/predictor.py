@@ -16,18 +16,18 @@ from rich.progress import track
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from hyperadapters.batch import ROUTES, Route, check_can_route
+from hyperadapters.backbones.passes import Frozen, evaluating
 from hyperadapters.config import Dtype, Task
 from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
-from hyperadapters.hosts.host import Frozen, evaluating
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
 from hyperadapters.inference.cache import AdapterCache
 from hyperadapters.inference.finite import FiniteLogits, check_answers, has_usable_logits
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.routing import RoutingResult, decide
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.model.output import ROUTES, Route, check_can_route
 
 CHUNK_BATCHES = 32
 CACHE_BYTES = 256 * 2**20

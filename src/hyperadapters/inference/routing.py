@@ -19,14 +19,14 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hyperadapters.batch import check_can_route
+from hyperadapters.backbones.passes import evaluating
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError, NotFiniteError, TaskError, check_int
-from hyperadapters.hosts.host import evaluating
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.inference.inputs import read_inputs
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.model.output import check_can_route
 
 NUM_CANDIDATES = 3
 ROUNDING = 1e-5

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hyperadapters.errors import ExportError, unknown_name
-from hyperadapters.files import new_folder
 from hyperadapters.interop.task_files import HEAD_FILE, write_task_files
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.utils.files import new_folder
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter.safetensors"
 FORMAT_VERSION = "adapters.1.3.0"

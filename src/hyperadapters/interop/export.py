@@ -7,12 +7,12 @@ from pathlib import Path
 
 from hyperadapters.config import Dtype
 from hyperadapters.errors import OutputError, TaskError, unknown_name
-from hyperadapters.files import new_folder
 from hyperadapters.interop.adapterhub import export_adapterhub
 from hyperadapters.interop.merged import export_merged
 from hyperadapters.interop.onnx import export_onnx
 from hyperadapters.interop.peft import export_all_peft, export_peft
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.utils.files import new_folder
 
 Exporter = Callable[[HyperAdapterModel, str, Path], list[str] | None]
 FORMATS: dict[str, Exporter] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hyperadapters.backbones.loading import quiet_transformers
 from hyperadapters.errors import BackboneError
-from hyperadapters.files import new_folder
-from hyperadapters.hosts.backbone import quiet_transformers
 from hyperadapters.interop.task_files import write_task_files
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.utils.files import new_folder
 
 
 def export_merged(model: HyperAdapterModel, task: str, folder: str | Path) -> None:

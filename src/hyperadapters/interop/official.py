@@ -12,7 +12,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from hyperadapters.config import ModelConfig, Task
 from hyperadapters.core import PrototypicalHypernetwork
 from hyperadapters.errors import CheckpointError, did_you_mean
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 _SUPPORTED = {
     "encoder_adapter": "manual",

@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hyperadapters.backbones.devices import is_offloaded
+from hyperadapters.backbones.passes import evaluating
 from hyperadapters.errors import ExportError
-from hyperadapters.files import new_folder
-from hyperadapters.hosts.devices import is_offloaded
-from hyperadapters.hosts.host import evaluating
 from hyperadapters.interop.task_files import write_task_files
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.optional import require
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.utils.files import new_folder
+from hyperadapters.utils.optional import require
 
 MODEL_FILE = "model.onnx"
 

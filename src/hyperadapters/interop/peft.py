@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from hyperadapters._version import __version__
-from hyperadapters.checkpoint import BackboneReference
+from hyperadapters.checkpoints.format import BackboneReference
 from hyperadapters.core import AdapterWeights
 from hyperadapters.errors import CheckpointError, did_you_mean
-from hyperadapters.files import new_folder
 from hyperadapters.interop.task_files import read_backbone, write_task_files
-from hyperadapters.merging import task_loras
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.optional import require
-from hyperadapters.task_parts import set_task_parts, task_parts
+from hyperadapters.model.merging import task_loras
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.model.tasks import set_task_parts, task_parts
+from hyperadapters.utils.files import new_folder
+from hyperadapters.utils.optional import require
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

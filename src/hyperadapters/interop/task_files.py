@@ -9,11 +9,11 @@ from typing import Any
 import safetensors.torch
 
 from hyperadapters._version import __version__
-from hyperadapters.checkpoint import BackboneReference
+from hyperadapters.checkpoints.format import BackboneReference
 from hyperadapters.config import parse
 from hyperadapters.errors import CheckpointError
-from hyperadapters.hosts.heads import Head
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.heads.task_heads import Head
+from hyperadapters.model.model import HyperAdapterModel
 
 TASK_FILE = "hyperadapters_task.json"
 HEAD_FILE = "hyperadapters_head.safetensors"

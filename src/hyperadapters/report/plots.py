@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from sklearn.manifold import TSNE
 
-from hyperadapters.files import write_atomically
-from hyperadapters.optional import require
+from hyperadapters.utils.files import write_atomically
+from hyperadapters.utils.optional import require
 
 
 def task_map(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError
 from hyperadapters.inference.predictor import Prediction, Predictor
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
-from hyperadapters.training.prefix import FrozenPrefix
+from hyperadapters.training.prefix_cache import FrozenPrefix
 
 
 @dataclass(frozen=True)

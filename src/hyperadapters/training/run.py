@@ -14,20 +14,20 @@ import yaml
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hyperadapters.checkpoint import CONFIG_FILE, WEIGHTS_PATTERN, is_checkpoint
+from hyperadapters.backbones.loading import load_backbone
+from hyperadapters.checkpoints.format import CONFIG_FILE, WEIGHTS_PATTERN, is_checkpoint
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
 from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
-from hyperadapters.files import check_folder, make_folder, write_atomically
-from hyperadapters.hosts.backbone import load_backbone
 from hyperadapters.inference.batches import best_device
 from hyperadapters.inference.routing import calibrate
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.evaluation import Evaluation, evaluate
-from hyperadapters.training.prefix import FrozenPrefix
+from hyperadapters.training.prefix_cache import FrozenPrefix
 from hyperadapters.training.text_heads import fit_text_heads
 from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
+from hyperadapters.utils.files import check_folder, make_folder, write_atomically
 
 LOGS_FOLDER = "runs"  # the Trainer's name for it
 

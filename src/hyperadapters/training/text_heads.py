@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
+from hyperadapters.backbones.passes import evaluating
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError
-from hyperadapters.hosts.heads import Head, TaskHeads, scaled_features
-from hyperadapters.hosts.host import evaluating
+from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.training.baselines import logistic_regression
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.training.probes import logistic_regression
 
 RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 PRIOR = (1.0, 0.0)

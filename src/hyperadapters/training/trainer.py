@@ -26,7 +26,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils.import_utils import is_in_notebook
 
-from hyperadapters.checkpoint import load_state, save_model
+from hyperadapters.checkpoints.format import load_state, save_model
 from hyperadapters.config import Recipe
 from hyperadapters.core import Losses
 from hyperadapters.data.collate import Collator
@@ -34,10 +34,10 @@ from hyperadapters.data.examples import Example
 from hyperadapters.data.sampling import MixedTaskBatchSampler
 from hyperadapters.errors import MissingPackageError, NotFiniteError, OutputError, RecipeError, unknown_name
 from hyperadapters.inference.finite import has_usable_logits, shown
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.optimizers import OfficialAdamW
-from hyperadapters.training.prefix import GIB, FrozenPrefix
+from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask", "sequence_ids")
 

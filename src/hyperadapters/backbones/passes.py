@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from hyperadapters.backbones.active import ActiveAdapters, BatchState
+from hyperadapters.backbones.architectures import LinearSize, Sites
+from hyperadapters.backbones.injection import Injection, parameter_name
+from hyperadapters.backbones.text_features import sequence_ids_of, text_features
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import AdapterWeights, masked_mean
-from hyperadapters.hosts.active import ActiveAdapters, BatchState
-from hyperadapters.hosts.inject import Injection, parameter_name
-from hyperadapters.hosts.sites import LinearSize, Sites
-from hyperadapters.hosts.texts import sequence_ids_of, text_features
 
 Inputs = Mapping[str, Tensor]
 """Arguments of `HyperAdapterModel.encode`: `input_ids`, `attention_mask`, and what else the backbone has."""

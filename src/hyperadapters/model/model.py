@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from hyperadapters.batch import Generated, HyperAdapterOutput, Route, check_labels, check_task_ids
+from hyperadapters.backbones.active import BatchState
+from hyperadapters.backbones.architectures import LinearSize, Sites, check_feed_forward, find_linears, find_sites
+from hyperadapters.backbones.checks import check_rank, check_tasks, fit_lengths, place
+from hyperadapters.backbones.devices import execution_device, is_offloaded
+from hyperadapters.backbones.injection import parameter_name
+from hyperadapters.backbones.loading import (
+    absolute_name,
+    fingerprint,
+    is_quantised,
+    load_backbone,
+    load_tokenizer,
+    num_embeddings,
+)
+from hyperadapters.backbones.passes import AdaptedLinear, Encoded, Frozen, Host, Inputs, pool
+from hyperadapters.backbones.text_features import features_width
 from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import (
     AdapterWeights,
@@ -26,30 +40,16 @@ from hyperadapters.core import (
 )
 from hyperadapters.data.collate import Collator
 from hyperadapters.errors import BackboneError, TaskError, unknown_name
-from hyperadapters.hosts.active import BatchState
-from hyperadapters.hosts.backbone import (
-    absolute_name,
-    fingerprint,
-    is_quantised,
-    load_backbone,
-    load_tokenizer,
-    num_embeddings,
-)
-from hyperadapters.hosts.devices import execution_device, is_offloaded
-from hyperadapters.hosts.heads import TaskHeads
-from hyperadapters.hosts.host import AdaptedLinear, Encoded, Frozen, Host, Inputs, pool
-from hyperadapters.hosts.inject import parameter_name
-from hyperadapters.hosts.placement import check_rank, check_tasks, fit_lengths, place
-from hyperadapters.hosts.sites import LinearSize, Sites, check_feed_forward, find_linears, find_sites
-from hyperadapters.hosts.texts import features_width
-from hyperadapters.merging import Merged
-from hyperadapters.methods import MethodParts
-from hyperadapters.objective import objective
-from hyperadapters.task_parts import set_task_parts, task_parts
+from hyperadapters.heads.task_heads import TaskHeads
+from hyperadapters.methods.base import MethodParts
+from hyperadapters.methods.objective import objective
+from hyperadapters.model.merging import Merged
+from hyperadapters.model.output import Generated, HyperAdapterOutput, Route, check_labels, check_task_ids
+from hyperadapters.model.tasks import set_task_parts, task_parts
 
 if TYPE_CHECKING:
+    from hyperadapters.fewshot.add_task import FitReport
     from hyperadapters.inference.routing import RoutingResult
-    from hyperadapters.training.fewshot import FitReport
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -198,8 +198,8 @@ class HyperAdapterModel(MethodParts):
             CheckpointError: it is missing, damaged, of a newer format, or of another backbone; or the Hub does not give
                 it.
         """
-        from hyperadapters.checkpoint import load_model
-        from hyperadapters.interop.hub import find_checkpoint
+        from hyperadapters.checkpoints.format import load_model
+        from hyperadapters.checkpoints.hub import find_checkpoint
 
         folder = find_checkpoint(name_or_folder, revision, token)
         model = load_model(folder, backbone, dtype)
@@ -225,8 +225,8 @@ class HyperAdapterModel(MethodParts):
         Raises:
             OutputError: the folder cannot be written.
         """
-        from hyperadapters.checkpoint import save_model
-        from hyperadapters.interop.card import read_scores, write_card
+        from hyperadapters.checkpoints.card import read_scores, write_card
+        from hyperadapters.checkpoints.format import save_model
 
         path = Path(folder)
         save_model(self, path)
@@ -265,7 +265,7 @@ class HyperAdapterModel(MethodParts):
         Raises:
             OutputError: the Hub cannot be reached, or does not take it.
         """
-        from hyperadapters.interop.hub import push
+        from hyperadapters.checkpoints.hub import push
 
         return push(self, repo_id, private, token, license, commit_message, revision, create_pr)
 
@@ -705,14 +705,14 @@ class HyperAdapterModel(MethodParts):
     @_exclusive
     def add_task(self, task: Task, examples: Iterable[Any], **options: Any) -> FitReport:
         """Add a task from a handful of examples; see `training.fewshot.add_task`, which names the options."""
-        from hyperadapters.training.fewshot import add_task
+        from hyperadapters.fewshot.add_task import add_task
 
         return add_task(self, task, examples, **options)
 
     @_exclusive
     def refit_task(self, name: str, examples: Iterable[Any], **options: Any) -> FitReport:
         """Fit a task anew from examples; see `training.fewshot.refit_task`, which names the options."""
-        from hyperadapters.training.fewshot import refit_task
+        from hyperadapters.fewshot.add_task import refit_task
 
         return refit_task(self, name, examples, **options)
 

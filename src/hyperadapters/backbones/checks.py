@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from hyperadapters.backbones.architectures import LinearSize, Sites
 from hyperadapters.config import Lengths, ModelConfig, Task, check_task_names
 from hyperadapters.errors import RecipeError, TaskError
-from hyperadapters.hosts.sites import LinearSize, Sites
 
 
 def check_tasks(tasks: Sequence[Task], sites: Sites) -> None:

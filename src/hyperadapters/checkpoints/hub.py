@@ -21,10 +21,10 @@ from huggingface_hub.errors import (
 )
 
 from hyperadapters._version import __version__
-from hyperadapters.checkpoint import CONFIG_FILE, TOKENIZER_PATTERN, WEIGHTS_PATTERN, is_checkpoint, save_model
+from hyperadapters.checkpoints.card import CARD_FILE, is_generated, read_scores, write_card
+from hyperadapters.checkpoints.format import CONFIG_FILE, TOKENIZER_PATTERN, WEIGHTS_PATTERN, is_checkpoint, save_model
 from hyperadapters.errors import CheckpointError, HyperAdaptersError, OutputError
-from hyperadapters.interop.card import CARD_FILE, is_generated, read_scores, write_card
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 _LOG_IN = "log in with `hf auth login`, or pass token="
 _REASONS: dict[type[Exception], str] = {

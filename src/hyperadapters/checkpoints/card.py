@@ -18,8 +18,8 @@ from pydantic import TypeAdapter
 from hyperadapters._version import __version__
 from hyperadapters.config import METRICS_FILE, Task
 from hyperadapters.errors import OutputError
-from hyperadapters.files import write_atomically
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.utils.files import write_atomically
 
 CARD_FILE = "README.md"
 LISTED_TASKS, LISTED_LABELS, LABEL_LENGTH = 50, 8, 40

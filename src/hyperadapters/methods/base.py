@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hyperadapters.batch import ROUTES, Route
+from hyperadapters.backbones.active import BatchState
 from hyperadapters.config import Method, ModelConfig
 from hyperadapters.core import (
     AdapterTensor,
@@ -23,7 +23,7 @@ from hyperadapters.core import (
     PrototypicalHypernetwork,
 )
 from hyperadapters.errors import TaskError, unknown_name
-from hyperadapters.hosts.active import BatchState
+from hyperadapters.model.output import ROUTES, Route
 
 AdapterSource = Callable[[Tensor], AdapterWeights]
 Part = Literal["retriever", "prototypes", "hypernetwork", "learned_adapters"]

@@ -13,7 +13,7 @@ from hyperadapters.core import LearnedLora
 from hyperadapters.errors import BackboneError, TaskError
 
 if TYPE_CHECKING:
-    from hyperadapters.model import HyperAdapterModel
+    from hyperadapters.model.model import HyperAdapterModel
 
 
 class Lora(NamedTuple):

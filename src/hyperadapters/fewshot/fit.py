@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
+from hyperadapters.backbones.passes import Encoded
 from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import NotFiniteError
-from hyperadapters.hosts.heads import Head, target_scale, wide_inputs
-from hyperadapters.hosts.host import Encoded
+from hyperadapters.heads.task_heads import Head, target_scale, wide_inputs
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.objective import text_loss
+from hyperadapters.methods.objective import text_loss
+from hyperadapters.model.model import HyperAdapterModel
 
 Fit = Literal["prototype", "adapter", "shared", "none"]
 Stopping = Literal["leave-one-out", "held-out quarter", "fixed", "none"]

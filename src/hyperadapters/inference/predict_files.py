@@ -14,9 +14,9 @@ from typing import Any, TextIO
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row, iterate_file, iterate_standard_input
 from hyperadapters.errors import DataError
-from hyperadapters.files import check_target, open_atomically
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.predictor import Prediction, Predictor
+from hyperadapters.utils.files import check_target, open_atomically
 
 OUTPUT_ENDINGS = (".jsonl", ".csv")
 INPUT_COLUMNS = ("text", "text_pair", "task")

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, OwnAdapter
-from hyperadapters.hosts.heads import Head, TaskHeads
+from hyperadapters.heads.task_heads import Head, TaskHeads
 
 if TYPE_CHECKING:
-    from hyperadapters.model import HyperAdapterModel
+    from hyperadapters.model.model import HyperAdapterModel
 
 
 @dataclass

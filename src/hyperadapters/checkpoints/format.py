@@ -35,16 +35,16 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hyperadapters._version import __version__
+from hyperadapters.backbones import checks as placement
+from hyperadapters.backbones.architectures import find_sites
+from hyperadapters.backbones.loading import absolute_name, fingerprint, load_backbone, load_tokenizer, tokenizer_files
 from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, drop_settings_without_effect, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.errors import BackboneError, CheckpointError, OutputError, RecipeError
-from hyperadapters.files import locked, make_folder, making_folder, new_folder, write_atomically
-from hyperadapters.hosts import placement
-from hyperadapters.hosts.backbone import absolute_name, fingerprint, load_backbone, load_tokenizer, tokenizer_files
-from hyperadapters.hosts.heads import Head, TaskHeads
-from hyperadapters.hosts.sites import find_sites
-from hyperadapters.methods import PARTS
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.heads.task_heads import Head, TaskHeads
+from hyperadapters.methods.base import PARTS
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.utils.files import locked, make_folder, making_folder, new_folder, write_atomically
 
 FORMAT_VERSION = 4
 FORMAT_WITHOUT_TOKENIZER = 3

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hyperadapters.backbones.passes import evaluating
 from hyperadapters.config import DataConfig, Task, parse
 from hyperadapters.core import AdapterWeights, Hypernetwork
 from hyperadapters.data.examples import (
@@ -30,12 +31,11 @@ from hyperadapters.data.loading import subset
 from hyperadapters.data.rows import iterate_rows
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
-from hyperadapters.hosts.host import evaluating
+from hyperadapters.fewshot.fit import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import ROUNDING, Candidate, centroids, instance_vectors
-from hyperadapters.model import HyperAdapterModel
-from hyperadapters.task_parts import TaskParts, set_task_parts, task_parts
-from hyperadapters.training.fitting import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.model.tasks import TaskParts, set_task_parts, task_parts
 
 Init = Literal["nearest", "mixture", "mean_instance", "random", "current"]
 FITS = ("prototype", "adapter", "shared", "none")

@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hyperadapters.backbones.active import ActiveAdapters
+from hyperadapters.backbones.architectures import HOLDS_ADAPTERS, HOOKED_FORWARD, HandsOn, LinearSize, Sites, Stack
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import LearnedLora
 from hyperadapters.errors import BackboneError
-from hyperadapters.hosts.active import ActiveAdapters
-from hyperadapters.hosts.sites import HOLDS_ADAPTERS, HOOKED_FORWARD, HandsOn, LinearSize, Sites, Stack
 
 Adapter = Callable[[Tensor], Tensor]
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hyperadapters.backbones.passes import Frozen
 from hyperadapters.config import TrainingConfig
 from hyperadapters.errors import BackboneError, OutputError, RecipeError
-from hyperadapters.hosts.host import Frozen
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 
 SHORTEST = 16
 GIB = 2**30

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from hyperadapters.config import load_recipe
 from hyperadapters.data.examples import Example
-from hyperadapters.files import write_atomically
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.optional import require
 from hyperadapters.report.plots import task_map
-from hyperadapters.training.baselines import linear_probe, majority
+from hyperadapters.training.probes import linear_probe, majority
 from hyperadapters.training.run import Run, examples_of, train
+from hyperadapters.utils.files import write_atomically
+from hyperadapters.utils.optional import require
 
 COMPARISON_FILE = "comparison.json"
 MAP_FILE = "task_map.png"

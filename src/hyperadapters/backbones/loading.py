@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from hyperadapters.backbones.architectures import HOW_TO_NAME, SITES
+from hyperadapters.backbones.devices import named_weights
 from hyperadapters.config import Dtype, ModuleNames
 from hyperadapters.errors import BackboneError, unknown_name
-from hyperadapters.hosts.devices import named_weights
-from hyperadapters.hosts.sites import HOW_TO_NAME, SITES
 
 FINGERPRINT_VALUES = 256
 

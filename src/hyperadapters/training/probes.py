@@ -16,13 +16,13 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShu
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
+from hyperadapters.backbones.passes import backbone_inputs
 from hyperadapters.config import Split
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.hosts.host import backbone_inputs
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
-from hyperadapters.model import HyperAdapterModel
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
 
 PROBE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)

@@ -16,7 +16,7 @@ from hyperadapters.core import (
 )
 
 if TYPE_CHECKING:
-    from hyperadapters.model import HyperAdapterModel
+    from hyperadapters.model.model import HyperAdapterModel
 
 
 def objective(
