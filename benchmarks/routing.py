@@ -23,7 +23,7 @@ from transfer import HELD_OUT, load
 from hyperadapters import HyperAdapterModel, __version__
 from hyperadapters.config import RECIPE_FILE, load_recipe
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.inference.routing import ROWS_FOR_KEYS, centroids, instance_vectors, thresholds
+from hyperadapters.inference.routing import ROWS_FOR_CENTROIDS, centroids, instance_vectors, thresholds
 from hyperadapters.training.run import examples_of, load_run_tasks
 
 HERE = Path(__file__).parent
@@ -104,7 +104,7 @@ def main() -> None:
     for folder in arguments.runs:
         model, recipe = HyperAdapterModel.from_pretrained(folder), load_recipe(folder / RECIPE_FILE)
         tasks = load_run_tasks(model, recipe)
-        train = [example for data in tasks for example in data.splits["train"][:ROWS_FOR_KEYS]]
+        train = [example for data in tasks for example in data.splits["train"][:ROWS_FOR_CENTROIDS]]
         validation, test = examples_of(tasks, "validation"), examples_of(tasks, "test")
         known = {
             "train": instance_vectors(model, train),
@@ -121,7 +121,7 @@ def main() -> None:
         for keys in ("prototype", "1 centroid", "4 centroids"):
             count = 0 if keys == "prototype" else int(keys[0])
             points = [centroids(known["train"][known["train_owners"] == t], count) for t in range(len(model.tasks))]
-            model.prototypes.keys = (
+            model.prototypes.centroids = (
                 torch.stack(points) if count else torch.zeros(len(points), 1, model.prototypes.weight.shape[1])
             )
             row = {

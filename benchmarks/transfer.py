@@ -65,7 +65,7 @@ def lora(setting: Setting, task: Task, few: list[Example], inputs: list[Example]
     """Answers to inputs by PEFT's LoRA, trained on a few examples."""
     few, inputs = ([replace(example, task_id=0) for example in rows] for rows in (few, inputs))
     torch.manual_seed(seed)
-    network = Network(foreign.lora(setting, 1), (TaskData(task, {"train": few}),), setting.width)
+    network = Network(foreign.lora(setting, 1), (TaskData(task, {"train": few}),), setting.hidden_size)
     lengths, budget = setting.texts.lengths(few), LORA_BUDGET
     fit(network, few, few, lengths, budget, budget.steps, budget.task_batch_size, LORA_RATE, seed)
     return network.answers(inputs)

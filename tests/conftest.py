@@ -178,11 +178,11 @@ def save_backbone(folder: Path, kind: str = "bert", **settings: Any) -> Path:
     return folder
 
 
-def empty_keys(model: Any, num_keys: int = 1) -> Tensor:
+def empty_centroids(model: Any, num_keys: int = 1) -> Tensor:
     """Places for keys of a model's tasks, to be filled in."""
     weight = model.prototypes.weight
-    model.prototypes.keys = torch.zeros(len(weight), num_keys, weight.shape[1])
-    return model.prototypes.keys
+    model.prototypes.centroids = torch.zeros(len(weight), num_keys, weight.shape[1])
+    return model.prototypes.centroids
 
 
 @pytest.fixture

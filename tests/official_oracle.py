@@ -126,11 +126,11 @@ def is_trainable(name: str) -> bool:
 
 def forward(state: State, config: Config, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The logits [B, T, V] and the instance vectors [B, 64] of a batch."""
-    encoded = encode(state, config, batch["input_ids"], batch["attention_mask"])
-    instances = retrieve(state, encoded, batch["attention_mask"])
+    lower_output = encode(state, config, batch["input_ids"], batch["attention_mask"])
+    instances = retrieve(state, lower_output, batch["attention_mask"])
     decoder_input_ids = F.pad(batch["labels"], (1, -1), value=PAD)
     prototypes = state["decoder.adapter_task_embedding.weight"][batch["task_ids"]]
-    decoded = decode(state, config, decoder_input_ids, encoded, batch["attention_mask"], prototypes)
+    decoded = decode(state, config, decoder_input_ids, lower_output, batch["attention_mask"], prototypes)
     if config["tie_word_embeddings"]:
         return decoded * config["d_model"] ** -0.5 @ state["shared.weight"].T, instances
     return decoded @ state["lm_head.weight"].T, instances
@@ -151,14 +151,14 @@ def encode(state: State, config: Config, input_ids: Tensor, attention_mask: Tens
     return rms_norm(state, config, "encoder.final_layer_norm", hidden)
 
 
-def retrieve(state: State, encoded: Tensor, attention_mask: Tensor) -> Tensor:
+def retrieve(state: State, lower_output: Tensor, attention_mask: Tensor) -> Tensor:
     """Instance vectors [B, 64]: mean of the encoder's output over real positions, then a two-layer network."""
-    pooled = (encoded * attention_mask[..., None]).sum(dim=1) / attention_mask.sum(dim=1, keepdim=True)
+    pooled = (lower_output * attention_mask[..., None]).sum(dim=1) / attention_mask.sum(dim=1, keepdim=True)
     return linear(state, "decoder.mlp.2", linear(state, "decoder.mlp.0", pooled).relu())
 
 
 def decode(
-    state: State, config: Config, input_ids: Tensor, encoded: Tensor, attention_mask: Tensor, prototypes: Tensor
+    state: State, config: Config, input_ids: Tensor, lower_output: Tensor, attention_mask: Tensor, prototypes: Tensor
 ) -> Tensor:
     """The decoder's last hidden state [B, T, d]: T5 blocks with a generated adapter beside each feed-forward."""
     length = input_ids.shape[1]
@@ -170,7 +170,7 @@ def decode(
         normed = rms_norm(state, config, f"{block}.0.layer_norm", hidden)
         hidden = hidden + attend(state, config, f"{block}.0.SelfAttention", normed, normed, self_bias)
         normed = rms_norm(state, config, f"{block}.1.layer_norm", hidden)
-        hidden = hidden + attend(state, config, f"{block}.1.EncDecAttention", normed, encoded, cross_bias)
+        hidden = hidden + attend(state, config, f"{block}.1.EncDecAttention", normed, lower_output, cross_bias)
         normed = rms_norm(state, config, f"{block}.2.layer_norm", hidden)
         adapted = generated_adapter(
             state, config, layer, prototypes, normed if config["adapter_norm_input"] else hidden

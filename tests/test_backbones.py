@@ -15,7 +15,7 @@ from conftest import DECODERS, MAKERS, VOCABULARY, save_backbone, tiny_backbone,
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from hyperadapters.backbones.architectures import SITES, find_sites
+from hyperadapters.backbones.architectures import ARCHITECTURES, resolve_architecture
 from hyperadapters.config import Lengths, ModelConfig, ModuleNames, Recipe, Task, parse
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
@@ -25,7 +25,7 @@ from hyperadapters.methods.objective import text_loss
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
-ARCHITECTURES = tuple(MAKERS)
+KINDS = tuple(MAKERS)
 FORMS = ("bottleneck", "lora")
 FORM_SETTINGS: dict[str, dict[str, Any]] = {
     "bottleneck": {"adapter_dim": 4},
@@ -37,14 +37,14 @@ HEAD_TASKS = [
     Task.classification("mood", ["bad", "good"]),
 ]
 TEXT_TASKS = [Task.text_to_text("colour"), Task.text_to_text("size"), Task.text_to_text("mood")]
-WRITING = [kind for kind in ARCHITECTURES if SITES.get(kind, SITES["t5"]).kind != "encoder"]
-each = pytest.mark.parametrize("kind", ARCHITECTURES)
+WRITING = [kind for kind in KINDS if ARCHITECTURES.get(kind, ARCHITECTURES["t5"]).kind != "encoder"]
+each = pytest.mark.parametrize("kind", KINDS)
 each_form = pytest.mark.parametrize("form", FORMS)
 each_that_writes = pytest.mark.parametrize("kind", WRITING)
 
 
 def kind_of(kind: str) -> str:
-    return SITES.get(kind, SITES["t5"]).kind  # FLAN-T5 has the model type of T5
+    return ARCHITECTURES.get(kind, ARCHITECTURES["t5"]).kind  # FLAN-T5 has the model type of T5
 
 
 def make_model(kind: str, form: str = "bottleneck", **settings: Any) -> HyperAdapterModel:
@@ -184,14 +184,14 @@ def test_kept_states_of_frozen_layers_give_the_outputs_of_a_whole_pass(kind: str
     if kind in DECODERS:
         inputs["prompt_mask"] = ((batch["labels"] == -100) & batch["attention_mask"].bool()).long()
     whole = model(**batch)
-    kept = model(**batch, frozen=model.frozen(**inputs))
+    kept = model(**batch, frozen=model.forward_frozen_layers(**inputs))
     real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
     assert_same(kept.logits[real], whole.logits[real])
     assert_same(kept.instances, whole.instances)
     assert_same(kept.loss, whole.loss)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "mpnet"])  # which has none of its own
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mpnet"])  # which has none of its own
 @each_form
 def test_gradient_checkpointing_keeps_the_tasks(kind: str, form: str) -> None:
     batch, gradients = make_batch(kind), []
@@ -362,7 +362,7 @@ def test_an_answer_ends_where_the_tokenizer_ends_it_whatever_the_backbone_says()
 
 
 def test_lengths_leave_room_for_the_answer_of_a_language_model() -> None:
-    sites = find_sites(tiny_backbone("gpt2"))
+    sites = resolve_architecture(tiny_backbone("gpt2"))
     assert sites.max_length == 80
     model = make_model("gpt2")
     assert model.lengths == Lengths(input=60, target=20)
@@ -375,8 +375,8 @@ def test_lengths_leave_room_for_the_answer_of_a_language_model() -> None:
 
 
 def test_settings_that_do_not_fit_an_architecture_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"head_inputs: 'texts' .* this backbone writes its answers"):
-        make_model("gpt2", head_inputs="texts")
+    with pytest.raises(RecipeError, match=r"head_inputs: 'pair_features' .* this backbone writes its answers"):
+        make_model("gpt2", head_inputs="pair_features")
     with pytest.raises(RecipeError, match="shared_adapter_dim: decoder backbones have no shared adapters"):
         make_model("llama", shared_adapter_dim=4)
     with pytest.raises(RecipeError, match="adapter_norm_input: this backbone norms"):
@@ -400,7 +400,7 @@ def test_target_modules_are_found_before_anything_is_changed() -> None:
     backbone = tiny_backbone("llama")
     for targets, message in (
         (("q_porj",), r"Unknown module 'q_porj'. Did you mean 'q_proj'\? Known: down_proj, gate_proj, k_proj, "),
-        (("q_proj", "input_layernorm"), "'input_layernorm' is LlamaRMSNorm 'input_layernorm'; expected a linear map"),
+        (("q_proj", "input_layernorm"), "'input_layernorm' is LlamaRMSNorm 'input_layernorm'; expected a linear layer"),
     ):
         with pytest.raises(BackboneError, match=message):
             HyperAdapterModel(backbone, TEXT_TASKS, ModelConfig(form="lora", target_modules=targets))
@@ -430,10 +430,10 @@ def test_a_rank_above_the_width_of_a_linear_map_is_refused() -> None:
 def test_default_target_modules_are_those_of_peft() -> None:
     constants = pytest.importorskip("peft.utils.constants", reason="peft is not installed")
     of_peft = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    shared = SITES.keys() & of_peft.keys()
+    shared = ARCHITECTURES.keys() & of_peft.keys()
     assert {"t5", "bart", "bert", "gpt2", "llama", "qwen3", "deberta-v2"} <= shared
     for name in shared - {"deberta-v2"}:  # see its row
-        assert sorted(SITES[name].target_modules) == sorted(of_peft[name]), name
+        assert sorted(ARCHITECTURES[name].target_modules) == sorted(of_peft[name]), name
 
 
 @pytest.mark.parametrize("targets", [("q", "v", "wo"), ("SelfAttention.q",)])
@@ -506,7 +506,7 @@ class OwnEncoder(nn.Module):
 def test_a_module_of_ones_own_is_adapted_by_the_names_of_its_modules(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone, batch = OwnEncoder().eval(), make_batch("bert")
-    modules = ModuleNames(layers="blocks", feed_forward="mlp", width=16)
+    modules = ModuleNames(layers="blocks", feed_forward="mlp", hidden_size=16)
     settings = {**FORM_SETTINGS[form], **({"target_modules": ("mlp.0",)} if form == "lora" else {})}
     model = HyperAdapterModel(backbone, HEAD_TASKS, ModelConfig(modules=modules, **settings)).eval()
     with torch.no_grad():
@@ -532,7 +532,9 @@ def test_modules_that_cannot_hold_adapters_are_refused_untouched() -> None:
         OPTConfig(hidden_size=16, ffn_dim=32, num_attention_heads=2, num_hidden_layers=2, vocab_size=40)
     )
     names = {"kind": "decoder", "layers": "model.decoder.layers", "feed_forward": "fc2"}
-    with pytest.raises(BackboneError, match=r"layers\.0\.fc2' is a linear map from 32 to 16; expected the one module"):
+    with pytest.raises(
+        BackboneError, match=r"layers\.0\.fc2' is a linear layer from 32 to 16; expected the one module"
+    ):
         HyperAdapterModel(opt, TEXT_TASKS, ModelConfig(preset="paper", modules=names))
     llama = tiny_backbone("llama")
     llama.model.layers = nn.ModuleList([llama.model.layers[0]] * 4)
@@ -551,17 +553,17 @@ def test_a_checkpoint_on_a_backbone_of_another_architecture_says_so(tmp_path: Pa
 def test_wrong_names_of_modules_are_refused_with_the_nearest() -> None:
     for modules, message in (
         (
-            ModuleNames(layers="block", feed_forward="mlp", width=16),
+            ModuleNames(layers="block", feed_forward="mlp", hidden_size=16),
             r"at 'block'.*OwnEncoder has: words, blocks. Did you",
         ),
-        (ModuleNames(layers="blocks", feed_forward="mpl", width=16), r"at 'blocks.0.mpl'.*Did you mean 'mlp'\?"),
-        (ModuleNames(layers="words", feed_forward="mlp", width=16), "expected a list of layers at 'words'"),
-        (ModuleNames(layers="blocks", feed_forward="mlp"), "width of the backbone's hidden states is not known"),
+        (ModuleNames(layers="blocks", feed_forward="mpl", hidden_size=16), r"at 'blocks.0.mpl'.*Did you mean 'mlp'\?"),
+        (ModuleNames(layers="words", feed_forward="mlp", hidden_size=16), "expected a list of layers at 'words'"),
+        (ModuleNames(layers="blocks", feed_forward="mlp"), "hidden_size of the backbone is not known"),
     ):
         with pytest.raises(BackboneError, match=message):
             HyperAdapterModel(OwnEncoder(), HEAD_TASKS, ModelConfig(modules=modules))
-    modules = ModuleNames(layers="blocks", feed_forward="mlp", width=16)
-    with pytest.raises(RecipeError, match="target_modules: which linear maps form 'lora' is to change"):
+    modules = ModuleNames(layers="blocks", feed_forward="mlp", hidden_size=16)
+    with pytest.raises(RecipeError, match="target_modules: which linear layers form 'lora' is to change"):
         HyperAdapterModel(OwnEncoder(), HEAD_TASKS, ModelConfig(modules=modules, form="lora", preset="paper"))
 
 
@@ -659,9 +661,9 @@ def test_the_table_of_backbones_has_every_row() -> None:
     text = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
     lines = [line.split("|")[1:5] for line in text.splitlines() if line.startswith("| `")]
     table = {name: targets for names, _, _, targets in lines for name in re.findall(r"`(\S+)`", names)}
-    assert table.keys() == SITES.keys()
+    assert table.keys() == ARCHITECTURES.keys()
     for name, targets in table.items():
-        assert re.findall(r"`(\S+)`", targets) == list(SITES[name].target_modules)
+        assert re.findall(r"`(\S+)`", targets) == list(ARCHITECTURES[name].target_modules)
 
 
 # Half precision
@@ -777,7 +779,7 @@ def test_compiled_layers_give_the_same_and_are_not_compiled_again_for_another_ta
             frames.append(counter.frame_count)
         assert frames[0] > 0
         assert frames[1:] == frames[:1] * 2
-        again = model(**batch, encoded=model.encode(batch["input_ids"], batch["attention_mask"]))
+        again = model(**batch, lower_output=model.forward_lower_layers(batch["input_ids"], batch["attention_mask"]))
     real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
     assert_same(again.logits[real], mixed.logits[real])
     torch._dynamo.reset()

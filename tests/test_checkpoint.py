@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODER_DECODERS, ENCODERS, VOCABULARY, empty_keys, save_backbone, tiny_backbone, tiny_tokenizer
+from conftest import (
+    ENCODER_DECODERS,
+    ENCODERS,
+    VOCABULARY,
+    empty_centroids,
+    save_backbone,
+    tiny_backbone,
+    tiny_tokenizer,
+)
 from safetensors import safe_open
 from safetensors.torch import save
 from test_hosts import make_batch, make_model
@@ -80,7 +88,7 @@ def test_a_checkpoint_is_two_files_and_a_card_without_backbone_weights_or_pickle
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".safetensors"]
     with safe_open(_weights_file(tmp_path), framework="pt") as file:
         names = set(file.keys())
-    assert names == {n for n in model.state_dict() if not n.startswith("backbone.")} - {"prototypes.keys"}
+    assert names == {n for n in model.state_dict() if not n.startswith("backbone.")} - {"prototypes.centroids"}
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert config["backbone"]["fingerprint"] == model.backbone_fingerprint
     assert config["format_version"] == 3
@@ -513,7 +521,7 @@ def _with_parts_of_their_own(kind: str) -> HyperAdapterModel:
     if model.heads is not None:
         model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
         parts = task_parts(model)
-        parts[0].head = Head(torch.randn(3, 2 * model.heads.width), torch.randn(3))
+        parts[0].head = Head(torch.randn(3, 2 * model.heads.hidden_size), torch.randn(3))
     set_task_parts(model, parts)
     return model.eval()
 
@@ -539,7 +547,7 @@ def test_a_model_goes_back_to_an_earlier_state(tmp_path: Path) -> None:
                 tensor.add_(1.0)
     load_state(model, tmp_path)
     assert torch.equal(model(**batch).logits, before)
-    assert not model.prototypes.keys.any()
+    assert not model.prototypes.centroids.any()
 
 
 def test_training_is_not_resumed_from_a_state_of_format_1(tmp_path: Path) -> None:
@@ -563,14 +571,14 @@ def test_a_head_of_format_1_with_another_shape_is_refused(tmp_path: Path) -> Non
 
 def test_keys_are_in_the_file_where_a_task_has_some(tmp_path: Path) -> None:
     model = make_model("bert")
-    empty_keys(model)[1] = 0.5
+    empty_centroids(model)[1] = 0.5
     model.save_pretrained(tmp_path)
-    assert torch.equal(_load(tmp_path).prototypes.keys, model.prototypes.keys)
+    assert torch.equal(_load(tmp_path).prototypes.centroids, model.prototypes.centroids)
 
 
 def test_a_task_is_one_line_without_what_is_default(tmp_path: Path) -> None:
     tasks = [
-        Task.classification("größe", ["a\n", '"b"'], label_words={"a\n": "x", '"b"': "y"}),
+        Task.classification("größe", ["a\n", '"b"'], verbalizer={"a\n": "x", '"b"': "y"}),
         Task.regression("r", fields=["text", "text_pair"], metrics=["spearman", "pearson"], step=0.5),
     ]
     model = HyperAdapterModel(tiny_backbone("bert"), tasks)
@@ -586,8 +594,8 @@ def test_a_task_is_one_line_without_what_is_default(tmp_path: Path) -> None:
 def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: Path) -> None:
     model, batch = make_model("bert"), make_batch("bert")
     values, state = _save_format_1(model, tmp_path)
-    del values["lengths"], values["model"]["features"], values["model"]["prototypes_per_task"]
-    del state["thresholds"], state["prototypes.keys"]
+    del values["lengths"], values["model"]["features"], values["model"]["centroids_per_task"]
+    del state["thresholds"], state["prototypes.centroids"]
     _write(tmp_path, values, state)
     loaded = _load(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import test_cli
 import torch
-from conftest import empty_keys, save_backbone
+from conftest import empty_centroids, save_backbone
 from test_cli import ROWS, Cli, assert_refused, write_recipe, write_rows
 
 from hyperadapters import HyperAdapterModel, Task
@@ -35,7 +35,7 @@ def _make_run(folder: Path, backbone: Path, tasks: list[Task]) -> Path:
         write_rows(folder / "data", **{f"colour-{split}": COLOURS})
     model = HyperAdapterModel.from_backbone(str(backbone), tasks, adapter_dim=2, prototype_dim=4, hidden_dim=4)
     with torch.no_grad():
-        empty_keys(model).normal_()
+        empty_centroids(model).normal_()
         for parameter in model.hypernetwork.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.eval().save_pretrained(folder / "run")

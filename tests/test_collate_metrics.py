@@ -129,7 +129,7 @@ def test_long_targets_are_cut_at_max_target_length() -> None:
 
 
 def test_tasks_of_all_kinds_share_a_batch() -> None:
-    words = MOOD.model_copy(update={"label_words": {"no": "bad", "yes": "good"}})
+    words = MOOD.model_copy(update={"verbalizer": {"no": "bad", "yes": "good"}})
     batch = writer(words, PAIR, TEXT)(
         [Example(0, "w1", target=1), Example(1, "w1", "w2", target=0), Example(2, "w1", target="red blue")]
     )
@@ -141,7 +141,7 @@ def test_tasks_of_all_kinds_share_a_batch() -> None:
 
 
 def test_label_is_written_as_its_word_or_as_itself() -> None:
-    words = Task.classification("mood", ["no", "yes"], label_words={"no": "0", "yes": "1"})
+    words = Task.classification("mood", ["no", "yes"], verbalizer={"no": "0", "yes": "1"})
     assert [target_text(words, index) for index in (0, 1)] == ["0", "1"]
     assert [target_text(MOOD, index) for index in (0, 1)] == ["no", "yes"]
 
@@ -192,7 +192,7 @@ def test_generated_text_that_is_no_finite_number_is_no_answer(text: str) -> None
 
 
 def test_label_is_not_read_where_it_has_a_word() -> None:
-    words = Task.classification("mood", ["no", "yes"], label_words={"no": "yes", "yes": "fine"})
+    words = Task.classification("mood", ["no", "yes"], verbalizer={"no": "yes", "yes": "fine"})
     assert [read_answer(words, text) for text in ("yes", "fine", "no")] == [0, 1, None]
 
 

@@ -9,7 +9,17 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from hyperadapters.config import Cut, DataConfig, ModelConfig, Recipe, Source, Task, TrainingConfig, load_recipe, parse
+from hyperadapters.config import (
+    DataConfig,
+    HeldOut,
+    ModelConfig,
+    Recipe,
+    Source,
+    Task,
+    TrainingConfig,
+    load_recipe,
+    parse,
+)
 from hyperadapters.config.reading import load_yaml
 from hyperadapters.errors import RecipeError, TaskError
 
@@ -52,8 +62,8 @@ def faults_of(**changes: Any) -> list[str]:
         ({"tasks": [one_task(feilds=["text"])]}, "tasks.0.feilds", "fields"),
         ({"tasks": [one_task(source={"path": "x", "colums": {}})]}, "tasks.0.source.colums", "columns"),
         (
-            {"tasks": [one_task(source={"path": "x", "cut": {"test": {"from": "train", "size": 1, "sise": 1}}})]},
-            "tasks.0.source.cut.test.sise",
+            {"tasks": [one_task(source={"path": "x", "held_out": {"test": {"from": "train", "size": 1, "sise": 1}}})]},
+            "tasks.0.source.held_out.test.sise",
             "size",
         ),
     ],
@@ -232,13 +242,13 @@ def test_template_that_leaves_out_a_field_is_refused() -> None:
 
 
 def test_label_words_must_cover_the_labels() -> None:
-    with pytest.raises(TaskError, match=r"label_words must have one word for each of \['no', 'yes'\]"):
-        Task.classification("mood", ["no", "yes"], label_words={"no": "0"})
+    with pytest.raises(TaskError, match=r"verbalizer must have one word for each of \['no', 'yes'\]"):
+        Task.classification("mood", ["no", "yes"], verbalizer={"no": "0"})
 
 
 def test_label_words_that_cannot_be_told_apart_are_refused() -> None:
-    with pytest.raises(TaskError, match="label_words"):
-        Task.classification("mood", ["no", "yes"], label_words={"no": "0", "yes": "0"})
+    with pytest.raises(TaskError, match="verbalizer"):
+        Task.classification("mood", ["no", "yes"], verbalizer={"no": "0", "yes": "0"})
 
 
 # Settings that exclude each other
@@ -301,7 +311,7 @@ def test_settings_of_a_data_set_need_one(extra: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", [0, -1, math.inf, math.nan])
 def test_size_of_a_cut_is_a_positive_finite_number(size: float) -> None:
     with pytest.raises(RecipeError, match="size"):
-        parse(Cut, {"from": "train", "size": size})
+        parse(HeldOut, {"from": "train", "size": size})
 
 
 # Files
@@ -542,8 +552,8 @@ def test_enumerated_values_get_a_suggestion() -> None:
 def test_settings_of_another_kind_of_task_are_refused() -> None:
     with pytest.raises(TaskError, match="step belongs to a regression task"):
         Task.classification("a", ["x", "y"], step=0.5)
-    with pytest.raises(TaskError, match="label_words belong to a classification task"):
-        Task.regression("a", label_words={"x": "y"})
+    with pytest.raises(TaskError, match="verbalizer belong to a classification task"):
+        Task.regression("a", verbalizer={"x": "y"})
 
 
 def test_label_names_are_compared_as_texts() -> None:
@@ -598,7 +608,7 @@ def test_labels_in_yaml_mean_what_is_written() -> None:
 @pytest.mark.parametrize("mode", ["python", "json"])
 @pytest.mark.parametrize("option", ["", "exclude_unset", "exclude_defaults", "exclude_none", "by_alias"])
 def test_recipe_is_the_same_when_dumped_and_parsed(mode: Literal["python", "json"], option: str) -> None:
-    task = one_task(source={"path": "a.csv", "delimiter": ";", "cut": {"test": {"from": "train", "size": 0.1}}})
+    task = one_task(source={"path": "a.csv", "delimiter": ";", "held_out": {"test": {"from": "train", "size": 0.1}}})
     given = recipe(tasks=[task], training={"max_steps": 1, "max_grad_norm": float("inf")})
     options = {option: True} if option else {}
     assert parse(Recipe, given.model_dump(mode=mode, **options)) == given

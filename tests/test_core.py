@@ -77,7 +77,7 @@ def test_generated_weights_and_hidden_codes_equal_the_golden_values(golden: Gold
     codes, weights = model.hypernetwork.codes(prototypes), model.hypernetwork(prototypes)
     for site in range(len(codes)):
         torch.testing.assert_close(codes[site], golden.tensors[f"hyper/{site}/hidden"], atol=1e-5, rtol=0)
-        for name, value in weights.site(site).items():
+        for name, value in weights.layer(site).items():
             torch.testing.assert_close(value, golden.tensors[f"generated/{site}/{name}"], atol=1e-5, rtol=0)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import empty_keys, tiny_backbone, tiny_tokenizer
+from conftest import empty_centroids, tiny_backbone, tiny_tokenizer
 from safetensors.torch import load_file
 from test_hosts import make_batch, make_model
 from torch import Tensor
@@ -45,7 +45,7 @@ def lived_in(kind: str, own: Iterable[str] = ("mood",), **settings: Any) -> Hype
     model = make_model(kind, **settings)
     model.tokenizer = tiny_tokenizer()
     with torch.no_grad():
-        empty_keys(model, model.adapter_config.prototypes_per_task).normal_()
+        empty_centroids(model, model.adapter_config.centroids_per_task).normal_()
         model.thresholds.copy_(torch.tensor([0.1, -0.2, -torch.inf]))
         for name in own:
             task_id = model.task_id(name)
@@ -120,7 +120,7 @@ def stored(model: HyperAdapterModel, folder: Path) -> tuple[dict[str, dict[str, 
     shared = {}
     for key, tensor in load_file(weights).items():
         module, _, rest = key.rpartition(".")
-        if key in ("prototypes.weight", "prototypes.keys", "thresholds", "heads.target_mean", "heads.target_std"):
+        if key in ("prototypes.weight", "prototypes.centroids", "thresholds", "heads.target_mean", "heads.target_std"):
             for name, part in zip(names, tensor, strict=True):
                 of_task[name][key] = part.numpy().tobytes()
         elif found := re.fullmatch(r"own_adapters\.(\d+)", module):
@@ -184,7 +184,7 @@ def test_a_change_of_one_task_leaves_the_others_as_they_are_bit_for_bit(
 @pytest.mark.parametrize("kind", [*KINDS, "roberta"])
 @pytest.mark.parametrize("seed", range(2))
 def test_many_changes_in_a_row_leave_the_others_as_they_are_bit_for_bit(kind: str, seed: int, tmp_path: Path) -> None:
-    model, generator = lived_in(kind, prototypes_per_task=2), random.Random(seed)
+    model, generator = lived_in(kind, centroids_per_task=2), random.Random(seed)
     others = ["colour", "mood"]
     before, (parts_before, shared_before) = outputs(model, kind, others), stored(model, tmp_path)
     made = ["size"]
@@ -228,7 +228,11 @@ def test_ids_behind_a_removed_task_move_up_by_one(kind: str) -> None:
     assert [task.name for task in model.tasks] == ["colour", "mood", "new"]
     assert [model.task_id(name) for name in ("colour", "mood", "new")] == [0, 1, 2]
     assert list(model.own_adapters) == ["1", "2"]
-    assert [row.shape[0] for row in (model.thresholds, model.prototypes.weight, model.prototypes.keys)] == [3, 3, 3]
+    assert [row.shape[0] for row in (model.thresholds, model.prototypes.weight, model.prototypes.centroids)] == [
+        3,
+        3,
+        3,
+    ]
     with pytest.raises(TaskError, match="expected 0 to 2"):
         model(**{**make_batch(kind, rows=1), "task_ids": torch.tensor([3])})
 
@@ -295,7 +299,7 @@ def test_nothing_is_reported_as_changed_when_nothing_is_shared(kind: str, fit: s
 
 @pytest.mark.parametrize("kind", [*KINDS, "roberta"])
 def test_changed_tasks_survive_saving_and_loading_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    model = lived_in(kind, prototypes_per_task=2)
+    model = lived_in(kind, centroids_per_task=2)
     add_new(model, fit="adapter")
     price = Task.regression("price") if kind != "t5" else Task.text_to_text("price")
     model.add_task(price, rows_of(price), k_per_label=1, max_steps=2)
@@ -345,7 +349,7 @@ def _similarities(model: HyperAdapterModel, rows: Rows) -> dict[str, float]:
         batch = model.collator.inputs([Example(None, row["text"])])
         instance = model.instances(**batch)[0].detach().double().numpy()
         for task_id, task in enumerate(model.tasks):
-            keys = [key for key in model.prototypes.keys[task_id].double().numpy() if key.any()]
+            keys = [key for key in model.prototypes.centroids[task_id].double().numpy() if key.any()]
             points = keys or [model.prototypes.weight[task_id].detach().double().numpy()]
             cosines = [point @ instance / np.linalg.norm(point) / np.linalg.norm(instance) for point in points]
             found[task.name].append(float(max(cosines)))
@@ -355,10 +359,10 @@ def _similarities(model: HyperAdapterModel, rows: Rows) -> dict[str, float]:
 @pytest.mark.parametrize("kind", [*KINDS, "roberta"])
 @pytest.mark.parametrize("has_keys", [False, True])
 def test_neighbours_are_the_most_similar_tasks_with_their_cosine_similarity(kind: str, has_keys: bool) -> None:
-    model = lived_in(kind, prototypes_per_task=2)
+    model = lived_in(kind, centroids_per_task=2)
     add_new(model, fit="none", init="random")
     with torch.no_grad():
-        keys = empty_keys(model, 2)
+        keys = empty_centroids(model, 2)
         if has_keys:
             keys.normal_()
             keys[0, 1] = 0
@@ -652,7 +656,7 @@ def test_k_per_label_takes_so_many_rows_in_all_where_there_are_no_labels() -> No
 def test_the_same_call_gives_the_same_model_bit_for_bit(kind: str, fit: str) -> None:
     states = []
     for noise in (1, 2):
-        model = lived_in(kind, prototypes_per_task=2)
+        model = lived_in(kind, centroids_per_task=2)
         torch.manual_seed(noise)
         np.random.seed(noise)
         random.seed(noise)

@@ -88,7 +88,7 @@ def test_a_generation_config_given_by_the_user_keeps_its_padding() -> None:
     set_ends(model, LISTED_ENDS, None)
     config = GenerationConfig(eos_token_id=[5], pad_token_id=9, max_new_tokens=3)
     options: dict[str, Any] = {"generation_config": config}
-    model._host._set_padding(options)
+    model._passes._set_padding(options)
     assert "pad_token_id" not in options
     assert len(model.generate(**batch(), task_ids=torch.tensor([0, 1, 0]), **options)) == len(PROMPTS)
 
@@ -141,8 +141,8 @@ def test_a_predictor_reads_the_prompt_once(kind: str, tmp_path: Path) -> None:
 def test_one_pass_generates_what_two_passes_do(kind: str, options: dict[str, Any], route: Any, left: bool) -> None:
     model, inputs = make_model(kind), batch(left)
     one = model.generate_with_tasks(**inputs, route=route, max_new_tokens=5, **options)
-    encoded = model.encode(**inputs)
-    two = model.generate_with_tasks(**inputs, route=route, encoded=encoded, max_new_tokens=5, **options)
+    lower_output = model.forward_lower_layers(**inputs)
+    two = model.generate_with_tasks(**inputs, route=route, lower_output=lower_output, max_new_tokens=5, **options)
     assert torch.equal(one.tokens, two.tokens)
     assert torch.equal(one.task_ids, two.task_ids)
     assert one.instances is not None

@@ -63,7 +63,7 @@ def test_a_head_given_back_is_no_copy() -> None:
 @pytest.mark.parametrize("weight", [torch.zeros(2, 2), torch.zeros(3, 3)])
 def test_a_head_that_does_not_fit_its_task_is_refused(weight: Tensor) -> None:
     with pytest.raises(ValueError, match=r"the head of task 2 has shape .*, not 3 outputs"):
-        TaskHeads.of(TASKS, [PLAIN, SCALED, Head(weight, torch.zeros(3))], width=2)
+        TaskHeads.of(TASKS, [PLAIN, SCALED, Head(weight, torch.zeros(3))], hidden_size=2)
 
 
 # Against the same in a loop over tasks
@@ -112,7 +112,7 @@ def _gradient(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("wide", [set(), {0, 3, 5}, set(range(7))], ids=["plain", "mixed", "wide"])
 def test_logits_losses_and_gradients_are_those_of_a_loop_over_rows(wide: set[int], smoothing: float) -> None:
     given = _mixed_heads(wide)
-    heads = TaskHeads.of(MANY, given, width=5)
+    heads = TaskHeads.of(MANY, given, hidden_size=5)
     alone = [h._replace(weight=h.weight.clone().requires_grad_(), bias=h.bias.clone().requires_grad_()) for h in given]
     pooled, features = torch.randn(10, 5, requires_grad=True), torch.randn(10, 5)
     expected, expected_loss = _loop(alone, pooled, features, MIXED, smoothing)
@@ -128,7 +128,9 @@ def test_logits_losses_and_gradients_are_those_of_a_loop_over_rows(wide: set[int
     expected_loss.backward()
     loss.backward()
     assert alone[1].bias.grad is None
-    gradients = TaskHeads.of(MANY, [Head(_gradient(head.weight), _gradient(head.bias)) for head in alone], width=5)
+    gradients = TaskHeads.of(
+        MANY, [Head(_gradient(head.weight), _gradient(head.bias)) for head in alone], hidden_size=5
+    )
     for name, parameter in heads.named_parameters():
         if parameter.numel():
             torch.testing.assert_close(parameter.grad, gradients.get_parameter(name).data)
@@ -136,7 +138,7 @@ def test_logits_losses_and_gradients_are_those_of_a_loop_over_rows(wide: set[int
 
 def test_other_tasks_of_a_model_change_nothing() -> None:
     given, pooled, features = _mixed_heads({3}), torch.randn(4, 5), torch.randn(4, 5)
-    few = TaskHeads.of(MANY[2:4], given[2:4], width=5)
+    few = TaskHeads.of(MANY[2:4], given[2:4], hidden_size=5)
     rows = torch.tensor([1, 0, 0, 1])
     assert torch.equal(TaskHeads.of(MANY, given)(pooled, features, rows + 2), few(pooled, features, rows))
 

@@ -12,7 +12,7 @@ from conftest import ENCODER_DECODERS, ENCODERS, save_backbone, tiny_backbone
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, OPTConfig, OPTForCausalLM
 
-from hyperadapters.backbones.architectures import find_sites
+from hyperadapters.backbones.architectures import resolve_architecture
 from hyperadapters.backbones.loading import (
     PACKAGED,
     PackagedBackbone,
@@ -257,10 +257,10 @@ def test_a_backbone_without_a_name_has_no_tokenizer_to_load() -> None:
 def test_the_longest_input_of_each_architecture_runs() -> None:
     for kind, longest in (("bert", 80), ("roberta", 79), ("xlm-roberta", 79)):
         model = make_model(kind)
-        assert find_sites(tiny_backbone(kind)).max_length == longest
+        assert resolve_architecture(tiny_backbone(kind)).max_length == longest
         ids = torch.full((1, longest), 5)
         assert model(ids, task_ids=torch.tensor([0])).logits[0, :3].isfinite().all()
-    assert find_sites(tiny_backbone("t5")).max_length is None
+    assert resolve_architecture(tiny_backbone("t5")).max_length is None
 
 
 @pytest.mark.parametrize("contents", [b"", b"[]", b"{}", b"\xff\xfe", b'{"model": {}}', None])

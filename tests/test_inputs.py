@@ -220,7 +220,7 @@ def test_a_cut_keeps_a_row_of_each_label_for_training(
 ) -> None:
     rows = [("t", label) for label in ["a"] * 14 + ["b"] * 5 + ["rare"]]
     (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(f"{text},{label}" for text, label in rows))
-    source = {"path": str(tmp_path / "rows.csv"), "cut": {"validation": {"size": size}, "test": {"size": 4}}}
+    source = {"path": str(tmp_path / "rows.csv"), "held_out": {"validation": {"size": size}, "test": {"size": 4}}}
     entry = parse(TaskEntry, {"name": "mood", "source": source})
     with caplog.at_level(logging.WARNING):
         data = load_task(entry, 0, DataConfig(), seed)
@@ -236,7 +236,7 @@ def test_a_cut_leaves_the_last_row_of_each_label_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, size: float, wanted: int, found: int
 ) -> None:
     _write_labels(tmp_path / "rows.jsonl", ["a", "a ", "b", "b", "c"])
-    source = {"path": str(tmp_path / "rows.jsonl"), "cut": {"validation": {"size": size}}}
+    source = {"path": str(tmp_path / "rows.jsonl"), "held_out": {"validation": {"size": size}}}
     data = load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0)
     assert len(data.splits["validation"]) == found
     assert {example.target for example in data.splits["train"]} == {0, 1, 2}
@@ -253,7 +253,7 @@ def test_a_cut_from_other_rows_than_those_of_training_may_take_every_row_of_a_la
     _write_labels(tmp_path / "train.jsonl", ["a", "b", "c"])
     _write_labels(tmp_path / "validation.jsonl", ["a", "b", "c"])
     path = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
-    source = {"path": path, "cut": {"test": {"from": "validation", "size": 2}}}
+    source = {"path": path, "held_out": {"test": {"from": "validation", "size": 2}}}
     data = load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0)
     assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 3, "validation": 1, "test": 2}
     lacking = [message.partition(" rows have no example of ")[::2] for message in caplog.messages]

@@ -91,7 +91,7 @@ def _recipe(folder: Path, form: str) -> Recipe:
             "eval_steps": 150,
         },
         "tasks": [
-            {"name": name, "labels": list(LABELS), "label_words": LABELS, "source": source(name)}
+            {"name": name, "labels": list(LABELS), "verbalizer": LABELS, "source": source(name)}
             for name in ("low", "high")
         ],
     }
@@ -125,7 +125,7 @@ def test_adapting_a_frozen_language_model_to_tasks(world: Path, form: str, tmp_p
 def test_a_task_is_added_to_a_language_model_from_a_few_examples(world: Path, form: str, fit: str) -> None:
     name = str(world / "backbone")
     config = ModelConfig(preset="paper", feature_layer=1, **FORMS[form])
-    tasks = [Task.classification(task, list(LABELS), label_words=LABELS) for task in RANGES]
+    tasks = [Task.classification(task, list(LABELS), verbalizer=LABELS) for task in RANGES]
     model = HyperAdapterModel(load_backbone(name), tasks[:2], config, name, LENGTHS).eval()
     inputs = ["w1 w2 w3 red", "w24 w25 w26 blue"]
     before = [prediction.text for prediction in Predictor(model, decline=False)(inputs, task="low")]

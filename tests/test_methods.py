@@ -27,7 +27,7 @@ OTHERS = METHODS[1:]
 KINDS = ("bert", "t5")
 SIZES: dict[str, Any] = {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 6}
 D, A, P, H, T = 16, 4, 8, 6, 3
-SITES = {"bert": 2, "t5": 3}
+ARCHITECTURES = {"bert": 2, "t5": 3}
 
 
 def make_model(kind: str, method: str, **settings: Any) -> HyperAdapterModel:
@@ -82,7 +82,7 @@ def test_backward_reaches_all_parts_of_the_method_and_nothing_else(kind: str, me
 
 def _count(kind: str, method: Method) -> int:
     """Trainable parameters as docs/methods.md has them, without heads and the encoder's shared adapters."""
-    sites, adapter = SITES[kind], 2 * D * A + A + D
+    sites, adapter = ARCHITECTURES[kind], 2 * D * A + A + D
     parts = {
         "retriever": D * H + H + H * P + P,
         "prototypes": T * P,
@@ -134,9 +134,9 @@ def test_learned_adapters_start_at_the_backbone(kind: str, method: Method) -> No
     with torch.no_grad():
         expected = backbone(**inputs, **({} if kind == "bert" else {"decoder_input_ids": batch["labels"]}))[0]
         model = HyperAdapterModel(backbone, tasks, ModelConfig(method=method, **frozen)).eval()
-        encoded = model.encode(**inputs)
+        lower_output = model.forward_lower_layers(**inputs)
         weights = model.adapters(torch.tensor([2]))
-        found = model.adapted(inputs, encoded, weights, None if kind == "bert" else batch["labels"])
+        found = model.forward_upper_layers(inputs, lower_output, weights, None if kind == "bert" else batch["labels"])
     if kind == "bert":
         mask = batch["attention_mask"][..., None]
         expected = ((expected * mask).sum(dim=1) / mask.sum(dim=1)).float()
@@ -156,7 +156,7 @@ def test_learned_adapters_are_those_of_their_tasks() -> None:
     distinct, rows = tasks.unique(return_inverse=True)
     grouping = Grouping.of(rows, 3)
     weights = learned(distinct).tasks(grouping.tasks)
-    found = bottleneck(inputs, weights.site(1), grouping)
+    found = bottleneck(inputs, weights.layer(1), grouping)
     found.square().sum().backward()
 
     expected = torch.zeros_like(found)
@@ -202,11 +202,11 @@ def test_task_adapters_of_a_model_equal_models_of_one_task_each(kind: str) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_hyperdecoders_weights_of_a_row_depend_on_that_row_only(kind: str) -> None:
     model, batch = make_model(kind, "hyperdecoder"), make_batch(kind, rows=4)
-    pooled = model.encode(batch["input_ids"], batch["attention_mask"]).pooled.detach().requires_grad_()
+    pooled = model.forward_lower_layers(batch["input_ids"], batch["attention_mask"]).pooled.detach().requires_grad_()
     instances = model.retrieve(pooled)
     _, state = model.choose(batch["task_ids"], instances, "nearest")
     assert state.weights is not None
-    assert state.weights["up_weight"].shape == (SITES[kind], 4, A, D)
+    assert state.weights["up_weight"].shape == (ARCHITECTURES[kind], 4, A, D)
     state.weights["up_weight"][:, 2].sum().backward()
     assert pooled.grad is not None
     assert pooled.grad[2].any()
@@ -308,7 +308,7 @@ def test_what_a_method_does_not_have_is_an_error() -> None:
     ("settings", "message"),
     [
         ({"preset": "official"}, "preset 'official' is the released code's PHA; with method 'hyperformer' use 'paper'"),
-        ({"prototypes_per_task": 2}, "is for routing, and method 'hyperformer' cannot route; remove it"),
+        ({"centroids_per_task": 2}, "is for routing, and method 'hyperformer' cannot route; remove it"),
     ],
 )
 def test_settings_of_pha_alone_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -155,7 +155,7 @@ def test_an_exception_inside_a_forward_leaves_no_state_behind(kind: str) -> None
     with pytest.raises(ZeroDivisionError):
         model(**batch)
     handle.remove()
-    assert model._host._active._state is None
+    assert model._passes._active._state is None
     assert torch.equal(model(**batch).logits, before)
 
 

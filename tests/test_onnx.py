@@ -56,10 +56,10 @@ def batch_of(rows: int, length: int, last: int, is_pair: bool = False, seed: int
     return {**batch, "sequence_ids": sequence_ids} if is_pair else batch
 
 
-def sequence_ids_of(encoded: BatchEncoding) -> np.ndarray[Any, Any]:
+def sequence_ids_of(lower_output: BatchEncoding) -> np.ndarray[Any, Any]:
     """As docs/export.md has it."""
-    rows = range(len(encoded["input_ids"]))
-    return np.array([[-1 if text is None else text for text in encoded.sequence_ids(row)] for row in rows])
+    rows = range(len(lower_output["input_ids"]))
+    return np.array([[-1 if text is None else text for text in lower_output.sequence_ids(row)] for row in rows])
 
 
 def stirred(model: HyperAdapterModel) -> HyperAdapterModel:
@@ -105,7 +105,9 @@ def test_tasks_of_every_kind_answer_as_in_the_model(kind: str, features: str) ->
     assert_same_logits(model)
 
 
-@pytest.mark.parametrize("settings", [{}, {"kind": "roberta"}, {"head_inputs": "text"}, {"features": "backbone"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"kind": "roberta"}, {"head_inputs": "text_features"}, {"features": "backbone"}]
+)
 def test_heads_that_read_texts_answer_as_in_the_model(settings: dict[str, Any]) -> None:
     assert_same_logits(stirred(make_plus(**settings)))
 
@@ -216,10 +218,10 @@ def test_texts_get_the_answers_of_the_model(pair: Exported) -> None:
     spelt = "red </s> w2"
     rows = [*examples(8)[::3], Example(0, spelt, spelt), Example(0, "</s>", "w3"), Example(0, "w4", f"{spelt} </s>")]
     tokenizer = AutoTokenizer.from_pretrained(pair.folder)
-    encoded = tokenizer(
+    lower_output = tokenizer(
         [row.text for row in rows], [row.text_pair for row in rows], padding=True, truncation=True, return_tensors="np"
     )
-    (found,) = pair.session.run(["logits"], {**encoded, "sequence_ids": sequence_ids_of(encoded)})
+    (found,) = pair.session.run(["logits"], {**lower_output, "sequence_ids": sequence_ids_of(lower_output)})
     batch = pair.model.eval().collator.inputs(rows)
     np.testing.assert_allclose(found, expected(pair.model, pair.task_id, batch).numpy(), atol=1e-4, rtol=1e-4)
     assert tokenizer.model_max_length == pair.model.lengths.input

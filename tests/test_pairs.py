@@ -134,8 +134,8 @@ def test_a_model_is_fitted_and_answers_the_same_in_any_batch() -> None:
 def own_batch(style: str) -> tuple[HyperAdapterModel, dict[str, Tensor]]:
     model = model_of(style)
     text = f"red {SPELT[style]} w7"
-    encoded: Any = model.tokenizer([text, "w1"], [text, "w1"], padding=True, return_tensors="pt")
-    return model, dict(encoded)
+    lower_output: Any = model.tokenizer([text, "w1"], [text, "w1"], padding=True, return_tensors="pt")
+    return model, dict(lower_output)
 
 
 def test_token_types_tell_the_texts_apart() -> None:

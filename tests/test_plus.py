@@ -15,7 +15,7 @@ from tolerance import rounding
 from torch import Tensor
 
 from hyperadapters.backbones.passes import evaluating
-from hyperadapters.backbones.text_features import features_width, split_pairs, text_features
+from hyperadapters.backbones.text_features import features_size, split_pairs, text_features
 from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.core import OrthogonalHypernetwork, PrototypeTable, bottleneck_tensors, masked_mean
@@ -104,7 +104,7 @@ def test_it_is_the_default_of_encoders_only() -> None:
 
 def test_a_backbone_without_heads_is_refused() -> None:
     config = parse(ModelConfig, {"preset": "plus"})
-    with pytest.raises(RecipeError, match=r"head_inputs: 'texts' \(preset 'plus' sets it\) is for encoders"):
+    with pytest.raises(RecipeError, match=r"head_inputs: 'pair_features' \(preset 'plus' sets it\) is for encoders"):
         HyperAdapterModel(tiny_backbone("t5"), [Task.text_to_text("a")], config)
 
 
@@ -170,7 +170,12 @@ def test_a_fresh_model_is_its_backbone(kind: str) -> None:
     with torch.no_grad(), model.adapters_disabled():
         expected = masked_mean(model.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
     weights = model.adapters(torch.tensor([1]))
-    torch.testing.assert_close(model.adapted(inputs, model.encode(**inputs), weights), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.forward_upper_layers(inputs, model.forward_lower_layers(**inputs), weights),
+        expected,
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 # Texts
@@ -236,7 +241,7 @@ def test_features_are_those_of_each_text_encoded_alone() -> None:
         sequences = torch.tensor([row(-1, 0, 0, -1, 1, -1), row(-1, 0, 0, 0, -1)])
         found = text_features(encode, ids, mask, torch.tensor([True, False]), sequence_ids=sequences)
         first, second, single = alone(CLS, 1, 2, SEP), alone(CLS, 3, SEP), alone(CLS, 4, 5, 6, SEP)
-    assert found.shape == (2, features_width(WIDTH, compared=True))
+    assert found.shape == (2, features_size(WIDTH, compared=True))
     pair = torch.cat([first + second, (first - second).abs(), (first @ second)[None]])
     torch.testing.assert_close(found[0], pair, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1], torch.cat([single, torch.zeros(WIDTH + 1)]), atol=1e-5, rtol=1e-5)
@@ -260,13 +265,13 @@ def answers(model: HyperAdapterModel, rows: list[Example]) -> list[Any]:
 def test_features_are_not_computed_before_heads_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = make_model(), examples(4)
     calls = []
-    real = model._host.text_features
-    monkeypatch.setattr(model._host, "text_features", lambda *args: calls.append(1) or real(*args))
+    real = model._passes.text_features
+    monkeypatch.setattr(model._passes, "text_features", lambda *args: calls.append(1) or real(*args))
     batch = model.collator(rows)
     model.train()(**batch).loss.backward()
     assert not calls
     assert model.heads is not None
-    assert not model.heads.wide_weight.grad[:, : model.heads.features_width].any()  # type: ignore[index]
+    assert not model.heads.wide_weight.grad[:, : model.heads.features_size].any()  # type: ignore[index]
     fit_text_heads(model, rows, rows, batch_size=8)
     calls.clear()
     model.eval()(**batch)
@@ -299,7 +304,7 @@ def test_a_new_task_is_fitted_on_the_same_features_and_changes_no_other() -> Non
         new, [{"text": e.text, "text_pair": e.text_pair, "label": ("no", "yes")[int(e.target)]} for e in rows[::3]]
     )  # type: ignore[arg-type]
     assert model.heads is not None
-    assert model.heads.head(3).weight.shape == (2, features_width(WIDTH, compared=True) + WIDTH)
+    assert model.heads.head(3).weight.shape == (2, features_size(WIDTH, compared=True) + WIDTH)
     assert [prediction.probabilities for prediction in Predictor(model)(rows)] == before
     found = [p.target for p in Predictor(model)([Example(None, e.text, e.text_pair) for e in rows[::3]], task="near")]
     assert found == [example.target for example in rows[::3]]
@@ -314,7 +319,7 @@ def shares(validation_targets: list[int], trained_logits: Tensor) -> tuple[float
         model.heads.wide_weight.fill_(0.0)
         model.heads.wide_weight[0, -1] = 1.0
     generator = torch.Generator().manual_seed(0)
-    width = model.heads.features_width
+    width = model.heads.features_size
     rows = [Example(0, "w1", None, index % 2) for index in range(8)]
     features = [torch.randn(width, generator=generator) for _ in rows]
     checked = [Example(0, "w1", None, target) for target in validation_targets]
@@ -418,7 +423,7 @@ def test_a_checkpoint_keeps_fitted_heads_in_half_the_bytes_and_without_zeros(tmp
     fit_text_heads(model, examples(), examples(9))
     assert model.heads is not None
     state = stored_state(model)
-    wide = features_width(WIDTH, compared=True) + WIDTH
+    wide = features_size(WIDTH, compared=True) + WIDTH
     assert (state["heads.wide_weight"].shape, state["heads.wide_weight"].dtype) == ((2, wide), torch.float16)
     assert (state["heads.single_weight"].shape, state["heads.single_weight"].dtype) == ((3, 2 * WIDTH), torch.float16)
     model.save_pretrained(tmp_path)

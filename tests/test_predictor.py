@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SPECIAL, VOCABULARY, empty_keys, save_backbone, tiny_backbone, tiny_tokenizer
+from conftest import SPECIAL, VOCABULARY, empty_centroids, save_backbone, tiny_backbone, tiny_tokenizer
 from test_hosts import make_batch, make_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
@@ -261,7 +261,7 @@ def test_a_text_is_read_by_the_label_words_and_what_is_none_of_them_is_no_answer
     assert (written.answer, written.target) == (None, None)
     assert written.text
     words = {"bad": "w1", "good": str(written.text)}
-    mood = Task.classification("mood", ["bad", "good"], fields=["text", "text_pair"], label_words=words)
+    mood = Task.classification("mood", ["bad", "good"], fields=["text", "text_pair"], verbalizer=words)
     (read,) = Predictor(predictor_model("t5", (*TEXT_TASKS[:2], mood)))([("w1", "w2")], task="mood")
     assert (read.answer, read.target, read.text) == ("good", 1, written.text)
     assert read.probabilities is None
@@ -605,7 +605,7 @@ def test_rows_mixed_with_a_task_of_its_own_adapter_equal_single_rows(kind: str, 
             value = batch.pop(name)
         if kind == "t5":
             batch["decoder_input_ids"] = value
-        keys = empty_keys(model)
+        keys = empty_centroids(model)
         instances = model.instances(batch["input_ids"], batch["attention_mask"]).detach()
         with torch.no_grad():  # some rows go to the task of its own adapter, some to others
             keys[3, 0] = instances[0]
@@ -669,10 +669,10 @@ def test_generation_from_encoded_with_own_adapters_equals_generation_row_by_row(
     if not told:
         batch.pop("task_ids")
         with torch.no_grad():
-            empty_keys(model)[3, 0] = model.instances(**batch)[0]
+            empty_centroids(model)[3, 0] = model.instances(**batch)[0]
     options = {**options, "route": route, "max_new_tokens": 3, "min_new_tokens": 3}
-    encoded = model.encode(batch["input_ids"], batch["attention_mask"])
-    together = model.generate(**batch, encoded=encoded, **options)
+    lower_output = model.forward_lower_layers(batch["input_ids"], batch["attention_mask"])
+    together = model.generate(**batch, lower_output=lower_output, **options)
     assert torch.equal(model.generate(**batch, **options), together)
     returned = options.get("num_return_sequences", 1)
     assert len(together) == 4 * returned
@@ -687,9 +687,9 @@ def test_sampling_repeats_itself_for_a_fixed_seed_and_batch(route: Any) -> None:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 5, "min_new_tokens": 5}
     drawn = []
-    for seed, encoded in ((3, None), (3, model.encode(**inputs)), (4, None)):
+    for seed, lower_output in ((3, None), (3, model.forward_lower_layers(**inputs)), (4, None)):
         torch.manual_seed(seed)
-        drawn.append(model.generate(**inputs, route=route, encoded=encoded, **options))
+        drawn.append(model.generate(**inputs, route=route, lower_output=lower_output, **options))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert len({tuple(row) for row in drawn[0][:3].tolist()}) > 1

@@ -259,7 +259,7 @@ def test_inputs_that_are_to_be_routed_do_not_ask_for_states(tmp_path: Path) -> N
 
     def states(rows: Any, inputs: Any) -> Any:
         asked.extend(rows)
-        return model.frozen(**inputs)
+        return model.forward_frozen_layers(**inputs)
 
     untold = [Example(None, example.text) if index % 2 else example for index, example in enumerate(examples)]
     found = list(Predictor(model, batch_size=2, decline=False)(untold, frozen=states))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ENCODER_DECODERS, ENCODERS, empty_keys, save_backbone, tiny_backbone, tiny_tokenizer
+from conftest import ENCODER_DECODERS, ENCODERS, empty_centroids, save_backbone, tiny_backbone, tiny_tokenizer
 from test_hosts import HEAD_TASKS, TEXT_TASKS, make_batch, make_model
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ def table(weight: list[list[float]], keys: list[list[list[float]]] | None = None
     with torch.no_grad():
         prototypes.weight.copy_(torch.tensor(weight))
         if keys:
-            prototypes.keys = torch.tensor(keys)
+            prototypes.centroids = torch.tensor(keys)
     return prototypes
 
 
@@ -226,7 +226,7 @@ def test_calibration_leaves_tasks_of_one_prototype_to_their_prototypes(kind: str
     model, rows = readable_model(kind), random_examples(30)
     calibrate(model, rows, rows[:3])
     instances = model.instances(**model.collator.inputs(rows)).detach()
-    assert not model.prototypes.keys.any()
+    assert not model.prototypes.centroids.any()
     expected = nn.functional.cosine_similarity(instances[:, None], model.prototypes.weight[None], dim=-1)
     torch.testing.assert_close(model.prototypes.similarity(instances), expected, atol=1e-5, rtol=0)
 
@@ -239,7 +239,7 @@ def test_without_validation_rows_the_training_rows_set_the_thresholds(kind: str)
     calibrate(models[1], rows, rows, 0.2)
     assert models[0].thresholds.isfinite().all()
     assert torch.equal(models[0].thresholds, models[1].thresholds)
-    assert torch.equal(models[0].prototypes.keys, models[1].prototypes.keys)
+    assert torch.equal(models[0].prototypes.centroids, models[1].prototypes.centroids)
 
 
 def test_calibration_leaves_no_graph_behind() -> None:
@@ -253,12 +253,12 @@ def test_calibration_leaves_no_graph_behind() -> None:
 def test_keys_and_thresholds_are_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "backbone", kind)
     tasks = HEAD_TASKS if kind == "bert" else TEXT_TASKS
-    model = HyperAdapterModel.from_backbone(str(folder), tasks, adapter_dim=4, prototypes_per_task=2)
+    model = HyperAdapterModel.from_backbone(str(folder), tasks, adapter_dim=4, centroids_per_task=2)
     calibrate(model, random_examples(30), random_examples(20, seed=1), 0.2)
     model.save_pretrained(tmp_path / "run")
     loaded = HyperAdapterModel.from_pretrained(tmp_path / "run")
-    assert loaded.prototypes.keys.shape == (3, 2, 64)
-    assert torch.equal(loaded.prototypes.keys, model.prototypes.keys)
+    assert loaded.prototypes.centroids.shape == (3, 2, 64)
+    assert torch.equal(loaded.prototypes.centroids, model.prototypes.centroids)
     assert torch.equal(loaded.thresholds, model.thresholds)
     texts = random_texts(10, seed=2)
     assert loaded.route(texts) == model.route(texts)
@@ -408,7 +408,7 @@ def test_training_with_two_prototypes_a_task_recognises_both_clumps_of_its_input
         entries.append({"name": name, "source": {"path": f"{name}-{{split}}.jsonl"}})
     recipe = {
         "backbone": str(save_backbone(tmp_path / "backbone", "bert", initializer_range=0.3, num_hidden_layers=2)),
-        "model": {"adapter_dim": 4, "feature_layer": 1, "prototypes_per_task": 2},
+        "model": {"adapter_dim": 4, "feature_layer": 1, "centroids_per_task": 2},
         "data": {"max_length": 32},
         "training": {"max_steps": 4, "batch_size": 16, "false_decline_rate": 0.1},
         "tasks": entries,
@@ -416,8 +416,8 @@ def test_training_with_two_prototypes_a_task_recognises_both_clumps_of_its_input
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run = train(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
     model = HyperAdapterModel.from_pretrained(tmp_path / "run")
-    assert model.prototypes.keys.shape == (2, 2, 64)
-    assert model.prototypes.keys.any(dim=-1).all()
+    assert model.prototypes.centroids.shape == (2, 2, 64)
+    assert model.prototypes.centroids.any(dim=-1).all()
     assert model.thresholds.isfinite().all()
     for task_id, (name, words) in enumerate(clumps.items()):
         nearest = []
@@ -426,7 +426,7 @@ def test_training_with_two_prototypes_a_task_recognises_both_clumps_of_its_input
             assert Counter(r.candidates[0].task for r in model.route(texts)).most_common(1)[0][0] == name
             batch = model.collator.inputs([Example(None, value) for value in texts])
             directions = nn.functional.normalize(model.instances(**batch), dim=1)
-            chosen = (directions @ nn.functional.normalize(model.prototypes.keys[task_id], dim=1).T).argmax(dim=1)
+            chosen = (directions @ nn.functional.normalize(model.prototypes.centroids[task_id], dim=1).T).argmax(dim=1)
             nearest.append(chosen.mode().values.item())
         assert sorted(nearest) == [0, 1]
     assert run.metrics["routing_accuracy"] > 0.8
@@ -440,7 +440,7 @@ def test_soft_routing_generates_from_the_mixture_of_prototypes(kind: str, featur
     batch = make_batch(kind)
     model, told = (make_model(kind, features=features, temperature=0.3).double() for _ in range(2))
     key = torch.randn(64)
-    empty_keys(model)[1, 0] = key
+    empty_centroids(model)[1, 0] = key
     found = model(**untold(kind, batch), route="soft")
     prototypes = model.prototypes.weight.detach().clone()
     points = torch.stack([prototypes[0], key, prototypes[2]])
@@ -550,8 +550,8 @@ def test_dropout_leaves_the_frozen_pass_alone_and_reaches_the_adapted_one() -> N
 
 def _gradients(model: HyperAdapterModel, batch: dict[str, Tensor], encode: bool = False) -> dict[str, Tensor]:
     model.zero_grad()
-    encoded = model.encode(**inputs_of(batch)) if encode else None
-    model(**batch, encoded=encoded).loss.backward()
+    lower_output = model.forward_lower_layers(**inputs_of(batch)) if encode else None
+    model(**batch, lower_output=lower_output).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -589,7 +589,7 @@ def test_a_model_of_two_passes_is_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
-# Forward from what was encoded before
+# Forward from what was lower_output before
 
 PASSES = [*((kind, "layer") for kind in ALL), *((kind, "backbone") for kind in ENCODERS)]
 
@@ -600,7 +600,7 @@ def test_forward_from_encoded_is_bit_equal_to_plain_forward(kind: str, features:
     model, batch = make_model(kind, features=features), make_batch(kind)
     inputs = batch if told else untold(kind, batch)
     plain = model(**inputs)
-    found = model(**inputs, encoded=model.encode(**inputs_of(batch)))
+    found = model(**inputs, lower_output=model.forward_lower_layers(**inputs_of(batch)))
     for name in ("logits", "instances", "task_ids"):
         assert torch.equal(getattr(found, name), getattr(plain, name)), name
     if told:
@@ -611,7 +611,7 @@ def test_forward_from_encoded_is_bit_equal_to_plain_forward(kind: str, features:
 def test_forward_from_encoded_has_the_hidden_states_of_plain_forward(kind: str) -> None:
     model, batch = make_model(kind), make_batch(kind)
     plain = model(**batch, output_hidden_states=True)
-    found = model(**batch, encoded=model.encode(**inputs_of(batch)), output_hidden_states=True)
+    found = model(**batch, lower_output=model.forward_lower_layers(**inputs_of(batch)), output_hidden_states=True)
     assert torch.equal(found.logits, plain.logits)
     for name in ("encoder_hidden_states", "decoder_hidden_states"):
         expected, states = getattr(plain, name), getattr(found, name)
@@ -633,26 +633,26 @@ def test_forward_from_encoded_gives_the_gradients_of_plain_forward_under_checkpo
 
 def test_forward_from_encoded_leaves_the_layers_below_out() -> None:
     model, batch = make_model("bert", feature_layer=3), make_batch("bert")
-    encoded = model.encode(**inputs_of(batch))
+    lower_output = model.forward_lower_layers(**inputs_of(batch))
     calls = count_calls({str(index): layer.attention for index, layer in enumerate(layers_of(model))})
-    model(**batch, encoded=encoded)
+    model(**batch, lower_output=lower_output)
     assert calls == {"3": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exception_above_the_features_leaves_nothing_behind(kind: str) -> None:
     model, batch = make_model(kind), make_batch(kind)
-    encoded, before = model.encode(**inputs_of(batch)), model(**batch).logits
+    lower_output, before = model.forward_lower_layers(**inputs_of(batch)), model(**batch).logits
     forwards = [layer.forward for layer in layers_of(model)]
     handle = layers_of(model)[-1].register_forward_pre_hook(fail)
     with pytest.raises(ZeroDivisionError):
-        model(**batch, encoded=encoded)
+        model(**batch, lower_output=lower_output)
     handle.remove()
     assert [layer.forward for layer in layers_of(model)] == forwards
     assert not [layer for layer in layers_of(model) if "forward" in vars(layer)]
     with pytest.raises(RuntimeError, match="no task is active"):
         model.backbone(**untold(kind, batch))
-    assert torch.equal(model(**batch, encoded=encoded).logits, before)
+    assert torch.equal(model(**batch, lower_output=lower_output).logits, before)
     assert torch.equal(model(**batch).logits, before)
 
 
@@ -662,7 +662,7 @@ def test_an_exception_below_the_features_leaves_nothing_behind(features: str) ->
     before = model(**batch).logits
     modes = {name: module.training for name, module in model.named_modules()}
     handle = layers_of(model)[0].register_forward_pre_hook(fail)
-    for call in (lambda: model.encode(**inputs_of(batch)), lambda: model(**batch)):
+    for call in (lambda: model.forward_lower_layers(**inputs_of(batch)), lambda: model(**batch)):
         with pytest.raises(ZeroDivisionError):
             call()
     handle.remove()
@@ -676,9 +676,9 @@ def test_encode_leaves_nothing_behind_where_the_backbone_is_set_to_return_hidden
     model, batch = make_model("bert"), make_batch("bert")
     before = model(**batch).logits
     model.backbone.config.output_hidden_states = True
-    encoded = model.encode(**inputs_of(batch))
+    lower_output = model.forward_lower_layers(**inputs_of(batch))
     assert torch.equal(model(**batch).logits, before)
-    assert torch.equal(model(**batch, encoded=encoded).logits, before)
+    assert torch.equal(model(**batch, lower_output=lower_output).logits, before)
     assert not [layer for layer in layers_of(model) if "forward" in vars(layer)]
 
 
@@ -693,7 +693,7 @@ def test_a_forward_that_another_library_put_on_a_layer_is_still_there_afterwards
         return own_forward(*args, **options)
 
     layer.forward = forward
-    model(**batch, encoded=model.encode(**inputs_of(batch)))
+    model(**batch, lower_output=model.forward_lower_layers(**inputs_of(batch)))
     assert layer.forward is forward
     model(**batch)
     assert len(calls) == 2

@@ -290,7 +290,7 @@ def _network(name: str, setting: Setting) -> Network:
     tasks = (alone(_cell().tasks[1]),) if arm.func is foreign.train_alone else _cell().tasks
     torch.manual_seed(0)
     encoder: Encoder = arm.args[0](setting, len(tasks))
-    return Network(encoder, tasks, setting.width)
+    return Network(encoder, tasks, setting.hidden_size)
 
 
 def _bare(setting: Setting, examples: list[Example]) -> torch.Tensor:
@@ -374,7 +374,7 @@ def test_training_stops_when_nothing_gets_better(setting: Setting) -> None:
         def answers(self, examples: Any) -> list[int | float]:
             return [0] * len(examples)
 
-    network = Stubborn(WholeEncoder(setting), _cell().tasks, setting.width)
+    network = Stubborn(WholeEncoder(setting), _cell().tasks, setting.hidden_size)
     rows = rows_of(_cell().tasks, "train")
     start = [parameter.clone() for parameter in network.parameters()]
     found = fit(

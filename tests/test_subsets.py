@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperadapters.config import Cut, DataConfig, Source, Task, TaskEntry
+from hyperadapters.config import DataConfig, HeldOut, Source, Task, TaskEntry
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks, nested_order, subset
 from hyperadapters.errors import DataError
@@ -156,8 +156,8 @@ def load(folder: Path, cut: dict[str, tuple[str, float]], rows: int = 40, seed: 
     paths = {"train": str(folder / "train.jsonl")}
     if "validation" not in cut:
         paths["validation"] = str(folder / "validation.jsonl")
-    cuts = {split: Cut(**{"from": origin, "size": size}) for split, (origin, size) in cut.items()}
-    source = Source.model_validate({"path": paths, "cut": cuts})
+    cuts = {split: HeldOut(**{"from": origin, "size": size}) for split, (origin, size) in cut.items()}
+    source = Source.model_validate({"path": paths, "held_out": cuts})
     return load_task(TaskEntry(name="mood", source=source), 0, DataConfig(**data), seed)
 
 
@@ -214,7 +214,7 @@ def test_cut_of_a_split_that_the_source_gives_is_refused(tmp_path: Path) -> None
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a", "label": "no"}\n{"text": "b", "label": "yes"}\n')
     source = Source.model_validate(
-        {"path": {"train": str(path), "test": str(path)}, "cut": {"test": {"from": "train", "size": 1}}}
+        {"path": {"train": str(path), "test": str(path)}, "held_out": {"test": {"from": "train", "size": 1}}}
     )
     with pytest.raises(DataError, match="test is given by the source and also cut; remove one of them"):
         load_task(TaskEntry(name="mood", source=source), 0, DataConfig(), seed=0)

@@ -96,7 +96,7 @@ def _recipe(folder: Path) -> Recipe:
                 {
                     "name": "side",
                     "labels": ["yes", "no"],
-                    "label_words": {"yes": "good", "no": "bad"},
+                    "verbalizer": {"yes": "good", "no": "bad"},
                     "source": source("side"),
                 },
             ],

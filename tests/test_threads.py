@@ -42,7 +42,7 @@ def answers(predictor: Predictor, task: str | None) -> list[Any]:
 
 
 def modes_and_state(model: HyperAdapterModel) -> tuple[Any, ...]:
-    return [module.training for module in model.modules()], model._host._active._state, model._adapter_source
+    return [module.training for module in model.modules()], model._passes._active._state, model._adapter_source
 
 
 @pytest.mark.parametrize("one_predictor", [True, False])

@@ -41,7 +41,7 @@ PLACES: dict[str, dict[str, Any]] = {
             {"method": "task_adapter", "temperature": 0.2},
             "temperature: method 'task_adapter' has no contrastive losses",
         ),
-        ({"method": "hyperformer", "prototypes_per_task": 2}, "prototypes_per_task: is for routing"),
+        ({"method": "hyperformer", "centroids_per_task": 2}, "centroids_per_task: is for routing"),
         ({"method": "shared_adapter", "codes": "orthogonal"}, "codes: method 'shared_adapter' has no hypernetwork"),
         ({"method": "hyperformer", "features": "backbone"}, "features: method 'hyperformer' has no retriever"),
         ({"method": "hyperformer", "label_names": True}, "label_names: method 'hyperformer' adds no tasks"),
@@ -64,7 +64,7 @@ def test_settings_of_other_methods_and_forms_are_refused(settings: dict[str, Any
         {"preset": "plus", "method": "task_adapter"},  # what the preset sets was not chosen
         {"preset": "plus", "method": "task_adapter", "codes": "orthogonal"},
         {"method": "task_adapter", **{name: ModelConfig().model_dump()[name] for name in ("codes", "temperature")}},
-        {"method": "hyperformer", "head_inputs": "texts", "label_names": True},
+        {"method": "hyperformer", "head_inputs": "pair_features", "label_names": True},
     ],
 )
 def test_settings_with_an_effect_and_defaults_are_taken(settings: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ def test_settings_that_do_not_fit_the_backbone_or_the_data_are_refused_before_tr
     ("setting", "task"),
     [
         ("template", {"template": "colour: {text}"}),
-        ("label_words", {"label_words": {"red": "r", "blue": "b"}, "labels": ["red", "blue"]}),
+        ("verbalizer", {"verbalizer": {"red": "r", "blue": "b"}, "labels": ["red", "blue"]}),
     ],
 )
 def test_what_only_written_answers_have_is_refused_where_heads_answer(

@@ -111,7 +111,7 @@ def _train(
 ) -> tuple[Network, Fit]:
     torch.manual_seed(cell.seed)
     encoder = make(setting, len(tasks)).to(setting.device)
-    network = Network(encoder, tasks, setting.width)
+    network = Network(encoder, tasks, setting.hidden_size)
     train, validation = rows_of(tasks, "train"), rows_of(tasks, "validation")
     if isinstance(encoder, UpperEncoder):
         setting.states.prepare([*train, *validation])

@@ -96,11 +96,11 @@ class PromptedEncoder(Encoder):
 class Network(Learner):
     """An encoder for one task or several, with the library's heads."""
 
-    def __init__(self, encoder: Encoder, tasks: tuple[TaskData, ...], width: int) -> None:
-        """Args: width: d of the encoder's output."""
+    def __init__(self, encoder: Encoder, tasks: tuple[TaskData, ...], hidden_size: int) -> None:
+        """Args: hidden_size: d of the encoder's output."""
         super().__init__()
         self.encoder, self.tasks = encoder, [data.task for data in tasks]
-        self.heads = TaskHeads(width, self.tasks)
+        self.heads = TaskHeads(hidden_size, self.tasks)
         set_target_scales(self.heads, tasks)
         device = next(encoder.parameters()).device
         self.heads.to(device)

@@ -15,7 +15,7 @@ from efficiency.networks import set_target_scales, trainable_numbers
 from efficiency.setting import Cell, Outcome, Setting, Trained
 from efficiency.states import frozen_copy, key_of, missing_from
 from hyperadapters import HyperAdapterModel
-from hyperadapters.backbones.passes import Frozen
+from hyperadapters.backbones.passes import FrozenOutput
 from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.config import Lengths, ModelConfig, parse
 from hyperadapters.core import masked_mean
@@ -176,10 +176,10 @@ class OwnLearner(Learner):
         )
         return output
 
-    def _frozen(self, examples: Sequence[Example]) -> Frozen:
+    def _frozen(self, examples: Sequence[Example]) -> FrozenOutput:
         hidden, mask = self._states.batch(examples)
         features = torch.stack(self._features(examples)).to(hidden.device) if self._reads_texts else None
-        return Frozen(hidden, masked_mean(hidden, mask), features)
+        return FrozenOutput(hidden, masked_mean(hidden, mask), features)
 
     def _features(self, examples: Sequence[Example]) -> list[Tensor]:
         """What heads that read texts read of each example [F]; computed once for all arms."""

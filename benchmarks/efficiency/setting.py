@@ -52,7 +52,7 @@ class Setting:
         return load_backbone(self.backbone_name).to(self.device).requires_grad_(False)
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """Size d of the backbone's hidden states."""
         config: Any = self.backbone.config
         return int(config.hidden_size)

@@ -385,7 +385,7 @@ def _prepare_streams() -> None:
 
 
 def _json_escapes(error: UnicodeError) -> tuple[str, int]:
-    """Escape what cannot be encoded as JSON does, so that JSON stays valid JSON."""
+    """Escape what cannot be lower_output as JSON does, so that JSON stays valid JSON."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end

@@ -92,7 +92,7 @@ class ActiveAdapters:
         finally:
             self._of_thread.state = before
 
-    def at(self, site: int) -> AbstractContextManager[None]:
+    def at(self, index: int) -> AbstractContextManager[None]:
         """A context for the layer of a site, in which its modules find the weights of their layer.
 
         Modules do not know their site: a compiled layer can then be used for all layers.
@@ -100,7 +100,7 @@ class ActiveAdapters:
         state = self._state
         if state is None or state.weights is None:
             return nullcontext()
-        return self.use(replace(state, here=state.weights.site(site)))
+        return self.use(replace(state, here=state.weights.layer(index)))
 
     @property
     def enabled(self) -> bool:
@@ -133,7 +133,7 @@ class ActiveAdapters:
         return bottleneck(inputs, weights.to(inputs.dtype), grouping)
 
     def adapt_linear(self, inputs: Tensor, name: str, scale: float) -> Tensor:
-        """What the generated LoRAs add to a linear map of a layer, for its inputs [rows, S, i].
+        """What the generated LoRAs add to a linear layer of a layer, for its inputs [rows, S, i].
 
         Raises:
             RuntimeError: as for `adapt`.

@@ -13,7 +13,7 @@ from hyperadapters.config import BackboneKind, ModuleNames
 from hyperadapters.errors import BackboneError, did_you_mean, unknown_name
 
 Placement = Literal["parallel", "before_residual"]
-HandsOn = Literal["hidden", "tuple", "t5"]
+LayerOutput = Literal["hidden", "tuple", "t5"]
 
 HOLDS_ADAPTERS = "_holds_hyperadapters"
 """Attribute of a backbone that adapters were put into."""
@@ -33,7 +33,7 @@ class StackRow:
             reads the residual, which is what enters the feed-forward, and its output is added to it.
         entry: path, inside a layer, of the module whose input enters the feed-forward; default: `feed_forward`.
         norm: path, inside `feed_forward`, of the norm that it applies to its input first; default: it is normed before.
-        hands_on: what a layer returns: the hidden states, a tuple that begins with them, or what T5's blocks do.
+        layer_output: what a layer returns: the hidden states, a tuple that begins with them, or what T5's blocks do.
     """
 
     layers: str
@@ -41,7 +41,7 @@ class StackRow:
     placement: Placement = "parallel"
     entry: str | None = None
     norm: str | None = None
-    hands_on: HandsOn = "hidden"
+    layer_output: LayerOutput = "hidden"
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class ArchitectureRow:
     Attributes:
         kind: decides what is generated for which stack, and how the model answers.
         generated, shared: the stack that gets generated adapters, and the one that gets learned ones.
-        target_modules: linear maps that form "lora" changes, by the ends of their paths in a layer.
-        not_by_row: linear maps that are also applied to something else than the rows of a batch, so that form "lora"
+        target_modules: linear layers that form "lora" changes, by the ends of their paths in a layer.
+        not_by_row: linear layers that are also applied to something else than the rows of a batch, so that form "lora"
             cannot give each row its own change of them.
         takes_pooler: whether loading it makes a pooler, which nothing here reads, unless it is told not to.
         skips_padding_position: whether positions are counted from behind the padding token's id (RoBERTa), so that
@@ -74,8 +74,8 @@ class ArchitectureRow:
 
 _T5 = ArchitectureRow(
     kind="encoder-decoder",
-    generated=StackRow("decoder.block", "layer.2", norm="layer_norm", hands_on="t5"),
-    shared=StackRow("encoder.block", "layer.1", norm="layer_norm", hands_on="t5"),
+    generated=StackRow("decoder.block", "layer.2", norm="layer_norm", layer_output="t5"),
+    shared=StackRow("encoder.block", "layer.1", norm="layer_norm", layer_output="t5"),
     target_modules=("q", "v"),
 )
 _BART = ArchitectureRow(
@@ -93,12 +93,12 @@ _BERT = ArchitectureRow(
 _ROBERTA = replace(_BERT, skips_padding_position=True)
 _MPNET = replace(
     _ROBERTA,
-    generated=StackRow("encoder.layer", "output", "before_residual", hands_on="tuple"),
+    generated=StackRow("encoder.layer", "output", "before_residual", layer_output="tuple"),
     target_modules=("attn.q", "attn.v"),
 )
 _DEBERTA = ArchitectureRow(
     kind="encoder",
-    generated=StackRow("encoder.layer", "output", "before_residual", hands_on="tuple"),
+    generated=StackRow("encoder.layer", "output", "before_residual", layer_output="tuple"),
     target_modules=("value_proj", "attention.output.dense"),
     not_by_row=("query_proj", "key_proj"),  # of the relative positions too, once for the batch
 )
@@ -115,7 +115,7 @@ _LLAMA = ArchitectureRow(
     kind="decoder", generated=StackRow("model.layers", "mlp"), target_modules=("q_proj", "v_proj"), is_pre_norm=True
 )
 
-SITES: dict[str, ArchitectureRow] = {
+ARCHITECTURES: dict[str, ArchitectureRow] = {
     "t5": _T5,
     "mt5": _T5,
     "bart": _BART,
@@ -139,7 +139,7 @@ SITES: dict[str, ArchitectureRow] = {
 
 
 class LinearSize(NamedTuple):
-    """Sizes of a linear map."""
+    """Sizes of a linear layer."""
 
     inputs: int
     outputs: int
@@ -154,11 +154,11 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Sites:
+class ResolvedArchitecture:
     """The resolved sites of a backbone; `max_length` is the number of tokens it has positions for, None for any."""
 
     kind: BackboneKind
-    width: int
+    hidden_size: int
     max_length: int | None
     generated: Stack
     shared: Stack | None
@@ -172,7 +172,7 @@ class Sites:
         return self.shared or self.generated
 
 
-def find_sites(backbone: nn.Module, modules: ModuleNames | None = None) -> Sites:
+def resolve_architecture(backbone: nn.Module, modules: ModuleNames | None = None) -> ResolvedArchitecture:
     """Resolve the row of the backbone's architecture, without changing anything.
 
     Args:
@@ -184,14 +184,18 @@ def find_sites(backbone: nn.Module, modules: ModuleNames | None = None) -> Sites
     """
     config = getattr(backbone, "config", None)
     row = _find_row(backbone, config) if modules is None else _row_of(modules)
-    width = getattr(config, "hidden_size", None) if modules is None or modules.width is None else modules.width
-    if width is None:
-        raise BackboneError("the width of the backbone's hidden states is not known; give it as modules.width")
+    hidden_size = (
+        getattr(config, "hidden_size", None) if modules is None or modules.hidden_size is None else modules.hidden_size
+    )
+    if hidden_size is None:
+        raise BackboneError(
+            "the hidden_size of the backbone's hidden states is not known; give it as modules.hidden_size"
+        )
     if getattr(backbone, HOLDS_ADAPTERS, False):
         raise BackboneError("the backbone already holds the adapters of another HyperAdapterModel; detach that first")
-    return Sites(
+    return ResolvedArchitecture(
         kind=row.kind,
-        width=width,
+        hidden_size=hidden_size,
         max_length=_max_length(config, row),
         generated=_resolve(backbone, row.generated),
         shared=_resolve(backbone, row.shared) if row.shared else None,
@@ -208,9 +212,9 @@ def _find_row(backbone: nn.Module, config: Any) -> ArchitectureRow:
             f"expected a transformers model with a config and its model_type, found {type(backbone).__name__}; "
             "name the modules of another one (see ModelConfig.modules)"
         )
-    row = SITES.get(model_type)
+    row = ARCHITECTURES.get(model_type)
     if row is None:
-        raise BackboneError(unknown_name("architecture", model_type, SITES) + f" {HOW_TO_NAME}")
+        raise BackboneError(unknown_name("architecture", model_type, ARCHITECTURES) + f" {HOW_TO_NAME}")
     return row
 
 
@@ -261,24 +265,24 @@ def _module(root: nn.Module, path: str, before: str = "") -> nn.Module:
     return found
 
 
-def check_feed_forward(stack: Stack, width: int) -> None:
+def check_feed_forward(stack: Stack, hidden_size: int) -> None:
     """Check that a feed-forward that was named takes and gives hidden states, as far as that can be seen.
 
     Raises:
-        BackboneError: it is a linear map of other sizes.
+        BackboneError: it is a linear layer of other sizes.
     """
     for index, layer in enumerate(stack.layers):
         size = _size(layer.get_submodule(stack.row.feed_forward))
-        if size is not None and size != (width, width):
+        if size is not None and size != (hidden_size, hidden_size):
             raise BackboneError(
-                f"modules.feed_forward: '{stack.row.layers}.{index}.{stack.row.feed_forward}' is a linear map from "
+                f"modules.feed_forward: '{stack.row.layers}.{index}.{stack.row.feed_forward}' is a linear layer from "
                 f"{size.inputs} to {size.outputs}; expected the one module that takes and gives hidden states, which "
-                f"have width {width}. Where a layer has none, take form 'lora'"
+                f"have hidden_size {hidden_size}. Where a layer has none, take form 'lora'"
             )
 
 
 def find_linears(stack: Stack, num_frozen: int, targets: Sequence[str]) -> dict[str, LinearSize]:
-    """The linear maps of each layer above the frozen ones that are named, by their paths in the layer.
+    """The linear layers of each layer above the frozen ones that are named, by their paths in the layer.
 
     Args:
         stack: to look in; nothing is changed.
@@ -286,14 +290,14 @@ def find_linears(stack: Stack, num_frozen: int, targets: Sequence[str]) -> dict[
         targets: ends of paths, as PEFT's `target_modules` are.
 
     Raises:
-        BackboneError: a name is that of no module, or of another one than a linear map, or layers differ.
+        BackboneError: a name is that of no module, or of another one than a linear layer, or layers differ.
     """
     found = [_linears(layer, targets) for layer in stack.layers[num_frozen:]]
     for index, linears in enumerate(found):
         if linears != found[0]:
             names = sorted(name for name, _ in linears.items() ^ found[0].items())
             raise BackboneError(
-                f"target_modules: expected the same linear maps in each layer; {stack.row.layers}.{num_frozen} and "
+                f"target_modules: expected the same linear layers in each layer; {stack.row.layers}.{num_frozen} and "
                 f"{stack.row.layers}.{num_frozen + index} differ in {', '.join(names)}; name others"
             )
     return found[0] if found else {}
@@ -311,15 +315,15 @@ def _linears(layer: nn.Module, targets: Sequence[str]) -> dict[str, LinearSize]:
             size = _size(module)
             if size is None:
                 raise BackboneError(
-                    f"target_modules: '{target}' is {type(module).__name__} '{name}'; expected a linear map"
+                    f"target_modules: '{target}' is {type(module).__name__} '{name}'; expected a linear layer"
                 )
             found[name] = size
     return found
 
 
 def _size(module: nn.Module) -> LinearSize | None:
-    """Sizes of a linear map, quantised or not; None for another module."""
-    if isinstance(module, Conv1D):  # GPT-2's linear map, with its weight transposed
+    """Sizes of a linear layer, quantised or not; None for another module."""
+    if isinstance(module, Conv1D):  # GPT-2's linear layer, with its weight transposed
         return LinearSize(module.nx, module.nf)
     inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
     return LinearSize(inputs, outputs) if isinstance(inputs, int) and isinstance(outputs, int) else None

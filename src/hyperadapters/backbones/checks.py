@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hyperadapters.backbones.architectures import LinearSize, Sites
+from hyperadapters.backbones.architectures import LinearSize, ResolvedArchitecture
 from hyperadapters.config import Lengths, ModelConfig, Task, check_task_names
 from hyperadapters.errors import RecipeError, TaskError
 
 
-def check_tasks(tasks: Sequence[Task], sites: Sites) -> None:
+def check_tasks(tasks: Sequence[Task], architecture: ResolvedArchitecture) -> None:
     """Check that a model of these tasks can be made on a backbone.
 
     Raises:
@@ -25,7 +25,7 @@ def check_tasks(tasks: Sequence[Task], sites: Sites) -> None:
     except ValueError as error:
         raise TaskError(str(error)) from None
     for task in tasks:
-        if task.kind == "text-to-text" and sites.kind == "encoder":
+        if task.kind == "text-to-text" and architecture.kind == "encoder":
             raise TaskError(
                 f"task '{task.name}' is text-to-text, which needs an encoder-decoder backbone such as T5 or a "
                 "decoder-only one such as GPT-2; this backbone has classification and regression heads"
@@ -34,43 +34,45 @@ def check_tasks(tasks: Sequence[Task], sites: Sites) -> None:
             raise TaskError(f"task '{task.name}': labels are not known; give them")
 
 
-def place(config: ModelConfig, sites: Sites) -> ModelConfig:
+def place(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelConfig:
     """Check the settings against a backbone, and fill in the preset, the layer of the features and target modules.
 
     Raises:
         RecipeError: a setting does not fit the backbone.
     """
-    for name, reason in without_effect(config, sites).items():
+    for name, reason in without_effect(config, architecture).items():
         raise RecipeError(f"{name}: {reason}; remove it")
-    config = config.for_backbone(has_heads=sites.kind == "encoder")
-    if sites.kind != "encoder":
+    config = config.for_backbone(has_heads=architecture.kind == "encoder")
+    if architecture.kind != "encoder":
         _check_text_to_text(config)
     if config.form == "lora" and config.target_modules is None:
-        if not sites.target_modules:
-            raise RecipeError("target_modules: which linear maps form 'lora' is to change is not known here; name them")
-        config = config.model_copy(update={"target_modules": sites.target_modules})
+        if not architecture.target_modules:
+            raise RecipeError(
+                "target_modules: which linear layers form 'lora' is to change is not known here; name them"
+            )
+        config = config.model_copy(update={"target_modules": architecture.target_modules})
     for target in config.target_modules or ():
-        if target.rpartition(".")[2] in sites.not_by_row:
+        if target.rpartition(".")[2] in architecture.not_by_row:
             raise RecipeError(
                 f"target_modules: '{target}' of this backbone also maps what is no row of a batch, so rows cannot "
-                f"differ in it; name others, by default: {', '.join(sites.target_modules)}"
+                f"differ in it; name others, by default: {', '.join(architecture.target_modules)}"
             )
-    if sites.kind == "encoder-decoder":
+    if architecture.kind == "encoder-decoder":
         if config.feature_layer is not None:
             raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
-        if config.preset == "official" and sites.generated.row.norm is None:
+        if config.preset == "official" and architecture.generated.row.norm is None:
             raise RecipeError("preset 'official' is for T5, as the released code is; use 'paper'")
-        _check_frozen_layers(config, sites)
+        _check_frozen_layers(config, architecture)
         return config
     if config.preset == "official":
         raise RecipeError("preset 'official' is for encoder-decoder backbones, as the released code is; use 'paper'")
     if config.shared_adapter_dim is not None:
-        raise RecipeError(f"shared_adapter_dim: {sites.kind} backbones have no shared adapters; remove it")
+        raise RecipeError(f"shared_adapter_dim: {architecture.kind} backbones have no shared adapters; remove it")
     if config.frozen_encoder_layers:
         raise RecipeError(
-            f"frozen_encoder_layers: this {sites.kind} is frozen below its feature_layer; set that instead"
+            f"frozen_encoder_layers: this {architecture.kind} is frozen below its feature_layer; set that instead"
         )
-    num_layers = len(sites.generated.layers)
+    num_layers = len(architecture.generated.layers)
     feature_layer = num_layers // 2 if config.feature_layer is None else config.feature_layer
     if feature_layer >= num_layers:
         raise RecipeError(
@@ -80,30 +82,30 @@ def place(config: ModelConfig, sites: Sites) -> ModelConfig:
     return config.model_copy(update={"feature_layer": feature_layer})
 
 
-def without_effect(config: ModelConfig, sites: Sites) -> dict[str, str]:
+def without_effect(config: ModelConfig, architecture: ResolvedArchitecture) -> dict[str, str]:
     """Settings that were chosen and change nothing on a backbone, each with the reason."""
-    num_shared = len(sites.shared.layers) if sites.shared else 0
+    num_shared = len(architecture.shared.layers) if architecture.shared else 0
     useless = {
         "adapter_norm_input": (
-            sites.generated.row.norm is None,
+            architecture.generated.row.norm is None,
             "this backbone norms its hidden states outside of the feed-forward, and the setting is for T5, whose "
             "feed-forward norms its own input",
         ),
         "label_names": (
-            sites.kind != "encoder",
+            architecture.kind != "encoder",
             "is for encoders, which have task heads, and this backbone writes its answers",
         ),
         "shared_adapter_dim": (
-            sites.kind == "encoder-decoder" and config.frozen_encoder_layers >= num_shared,
+            architecture.kind == "encoder-decoder" and config.frozen_encoder_layers >= num_shared,
             "with all encoder layers frozen there are no shared adapters",
         ),
     }
     return {name: reason for name, (is_useless, reason) in useless.items() if is_useless and config.is_chosen(name)}
 
 
-def drop_settings_without_effect(config: ModelConfig, sites: Sites) -> ModelConfig:
+def drop_settings_without_effect(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelConfig:
     """The settings of a checkpoint without those that are refused now because they have no effect on its backbone."""
-    defaults = {name: type(config).model_fields[name].default for name in without_effect(config, sites)}
+    defaults = {name: type(config).model_fields[name].default for name in without_effect(config, architecture)}
     return config.model_copy(update=defaults)
 
 
@@ -118,8 +120,8 @@ def _check_text_to_text(config: ModelConfig) -> None:
         raise RecipeError(f"features: '{config.features}' is for encoders, found a backbone that writes its answers")
 
 
-def _check_frozen_layers(config: ModelConfig, sites: Sites) -> None:
-    num_layers = len(sites.shared.layers) if sites.shared else 0
+def _check_frozen_layers(config: ModelConfig, architecture: ResolvedArchitecture) -> None:
+    num_layers = len(architecture.shared.layers) if architecture.shared else 0
     if config.frozen_encoder_layers > num_layers:
         raise RecipeError(
             f"frozen_encoder_layers: expected 0 to {num_layers}, the encoder's layers, "
@@ -130,7 +132,7 @@ def _check_frozen_layers(config: ModelConfig, sites: Sites) -> None:
 
 
 def check_rank(config: ModelConfig, linears: Mapping[str, LinearSize]) -> None:
-    """Check the rank of form "lora" against the linear maps that it changes.
+    """Check the rank of form "lora" against the linear layers that it changes.
 
     Raises:
         RecipeError: it is larger than one of them.
@@ -143,22 +145,22 @@ def check_rank(config: ModelConfig, linears: Mapping[str, LinearSize]) -> None:
             )
 
 
-def fit_lengths(lengths: Lengths | None, sites: Sites) -> Lengths:
+def fit_lengths(lengths: Lengths | None, architecture: ResolvedArchitecture) -> Lengths:
     """Check lengths against a backbone, or choose them.
 
     Raises:
         RecipeError: the backbone has no positions for inputs of that length.
     """
-    most = sites.max_length
+    most = architecture.max_length
     if lengths is None:
         default = Lengths()
         if most is None:
             return default
-        target = min(default.target, most // 4) if sites.kind == "decoder" else default.target
-        room = most - target if sites.kind == "decoder" else most
+        target = min(default.target, most // 4) if architecture.kind == "decoder" else default.target
+        room = most - target if architecture.kind == "decoder" else most
         return default.model_copy(update={"input": min(default.input, room), "target": target})
     taken, what = lengths.input, "data.max_length"
-    if sites.kind == "decoder":  # the answer follows the input
+    if architecture.kind == "decoder":  # the answer follows the input
         taken, what = lengths.input + lengths.target, "data.max_length + data.max_target_length"
     if most is not None and taken > most:
         raise RecipeError(f"{what}: the backbone takes at most {most} tokens, found {taken}; lower it")

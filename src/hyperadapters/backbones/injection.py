@@ -16,7 +16,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from hyperadapters.backbones.active import ActiveAdapters
-from hyperadapters.backbones.architectures import HOLDS_ADAPTERS, HOOKED_FORWARD, HandsOn, LinearSize, Sites, Stack
+from hyperadapters.backbones.architectures import (
+    HOLDS_ADAPTERS,
+    HOOKED_FORWARD,
+    LayerOutput,
+    LinearSize,
+    ResolvedArchitecture,
+    Stack,
+)
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import LearnedLora
 from hyperadapters.errors import BackboneError
@@ -82,9 +89,9 @@ class _Exit(_Adapted):
 class _BesideLayer(_Beside):
     """What an adapted layer reads: its site, if it has generated adapters, and whether it is the first one adapted."""
 
-    def __init__(self, active: ActiveAdapters, site: int | None, is_first: bool) -> None:
+    def __init__(self, active: ActiveAdapters, index: int | None, is_first: bool) -> None:
         super().__init__(active)
-        self.site, self.is_first = site, is_first
+        self.index, self.is_first = index, is_first
 
 
 class _Layer(_Adapted):
@@ -98,10 +105,10 @@ class _Layer(_Adapted):
     beside: _BesideLayer
 
     def __call__(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
-        active, site = self.beside.active, self.beside.site
+        active, index = self.beside.active, self.beside.index
         if self.beside.is_first:
             hidden = active.enter_first_layer(hidden)
-        with nullcontext() if site is None else active.at(site):
+        with nullcontext() if index is None else active.at(index):
             return super().__call__(hidden, *args, **options)
 
 
@@ -147,7 +154,7 @@ def _hand_on_block(
     return hidden, position_bias, None
 
 
-_HAND_ON: dict[HandsOn, Callable[..., Any]] = {
+_IDENTITIES: dict[LayerOutput, Callable[..., Any]] = {
     "hidden": _hand_on,
     "tuple": _hand_on_in_tuple,
     "t5": _hand_on_block,
@@ -170,7 +177,7 @@ class Injection:
     def __init__(
         self,
         backbone: nn.Module,
-        sites: Sites,
+        architecture: ResolvedArchitecture,
         num_frozen: int,
         linears: Sequence[dict[str, LinearSize]],
         shared: nn.ModuleList,
@@ -180,10 +187,10 @@ class Injection:
         """Freeze, and put adapters in.
 
         Args:
-            backbone: the model that `sites` were found in.
-            sites: where.
+            backbone: the model that `architecture` were found in.
+            architecture: where.
             num_frozen: layers of the lowest stack that get no adapter.
-            linears: of the stack with generated adapters, and of the shared one, see `sites.find_linears`.
+            linears: of the stack with generated adapters, and of the shared one, see `architecture.find_linears`.
             shared: learned adapters, one for each further layer of the shared stack; empty for none.
             active: state that generated adapters read.
             config: form and settings of the adapters.
@@ -197,17 +204,19 @@ class Injection:
         self._planned: list[tuple[nn.Module, type[_Adapted], _Beside]] = []
         self._changed: list[tuple[nn.Module, type[nn.Module]]] = []
         self._active, self._config = active, config
-        for layer in sites.lowest.layers[:num_frozen]:
-            self._change(layer, _LayerBelow, _BesideLayerBelow(active, _HAND_ON[sites.lowest.row.hands_on]))
-        first = num_frozen if sites.shared is None else 0
-        for site, layer in enumerate(sites.generated.layers[first:]):
-            self._put_generated(sites.generated, layer, linears[0])
-            is_first = site == 0 and sites.shared is None
-            self._change(layer, _Layer, _BesideLayer(active, site, is_first))
-        if sites.shared is not None:
-            for layer, adapter in zip(sites.shared.layers[num_frozen:], shared, strict=True):
-                self._put_shared(sites.shared, layer, adapter, linears[1])
-            for layer in sites.shared.layers[num_frozen:][:1]:
+        for layer in architecture.lowest.layers[:num_frozen]:
+            self._change(
+                layer, _LayerBelow, _BesideLayerBelow(active, _IDENTITIES[architecture.lowest.row.layer_output])
+            )
+        first = num_frozen if architecture.shared is None else 0
+        for index, layer in enumerate(architecture.generated.layers[first:]):
+            self._put_generated(architecture.generated, layer, linears[0])
+            is_first = index == 0 and architecture.shared is None
+            self._change(layer, _Layer, _BesideLayer(active, index, is_first))
+        if architecture.shared is not None:
+            for layer, adapter in zip(architecture.shared.layers[num_frozen:], shared, strict=True):
+                self._put_shared(architecture.shared, layer, adapter, linears[1])
+            for layer in architecture.shared.layers[num_frozen:][:1]:
                 self._change(layer, _Layer, _BesideLayer(active, None, True))
         # A layer is adapted by its __call__, which comes before any forward.
         _check_forwards(backbone, [module for module, adapted, _ in self._planned if "forward" in vars(adapted)])
@@ -298,7 +307,7 @@ def _change_class(module: nn.Module, new_class: type[nn.Module]) -> None:
 
 
 class _ScaledLora:
-    """The part of a learned LoRA that belongs to one linear map."""
+    """The part of a learned LoRA that belongs to one linear layer."""
 
     def __init__(self, adapter: LearnedLora, name: str, scale: float) -> None:
         self.adapter, self.name, self.scale = adapter, name, scale

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from hyperadapters.backbones.architectures import HOW_TO_NAME, SITES
+from hyperadapters.backbones.architectures import ARCHITECTURES, HOW_TO_NAME
 from hyperadapters.backbones.devices import named_weights
 from hyperadapters.config import Dtype, ModuleNames
 from hyperadapters.errors import BackboneError, unknown_name
@@ -108,12 +108,12 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
         raise BackboneError(unknown_name("dtype", str(dtype), get_args(Dtype)))
     try:
         config = AutoConfig.from_pretrained(where)
-        if modules is None and config.model_type not in SITES:
-            known = unknown_name("architecture", config.model_type, SITES)
+        if modules is None and config.model_type not in ARCHITECTURES:
+            known = unknown_name("architecture", config.model_type, ARCHITECTURES)
             raise BackboneError(f"backbone '{name}': {known} {HOW_TO_NAME}")
-        kind = SITES[config.model_type].kind if modules is None else modules.kind
+        kind = ARCHITECTURES[config.model_type].kind if modules is None else modules.kind
         options: dict[str, Any] = {"dtype": dtype or "auto"}
-        if modules is None and SITES[config.model_type].takes_pooler:
+        if modules is None and ARCHITECTURES[config.model_type].takes_pooler:
             options["add_pooling_layer"] = False
         model: nn.Module
         with quiet_transformers():

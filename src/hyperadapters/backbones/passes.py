@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from hyperadapters.backbones.active import ActiveAdapters, BatchState
-from hyperadapters.backbones.architectures import LinearSize, Sites
+from hyperadapters.backbones.architectures import LinearSize, ResolvedArchitecture
 from hyperadapters.backbones.injection import Injection, parameter_name
 from hyperadapters.backbones.text_features import sequence_ids_of, text_features
 from hyperadapters.config import ModelConfig
@@ -23,7 +23,7 @@ Inputs = Mapping[str, Tensor]
 """Arguments of `HyperAdapterModel.encode`: `input_ids`, `attention_mask`, and what else the backbone has."""
 
 
-class Encoded(NamedTuple):
+class LowerOutput(NamedTuple):
     """What the layers below the generated adapters make of a batch; it is the same for every task.
 
     Attributes:
@@ -39,7 +39,7 @@ class Encoded(NamedTuple):
     head_features: Tensor | None = None
 
 
-class Frozen(NamedTuple):
+class FrozenOutput(NamedTuple):
     """What the layers below everything trained make of a batch; it stays the same through training.
 
     Attributes:
@@ -54,17 +54,17 @@ class Frozen(NamedTuple):
 
 
 class AdaptedLinear(NamedTuple):
-    """A linear map of the backbone that form "lora" changes.
+    """A linear layer of the backbone that form "lora" changes.
 
     Attributes:
         path: in the backbone.
-        site: number of its layer among those with adapters in its stack.
+        layer: number of its layer among those with adapters in its stack.
         name: part of the names of its tensors.
         is_shared: whether its change is learned once for all tasks, not generated.
     """
 
     path: str
-    site: int
+    layer: int
     name: str
     is_shared: bool
 
@@ -73,13 +73,13 @@ class _PrefixDoneError(Exception):
     """Raised by a hook to leave a forward whose upper layers are not needed."""
 
 
-class Host:
+class PassRunner:
     """Runs a backbone that adapters were put into. Not a module: the parameters belong to the model."""
 
     def __init__(
         self,
         backbone: nn.Module,
-        sites: Sites,
+        architecture: ResolvedArchitecture,
         config: ModelConfig,
         linears: Sequence[dict[str, LinearSize]],
         shared: nn.ModuleList,
@@ -88,33 +88,35 @@ class Host:
 
         Args:
             backbone: changed in place, until `detach`.
-            sites: found in it.
+            architecture: found in it.
             config: placed on the backbone (see `placement.place`).
             linears: see `Injection`.
             shared: learned adapters, one for each layer of the shared stack; empty for none.
         """
         self.backbone: Any = backbone
-        self.is_one_pass = sites.kind != "encoder-decoder" and config.features == "layer"
+        self.is_one_pass = architecture.kind != "encoder-decoder" and config.features == "layer"
         self._reads_whole_pass = config.features == "backbone"
-        self._sites, self._has_feed_forward_adapters = sites, config.form == "bottleneck"
-        num_frozen = (config.feature_layer or 0) if sites.shared is None else config.frozen_encoder_layers
+        self._architecture, self._has_feed_forward_adapters = architecture, config.form == "bottleneck"
+        num_frozen = (config.feature_layer or 0) if architecture.shared is None else config.frozen_encoder_layers
         self._linears = linears
-        self._lowest, self._below = sites.lowest, tuple(sites.lowest.layers[:num_frozen])
-        self._outside = _modules_outside(backbone, sites.lowest.row.layers)
+        self._lowest, self._below = architecture.lowest, tuple(architecture.lowest.layers[:num_frozen])
+        self._outside = _modules_outside(backbone, architecture.lowest.row.layers)
         self._active = ActiveAdapters()
         self._is_checkpointing = False
         self._injection: Injection | None = Injection(
-            backbone, sites, num_frozen, linears, shared, self._active, config
+            backbone, architecture, num_frozen, linears, shared, self._active, config
         )
 
     @property
     def _has_encoder(self) -> bool:
-        return self._sites.kind == "encoder-decoder"
+        return self._architecture.kind == "encoder-decoder"
 
     def adapted_linears(self) -> list[AdaptedLinear]:
-        """The linear maps that form "lora" changes."""
+        """The linear layers that form "lora" changes."""
         found = []
-        for stack, linears in zip((self._sites.generated, self._sites.shared), self._linears, strict=True):
+        for stack, linears in zip(
+            (self._architecture.generated, self._architecture.shared), self._linears, strict=True
+        ):
             if stack is not None:
                 first = len(self._below) if stack is self._lowest else 0
                 found += [
@@ -122,7 +124,7 @@ class Host:
                         f"{stack.row.layers}.{index}.{path}",
                         index - first,
                         parameter_name(path),
-                        stack is self._sites.shared,
+                        stack is self._architecture.shared,
                     )
                     for index in range(first, len(stack.layers))
                     for path in linears
@@ -139,7 +141,7 @@ class Host:
         return bool(self._below)
 
     @torch.no_grad()
-    def frozen(self, inputs: Inputs) -> Frozen:
+    def forward_frozen_layers(self, inputs: Inputs) -> FrozenOutput:
         """Run the layers below everything trained, in evaluation mode: dropout there would regularise nothing."""
         self._check_attached()
         entered: list[Tensor] = []
@@ -157,7 +159,7 @@ class Host:
                 read = None if self._has_encoder else entered[0]
         hidden = entered[0] if entered else read
         assert hidden is not None
-        return Frozen(hidden, None if read is None else self._pool(read, inputs))
+        return FrozenOutput(hidden, None if read is None else self._pool(read, inputs))
 
     @torch.no_grad()
     def text_features(self, inputs: Inputs, is_pair: Tensor | bool, compared: bool) -> Tensor:
@@ -172,22 +174,24 @@ class Host:
         with self.disabled(), evaluating(self.backbone):
             return text_features(encode, inputs["input_ids"], mask, is_pair, compared, sequence_ids)
 
-    def encode(self, inputs: Inputs, output_hidden_states: bool = False, frozen: Frozen | None = None) -> Encoded:
+    def forward_lower_layers(
+        self, inputs: Inputs, output_hidden_states: bool = False, frozen: FrozenOutput | None = None
+    ) -> LowerOutput:
         """Run what lies below the generated adapters; the layers above are left out where their output is not read.
 
         `frozen` is the result of the method of that name, where it is there already.
         """
         self._check_attached()
         if frozen is None and (self._below or not self._has_encoder):
-            frozen = self.frozen(inputs)
+            frozen = self.forward_frozen_layers(inputs)
         needs_encoder = self._has_encoder and output_hidden_states
         if frozen is not None and frozen.pooled is not None and not needs_encoder:
-            return Encoded(frozen.hidden, frozen.pooled, None, frozen.head_features)
+            return LowerOutput(frozen.hidden, frozen.pooled, None, frozen.head_features)
         features = None if frozen is None else frozen.hidden
         with self._active.use(BatchState(features=features, skips_below=not output_hidden_states)):
             output = self._encoder(inputs, output_hidden_states=output_hidden_states)
         hidden = output.last_hidden_state
-        return Encoded(hidden, self._pool(hidden, inputs), output.hidden_states)
+        return LowerOutput(hidden, self._pool(hidden, inputs), output.hidden_states)
 
     def run(self, inputs: Inputs, choose: Callable[[Tensor], BatchState], output_hidden_states: bool = False) -> Any:
         """One pass of one stack: on the way `choose` gets what the retriever reads [B, d] and returns the adapters."""
@@ -208,27 +212,27 @@ class Host:
         state.on_features = on_features
         return state
 
-    def run_above(
+    def run_upper_layers(
         self,
         inputs: Inputs,
-        encoded: Encoded,
+        lower_output: LowerOutput,
         state: BatchState,
         decoder_input_ids: Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> Any:
         """Run the layers with generated adapters on the result of `encode`, and return the backbone's output."""
         self._check_attached()
-        state.weights = _like(encoded.hidden, state.weights)
+        state.weights = _like(lower_output.hidden, state.weights)
         if self._has_encoder:
             with self._active.use(state):
                 return self.backbone(
-                    encoder_outputs=BaseModelOutput(encoded.hidden),
+                    encoder_outputs=BaseModelOutput(lower_output.hidden),
                     attention_mask=inputs["attention_mask"],
                     decoder_input_ids=decoder_input_ids,
                     use_cache=False,
                     output_hidden_states=output_hidden_states,
                 )
-        state.features, state.skips_below = encoded.hidden, not output_hidden_states
+        state.features, state.skips_below = lower_output.hidden, not output_hidden_states
         with self._active.use(state):
             return self._call(inputs, output_hidden_states)
 
@@ -236,7 +240,7 @@ class Host:
         self,
         inputs: Inputs,
         choose: Callable[[Tensor], BatchState],
-        encoded: Encoded | None,
+        lower_output: LowerOutput | None,
         options: dict[str, Any],
     ) -> Any:
         """Run the backbone's own `generate`.
@@ -244,26 +248,26 @@ class Host:
         Args:
             inputs: of the prompt, or of the encoder.
             choose: see `run`; it is called once.
-            encoded: result of `encode`. A language model does without: its first step reads the whole prompt.
+            lower_output: result of `encode`. A language model does without: its first step reads the whole prompt.
             options: of `generate`.
         """
         self._check_attached()
         self._set_padding(options)
         inputs = inputs if self._has_encoder else _padded_left(inputs)
-        if encoded is None:
+        if lower_output is None:
             state = self._choosing(inputs, choose)
         else:
-            state = choose(encoded.pooled)
-            state.weights = _like(encoded.hidden, state.weights)
+            state = choose(lower_output.pooled)
+            state.weights = _like(lower_output.hidden, state.weights)
         if not self._has_encoder:
             with self._active.use(state):
                 return self.backbone.generate(**inputs, **options)
-        assert encoded is not None
+        assert lower_output is not None
         if self._needs_growing_cache(options):
             options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with self._active.use(state):
             return self.backbone.generate(
-                encoder_outputs=BaseModelOutput(encoded.hidden), attention_mask=inputs["attention_mask"], **options
+                encoder_outputs=BaseModelOutput(lower_output.hidden), attention_mask=inputs["attention_mask"], **options
             )
 
     def generates_in_one_pass(self, options: Mapping[str, Any]) -> bool:
@@ -287,8 +291,8 @@ class Host:
     def _needs_growing_cache(self, options: Mapping[str, Any]) -> bool:
         """Transformers makes a cache of as many layers as the encoder has, which a deeper decoder overruns."""
         chosen = options.keys() & {"past_key_values", "cache_implementation"} or not options.get("use_cache", True)
-        assert self._sites.shared is not None
-        return not chosen and len(self._sites.generated.layers) > len(self._sites.shared.layers)
+        assert self._architecture.shared is not None
+        return not chosen and len(self._architecture.generated.layers) > len(self._architecture.shared.layers)
 
     def keep_frozen_in_evaluation(self) -> None:
         """Switch dropout off below everything trained, where it would regularise nothing and only take time.
@@ -315,7 +319,7 @@ class Host:
         options: dict[str, Any] = backbone_inputs(inputs)
         if output_hidden_states:
             options["output_hidden_states"] = True
-        if self._sites.kind == "decoder":
+        if self._architecture.kind == "decoder":
             positions = inputs["attention_mask"].cumsum(dim=1) - 1  # padding on the left moves no token
             options.update(position_ids=positions.clamp(min=0), use_cache=False)
         return self.backbone(**options)
@@ -325,7 +329,7 @@ class Host:
 
     def _pool(self, hidden: Tensor, inputs: Inputs) -> Tensor:
         """What the retriever reads [B, d]: the mean over the tokens of the prompt, or all."""
-        if self._sites.is_pre_norm:
+        if self._architecture.is_pre_norm:
             hidden = F.layer_norm(hidden.float(), hidden.shape[-1:])
         return masked_mean(hidden, inputs.get("prompt_mask", inputs["attention_mask"]))
 

@@ -15,9 +15,9 @@ Encode = Callable[[Tensor, Tensor], Tensor]
 """Last hidden states [R, S, d] of token ids and attention mask [R, S]."""
 
 
-def features_width(width: int, compared: bool) -> int:
+def features_size(hidden_size: int, compared: bool) -> int:
     """Size F of `text_features` for hidden states of size d."""
-    return 2 * width + 1 if compared else width
+    return 2 * hidden_size + 1 if compared else hidden_size
 
 
 def text_features(
@@ -48,7 +48,7 @@ def text_features(
         sequence_ids: see `split_pairs`; needed where there are pairs.
 
     Returns:
-        [B, F] in float32, see `features_width`.
+        [B, F] in float32, see `features_size`.
     """
     if isinstance(is_pair, bool):
         first, second = _of_like_rows(encode, input_ids, attention_mask, is_pair, sequence_ids)

@@ -8,7 +8,7 @@ The weights file carries its digest in its name, so writing a new one never touc
 is the one step that makes the new state current. Each file holds a checksum of the other.
 
 A task's keys are left out where they have the defaults of `Task`, which are therefore part of the format, and the
-tensor `prototypes.keys` is left out where no task has a key.
+tensor `prototypes.centroids` is left out where no task has a key.
 
 Format 4 is that of checkpoints with a tokenizer; others are written in format 3, which leaves out what wide heads of
 single texts have for comparing pairs, which is zero, and has wide heads as float16 where that loses nothing. Format 2
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from hyperadapters._version import __version__
 from hyperadapters.backbones import checks as placement
-from hyperadapters.backbones.architectures import find_sites
+from hyperadapters.backbones.architectures import resolve_architecture
 from hyperadapters.backbones.loading import absolute_name, fingerprint, load_backbone, load_tokenizer, tokenizer_files
 from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, drop_settings_without_effect, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
@@ -48,7 +48,7 @@ from hyperadapters.utils.files import locked, make_folder, making_folder, new_fo
 
 FORMAT_VERSION = 4
 FORMAT_WITHOUT_TOKENIZER = 3
-FIRST_TO_GO_ON_WITH = 2
+OLDEST_RESUMABLE_FORMAT = 2
 """Format of the oldest checkpoints from which a training can go on."""
 CONFIG_FILE = "hyperadapter.json"
 WEIGHTS_PATTERN = "adapters-*.safetensors"
@@ -259,8 +259,8 @@ def _backbone_name(name: str | None, folder: Path) -> str | None:
 def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     """The tensors of a checkpoint's weights file, by name."""
     state = {name: value.detach().cpu() for name, value in model.adapter_state_dict().items()}
-    if not state.get("prototypes.keys", torch.ones(1)).numel():
-        del state["prototypes.keys"]
+    if not state.get("prototypes.centroids", torch.ones(1)).numel():
+        del state["prototypes.centroids"]
     if model.heads is not None and len(model.heads.wide_weight):
         state.update(_pack(state.pop("heads.wide_weight"), model.heads))
     return {name: value.contiguous() for name, value in state.items()}
@@ -268,7 +268,7 @@ def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
 
 def _pack(wide_weight: Tensor, heads: TaskHeads) -> dict[str, Tensor]:
     """Wide heads [N, F + d] in two parts: those that compare texts, and the others, without their zeros for that."""
-    compares = wide_weight[:, heads.width : heads.features_width].any(dim=1)
+    compares = wide_weight[:, heads.hidden_size : heads.features_size].any(dim=1)
     kept = _columns_of_single_texts(heads)
     packed = {"heads.wide_weight": wide_weight[compares], "heads.single_weight": wide_weight[~compares][:, kept]}
     packed = {name: half if (half := value.half()).float().equal(value) else value for name, value in packed.items()}
@@ -283,10 +283,10 @@ def _unpack(state: dict[str, Tensor], heads: TaskHeads) -> None:
     """
     compares, single = state.pop("heads.compares"), state.pop("heads.single_weight").float()
     wide, kept = state["heads.wide_weight"].float(), _columns_of_single_texts(heads)
-    expected = (int(compares.sum()), heads.features_width + heads.width), (int((~compares).sum()), int(kept.sum()))
+    expected = (int(compares.sum()), heads.features_size + heads.hidden_size), (int((~compares).sum()), int(kept.sum()))
     if compares.dtype != torch.bool or (tuple(wide.shape), tuple(single.shape)) != expected:
         raise ValueError(f"the heads have shapes {tuple(wide.shape)} and {tuple(single.shape)}, not {expected}")
-    weight = wide.new_zeros(len(compares), heads.features_width + heads.width)
+    weight = wide.new_zeros(len(compares), heads.features_size + heads.hidden_size)
     weight[compares] = wide
     weight[(~compares).nonzero(), kept.nonzero()[:, 0]] = single
     state["heads.wide_weight"] = weight
@@ -294,8 +294,8 @@ def _unpack(state: dict[str, Tensor], heads: TaskHeads) -> None:
 
 def _columns_of_single_texts(heads: TaskHeads) -> Tensor:
     """Which of the F + d inputs of a wide head are not there to compare the texts of a pair."""
-    columns = torch.arange(heads.features_width + heads.width)
-    return (columns < heads.width) | (columns >= heads.features_width)
+    columns = torch.arange(heads.features_size + heads.hidden_size)
+    return (columns < heads.hidden_size) | (columns >= heads.features_size)
 
 
 def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | None = None) -> HyperAdapterModel:
@@ -310,7 +310,9 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
     if backbone is None:
         backbone = _load_backbone(folder, name, config.model, dtype)
     try:
-        settings = placement.drop_settings_without_effect(config.model, find_sites(backbone, config.model.modules))
+        settings = placement.drop_settings_without_effect(
+            config.model, resolve_architecture(backbone, config.model.modules)
+        )
         model = HyperAdapterModel(backbone, config.tasks, settings, name, config.lengths)
     except (BackboneError, RecipeError):
         if (found := fingerprint(backbone)) != config.backbone.fingerprint:
@@ -361,14 +363,14 @@ def _modernise(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
         ValueError: a head has another shape than its task's.
     """
     state.setdefault("thresholds", torch.full_like(model.thresholds, -torch.inf))
-    if "prototypes.weight" in state and not state.get("prototypes.keys", torch.zeros(0)).any():
-        state["prototypes.keys"] = torch.zeros(len(model.tasks), 0, model.adapter_config.prototype_dim)
+    if "prototypes.weight" in state and not state.get("prototypes.centroids", torch.zeros(0)).any():
+        state["prototypes.centroids"] = torch.zeros(len(model.tasks), 0, model.adapter_config.prototype_dim)
     if model.heads is not None and "heads.compares" in state:
         _unpack(state, model.heads)
     if model.heads is not None and "heads.weight" not in state:
         names = [f"heads.heads.{task_id}" for task_id in range(len(model.tasks))]
         heads = [Head(state.pop(f"{name}.weight"), state.pop(f"{name}.bias")) for name in names]
-        packed = TaskHeads.of(model.tasks, heads, model.heads.width, model.heads.features_width)
+        packed = TaskHeads.of(model.tasks, heads, model.heads.hidden_size, model.heads.features_size)
         for name in ("weight", "wide_weight", "bias", "starts"):
             state[f"heads.{name}"] = packed.get_buffer(name) if name == "starts" else packed.get_parameter(name)
 
@@ -382,13 +384,13 @@ def _make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
     """
     device = model.thresholds.device
     if "prototypes" in PARTS[model.adapter_config.method]:
-        keys = state["prototypes.keys"]
-        if keys.ndim != 3 or (len(keys), keys.shape[2]) != tuple(model.prototypes.weight.shape):
-            raise ValueError(f"the keys have shape {tuple(keys.shape)}")
-        model.prototypes.keys = torch.zeros_like(keys, device=device)
+        centroids = state["prototypes.centroids"]
+        if centroids.ndim != 3 or (len(centroids), centroids.shape[2]) != tuple(model.prototypes.weight.shape):
+            raise ValueError(f"the centroids have shape {tuple(centroids.shape)}")
+        model.prototypes.centroids = torch.zeros_like(centroids, device=device)
     if model.heads is not None and len(state["heads.wide_weight"]):
         is_wide = (state["heads.starts"] >= len(state["heads.weight"])).tolist()
-        model.heads = TaskHeads(model.heads.width, model.tasks, is_wide, model.heads.features_width).to(device)
+        model.heads = TaskHeads(model.heads.hidden_size, model.tasks, is_wide, model.heads.features_size).to(device)
     own_ids = sorted({int(name.split(".")[1]) for name in state if name.startswith("own_adapters.")})
     if not own_ids:
         return
@@ -409,7 +411,7 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
         CheckpointError: it is missing or damaged, or its tasks, settings or backbone are not those of the model.
     """
     config, state = read_checkpoint(folder)
-    if config.format_version < FIRST_TO_GO_ON_WITH:
+    if config.format_version < OLDEST_RESUMABLE_FORMAT:
         raise CheckpointError(
             f"{folder}: was written by an earlier version of the library, whose training state this one cannot go on "
             "with: finish the run with that version, or start it anew with --overwrite"

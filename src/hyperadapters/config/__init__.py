@@ -17,8 +17,8 @@ from hyperadapters.config.recipe import (
     METRICS_FILE,
     RECIPE_FILE,
     SPLITS,
-    Cut,
     DataConfig,
+    HeldOut,
     Recipe,
     Source,
     Split,
@@ -32,7 +32,7 @@ from hyperadapters.config.validation import Int, StrictModel, parse
 
 __all__ = [
     "BackboneKind",
-    "Cut",
+    "HeldOut",
     "DataConfig",
     "Dtype",
     "Int",

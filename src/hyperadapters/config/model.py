@@ -15,7 +15,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 
-PRESETS = {"plus": {"codes": "orthogonal", "head_inputs": "texts", "label_names": True}}
+PRESETS = {"plus": {"codes": "orthogonal", "head_inputs": "pair_features", "label_names": True}}
 """Settings of a preset where they are not the defaults."""
 
 
@@ -26,13 +26,13 @@ class ModuleNames(StrictModel):
         kind: "encoder", whose answers task heads give, or "decoder", a language model that goes on with its input.
         layers: path of the list of layers.
         feed_forward: path, inside a layer, of the module that maps its feed-forward's input [B, S, d] to the output.
-        width: d; default: `hidden_size` of the backbone's config.
+        hidden_size: d; default: `hidden_size` of the backbone's config.
     """
 
     kind: Literal["encoder", "decoder"] = "encoder"
     layers: str = Field(min_length=1)
     feed_forward: str = Field(min_length=1)
-    width: Int | None = Field(None, ge=1)
+    hidden_size: Int | None = Field(None, ge=1)
 
 
 GENERATING: tuple[Method, ...] = ("pha", "hyperformer", "hyperdecoder")
@@ -53,12 +53,12 @@ class ModelConfig(StrictModel):
         prototype_dim: p, numbers in a prototype, an instance vector, a layer embedding and a hypernetwork code.
         hidden_dim: hidden units of the retriever and of the hypernetwork's trunk.
         form: what is generated: "bottleneck", adapters parallel to each feed-forward (the paper), or "lora", low-rank
-            changes of linear maps, which can be merged into the backbone and exported to PEFT.
+            changes of linear layers, which can be merged into the backbone and exported to PEFT.
         adapter_dim: bottleneck of the generated adapters of form "bottleneck".
         lora_rank: rank r of form "lora".
-        lora_alpha: form "lora": what is added to a linear map is multiplied by `lora_alpha / lora_rank`.
-        target_modules: form "lora": the linear maps, by the ends of their paths in a layer, such as "q_proj"; default:
-            those that PEFT chooses for the architecture.
+        lora_alpha: form "lora": what is added to a linear layer is multiplied by `lora_alpha / lora_rank`.
+        target_modules: form "lora": the linear layers, by the ends of their paths in a layer, such as "q_proj";
+            default: those that PEFT chooses for the architecture.
         modules: names of the backbone's modules, where its architecture is not a known one.
         shared_adapter_dim: bottleneck of the learned adapters in the encoder of an encoder-decoder; default:
             `adapter_dim`. Other backbones have none.
@@ -70,7 +70,7 @@ class ModelConfig(StrictModel):
         features: encoder backbones only: "layer", the retriever reads the hidden states at m, so that one pass routes
             and answers; or "backbone", it reads the last hidden states of the whole frozen pass, and the layers above m
             run once more with adapters.
-        prototypes_per_task: points by which the inputs of a task are recognised when routing. 1: its prototype. More,
+        centroids_per_task: points by which the inputs of a task are recognised when routing. 1: its prototype. More,
             for tasks whose inputs form several clumps: so many centroids of its training instances, by k-means.
         temperature: of both contrastive losses.
         contrastive_weight: lambda, weight of each contrastive loss.
@@ -100,12 +100,12 @@ class ModelConfig(StrictModel):
     feature_layer: Int | None = Field(None, ge=0)
     frozen_encoder_layers: Int = Field(0, ge=0)
     features: Literal["layer", "backbone"] = "layer"
-    prototypes_per_task: Int = Field(1, ge=1)
+    centroids_per_task: Int = Field(1, ge=1)
     temperature: Float = Field(0.1, gt=0, allow_inf_nan=False)
     contrastive_weight: Float = Field(0.1, ge=0, allow_inf_nan=False)
     contrast: Literal["both", "instance", "prototype", "none"] = "both"
     codes: Literal["trunk", "orthogonal"] = "trunk"
-    head_inputs: Literal["adapted", "text", "texts"] = "adapted"
+    head_inputs: Literal["adapted", "text_features", "pair_features"] = "adapted"
     label_names: bool = False
 
     @model_validator(mode="before")
@@ -186,7 +186,7 @@ EFFECTS = (
         "method '{method}' has no contrastive losses and cannot route",
     ),
     Effect(
-        "prototypes_per_task",
+        "centroids_per_task",
         lambda config: config.method == "pha",
         "is for routing, and method '{method}' cannot route",
     ),

@@ -26,7 +26,7 @@ def _is_set(config: StrictModel, name: str) -> bool:
     return bool(getattr(config, name) != type(config).model_fields[name].default)
 
 
-class Cut(StrictModel, populate_by_name=True):
+class HeldOut(StrictModel, populate_by_name=True):
     """A split taken out of another one: `size` rows of `from`, or that fraction of them when below 1."""
 
     from_split: Split = Field("train", alias="from")
@@ -64,7 +64,7 @@ class Source(StrictModel):
     demo: str | None = None
     columns: dict[Literal["text", "text_pair", "label"], str] = {}
     label_names: dict[str, str] | None = None
-    cut: dict[Literal["validation", "test"], Cut] = {}
+    held_out: dict[Literal["validation", "test"], HeldOut] = {}
     delimiter: str | None = Field(None, min_length=1, max_length=1)
 
     @field_validator("label_names", mode="before")

@@ -42,7 +42,7 @@ class Task(StrictModel):
             labels that occur among the targets or the answers.
         template: how a text-to-text backbone reads the fields, for example "premise: {text} hypothesis: {text_pair}".
             Default: the fields with a space between them, which a row to be routed gets in any case.
-        label_words: what a text-to-text backbone writes for each label. Default: the label itself.
+        verbalizer: what a text-to-text backbone writes for each label. Default: the label itself.
         step: of a regression task: a text-to-text backbone writes the nearest multiple of it, for example 0.2.
     """
 
@@ -52,7 +52,7 @@ class Task(StrictModel):
     labels: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     template: str | None = None
-    label_words: dict[str, str] | None = None
+    verbalizer: dict[str, str] | None = None
     step: Float | None = Field(None, gt=0, allow_inf_nan=False)
 
     @classmethod
@@ -82,7 +82,7 @@ class Task(StrictModel):
 
     def settings_of_texts(self) -> list[str]:
         """Settings that this task has and only backbones read that write their answers."""
-        return [name for name in ("template", "label_words", "step") if getattr(self, name) is not None]
+        return [name for name in ("template", "verbalizer", "step") if getattr(self, name) is not None]
 
     @field_validator("name")
     @classmethod
@@ -111,7 +111,7 @@ class Task(StrictModel):
                 raise ValueError(f"labels must be different from each other, found {found}")
         return names
 
-    @field_validator("label_words", mode="after")
+    @field_validator("verbalizer", mode="after")
     @classmethod
     def _normalize_keys(cls, words: dict[str, str] | None) -> dict[str, str] | None:
         return None if words is None else {normalize_label(label): word for label, word in words.items()}
@@ -124,8 +124,8 @@ class Task(StrictModel):
             raise ValueError(f"a {self.kind} task has no labels, found {len(self.labels)}: remove them or set kind")
         if len(self.labels) == 1:
             raise ValueError(f"a classification task needs at least two labels, found only '{self.labels[0]}'")
-        if self.label_words is not None and self.kind != "classification":
-            raise ValueError(f"label_words belong to a classification task, not to {self.kind}")
+        if self.verbalizer is not None and self.kind != "classification":
+            raise ValueError(f"verbalizer belong to a classification task, not to {self.kind}")
         if self.step is not None and self.kind != "regression":
             raise ValueError(f"step belongs to a regression task, not to {self.kind}")
         known = METRICS_OF_KIND[self.kind]
@@ -136,11 +136,11 @@ class Task(StrictModel):
             raise ValueError(f"f1 needs two labels, found {len(self.labels)}: use macro_f1")
         if self.template is not None:
             _check_template(self.template, self.fields)
-        if self.label_words is not None and self.labels and set(self.label_words) != set(self.labels):
-            raise ValueError(f"label_words must have one word for each of {list(self.labels)}")
-        words = [word.strip() for word in (self.label_words or {}).values()]
+        if self.verbalizer is not None and self.labels and set(self.verbalizer) != set(self.labels):
+            raise ValueError(f"verbalizer must have one word for each of {list(self.labels)}")
+        words = [word.strip() for word in (self.verbalizer or {}).values()]
         if len(set(words)) != len(words):
-            raise ValueError("label_words must be different from each other")
+            raise ValueError("verbalizer must be different from each other")
         # In a model of thousands of tasks these take more memory than their prototypes: what is equal is kept once.
         object.__setattr__(self, "labels", _shared(self.labels))
         object.__setattr__(self, "metrics", _shared(self.metrics or (known[0],)))

@@ -1,6 +1,6 @@
 """The forms of an adapter, with weights generated for several tasks or learned once for all.
 
-Shapes: B rows, S positions, d width of the backbone, a bottleneck, r rank, L sites, U generated tasks.
+Shapes: B rows, S positions, d hidden_size of the backbone, a bottleneck, r rank, L layers, U generated tasks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class AdapterTensor(NamedTuple):
 
     Attributes:
         name: begins with "down" for what reads the adapter's input, with "up" for what writes its output.
-        shape: at one site, of one task.
-        fan_in: size of the input of the linear map that the tensor is; 1 for a bias.
+        shape: at one layer, of one task.
+        fan_in: size of the input of the linear layer that the tensor is; 1 for a bias.
         bound: of the uniform distribution that it starts from where it is learned as it is; 0: it starts at zero.
     """
 
@@ -32,14 +32,14 @@ class AdapterTensor(NamedTuple):
     bound: float
 
 
-def bottleneck_tensors(width: int, bottleneck_dim: int) -> tuple[AdapterTensor, ...]:
+def bottleneck_tensors(hidden_size: int, bottleneck_dim: int) -> tuple[AdapterTensor, ...]:
     """The tensors of a bottleneck adapter: down_weight [d, a], down_bias [a], up_weight [a, d], up_bias [d]."""
-    bound = width**-0.5
+    bound = hidden_size**-0.5
     return (
-        AdapterTensor("down_weight", (width, bottleneck_dim), width, bound),
+        AdapterTensor("down_weight", (hidden_size, bottleneck_dim), hidden_size, bound),
         AdapterTensor("down_bias", (bottleneck_dim,), 1, bound),
-        AdapterTensor("up_weight", (bottleneck_dim, width), bottleneck_dim, 0.0),
-        AdapterTensor("up_bias", (width,), 1, 0.0),
+        AdapterTensor("up_weight", (bottleneck_dim, hidden_size), bottleneck_dim, 0.0),
+        AdapterTensor("up_bias", (hidden_size,), 1, 0.0),
     )
 
 
@@ -52,7 +52,7 @@ def fill_uniform(tensor: Tensor, bound: float) -> None:
 
 
 def lora_tensors(linears: Mapping[str, tuple[int, int]], rank: int) -> tuple[AdapterTensor, ...]:
-    """The tensors of a LoRA: for each linear map a down [inputs, r] and an up [r, outputs].
+    """The tensors of a LoRA: for each linear layer a down [inputs, r] and an up [r, outputs].
 
     Args:
         linears: inputs and outputs of each map, by its name.
@@ -69,15 +69,15 @@ def lora_tensors(linears: Mapping[str, tuple[int, int]], rank: int) -> tuple[Ada
 
 
 class AdapterWeights(dict[str, Tensor]):
-    """Weights of U tasks at L sites, each tensor [L, U, ...], by the names of its form."""
+    """Weights of U tasks at L layers, each tensor [L, U, ...], by the names of its form."""
 
     @property
     def num_tasks(self) -> int:
         """U."""
         return next(iter(self.values())).shape[1]
 
-    def site(self, index: int) -> AdapterWeights:
-        """Return the weights of one site, without the dimension L."""
+    def layer(self, index: int) -> AdapterWeights:
+        """Return the weights of one layer, without the dimension L."""
         return AdapterWeights({name: tensor[index] for name, tensor in self.items()})
 
     def task(self, index: int) -> AdapterWeights:
@@ -113,7 +113,7 @@ def bottleneck(inputs: Tensor, weights: Mapping[str, Tensor], grouping: Grouping
 
     Args:
         inputs: [n B, S, d], n as in `Grouping.gather`.
-        weights: of one site, for each of the G groups: down_weight [G, d, a], down_bias [G, a], up_weight [G, a, d],
+        weights: of one layer, for each of the G groups: down_weight [G, d, a], down_bias [G, a], up_weight [G, a, d],
             up_bias [G, d].
         grouping: of the B rows.
 
@@ -136,7 +136,7 @@ def lora(inputs: Tensor, down: Tensor, up: Tensor, grouping: Grouping) -> Tensor
 
     Args:
         inputs: [n B, S, i], n as in `Grouping.gather`.
-        down, up: of one linear map at one site, for each of the G groups [G, i, r] and [G, r, o].
+        down, up: of one linear layer at one layer, for each of the G groups [G, i, r] and [G, r, o].
         grouping: of the B rows.
 
     Returns:
@@ -149,7 +149,7 @@ def lora(inputs: Tensor, down: Tensor, up: Tensor, grouping: Grouping) -> Tensor
 
 
 class OwnAdapter(nn.Module):
-    """An adapter that a task has of its own at all L sites: once generated, then trained apart from others."""
+    """An adapter that a task has of its own at all L layers: once generated, then trained apart from others."""
 
     def __init__(self, weights: AdapterWeights) -> None:
         """Args: weights: to start from, of one task (U = 1); copied."""
@@ -168,11 +168,11 @@ class LearnedBottleneck(nn.Module):
     Both weights start Xavier-uniform with gain 1e-4, the biases at 0, so that it begins close to no change.
     """
 
-    def __init__(self, width: int, bottleneck_dim: int) -> None:
-        """Args: width: d; bottleneck_dim: a."""
+    def __init__(self, hidden_size: int, bottleneck_dim: int) -> None:
+        """Args: hidden_size: d; bottleneck_dim: a."""
         super().__init__()
-        self.down = nn.Linear(width, bottleneck_dim)
-        self.up = nn.Linear(bottleneck_dim, width)
+        self.down = nn.Linear(hidden_size, bottleneck_dim)
+        self.up = nn.Linear(bottleneck_dim, hidden_size)
         for linear in (self.down, self.up):
             nn.init.xavier_uniform_(linear.weight, gain=1e-4)
             nn.init.zeros_(linear.bias)
@@ -188,7 +188,7 @@ def _linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
 
 
 class LearnedLora(nn.Module):
-    """A LoRA with weights of its own for the linear maps of one site, shared by all tasks; it starts as no change."""
+    """A LoRA for the linear layers of one backbone layer, shared by all tasks; it starts as no change."""
 
     def __init__(self, linears: Mapping[str, tuple[int, int]], rank: int) -> None:
         """Args: linears, rank: see `lora_tensors`."""
@@ -199,7 +199,7 @@ class LearnedLora(nn.Module):
             self.register_parameter(tensor.name, parameter)
 
     def forward(self, inputs: Tensor, name: str) -> Tensor:
-        """Map the inputs [..., i] of a linear map to [..., o], in their floating-point type, before LoRA's scale."""
+        """Map the inputs [..., i] of a linear layer to [..., o], in their floating-point type, before LoRA's scale."""
         down, up = self.get_parameter(f"down_{name}"), self.get_parameter(f"up_{name}")
         return inputs @ down.to(inputs.dtype) @ up.to(inputs.dtype)
 
@@ -207,7 +207,7 @@ class LearnedLora(nn.Module):
 def head_bound(fan_in: int, fan_out: int) -> float:
     """Bound of the uniform initialisation of a hypernetwork head, `1e-3 * sqrt(3 / (fan_in * fan_out))`.
 
-    `fan_in` is the size of the code that enters the head, `fan_out` the input size of the generated linear map
+    `fan_in` is the size of the code that enters the head, `fan_out` the input size of the generated linear layer
     (1 for a bias). Source: the released code; the generated adapter starts close to zero.
     """
     return 1e-3 * math.sqrt(3.0 / (fan_in * fan_out))

@@ -1,4 +1,4 @@
-"""The prototypical hypernetwork: one network that writes the adapters of every task at every site."""
+"""The prototypical hypernetwork: one network that writes the adapters of every task at every layer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Hypernetwork(nn.Module, ABC):
         """Return the codes [L, U, p] that the heads read, for the prototypes [U, p]."""
 
     def forward(self, prototypes: Tensor) -> AdapterWeights:
-        """Generate the adapters of U tasks at all L sites from their prototypes [U, p]."""
+        """Generate the adapters of U tasks at all L layers from their prototypes [U, p]."""
         codes = self.codes(prototypes)
         return AdapterWeights(
             {
@@ -61,12 +61,12 @@ class Hypernetwork(nn.Module, ABC):
 
 
 class PrototypicalHypernetwork(Hypernetwork):
-    """H([k_t ; e_l]): weights of task t's adapter at site l (Zhao et al. 2023, section 3).
+    """H([k_t ; e_l]): weights of task t's adapter at layer l (Zhao et al. 2023, section 3).
 
-    The trunk maps the concatenated prototype and site embedding (prototype first, not normalised) to a code:
+    The trunk maps the concatenated prototype and layer embedding (prototype first, not normalised) to a code:
     linear, ReLU, linear, LayerNorm.
 
-    Initialisation: site embeddings standard normal, trunk torch's default, head weights uniform within
+    Initialisation: layer embeddings standard normal, trunk torch's default, head weights uniform within
     `forms.head_bound`, head biases 0; or all heads as those of `OrthogonalHypernetwork`.
 
     Differs from the released code: tasks are generated once each, not once a row.
@@ -74,17 +74,17 @@ class PrototypicalHypernetwork(Hypernetwork):
 
     def __init__(
         self,
-        num_sites: int,
+        num_layers: int,
         tensors: Sequence[AdapterTensor],
         prototype_dim: int = 64,
         hidden_dim: int = 128,
         starts_as_backbone: bool = False,
     ) -> None:
-        """Args: num_sites: L; tensors: of the adapters' form; prototype_dim: p, also of site embeddings and codes;
+        """Args: num_layers: L; tensors: of the adapters' form; prototype_dim: p, also of layer embeddings and codes;
         hidden_dim: of the trunk; starts_as_backbone: whether the generated adapters start at exactly no effect.
         """
         super().__init__(tensors)
-        self.site_embeddings = nn.Parameter(torch.randn(num_sites, prototype_dim))
+        self.layer_embeddings = nn.Parameter(torch.randn(num_layers, prototype_dim))
         self.trunk = nn.Sequential(
             nn.Linear(2 * prototype_dim, hidden_dim),
             nn.ReLU(),
@@ -102,33 +102,33 @@ class PrototypicalHypernetwork(Hypernetwork):
 
     def codes(self, prototypes: Tensor) -> Tensor:
         """Return the codes [L, U, p] that the heads read, for the prototypes [U, p]."""
-        sites, tasks = len(self.site_embeddings), len(prototypes)
+        layers, tasks = len(self.layer_embeddings), len(prototypes)
         pairs = torch.cat(
-            [prototypes.expand(sites, -1, -1), self.site_embeddings[:, None].expand(-1, tasks, -1)], dim=-1
+            [prototypes.expand(layers, -1, -1), self.layer_embeddings[:, None].expand(-1, tasks, -1)], dim=-1
         )
         codes: Tensor = self.trunk(pairs)
         return codes
 
 
 class OrthogonalHypernetwork(Hypernetwork):
-    """Weights of task t's adapter at site l from the code c = sqrt(p) R_l k_t / |R_l k_t|.
+    """Weights of task t's adapter at layer l from the code c = sqrt(p) R_l k_t / |R_l k_t|.
 
-    R_l is a learned matrix [p, p] for each site, orthogonal at the start. With orthogonal prototypes (see
-    `PrototypeTable`) the codes of all tasks at a site start orthogonal, and those of different sites nearly so: a first
-    step for one task hardly moves the adapters of the others, and tasks come to share weights as far as training moves
-    their codes together.
+    R_l is a learned matrix [p, p] for each layer, orthogonal at the start. With orthogonal prototypes (see
+    `PrototypeTable`) the codes of all tasks at a layer start orthogonal, and those of different layers nearly so: a
+    first step for one task hardly moves the adapters of the others, and tasks come to share weights as far as training
+    moves their codes together.
 
     Initialisation: the generated down weights have the variance of `torch.nn.Linear`'s, everything else is 0, so that
     the model starts as its backbone.
 
-    Differs from Zhao et al. (2023): no trunk, no site embeddings, heads without biases. There, the codes of tasks and
-    sites start with a mean cosine of 0.6, so that the hypernetwork starts as nearly one adapter for all.
+    Differs from Zhao et al. (2023): no trunk, no layer embeddings, heads without biases. There, the codes of tasks and
+    layers start with a mean cosine of 0.6, so that the hypernetwork starts as nearly one adapter for all.
     """
 
-    def __init__(self, num_sites: int, tensors: Sequence[AdapterTensor], prototype_dim: int = 64) -> None:
-        """Args: num_sites: L; tensors: of the adapters' form; prototype_dim: p, also of the codes."""
+    def __init__(self, num_layers: int, tensors: Sequence[AdapterTensor], prototype_dim: int = 64) -> None:
+        """Args: num_layers: L; tensors: of the adapters' form; prototype_dim: p, also of the codes."""
         super().__init__(tensors)
-        self.rotations = nn.Parameter(torch.empty(num_sites, prototype_dim, prototype_dim))
+        self.rotations = nn.Parameter(torch.empty(num_layers, prototype_dim, prototype_dim))
         for rotation in self.rotations.unbind():
             nn.init.orthogonal_(rotation)
         self._make_heads(prototype_dim, bias=False)

@@ -25,12 +25,13 @@ class PrototypeTable(nn.Module):
     sqrt(p), as far as there are no more tasks than numbers. They are the only parameters of the
     method that grow with the number of tasks.
 
-    A task may have keys to be recognised by instead of its prototype: several where its inputs form several clumps, or
-    one where the prototype was copied from another task. Adapters are generated from the prototype in any case. There
-    are as many places K for keys as a task has at most, none at first; a key of zeros is not there.
+    A task may have routing centroids, to which inputs are compared instead of its prototype: several where its inputs
+    form several clusters, or one where the prototype was copied from another task. Adapters are generated from the
+    prototype in any case. `centroids` is [T, K, p] with K the largest number of centroids of a task, at first 0; a
+    row of zeros is padding.
     """
 
-    keys: Tensor
+    centroids: Tensor
 
     def __init__(self, num_tasks: int, dim: int = 64, orthogonal: bool = False) -> None:
         """Args: num_tasks: T; dim: p; orthogonal: how they start."""
@@ -40,7 +41,7 @@ class PrototypeTable(nn.Module):
             with torch.no_grad():
                 for start in range(0, num_tasks, dim):  # so many are orthogonal to each other
                     nn.init.orthogonal_(self.weight[start : start + dim], gain=dim**0.5)
-        self.register_buffer("keys", torch.zeros(num_tasks, 0, dim))
+        self.register_buffer("centroids", torch.zeros(num_tasks, 0, dim))
 
     def forward(self, task_ids: Tensor) -> Tensor:
         """Return the prototypes [U, p] of the tasks [U]; an index out of range is an IndexError."""
@@ -49,11 +50,11 @@ class PrototypeTable(nn.Module):
     def similarity(self, instances: Tensor) -> Tensor:
         """Cosine similarity [B, T] of instance vectors [B, p] to each task: to its nearest key, or its prototype."""
         similarity = cosine_similarity(instances, self.weight)
-        present = self.keys.any(dim=-1)
+        present = self.centroids.any(dim=-1)
         keyed = present.any(dim=-1).nonzero()[:, 0]
         if not len(keyed):
             return similarity
-        to_keys = cosine_similarity(instances, self.keys[keyed].flatten(0, 1)).view(len(instances), len(keyed), -1)
+        to_keys = cosine_similarity(instances, self.centroids[keyed].flatten(0, 1)).view(len(instances), len(keyed), -1)
         return similarity.index_copy(1, keyed, to_keys.masked_fill(~present[keyed], -torch.inf).amax(dim=-1))
 
     def nearest(self, instances: Tensor) -> Tensor:
@@ -65,17 +66,17 @@ class PrototypeTable(nn.Module):
         shares = (self.similarity(instances) / temperature).softmax(dim=-1)
         return shares.to(self.weight.dtype) @ self.weight
 
-    def replace(self, weight: Tensor, keys: Sequence[Tensor]) -> None:
-        """Take the prototypes [T, p] of other tasks, and the keys [any number, p] of each.
+    def replace(self, weight: Tensor, centroids: Sequence[Tensor]) -> None:
+        """Take the prototypes [T, p] of other tasks, and the centroids [any number, p] of each.
 
         `weight` is a new parameter then.
         """
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        self.set_keys(keys)
+        self.set_centroids(centroids)
 
-    def set_keys(self, keys: Sequence[Tensor]) -> None:
-        """Take the keys [any number, p] of each task."""
-        present = [of_task[of_task.any(dim=-1)] for of_task in keys]
+    def set_centroids(self, centroids: Sequence[Tensor]) -> None:
+        """Take the centroids [any number, p] of each task."""
+        present = [of_task[of_task.any(dim=-1)] for of_task in centroids]
         most = max(map(len, present))
         places = [nn.functional.pad(of_task, (0, 0, 0, most - len(of_task))) for of_task in present]
-        self.keys = torch.stack(places).to(self.weight.device)
+        self.centroids = torch.stack(places).to(self.weight.device)

@@ -31,10 +31,16 @@ class InstanceRetriever(nn.Module):
     on it only through that choice. It is not normalised here: the losses and the similarity do that.
     """
 
-    def __init__(self, width: int, hidden_dim: int = 128, instance_dim: int = 64) -> None:
-        """Args: width: d, size of the hidden states; hidden_dim: of the MLP; instance_dim: p, as the prototypes."""
+    def __init__(self, hidden_size: int, hidden_dim: int = 128, instance_dim: int = 64) -> None:
+        """Make a retriever with fresh weights.
+
+        Args:
+            hidden_size: size d of the hidden states.
+            hidden_dim: number of hidden units.
+            instance_dim: size p of the instance vectors, which is that of the prototypes.
+        """
         super().__init__()
-        self.down = nn.Linear(width, hidden_dim)
+        self.down = nn.Linear(hidden_size, hidden_dim)
         self.up = nn.Linear(hidden_dim, instance_dim)
 
     def forward(self, pooled: Tensor) -> Tensor:

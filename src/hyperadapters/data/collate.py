@@ -122,7 +122,7 @@ class Collator:
             if (answer := read_answer(task, text)) is None or answer != read_answer(task, word)
         ]
         if wrong:
-            what, advice = ("labels", "give other label_words") if is_label else ("numbers", "set a larger step")
+            what, advice = ("labels", "give other verbalizer") if is_label else ("numbers", "set a larger step")
             raise TaskError(
                 f"task '{task.name}': expected {what} that the tokenizer can write, found {', '.join(wrong[:10])}; "
                 f"{advice}, or raise max_target_length if they are too long"
@@ -211,7 +211,7 @@ def target_text(task: Task, target: int | float | str | None) -> str:
     """What a text-to-text backbone is to write for a target: the label's word, the number, or the text itself."""
     if task.kind == "classification":
         label = task.labels[int(target)]  # type: ignore[arg-type]
-        return (task.label_words or {}).get(label, label)
+        return (task.verbalizer or {}).get(label, label)
     if task.kind == "regression":
         number = float(target)  # type: ignore[arg-type]
         return str(number if task.step is None else round(round(number / task.step) * task.step, 6))

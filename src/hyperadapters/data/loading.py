@@ -42,7 +42,7 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
         DataError: a file or a row is wrong, or a label never occurs in the training rows.
     """
     rows = read_splits(entry.source)
-    for split, cut in entry.source.cut.items():
+    for split, cut in entry.source.held_out.items():
         if split in rows:
             raise DataError(f"task '{entry.name}': {split} is given by the source and also cut; remove one of them")
         if cut.from_split not in rows:
@@ -117,7 +117,7 @@ def _cut(
 
     One row of each label stays in the training rows.
     """
-    cut = entry.source.cut[split]
+    cut = entry.source.held_out[split]
     count = math.ceil(round(cut.size * len(rows), 6)) if cut.size < 1 else int(cut.size)
     order = list(range(len(rows)))
     random.Random(f"{seed}/{entry.name}/{split}").shuffle(order)

@@ -140,7 +140,7 @@ def _read_path(source: Source, split: Split) -> list[Row] | None:
     if "{split}" not in pattern:
         return read_file(Path(pattern), source.delimiter) if split == "train" else None
     path = Path(pattern.replace("{split}", split))
-    return None if split in source.cut and not path.is_file() else read_file(path, source.delimiter)
+    return None if split in source.held_out and not path.is_file() else read_file(path, source.delimiter)
 
 
 def _read_dataset(source: Source, split: Split) -> list[Row] | None:

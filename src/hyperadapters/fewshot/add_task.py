@@ -106,7 +106,7 @@ def add_task(
         model: changed in place, when all went well.
         task: the new one; a classification without labels gets those of the examples, sorted.
         examples: with targets: mappings of `text`, `text_pair` and `label`, or `Example`s. Their hidden states are held
-            in memory: rows * tokens * width * 4 bytes.
+            in memory: rows * tokens * hidden_size * 4 bytes.
         fit: what is trained: "prototype" (its p numbers and the head), "adapter" (weights of the task's own, which
             start from the generated ones, on encoders at half their strength, and the head), "shared" (prototype, head
             and the hypernetwork: other tasks change, and the report says by how much), or "none" (zero steps; the
@@ -152,8 +152,8 @@ def refit_task(
 ) -> FitReport:
     """Fit a task anew, to other examples for instance. It keeps its id; no other task changes (see `add_task`).
 
-    Head, key and threshold are made anew from these examples. An adapter that the task has of its own is dropped when
-    `fit` is "prototype" or "shared".
+    Head, centroid and threshold are made anew from these examples. An adapter that the task has of its own is dropped
+    when `fit` is "prototype" or "shared".
 
     Args:
         model, examples, fit, k_per_label, max_steps, seed: as in `add_task`.
@@ -203,7 +203,9 @@ def _fit(
         fitted_parts = TaskParts(
             task=task,
             prototype=fitted.prototype,
-            keys=centroids(instances, model.adapter_config.prototypes_per_task, seed).to(model.prototypes.keys),
+            centroids=centroids(instances, model.adapter_config.centroids_per_task, seed).to(
+                model.prototypes.centroids
+            ),
             threshold=_threshold(model, instances),
             head=fitted.head,
             own_adapter=fitted.adapter,
@@ -233,7 +235,7 @@ def _known_heads(model: HyperAdapterModel, task: Task, similarity: Tensor, task_
         if index != task_id and model.tasks[index].is_pair == task.is_pair
     ]
     wide = (model.heads.head(index).weight for index in alike[:NUM_KNOWN_HEADS])
-    kept = torch.arange(model.heads.features_width + model.heads.width) < model.heads.features_width
+    kept = torch.arange(model.heads.features_size + model.heads.hidden_size) < model.heads.features_size
     return [(weight * kept.to(weight)).float() for weight in wide if weight.shape[1] == len(kept)]
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
-from hyperadapters.backbones.passes import Encoded
+from hyperadapters.backbones.passes import LowerOutput
 from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.examples import Example
@@ -29,7 +29,7 @@ Fit = Literal["prototype", "adapter", "shared", "none"]
 Stopping = Literal["leave-one-out", "held-out quarter", "fixed", "none"]
 
 MAX_STEPS = 16
-STEPS_BETWEEN_LOOKS = 4
+EVALUATION_INTERVAL = 4
 BATCH_SIZE = 8
 FOLDS = 3
 FEW_ROWS = 8
@@ -68,7 +68,7 @@ class Fitted:
 
 class _Batch(NamedTuple):
     inputs: dict[str, Tensor]
-    encoded: Encoded
+    lower_output: LowerOutput
     labels: Tensor
 
 
@@ -90,17 +90,19 @@ class FitExamples:
         with torch.no_grad():
             for rows in batches_by_length(self.examples, BATCH_SIZE):
                 inputs, _ = self._tensors(rows)
-                encoded = model.encode(**inputs)  # type: ignore[arg-type]
+                lower_output = model.forward_lower_layers(**inputs)  # type: ignore[arg-type]
                 real = inputs["attention_mask"].bool()
-                usable = torch.stack([h[m].isfinite().all() for h, m in zip(encoded.hidden, real, strict=True)])
+                usable = torch.stack([h[m].isfinite().all() for h, m in zip(lower_output.hidden, real, strict=True)])
                 what = "what the frozen layers compute"
                 check_answers(model, usable, [self.examples[row] for row in rows], [row + 1 for row in rows], what)
-                self._hidden.update(zip(rows, (h[m] for h, m in zip(encoded.hidden, real, strict=True)), strict=True))
-                features = encoded.pooled
+                self._hidden.update(
+                    zip(rows, (h[m] for h, m in zip(lower_output.hidden, real, strict=True)), strict=True)
+                )
+                features = lower_output.pooled
                 if not model.text_to_text:
-                    features = model.head_features(inputs, encoded.pooled, [task.is_pair] * len(rows))
+                    features = model.head_features(inputs, lower_output.pooled, [task.is_pair] * len(rows))
                 self._features.update(zip(rows, features, strict=True))
-                self._pooled.update(zip(rows, encoded.pooled, strict=True))
+                self._pooled.update(zip(rows, lower_output.pooled, strict=True))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -120,7 +122,9 @@ class FitExamples:
         decoder_input_ids = None
         if self.model.kind == "encoder-decoder":
             decoder_input_ids = self.model.backbone.prepare_decoder_input_ids_from_labels(batch.labels)  # type: ignore[operator]
-        return self.model.adapted(batch.inputs, batch.encoded, weights, decoder_input_ids), batch.labels
+        return self.model.forward_upper_layers(
+            batch.inputs, batch.lower_output, weights, decoder_input_ids
+        ), batch.labels
 
     def _tensors(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """Arguments of `model.encode` for some rows, and their labels."""
@@ -135,7 +139,7 @@ class FitExamples:
         kept = torch.cat([self._hidden[row] for row in rows])
         hidden = kept.new_zeros(*real.shape, kept.shape[-1])
         hidden[real] = kept
-        return _Batch(batch, Encoded(hidden, torch.stack([self._pooled[row] for row in rows])), labels)
+        return _Batch(batch, LowerOutput(hidden, torch.stack([self._pooled[row] for row in rows])), labels)
 
 
 class _Student(nn.Module):
@@ -221,19 +225,19 @@ def fit_task(
     most = 0 if fit == "none" else MAX_STEPS if max_steps is None else max_steps
     folds, stopping = _folds(data, seed) if most else ([], "none")
     curves: list[list[float]] = []
-    looks: list[int] = []
+    evaluations: list[int] = []
     for left_out in folds:
         kept = [row for row in everything if row not in left_out]
         student = _Student(model, start, head_of(kept), fit)
         seen = [(step, _loss(student, data, sorted(left_out))) for step in _train(student, data, kept, fit, most, seed)]
-        looks, curve = map(list, zip(*seen, strict=True))
+        evaluations, curve = map(list, zip(*seen, strict=True))
         curves.append(curve)
     steps = most
     if curves:
         losses = torch.tensor(curves).mean(dim=0).nan_to_num(nan=torch.inf)
         if not losses.isfinite().any():
             raise _not_fitted(model, data, "the loss of the examples that are left out")
-        steps = looks[int(losses.argmin())]
+        steps = evaluations[int(losses.argmin())]
     student = _Student(model, start, head_of(everything), fit)
     for _ in _train(student, data, everything, fit, steps, seed):
         pass
@@ -268,7 +272,7 @@ def _train(student: _Student, data: FitExamples, rows: Sequence[int], fit: Fit, 
         # Gradients for these only: the hypernetwork is the model's own, unless it is trained too.
         loss.backward(inputs=[parameter for group in optimizer.param_groups for parameter in group["params"]])
         optimizer.step()
-        if step % STEPS_BETWEEN_LOOKS == 0 or step == steps:
+        if step % EVALUATION_INTERVAL == 0 or step == steps:
             yield step
 
 

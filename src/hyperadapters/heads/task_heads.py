@@ -52,27 +52,27 @@ class TaskHeads(nn.Module):
 
     def __init__(
         self,
-        width: int,
+        hidden_size: int,
         tasks: Sequence[Task],
         is_wide: Sequence[bool] | None = None,
-        features_width: int | None = None,
+        features_size: int | None = None,
     ) -> None:
         """Make fresh heads.
 
         Args:
-            width: d of the pooled hidden states.
+            hidden_size: d of the pooled hidden states.
             tasks: in the order of their ids.
             is_wide: of each task; default: none is.
-            features_width: F, of the features that wide heads read; default: d.
+            features_size: F, of the features that wide heads read; default: d.
         """
         super().__init__()
-        self.width, self.features_width = width, width if features_width is None else features_width
+        self.hidden_size, self.features_size = hidden_size, hidden_size if features_size is None else features_size
         self.sizes = tuple(head_size(task) for task in tasks)
         self.is_regression = tuple(task.kind == "regression" for task in tasks)
         starts, num_plain = _places(self.sizes, is_wide or [False] * len(tasks))
-        self.weight = nn.Parameter(torch.empty(num_plain, width).normal_(std=0.02))
-        adapted = torch.empty(sum(self.sizes) - num_plain, width).normal_(std=0.02)
-        self.wide_weight = nn.Parameter(F.pad(adapted, (self.features_width, 0)))
+        self.weight = nn.Parameter(torch.empty(num_plain, hidden_size).normal_(std=0.02))
+        adapted = torch.empty(sum(self.sizes) - num_plain, hidden_size).normal_(std=0.02)
+        self.wide_weight = nn.Parameter(F.pad(adapted, (self.features_size, 0)))
         self.bias = nn.Parameter(torch.zeros(sum(self.sizes)))
         self.register_buffer("starts", torch.tensor(starts, dtype=torch.long))
         # A classification keeps 0 and 1, which change nothing.
@@ -105,37 +105,41 @@ class TaskHeads(nn.Module):
     @property
     def reads_features(self) -> bool:
         """Whether any wide head has weights other than 0 for features."""
-        return bool(self.wide_weight[:, : self.features_width].any())
+        return bool(self.wide_weight[:, : self.features_size].any())
 
     @classmethod
     @torch.no_grad()
     def of(
-        cls, tasks: Sequence[Task], heads: Sequence[Head], width: int | None = None, features_width: int | None = None
+        cls,
+        tasks: Sequence[Task],
+        heads: Sequence[Head],
+        hidden_size: int | None = None,
+        features_size: int | None = None,
     ) -> TaskHeads:
         """Heads of tasks with given weights, copied.
 
         Args:
             tasks: in the order of their ids.
             heads: of each task.
-            width: d of the pooled hidden states; default: what the narrowest head reads.
-            features_width: F, of the features that wide heads read; default: d.
+            hidden_size: d of the pooled hidden states; default: what the narrowest head reads.
+            features_size: F, of the features that wide heads read; default: d.
 
         Raises:
             ValueError: a head has another shape than its task's.
         """
-        width = min(head.weight.shape[1] for head in heads) if width is None else width
-        is_wide = [head.weight.shape[1] > width for head in heads]
-        features_width = width if features_width is None else features_width
-        wide_width = features_width + width
+        hidden_size = min(head.weight.shape[1] for head in heads) if hidden_size is None else hidden_size
+        is_wide = [head.weight.shape[1] > hidden_size for head in heads]
+        features_size = hidden_size if features_size is None else features_size
+        wide_size = features_size + hidden_size
         made = cls(0, tasks, is_wide).to(heads[0].weight.device)
         for task_id, (head, size) in enumerate(zip(heads, made.sizes, strict=True)):
-            if head.weight.shape not in ((size, width), (size, wide_width)) or head.bias.shape != (size,):
+            if head.weight.shape not in ((size, hidden_size), (size, wide_size)) or head.bias.shape != (size,):
                 raise ValueError(f"the head of task {task_id} has shape {tuple(head.weight.shape)}, not {size} outputs")
-        made.width, made.features_width = width, features_width
+        made.hidden_size, made.features_size = hidden_size, features_size
         plain = [head for head, wide in zip(heads, is_wide, strict=True) if not wide]
         wide = [head for head, wide in zip(heads, is_wide, strict=True) if wide]
-        made.weight = _joined([head.weight for head in plain], made.weight.new_empty(0, width))
-        made.wide_weight = _joined([head.weight for head in wide], made.weight.new_empty(0, wide_width))
+        made.weight = _joined([head.weight for head in plain], made.weight.new_empty(0, hidden_size))
+        made.wide_weight = _joined([head.weight for head in wide], made.weight.new_empty(0, wide_size))
         made.bias = _joined([head.bias for head in (*plain, *wide)], made.bias)
         made.target_mean.copy_(torch.tensor([head.target_mean for head in heads]))
         made.target_std.copy_(torch.tensor([head.target_std for head in heads]))
@@ -229,10 +233,10 @@ def wide_inputs(pooled: Tensor, features: Tensor) -> Tensor:
     return torch.cat([scaled_features(features, pooled.shape[-1]), F.normalize(pooled.float(), dim=-1)], dim=-1)
 
 
-def scaled_features(features: Tensor, width: int) -> Tensor:
+def scaled_features(features: Tensor, hidden_size: int) -> Tensor:
     """Features [B, F] as a wide head reads them: the first d in their direction only, the others as they are."""
     features = features.float()
-    return torch.cat([F.normalize(features[:, :width], dim=-1), features[:, width:]], dim=-1)
+    return torch.cat([F.normalize(features[:, :hidden_size], dim=-1), features[:, hidden_size:]], dim=-1)
 
 
 def _places(sizes: Sequence[int], is_wide: Sequence[bool]) -> tuple[list[int], int]:

@@ -16,7 +16,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from hyperadapters.backbones.passes import Frozen, evaluating
+from hyperadapters.backbones.passes import FrozenOutput, evaluating
 from hyperadapters.config import Dtype, Task
 from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
@@ -32,7 +32,7 @@ from hyperadapters.model.output import ROUTES, Route, check_can_route
 CHUNK_BATCHES = 32
 CACHE_BYTES = 256 * 2**20
 
-FrozenStates = Callable[[Sequence[int], Mapping[str, Tensor]], Frozen]
+FrozenStates = Callable[[Sequence[int], Mapping[str, Tensor]], FrozenOutput]
 """Gives the states of frozen layers of inputs [B], by their places among all, and by their tensors."""
 
 
@@ -179,15 +179,15 @@ class Predictor:
             check_can_route(self.model.adapter_config.method)
         answers: dict[int, Prediction] = {}
         collator, device = self.model.collator, device_of(self.model)
-        for told in (True, False):
-            rows = [index for index, example in enumerate(examples) if (example.task_id is not None) == told]
+        for has_task in (True, False):
+            rows = [index for index, example in enumerate(examples) if (example.task_id is not None) == has_task]
             for part in batches_by_length([examples[row] for row in rows], self.batch_size):
                 indices = [rows[place] for place in part]
                 with self._exclusive(tasks):
                     batch = to_device(collator.inputs([examples[index] for index in indices]), device)
-                    task_ids = torch.tensor([examples[i].task_id for i in indices], device=device) if told else None
-                    plain = self._without_templates([examples[index] for index in indices]) if told else None
-                    states = frozen([start + index for index in indices], batch) if told and frozen else None
+                    task_ids = torch.tensor([examples[i].task_id for i in indices], device=device) if has_task else None
+                    plain = self._without_templates([examples[index] for index in indices]) if has_task else None
+                    states = frozen([start + index for index in indices], batch) if has_task and frozen else None
                     found, usable = self._answer_batch(batch, task_ids, plain, states)
                     inputs, numbers = [examples[i] for i in indices], [start + i + 1 for i in indices]
                     check_answers(self.model, usable, inputs, numbers, "what the model computes")
@@ -217,20 +217,20 @@ class Predictor:
         batch: dict[str, Tensor],
         task_ids: Tensor | None,
         plain: dict[str, Tensor] | None,
-        frozen: Frozen | None,
+        frozen: FrozenOutput | None,
     ) -> tuple[list[Prediction], Tensor]:
         """The answers [B], and whether what they were read from is finite [B]."""
         model = self.model
         if model.text_to_text:
-            encoded = None
+            lower_output = None
             if model.kind == "encoder-decoder" or frozen is not None:
-                encoded = model.encode(**batch, frozen=frozen)
+                lower_output = model.forward_lower_layers(**batch, frozen=frozen)
             finite = FiniteLogits()
             ends: dict[str, Any] = {"eos_token_id": self._ends} if model.kind == "decoder" else {}
             tokens, used, instances = model.generate_with_tasks(
                 **batch,
                 task_ids=task_ids,
-                encoded=encoded,
+                lower_output=lower_output,
                 route=self.route,
                 max_new_tokens=model.lengths.target,
                 do_sample=False,

@@ -31,8 +31,8 @@ from hyperadapters.model.output import check_can_route
 NUM_CANDIDATES = 3
 ROUNDING = 1e-5
 """How much the similarity of one and the same input may differ with its batch."""
-ROWS_FOR_KEYS = 1000
-"""Training rows of a task from which its keys are made, at most; centroids are well known by then."""
+ROWS_FOR_CENTROIDS = 1000
+"""Training rows of a task from which its centroids are made, at most; centroids are well known by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +133,10 @@ def calibrate(
     false_decline_rate: float = 0.05,
     seed: int = 0,
 ) -> None:
-    """Set the thresholds of all tasks, and their keys where they are to have several.
+    """Set the thresholds of all tasks, and their centroids where they are to have several.
 
-    With `ModelConfig.prototypes_per_task` above 1, a task's keys are so many centroids of the instance vectors of its
-    training rows; otherwise it is recognised by its prototype. Its threshold is the similarity below which the given
+    With `ModelConfig.centroids_per_task` above 1, a task has that many k-means centroids of the instance vectors of its
+    training rows; otherwise inputs are compared to its prototype. Its threshold is the similarity below which the given
     share lies of the validation rows that are most similar to it (or of its own rows, where none is).
 
     Args:
@@ -162,17 +162,17 @@ def calibrate(
     _check_examples(model, "validation_examples", validation_examples)
     if not train_examples:
         raise DataError("train_examples: expected at least one example, found none")
-    if model.adapter_config.prototypes_per_task > 1:
-        kept = _first_of_each_task(train_examples, ROWS_FOR_KEYS)
+    if model.adapter_config.centroids_per_task > 1:
+        kept = _first_of_each_task(train_examples, ROWS_FOR_CENTROIDS)
         instances, owners = _instances_and_owners(model, kept)
-        keys = [_keys(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))]
-        model.prototypes.set_keys(keys)
+        found = [_task_centroids(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))]
+        model.prototypes.set_centroids(found)
     instances, owners = _instances_and_owners(model, validation_examples or train_examples)
     similarity = model.prototypes.similarity(instances)
     if not similarity.isfinite().all():
         raise NotFiniteError(f"similarities of inputs to the tasks are not finite; {likely_cause(model)}")
-    found = thresholds(similarity, owners, false_decline_rate)
-    model.thresholds.copy_(found - ROUNDING)
+    chosen = thresholds(similarity, owners, false_decline_rate)
+    model.thresholds.copy_(chosen - ROUNDING)
     model.revision += 1
 
 
@@ -199,8 +199,8 @@ def _first_of_each_task(examples: Sequence[Example], count: int) -> list[Example
     return kept
 
 
-def _keys(model: HyperAdapterModel, instances: Tensor, seed: int) -> Tensor:
-    return centroids(instances, model.adapter_config.prototypes_per_task, seed).to(model.prototypes.keys)
+def _task_centroids(model: HyperAdapterModel, instances: Tensor, seed: int) -> Tensor:
+    return centroids(instances, model.adapter_config.centroids_per_task, seed).to(model.prototypes.centroids)
 
 
 def centroids(instances: Tensor, count: int, seed: int = 0) -> Tensor:

@@ -84,10 +84,10 @@ def adapter_name(task: str) -> str:
     return f"{name}_task" if hasattr(nn.ModuleDict(), name) else name
 
 
-def reduction_factor(width: int, bottleneck_dim: int) -> float:
-    """What AdapterHub divides d by, to get a: `int(width // factor)`, of which rounding may make one less."""
-    factor = width / bottleneck_dim
-    return factor if int(width // factor) == bottleneck_dim else width / (bottleneck_dim + 0.5)
+def reduction_factor(hidden_size: int, bottleneck_dim: int) -> float:
+    """What AdapterHub divides d by, to get a: `int(hidden_size // factor)`, of which rounding may make one less."""
+    factor = hidden_size / bottleneck_dim
+    return factor if int(hidden_size // factor) == bottleneck_dim else hidden_size / (bottleneck_dim + 0.5)
 
 
 def _check(model: HyperAdapterModel) -> None:
@@ -118,8 +118,8 @@ def _adapters(model: HyperAdapterModel, task_id: int) -> dict[str, _Bottleneck]:
     for index, shared in enumerate(model.shared_adapters, start=first):
         found[paths.shared.format(index)] = _Bottleneck(*(shared.get_parameter(name) for name in _LINEARS))
     weights = model.adapters(torch.tensor([task_id], device=model.thresholds.device))
-    sites = zip(*(weights[name][:, 0] for name in _Bottleneck._fields), strict=True)
-    for index, (down, down_bias, up, up_bias) in enumerate(sites, start=0 if model.text_to_text else first):
+    layers = zip(*(weights[name][:, 0] for name in _Bottleneck._fields), strict=True)
+    for index, (down, down_bias, up, up_bias) in enumerate(layers, start=0 if model.text_to_text else first):
         found[paths.generated.format(index)] = _Bottleneck(down.T, down_bias, up.T, up_bias)
     return found
 
@@ -140,7 +140,7 @@ def _tensors(name: str, adapters: dict[str, _Bottleneck]) -> dict[str, Tensor]:
 
 def _config(model: HyperAdapterModel, name: str, adapters: list[_Bottleneck]) -> dict[str, Any]:
     first = _first_layer(model)
-    factors = [reduction_factor(model.width, len(adapter.down_bias)) for adapter in adapters]
+    factors = [reduction_factor(model.hidden_size, len(adapter.down_bias)) for adapter in adapters]
     by_layer = {str(layer): factor for layer, factor in enumerate(factors, start=first)}
     return {
         "config": {
@@ -156,7 +156,7 @@ def _config(model: HyperAdapterModel, name: str, adapters: list[_Bottleneck]) ->
             "ln_before": False,
             "ln_after": False,
         },
-        "hidden_size": model.width,
+        "hidden_size": model.hidden_size,
         "model_class": type(model.backbone).__name__,
         "model_name": model.backbone_name or "",
         "model_type": _model_type(model),

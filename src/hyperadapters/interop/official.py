@@ -92,7 +92,7 @@ def official_parameters(model: HyperAdapterModel) -> dict[str, nn.Parameter]:
                     own[f"{prefix}_{side}_manual.{part}"] = parameter
     own["decoder.adapter_task_embedding.weight"] = model.prototypes.weight
     assert isinstance(model.hypernetwork, PrototypicalHypernetwork)
-    own["decoder.param_gen.layer_embed.weight"] = model.hypernetwork.site_embeddings
+    own["decoder.param_gen.layer_embed.weight"] = model.hypernetwork.layer_embeddings
     trunk = model.hypernetwork.trunk
     modules: dict[str, nn.Module] = {
         "decoder.mlp.0": model.retriever.down,

@@ -77,7 +77,7 @@ class OneTask(nn.Module):
         self.weights = model.adapters(ids).tasks(torch.zeros_like(ids))  # copies, where they are the model's parameters
         self.head = model.heads.head(task_id)
         self.is_pair = model.tasks[task_id].is_pair
-        num_features = self.head.weight.shape[1] - model.width
+        num_features = self.head.weight.shape[1] - model.hidden_size
         self.reads_features = bool(self.head.weight[:, :num_features].any())
         reads_texts = model.adapter_config.head_inputs != "adapted"
         self.splits_pairs = self.is_pair and reads_texts and self.reads_features
@@ -95,11 +95,11 @@ class OneTask(nn.Module):
             inputs["token_type_ids"] = token_type_ids
         if sequence_ids is not None:
             inputs["sequence_ids"] = sequence_ids
-        pooled, features = self.model.adapted_in_one_pass(inputs, self.weights)
+        pooled, features = self.model.forward_with_adapter(inputs, self.weights)
         if self.reads_features:
             features = self.model.head_features(inputs, features, self.is_pair)
         else:
-            features = features.new_zeros(features.shape[0], self.head.weight.shape[1] - self.model.width)
+            features = features.new_zeros(features.shape[0], self.head.weight.shape[1] - self.model.hidden_size)
         return self.head.logits(pooled, features)
 
 

@@ -49,7 +49,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "arrow_config": (None,),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the base weights too
 }
-"""Values of fields of PEFT's config under which an adapter is `x + scale * x A B` for some linear maps and no more."""
+"""Values of fields of PEFT's config under which an adapter only adds `scale * x A B` to some linear layers."""
 
 
 def export_peft(model: HyperAdapterModel, task: str, folder: str | Path) -> list[str]:
@@ -101,7 +101,7 @@ def serving_notes(model: HyperAdapterModel) -> list[str]:
         return [f"vLLM and LoRAX serve LoRAs of decoder-only language models; this backbone is an {model.kind}"]
     model_type = getattr(getattr(model.backbone, "config", None), "model_type", None)
     if model_type not in SERVED:
-        notes.append(f"it was not checked which linear maps of '{model_type}' vLLM and LoRAX change by a LoRA")
+        notes.append(f"it was not checked which linear layers of '{model_type}' vLLM and LoRAX change by a LoRA")
     else:
         ignored = sorted({place.path.split(".")[-1] for place in model.adapted_linears()} - {*SERVED[model_type]})
         if ignored:
@@ -121,7 +121,7 @@ def _config(model: HyperAdapterModel) -> Any:
     where: dict[str, Any] = {"target_modules": list(config.target_modules or ())}
     if config.feature_layer:
         layers, _, index = _layer_of(places[0].path)
-        where["layers_to_transform"] = list(range(index, index + 1 + max(place.site for place in places)))
+        where["layers_to_transform"] = list(range(index, index + 1 + max(place.layer for place in places)))
         where["layers_pattern"] = layers.rpartition(".")[2]
     elif config.frozen_encoder_layers:
         where["target_modules"] = [place.path for place in places]  # the layers of the two stacks differ
@@ -149,7 +149,7 @@ def import_peft(model: HyperAdapterModel, task: str, folder: str | Path, check_b
     """Give a task of the model the LoRA of a PEFT folder as its own adapter.
 
     What is learned further starts from there (`refit_task` with `fit="adapter"`). The folder may have a lower rank
-    than the model, another scale, and fewer layers or linear maps.
+    than the model, another scale, and fewer layers or linear layers.
 
     Args:
         model: of form "lora".
@@ -194,8 +194,8 @@ def import_peft(model: HyperAdapterModel, task: str, folder: str | Path, check_b
                 f"{folder}: '{path}' has shapes {tuple(down.shape)} and {tuple(up.shape)}; expected "
                 f"{tuple(known.down.shape)} and {tuple(known.up.shape)}, or a lower rank"
             )
-        own[f"down_{place.name}"][place.site, 0, :, :rank] = down.to(own[f"down_{place.name}"])
-        own[f"up_{place.name}"][place.site, 0, :rank] = factor * up.to(own[f"up_{place.name}"])
+        own[f"down_{place.name}"][place.layer, 0, :, :rank] = down.to(own[f"down_{place.name}"])
+        own[f"up_{place.name}"][place.layer, 0, :rank] = factor * up.to(own[f"up_{place.name}"])
     parts = task_parts(model)
     parts[model.task_id(task)].own_adapter = own
     set_task_parts(model, parts)
@@ -246,7 +246,7 @@ def _read_tensors(folder: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
     for name, tensor in state.items():
         module, _, part = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if not name.startswith(PREFIX) or part not in ("lora_A", "lora_B") or tensor.ndim != 2:
-            raise CheckpointError(f"{path}: '{name}' is no part of the LoRA of a linear map")
+            raise CheckpointError(f"{path}: '{name}' is no part of the LoRA of a linear layer")
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: '{name}' has values that are not finite; its training diverged")
         if tensor.shape[part == "lora_B"] != rank:

@@ -66,7 +66,7 @@ def read_backbone(folder: Path) -> BackboneReference | None:
 
 def _describe(model: HyperAdapterModel, head: Head) -> dict[str, Any]:
     config, reads = model.adapter_config, ["adapted"]
-    if head.weight.shape[1] > model.width:
+    if head.weight.shape[1] > model.hidden_size:
         reads.insert(0, config.features if config.head_inputs == "adapted" else config.head_inputs)
     layer = {"layer": config.feature_layer} if "layer" in reads else {}
     return {"reads": reads, **layer, "target_mean": head.target_mean, "target_std": head.target_std}

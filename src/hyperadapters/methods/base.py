@@ -55,35 +55,35 @@ class MethodParts(nn.Module):
     thresholds: Tensor
 
     def __init__(
-        self, config: ModelConfig, num_tasks: int, num_sites: int, width: int, tensors: Sequence[AdapterTensor]
+        self, config: ModelConfig, num_tasks: int, num_layers: int, hidden_size: int, tensors: Sequence[AdapterTensor]
     ) -> None:
         """Prepare the parts of a method.
 
         Args:
             config: placed on the backbone.
             num_tasks: T.
-            num_sites: L.
-            width: d of the backbone.
+            num_layers: L.
+            hidden_size: d of the backbone.
             tensors: what an adapter consists of at a site.
         """
         super().__init__()
         self.adapter_config = config
         parts, dim, hidden = PARTS[config.method], config.prototype_dim, config.hidden_dim
         if "retriever" in parts:
-            self.retriever = InstanceRetriever(width, hidden, dim)
+            self.retriever = InstanceRetriever(hidden_size, hidden, dim)
         if "prototypes" in parts:
             self.prototypes = PrototypeTable(num_tasks, dim, orthogonal=config.codes == "orthogonal")
         if "hypernetwork" in parts:
             if config.codes == "trunk":
                 is_lora = config.form == "lora"
                 self.hypernetwork = PrototypicalHypernetwork(
-                    num_sites, tensors, dim, hidden, starts_as_backbone=is_lora
+                    num_layers, tensors, dim, hidden, starts_as_backbone=is_lora
                 )
             else:
-                self.hypernetwork = OrthogonalHypernetwork(num_sites, tensors, dim)
+                self.hypernetwork = OrthogonalHypernetwork(num_layers, tensors, dim)
         if "learned_adapters" in parts:
             num_adapters = num_tasks if config.method == "task_adapter" else 1
-            self.learned_adapters = LearnedAdapters(num_sites, num_adapters, tensors)
+            self.learned_adapters = LearnedAdapters(num_layers, num_adapters, tensors)
         self.own_adapters = nn.ModuleDict()
         self.register_buffer("thresholds", torch.full((num_tasks,), -torch.inf))
         self._adapter_source: AdapterSource | None = None

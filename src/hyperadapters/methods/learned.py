@@ -11,7 +11,7 @@ from hyperadapters.core.forms import AdapterTensor, AdapterWeights, fill_uniform
 
 
 class LearnedAdapters(nn.Module):
-    """N adapters at each of L sites, learned as they are: N = 1 for all tasks, or adapter t for task t.
+    """N adapters at each of L layers, learned as they are: N = 1 for all tasks, or adapter t for task t.
 
     What reads an adapter's input starts as `torch.nn.Linear` does (uniform within 1 / sqrt(inputs)), what writes its
     output at 0, so that the model starts as its backbone.
@@ -19,13 +19,13 @@ class LearnedAdapters(nn.Module):
     Differs from Houlsby et al. (2019) as everything here does: see `forms.bottleneck` and the placements of the sites.
     """
 
-    def __init__(self, num_sites: int, num_adapters: int, tensors: Sequence[AdapterTensor]) -> None:
-        """Args: num_sites: L; num_adapters: N, 1 or the number of tasks; tensors: of the adapters' form."""
+    def __init__(self, num_layers: int, num_adapters: int, tensors: Sequence[AdapterTensor]) -> None:
+        """Args: num_layers: L; num_adapters: N, 1 or the number of tasks; tensors: of the adapters' form."""
         super().__init__()
         self._names = tuple(tensor.name for tensor in tensors)
         self._is_shared = num_adapters == 1
         for tensor in tensors:
-            parameter = nn.Parameter(torch.empty(num_sites, num_adapters, *tensor.shape))
+            parameter = nn.Parameter(torch.empty(num_layers, num_adapters, *tensor.shape))
             fill_uniform(parameter, tensor.bound)
             self.register_parameter(tensor.name, parameter)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Lora(NamedTuple):
-    """The low-rank change of a linear map: `scale * x down up` is added for its input x; [i, r] and [r, o]."""
+    """The low-rank change of a linear layer: `scale * x down up` is added for its input x; [i, r] and [r, o]."""
 
     down: Tensor
     up: Tensor
@@ -41,11 +41,11 @@ def task_loras(model: HyperAdapterModel, task: str) -> dict[str, Lora]:
     found, scale = {}, model.adapter_config.lora_scale
     for place in model.adapted_linears():
         if place.is_shared:
-            shared = model.shared_adapters[place.site]
+            shared = model.shared_adapters[place.layer]
             assert isinstance(shared, LearnedLora)
             down, up = (shared.get_parameter(f"{side}_{place.name}").data for side in ("down", "up"))
         else:
-            down, up = (weights[f"{side}_{place.name}"][place.site, 0] for side in ("down", "up"))
+            down, up = (weights[f"{side}_{place.name}"][place.layer, 0] for side in ("down", "up"))
         found[place.path] = Lora(_at_least_float32(down), _at_least_float32(up), scale)
     return found
 

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters.backbones.active import BatchState
-from hyperadapters.backbones.architectures import LinearSize, Sites, check_feed_forward, find_linears, find_sites
+from hyperadapters.backbones.architectures import (
+    LinearSize,
+    ResolvedArchitecture,
+    check_feed_forward,
+    find_linears,
+    resolve_architecture,
+)
 from hyperadapters.backbones.checks import check_rank, check_tasks, fit_lengths, place
 from hyperadapters.backbones.devices import execution_device, is_offloaded
 from hyperadapters.backbones.injection import parameter_name
@@ -25,8 +31,8 @@ from hyperadapters.backbones.loading import (
     load_tokenizer,
     num_embeddings,
 )
-from hyperadapters.backbones.passes import AdaptedLinear, Encoded, Frozen, Host, Inputs, pool
-from hyperadapters.backbones.text_features import features_width
+from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, LowerOutput, PassRunner, pool
+from hyperadapters.backbones.text_features import features_size
 from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import (
     AdapterWeights,
@@ -78,7 +84,7 @@ class HyperAdapterModel(MethodParts):
         shared_adapters, heads: what is trained besides the parts of the method (see `MethodParts`).
         unused_adapters: of the preset "official" only: what the released code trains and never uses.
         lengths: at which texts are cut.
-        width: d, of the backbone's hidden states.
+        hidden_size: d, of the backbone's hidden states.
         lock: held while the model is run or changed, and to be held by whoever does several such things that belong
             together. Several threads may share a model: they take turns.
         revision: counts the changes of the tasks; what was derived from them before is outdated.
@@ -108,19 +114,22 @@ class HyperAdapterModel(MethodParts):
             RecipeError: a setting does not fit the backbone.
         """
         config = config or ModelConfig()
-        sites = find_sites(backbone, config.modules)
-        check_tasks(tasks, sites)
+        architecture = resolve_architecture(backbone, config.modules)
+        check_tasks(tasks, architecture)
         tasks, device = tuple(tasks), execution_device(backbone)
-        config, lengths = place(config, sites), fit_lengths(lengths, sites)
+        config, lengths = place(config, architecture), fit_lengths(lengths, architecture)
         if config.modules is not None and config.form == "bottleneck":
-            check_feed_forward(sites.generated, sites.width)
-        width, num_sites = sites.width, len(sites.generated.layers) - (config.feature_layer or 0)
-        linears = _linears(config, sites)
-        tensors = bottleneck_tensors(width, config.adapter_dim)
+            check_feed_forward(architecture.generated, architecture.hidden_size)
+        hidden_size, num_layers = (
+            architecture.hidden_size,
+            len(architecture.generated.layers) - (config.feature_layer or 0),
+        )
+        linears = _linears(config, architecture)
+        tensors = bottleneck_tensors(hidden_size, config.adapter_dim)
         if config.form == "lora":
             tensors = lora_tensors(_by_parameter(linears[0]), config.lora_rank)
-        super().__init__(config, len(tasks), num_sites, width, tensors)
-        self.tasks, self.lengths, self.width, self._sites = tasks, lengths, width, sites
+        super().__init__(config, len(tasks), num_layers, hidden_size, tensors)
+        self.tasks, self.lengths, self.hidden_size, self._architecture = tasks, lengths, hidden_size, architecture
         name = backbone_name or str(getattr(backbone, "name_or_path", ""))
         self.backbone_name = absolute_name(name) if name else None
         self.backbone_fingerprint = fingerprint(backbone)
@@ -130,10 +139,10 @@ class HyperAdapterModel(MethodParts):
         self.renamed: dict[str, str] = {}
         self.folder: Path | None = None
 
-        num_shared = len(sites.shared.layers) - config.frozen_encoder_layers if sites.shared else 0
+        num_shared = len(architecture.shared.layers) - config.frozen_encoder_layers if architecture.shared else 0
         shared_dim = config.shared_adapter_dim or config.adapter_dim
         self.shared_adapters = nn.ModuleList(
-            LearnedBottleneck(width, shared_dim)
+            LearnedBottleneck(hidden_size, shared_dim)
             if config.form == "bottleneck"
             else LearnedLora(_by_parameter(linears[1]), config.lora_rank)
             for _ in range(num_shared)
@@ -141,15 +150,15 @@ class HyperAdapterModel(MethodParts):
         self.unused_adapters = nn.ModuleList()
         if config.preset == "official":
             # The released code allocates, counts, saves and never uses them; its checkpoints hold them.
-            self.unused_adapters.extend(LearnedBottleneck(width, config.adapter_dim) for _ in range(num_sites))
-        self.text_to_text = sites.kind != "encoder"
-        self.heads = None if self.text_to_text else _heads(width, self.tasks, config)
+            self.unused_adapters.extend(LearnedBottleneck(hidden_size, config.adapter_dim) for _ in range(num_layers))
+        self.text_to_text = architecture.kind != "encoder"
+        self.heads = None if self.text_to_text else _heads(hidden_size, self.tasks, config)
         self._reads_features: tuple[int, bool] | None = None
         self._merged: Merged | None = None
         self._is_compiled = False
 
         self.backbone = backbone
-        self._host = Host(backbone, sites, config, linears, self.shared_adapters)
+        self._passes = PassRunner(backbone, architecture, config, linears, self.shared_adapters)
         self.to(device)
 
     @classmethod
@@ -285,7 +294,7 @@ class HyperAdapterModel(MethodParts):
     @property
     def kind(self) -> BackboneKind:
         """Of the backbone: "encoder", "encoder-decoder" or "decoder"."""
-        return self._sites.kind
+        return self._architecture.kind
 
     @property
     def max_tokens(self) -> int:
@@ -345,8 +354,8 @@ class HyperAdapterModel(MethodParts):
         reduction: Reduction = "mean",
         output_hidden_states: bool = False,
         route: Route = "nearest",
-        encoded: Encoded | None = None,
-        frozen: Frozen | None = None,
+        lower_output: LowerOutput | None = None,
+        frozen: FrozenOutput | None = None,
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> HyperAdapterOutput:
@@ -366,7 +375,7 @@ class HyperAdapterModel(MethodParts):
             route: the adapters of rows without `task_ids`: "nearest" for those of the most similar task, "soft" for
                 those generated from a mixture of the prototypes, weighted by similarity. The head, and an adapter
                 that a task has of its own, are the most similar task's in any case.
-            encoded, frozen: result of the method of that name for the same inputs, where it is there already.
+            lower_output, frozen: result of the method of that name for the same inputs, where it is there already.
             prompt_mask: of a decoder: 1 for the tokens of the input without the answer [B, S], which the retriever
                 reads; default: those before the first label, or all.
             sequence_ids: of an encoder whose heads read the texts of pairs by themselves: 0 for tokens of the first
@@ -395,19 +404,19 @@ class HyperAdapterModel(MethodParts):
             task_ids, state = self.choose(task_ids, instances, route)
             return state
 
-        if encoded is None and frozen is None and self._host.is_one_pass:
-            output = self._host.run(inputs, choose, output_hidden_states)
+        if lower_output is None and frozen is None and self._passes.is_one_pass:
+            output = self._passes.run(inputs, choose, output_hidden_states)
         else:
             has_encoder = self.kind == "encoder-decoder"
-            if encoded is None or (has_encoder and output_hidden_states and encoded.hidden_states is None):
-                encoded = self._host.encode(inputs, output_hidden_states, frozen)
-            state = choose(encoded.pooled)
-            output = self._host.run_above(inputs, encoded, state, decoder_input_ids, output_hidden_states)
+            if lower_output is None or (has_encoder and output_hidden_states and lower_output.hidden_states is None):
+                lower_output = self._passes.forward_lower_layers(inputs, output_hidden_states, frozen)
+            state = choose(lower_output.pooled)
+            output = self._passes.run_upper_layers(inputs, lower_output, state, decoder_input_ids, output_hidden_states)
         assert task_ids is not None
         if self.heads is None:
             logits = output.logits
         else:
-            known = None if encoded is None else encoded.head_features
+            known = None if lower_output is None else lower_output.head_features
             features = self._features_of(inputs, features, task_ids) if known is None else known
             logits = self.heads(pool(output, inputs), features, task_ids)
         losses = None
@@ -420,7 +429,7 @@ class HyperAdapterModel(MethodParts):
             logits=logits,
             instances=instances,
             task_ids=task_ids,
-            encoder_hidden_states=own_states if self.heads else encoded.hidden_states if encoded else None,
+            encoder_hidden_states=own_states if self.heads else lower_output.hidden_states if lower_output else None,
             decoder_hidden_states=getattr(output, "decoder_hidden_states", None if self.heads else own_states),
         )
 
@@ -445,7 +454,7 @@ class HyperAdapterModel(MethodParts):
         attention_mask: Tensor | None = None,
         task_ids: Tensor | None = None,
         route: Route = "nearest",
-        encoded: Encoded | None = None,
+        lower_output: LowerOutput | None = None,
         **options: Any,
     ) -> Any:
         """Generate with the backbone's `generate`, each row with its task's adapters.
@@ -455,13 +464,13 @@ class HyperAdapterModel(MethodParts):
         the inputs, padded on the left, as transformers has it.
 
         Args:
-            input_ids, attention_mask, task_ids, route, encoded: as in `forward`.
+            input_ids, attention_mask, task_ids, route, lower_output: as in `forward`.
             **options: of transformers' `generate`.
 
         Raises:
             TaskError: see `forward`, or the backbone has heads and generates nothing.
         """
-        return self.generate_with_tasks(input_ids, attention_mask, task_ids, route, encoded, **options).tokens
+        return self.generate_with_tasks(input_ids, attention_mask, task_ids, route, lower_output, **options).tokens
 
     @_exclusive
     @torch.no_grad()
@@ -471,7 +480,7 @@ class HyperAdapterModel(MethodParts):
         attention_mask: Tensor | None = None,
         task_ids: Tensor | None = None,
         route: Route = "nearest",
-        encoded: Encoded | None = None,
+        lower_output: LowerOutput | None = None,
         **options: Any,
     ) -> Generated:
         """As `generate`, which has the arguments and errors; also returns the tasks and the instance vectors."""
@@ -480,8 +489,8 @@ class HyperAdapterModel(MethodParts):
         inputs = self._inputs(input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
         instances = None
-        if encoded is None and not self._host.generates_in_one_pass(options):
-            encoded = self._host.encode(inputs)
+        if lower_output is None and not self._passes.generates_in_one_pass(options):
+            lower_output = self._passes.forward_lower_layers(inputs)
 
         def choose(pooled: Tensor) -> BatchState:
             nonlocal instances, task_ids
@@ -489,41 +498,43 @@ class HyperAdapterModel(MethodParts):
             task_ids, state = self.choose(task_ids, instances, route)
             return state
 
-        tokens = self._host.generate(inputs, choose, encoded, options)
+        tokens = self._passes.generate(inputs, choose, lower_output, options)
         assert task_ids is not None
         return Generated(tokens, task_ids, instances)
 
     @_exclusive
-    def encode(
+    def forward_lower_layers(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        frozen: Frozen | None = None,
+        frozen: FrozenOutput | None = None,
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
-    ) -> Encoded:
+    ) -> LowerOutput:
         """Run what lies below the generated adapters and is the same for every task; arguments as in `forward`."""
-        return self._host.encode(
+        return self._passes.forward_lower_layers(
             self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids), frozen=frozen
         )
 
     @property
     def has_frozen_layers(self) -> bool:
         """Whether there are layers below everything trained, so that `frozen` can be kept through a training."""
-        return self._host.has_frozen_layers
+        return self._passes.has_frozen_layers
 
     @_exclusive
-    def frozen(
+    def forward_frozen_layers(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
-    ) -> Frozen:
+    ) -> FrozenOutput:
         """Run the layers below everything that is trained; arguments as in `forward`."""
-        return self._host.frozen(self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids))
+        return self._passes.forward_frozen_layers(
+            self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
+        )
 
     def instances(
         self,
@@ -538,7 +549,7 @@ class HyperAdapterModel(MethodParts):
             TaskError: the method has no retriever.
         """
         vectors = self.retrieve(
-            self.encode(input_ids, attention_mask, token_type_ids, sequence_ids=sequence_ids).pooled
+            self.forward_lower_layers(input_ids, attention_mask, token_type_ids, sequence_ids=sequence_ids).pooled
         )
         if vectors is None:
             raise TaskError(f"method '{self.adapter_config.method}' has no instance vectors")
@@ -557,7 +568,7 @@ class HyperAdapterModel(MethodParts):
         if head_inputs == "adapted":
             return pooled
         pairs = is_pair if isinstance(is_pair, bool) else torch.tensor(is_pair, device=inputs["input_ids"].device)
-        return self._host.text_features(self._inputs(**inputs), pairs, head_inputs == "texts")
+        return self._passes.text_features(self._inputs(**inputs), pairs, head_inputs == "pair_features")
 
     def _features_of(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:
         """As `head_features`, but zeros where no head of the model has learned to read them yet."""
@@ -567,18 +578,22 @@ class HyperAdapterModel(MethodParts):
         if self._reads_features is None or self._reads_features[0] != self.revision:
             self._reads_features = self.revision, self.heads.reads_features
         if not self._reads_features[1]:
-            return pooled.new_zeros(len(pooled), self.heads.features_width)
+            return pooled.new_zeros(len(pooled), self.heads.features_size)
         return self.head_features(inputs, pooled, [self.tasks[task_id].is_pair for task_id in task_ids.tolist()])
 
     @_exclusive
-    def adapted(
-        self, inputs: Inputs, encoded: Encoded, weights: AdapterWeights, decoder_input_ids: Tensor | None = None
+    def forward_upper_layers(
+        self,
+        inputs: Inputs,
+        lower_output: LowerOutput,
+        weights: AdapterWeights,
+        decoder_input_ids: Tensor | None = None,
     ) -> Tensor:
         """Run the layers above `encode` with the same given adapter for every row.
 
         Args:
             inputs: arguments of `encode`.
-            encoded: its result.
+            lower_output: its result.
             weights: of one task [L, 1, ...].
             decoder_input_ids: [B, T], for text-to-text backbones.
 
@@ -586,12 +601,12 @@ class HyperAdapterModel(MethodParts):
             Pooled last hidden states [B, d], or logits of a text-to-text backbone, as `forward` has them.
         """
         inputs = self._inputs(**inputs)
-        output = self._host.run_above(inputs, encoded, _for_all_rows(weights, inputs), decoder_input_ids)
+        output = self._passes.run_upper_layers(inputs, lower_output, _for_all_rows(weights, inputs), decoder_input_ids)
         values: Tensor = output.logits if self.text_to_text else pool(output, inputs)
         return values
 
     @_exclusive
-    def adapted_in_one_pass(self, inputs: Inputs, weights: AdapterWeights) -> tuple[Tensor, Tensor]:
+    def forward_with_adapter(self, inputs: Inputs, weights: AdapterWeights) -> tuple[Tensor, Tensor]:
         """`encode` and `adapted` of an encoder at once, as `forward` runs them; torch can export it.
 
         Args:
@@ -603,15 +618,15 @@ class HyperAdapterModel(MethodParts):
         """
         inputs = self._inputs(**inputs)
         state, read = _for_all_rows(weights, inputs), []
-        if not self._host.is_one_pass:
-            encoded = self._host.encode(inputs)
-            return pool(self._host.run_above(inputs, encoded, state), inputs), encoded.pooled
+        if not self._passes.is_one_pass:
+            lower_output = self._passes.forward_lower_layers(inputs)
+            return pool(self._passes.run_upper_layers(inputs, lower_output, state), inputs), lower_output.pooled
 
         def choose(pooled: Tensor) -> BatchState:
             read.append(pooled)
             return state
 
-        output = self._host.run(inputs, choose)
+        output = self._passes.run(inputs, choose)
         return pool(output, inputs), read[0]
 
     def route(self, texts: Iterable[Any], **options: Any) -> list[RoutingResult]:
@@ -666,7 +681,7 @@ class HyperAdapterModel(MethodParts):
         """
         self._check_not_merged()
         self._merged = Merged(self.eval(), task)
-        self._host.set_merged(True)
+        self._passes.set_merged(True)
 
     @_exclusive
     def unmerge(self) -> None:
@@ -679,11 +694,11 @@ class HyperAdapterModel(MethodParts):
             raise TaskError("no task is merged")
         self._merged.undo()
         self._merged = None
-        self._host.set_merged(False)
+        self._passes.set_merged(False)
 
     def adapted_linears(self) -> list[AdaptedLinear]:
-        """The linear maps of the backbone that form "lora" changes; none of another form."""
-        return self._host.adapted_linears()
+        """The linear layers of the backbone that form "lora" changes; none of another form."""
+        return self._passes.adapted_linears()
 
     def _check_not_merged(self) -> None:
         if self._merged is not None:
@@ -750,7 +765,7 @@ class HyperAdapterModel(MethodParts):
     def check_tasks(self, tasks: Sequence[Task]) -> None:
         """Raise TaskError unless this model can have these tasks."""
         self._check_not_merged()
-        check_tasks(tasks, self._sites)
+        check_tasks(tasks, self._architecture)
 
     # Parameters and state
 
@@ -817,7 +832,7 @@ class HyperAdapterModel(MethodParts):
         if mode:
             self._check_not_merged()
         super().train(mode)
-        self._host.keep_frozen_in_evaluation()
+        self._passes.keep_frozen_in_evaluation()
         return self
 
     def activation_checkpointing_enable(
@@ -827,7 +842,7 @@ class HyperAdapterModel(MethodParts):
 
         Called by `transformers.Trainer`. Checkpointing is always the non-reentrant kind.
         """
-        self._host.enable_checkpointing(activation_checkpointing_kwargs or {}, options)
+        self._passes.enable_checkpointing(activation_checkpointing_kwargs or {}, options)
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the layers of the backbone, one by one, with the arguments of `torch.compile`.
@@ -846,7 +861,7 @@ class HyperAdapterModel(MethodParts):
             TaskError: a task is merged into the backbone.
         """
         self._check_not_merged()
-        return self._host.disabled()
+        return self._passes.disabled()
 
     @_exclusive
     def detach(self) -> nn.Module:
@@ -857,10 +872,10 @@ class HyperAdapterModel(MethodParts):
         if self._is_compiled:
             for layer in self._layers():
                 layer._compiled_call_impl = None
-        return self._host.detach()
+        return self._passes.detach()
 
     def _layers(self) -> list[nn.Module]:
-        stacks = (self._sites.generated, self._sites.shared)
+        stacks = (self._architecture.generated, self._architecture.shared)
         return [layer for stack in stacks if stack is not None for layer in stack.layers]
 
 
@@ -886,14 +901,14 @@ def _before_labels(input_ids: Tensor, labels: Tensor) -> Tensor:
     return ((labels != -100).cumsum(dim=1) == 0).long()
 
 
-def _linears(config: ModelConfig, sites: Sites) -> list[dict[str, LinearSize]]:
-    """The linear maps that form "lora" changes in the stack with generated adapters, and in the shared one."""
+def _linears(config: ModelConfig, architecture: ResolvedArchitecture) -> list[dict[str, LinearSize]]:
+    """The linear layers that form "lora" changes in the stack with generated adapters, and in the shared one."""
     if config.form != "lora":
         return [{}, {}]
     assert config.target_modules is not None
-    found = [find_linears(sites.generated, config.feature_layer or 0, config.target_modules), {}]
-    if sites.shared is not None:
-        found[1] = find_linears(sites.shared, config.frozen_encoder_layers, config.target_modules)
+    found = [find_linears(architecture.generated, config.feature_layer or 0, config.target_modules), {}]
+    if architecture.shared is not None:
+        found[1] = find_linears(architecture.shared, config.frozen_encoder_layers, config.target_modules)
     for linears in found:
         check_rank(config, linears)
     return found
@@ -909,7 +924,9 @@ def _for_all_rows(weights: AdapterWeights, inputs: Inputs) -> BatchState:
     return BatchState(weights, Grouping.of(rows.new_zeros(rows.shape[0]), 1))
 
 
-def _heads(width: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:
+def _heads(hidden_size: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:
     if config.head_inputs == "adapted":
-        return TaskHeads(width, tasks)
-    return TaskHeads(width, tasks, [True] * len(tasks), features_width(width, config.head_inputs == "texts"))
+        return TaskHeads(hidden_size, tasks)
+    return TaskHeads(
+        hidden_size, tasks, [True] * len(tasks), features_size(hidden_size, config.head_inputs == "pair_features")
+    )

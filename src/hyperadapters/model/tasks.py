@@ -28,7 +28,7 @@ class TaskParts:
     Attributes:
         task: what it is.
         prototype: [p].
-        keys: [any number, p], see `core.PrototypeTable`.
+        centroids: [any number, p], see `core.PrototypeTable`.
         threshold: similarity below which an input routed to it is declined.
         head: for encoder backbones.
         own_adapter: weights of its own [L, 1, ...]; None where the hypernetwork writes them.
@@ -36,7 +36,7 @@ class TaskParts:
 
     task: Task
     prototype: Tensor
-    keys: Tensor
+    centroids: Tensor
     threshold: float
     head: Head | None
     own_adapter: AdapterWeights | None
@@ -48,7 +48,7 @@ def task_parts(model: HyperAdapterModel) -> list[TaskParts]:
     parts = zip(
         model.tasks,
         model.prototypes.weight.detach().unbind(),
-        model.prototypes.keys.unbind(),
+        model.prototypes.centroids.unbind(),
         model.thresholds.tolist(),
         [None] * len(model.tasks) if model.heads is None else model.heads.unpack(),
         map(own.get, range(len(model.tasks))),
@@ -70,7 +70,9 @@ def set_task_parts(model: HyperAdapterModel, parts: Sequence[TaskParts]) -> None
         thresholds = model.thresholds.new_tensor([part.threshold for part in parts])
         heads = [part.head for part in parts if part.head]
         new_heads = (
-            None if model.heads is None else TaskHeads.of(tasks, heads, model.heads.width, model.heads.features_width)
+            None
+            if model.heads is None
+            else TaskHeads.of(tasks, heads, model.heads.hidden_size, model.heads.features_size)
         )
         own_adapters = nn.ModuleDict(
             {str(index): OwnAdapter(part.own_adapter) for index, part in enumerate(parts) if part.own_adapter}
@@ -78,7 +80,7 @@ def set_task_parts(model: HyperAdapterModel, parts: Sequence[TaskParts]) -> None
         own_adapters.train(model.training)
         if new_heads is not None:
             new_heads.train(model.training)
-        model.prototypes.replace(weight, [part.keys for part in parts])
+        model.prototypes.replace(weight, [part.centroids for part in parts])
     model.thresholds, model.heads, model.own_adapters = thresholds, new_heads, own_adapters
     model.tasks = tasks
     model.renamed = {name: old for name, old in model.renamed.items() if name in {task.name for task in tasks}}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hyperadapters.backbones.passes import Frozen
+from hyperadapters.backbones.passes import FrozenOutput
 from hyperadapters.config import TrainingConfig
 from hyperadapters.errors import BackboneError, OutputError, RecipeError
 from hyperadapters.model.model import HyperAdapterModel
@@ -49,7 +49,7 @@ class FrozenPrefix:
         self._model, self._layers = model, _layers(model)
         self._starts = [0, *accumulate(lengths)]
         dtype: torch.dtype = getattr(torch, config.prefix_cache_dtype)
-        shape = self._starts[-1], model.width
+        shape = self._starts[-1], model.hidden_size
         self.num_bytes = shape[0] * shape[1] * dtype.itemsize + 4 * len(lengths) * shape[1]
         self.place = _place(config, self.num_bytes, Path(folder))
         self._hidden = _room(self.place, shape, dtype, Path(folder))
@@ -87,7 +87,7 @@ class FrozenPrefix:
         size = f"{self.num_bytes / GIB:.2f} GiB when full"
         return f"Frozen layers: the states of {rows:,} rows, {tokens:,} tokens, are {where[self.place]} ({size})."
 
-    def __call__(self, rows: Sequence[int], inputs: Mapping[str, Tensor]) -> Frozen:
+    def __call__(self, rows: Sequence[int], inputs: Mapping[str, Tensor]) -> FrozenOutput:
         """The states of a batch, zeros where it is padded.
 
         Args:
@@ -105,7 +105,7 @@ class FrozenPrefix:
             self._keep([rows[place] for place in missing], found)
         return self._take(rows, inputs["attention_mask"])
 
-    def _compute(self, inputs: Mapping[str, Tensor]) -> Frozen:
+    def _compute(self, inputs: Mapping[str, Tensor]) -> FrozenOutput:
         mask = inputs["attention_mask"]
         sizes = [max(SHORTEST, 1 << (length - 1).bit_length()) for length in mask.sum(dim=1).tolist()]
         parts, order = [], []
@@ -116,18 +116,18 @@ class FrozenPrefix:
         back = torch.tensor(order, device=mask.device).argsort()
         hidden = torch.cat([pad(part.hidden, (0, 0, 0, mask.shape[1] - part.hidden.shape[1])) for part in parts])[back]
         pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Frozen(hidden * mask[..., None].to(hidden.dtype), torch.cat(pooled)[back] if pooled else None)
+        return FrozenOutput(hidden * mask[..., None].to(hidden.dtype), torch.cat(pooled)[back] if pooled else None)
 
-    def _compute_padded(self, inputs: Mapping[str, Tensor], size: int) -> Frozen:
+    def _compute_padded(self, inputs: Mapping[str, Tensor], size: int) -> FrozenOutput:
         length = inputs["attention_mask"].shape[1]
         size = min(size, self._model.max_tokens)
         fill = {"input_ids": self._padding_id, "sequence_ids": -1}
-        found = self._model.frozen(
+        found = self._model.forward_frozen_layers(
             **{name: pad(tensor, (0, size - length), value=fill.get(name, 0)) for name, tensor in inputs.items()}
         )
-        return Frozen(found.hidden[:, :length], found.pooled)
+        return FrozenOutput(found.hidden[:, :length], found.pooled)
 
-    def _keep(self, rows: Sequence[int], found: Frozen) -> None:
+    def _keep(self, rows: Sequence[int], found: FrozenOutput) -> None:
         assert self._hidden is not None
         self._dtype = found.hidden.dtype
         if found.pooled is not None and self._pooled is None:
@@ -145,14 +145,14 @@ class FrozenPrefix:
         if found.pooled is not None and self._pooled is not None:
             self._pooled[list(rows)] = found.pooled.cpu()
 
-    def _take(self, rows: Sequence[int], mask: Tensor) -> Frozen:
+    def _take(self, rows: Sequence[int], mask: Tensor) -> FrozenOutput:
         assert self._hidden is not None
         hidden = torch.zeros(*mask.shape, self._hidden.shape[1], dtype=self._hidden.dtype)
         for place, row in enumerate(rows):
             start, end = self._starts[row : row + 2]
             hidden[place, : end - start] = self._hidden[start:end]
         pooled = None if self._pooled is None else self._pooled[list(rows)].to(mask.device)
-        return Frozen(hidden.to(mask.device, self._dtype), pooled)
+        return FrozenOutput(hidden.to(mask.device, self._dtype), pooled)
 
 
 def _layers(model: HyperAdapterModel) -> tuple[object, ...]:

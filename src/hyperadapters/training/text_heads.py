@@ -124,27 +124,27 @@ def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size
 def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRows) -> None:
     """As `fit_text_heads`, for rows whose features are known, and logits of heads that read none of them."""
     assert model.heads is not None
-    width = model.heads.width
+    hidden_size = model.heads.hidden_size
     made = []
     num_tasks = len(model.tasks)
     for task, trained, fitted_to, rows in zip(
         model.tasks, model.heads.unpack(), train.by_task(num_tasks), validation.by_task(num_tasks), strict=True
     ):
-        regression = _regression(task, fitted_to, trained, width)
+        regression = _regression(task, fitted_to, trained, hidden_size)
         if not (trained.weight.isfinite().all() and trained.bias.isfinite().all()):
             shares = PRIOR
         else:
-            shares = _shares(task, rows, regression, trained, width) if rows.targets else SHARES_UNCHECKED
+            shares = _shares(task, rows, regression, trained, hidden_size) if rows.targets else SHARES_UNCHECKED
         made.append(_combined(regression, trained, shares))
-    heads = TaskHeads.of(model.tasks, made, width, model.heads.features_width).to(device_of(model))
+    heads = TaskHeads.of(model.tasks, made, hidden_size, model.heads.features_size).to(device_of(model))
     heads.train(model.training)
     model.heads = heads
     model.revision += 1
 
 
-def _regression(task: Task, rows: HeadRows, trained: Head, width: int) -> Head:
+def _regression(task: Task, rows: HeadRows, trained: Head, hidden_size: int) -> Head:
     """A ridge or logistic regression on features; its strength is chosen on rows that are left out."""
-    inputs = scaled_features(torch.stack(list(rows.features)), width).numpy()
+    inputs = scaled_features(torch.stack(list(rows.features)), hidden_size).numpy()
     scale = trained.target_mean, trained.target_std
     if task.kind == "regression":
         if len(rows.targets) < 2:  # one row: its target is all that is known
@@ -165,13 +165,13 @@ def _head(weight: Any, bias: Any, *scale: float) -> Head:
     return Head(torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32), *scale)
 
 
-def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, width: int) -> tuple[float, float]:
+def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_size: int) -> tuple[float, float]:
     """How much of the regression's and of the trained logits makes the validation rows most likely, given `PRIOR`.
 
     Neither is below 0; a trained head that diverged has no share. A regression task's numbers are taken as normally
     distributed, with the spread that the regression leaves.
     """
-    inputs = scaled_features(torch.stack(list(rows.features)), width)
+    inputs = scaled_features(torch.stack(list(rows.features)), hidden_size)
     first = F.linear(inputs, regression.weight, regression.bias)
     second = torch.stack([logits[: len(trained.bias)] for logits in rows.logits]).float()
     targets = torch.tensor(rows.targets)
@@ -216,8 +216,8 @@ def _minimum(cost: Callable[[Tensor], Tensor], free: Tensor) -> Tensor:
 
 def _combined(regression: Head, trained: Head, shares: tuple[float, float]) -> Head:
     """The wide head whose logits are the sum of both heads', each times its share."""
-    features_width = regression.weight.shape[1]
-    adapted, bias = trained.weight.cpu()[:, features_width:], trained.bias.cpu()
+    features_size = regression.weight.shape[1]
+    adapted, bias = trained.weight.cpu()[:, features_size:], trained.bias.cpu()
     if not shares[1]:  # also where it is not finite
         adapted, bias = torch.zeros_like(adapted), torch.zeros_like(bias)
     weight = torch.cat([shares[0] * regression.weight, shares[1] * adapted], dim=1)
