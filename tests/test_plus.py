@@ -85,21 +85,21 @@ def pair_recipe(folder: Path, model: dict[str, Any], has_validation: bool = True
 
 def test_the_preset_sets_what_is_not_given() -> None:
     config = parse(ModelConfig, {"preset": "plus"})
-    assert (config.codes, config.head_inputs, config.label_names) == ("orthogonal", "texts", True)
+    assert (config.codes, config.head_inputs, config.label_names) == ("orthogonal", "pair_features", True)
     kept = parse(ModelConfig, {"preset": "plus", "codes": "trunk"})
-    assert (kept.codes, kept.head_inputs) == ("trunk", "texts")
+    assert (kept.codes, kept.head_inputs) == ("trunk", "pair_features")
     assert (ModelConfig().codes, ModelConfig().head_inputs) == ("trunk", "adapted")
 
 
 def test_it_is_the_default_of_encoders_only() -> None:
     bert = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(adapter_dim=4)).adapter_config
-    assert (bert.preset, bert.codes, bert.head_inputs, bert.adapter_dim) == ("plus", "orthogonal", "texts", 4)
+    assert (bert.preset, bert.codes, bert.head_inputs, bert.adapter_dim) == ("plus", "orthogonal", "pair_features", 4)
     t5 = HyperAdapterModel(tiny_backbone("t5"), [Task.text_to_text("a")], ModelConfig(adapter_dim=4)).adapter_config
     assert (t5.preset, t5.codes, t5.head_inputs, t5.adapter_dim) == ("paper", "trunk", "adapted", 4)
     other = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(method="hyperformer"))
     assert (other.adapter_config.preset, other.adapter_config.head_inputs) == ("paper", "adapted")
     given = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(codes="trunk")).adapter_config
-    assert (given.preset, given.codes, given.head_inputs) == ("plus", "trunk", "texts")
+    assert (given.preset, given.codes, given.head_inputs) == ("plus", "trunk", "pair_features")
 
 
 def test_a_backbone_without_heads_is_refused() -> None:
@@ -169,9 +169,9 @@ def test_a_fresh_model_is_its_backbone(kind: str) -> None:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad(), model.adapters_disabled():
         expected = masked_mean(model.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
-    weights = model.adapters(torch.tensor([1]))
+    weights = model.method.adapters(torch.tensor([1]))
     torch.testing.assert_close(
-        model.forward_upper_layers(inputs, model.forward_lower_layers(**inputs), weights),
+        model.forward_with_adapter(inputs, weights, model.forward_lower_layers(**inputs))[0],
         expected,
         atol=1e-5,
         rtol=1e-5,
@@ -265,8 +265,8 @@ def answers(model: HyperAdapterModel, rows: list[Example]) -> list[Any]:
 def test_features_are_not_computed_before_heads_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = make_model(), examples(4)
     calls = []
-    real = model._passes.text_features
-    monkeypatch.setattr(model._passes, "text_features", lambda *args: calls.append(1) or real(*args))
+    real = model.passes.text_features
+    monkeypatch.setattr(model.passes, "text_features", lambda *args: calls.append(1) or real(*args))
     batch = model.collator(rows)
     model.train()(**batch).loss.backward()
     assert not calls
@@ -283,7 +283,7 @@ def test_fitted_heads_read_what_adapters_have_not_learned() -> None:
     assert answers(fitted(), rows[:48])[::3] == [example.target for example in rows[:48][::3]]
 
 
-@pytest.mark.parametrize("head_inputs", ["text", "texts"])
+@pytest.mark.parametrize("head_inputs", ["text_features", "pair_features"])
 def test_a_mixed_batch_equals_single_rows_and_a_checkpoint_repeats_them(head_inputs: str, tmp_path: Path) -> None:
     model, rows = fitted(head_inputs=head_inputs), examples(4)
     model.save_pretrained(tmp_path)

@@ -145,6 +145,21 @@ class TaskHeads(nn.Module):
         made.target_std.copy_(torch.tensor([head.target_std for head in heads]))
         return made
 
+    def replace(self, tasks: Sequence[Task], heads: Sequence[Head]) -> None:
+        """Take other tasks and their heads, copied; the parameters are new ones then.
+
+        Args:
+            tasks: In the order of their ids.
+            heads: Of each task.
+
+        Raises:
+            ValueError: A head has another shape than its task's. Nothing has changed then.
+        """
+        made = TaskHeads.of(tasks, heads, self.hidden_size, self.features_size).to(self.weight.device)
+        for name, tensor in (*made.named_parameters(), *made.named_buffers()):
+            setattr(self, name, tensor)
+        self.sizes, self.is_regression = made.sizes, made.is_regression
+
     def set_target_scale(self, task_id: int, targets: Sequence[float]) -> None:
         """Remember mean and standard deviation of a regression task's training targets (1 where they are constant)."""
         self.target_mean[task_id], self.target_std[task_id] = target_scale(targets)
