@@ -13,11 +13,12 @@ from test_hosts import HEAD_TASKS, TEXT_TASKS, make_batch
 from torch import Tensor
 
 from hyperadapters.config import Method, ModelConfig, Recipe, Task, load_recipe, parse
-from hyperadapters.core import AdapterWeights, LearnedAdapters, bottleneck, bottleneck_tensors
+from hyperadapters.core import AdapterWeights, bottleneck, bottleneck_tensors
 from hyperadapters.core.grouping import Grouping
 from hyperadapters.errors import RecipeError, TaskError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
+from hyperadapters.methods.learned import LearnedAdapters
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import load_run, load_run_tasks, train
 

@@ -2,7 +2,7 @@
 
 Read in this order: `retriever` (hidden states to instance vectors), `prototypes` (one vector a task),
 `hypernetwork` (prototype and site to adapter weights), `forms` (what these weights do), `losses` (what trains it).
-`baselines` is what it is compared with and not part of it.
+
 """
 
 from hyperadapters.core.forms import (
@@ -28,7 +28,6 @@ from hyperadapters.core.losses import (
 )
 from hyperadapters.core.prototypes import PrototypeTable, cosine_similarity
 from hyperadapters.core.retriever import InstanceRetriever, masked_mean
-from hyperadapters.methods.learned import LearnedAdapters
 
 __all__ = [
     "AdapterTensor",
@@ -36,7 +35,6 @@ __all__ = [
     "Grouping",
     "Hypernetwork",
     "InstanceRetriever",
-    "LearnedAdapters",
     "LearnedBottleneck",
     "LearnedLora",
     "Losses",
