@@ -97,7 +97,7 @@ def test_weights_of_a_diverged_training_are_the_likely_cause(kind: str, part: st
     model = make_model(kind)
     if part == "heads" and model.heads is None:
         part = "hypernetwork"
-    for parameter in getattr(model, part).parameters():
+    for parameter in (model.heads if part == "heads" else getattr(model.method, part)).parameters():
         parameter.fill_(torch.nan)
     with pytest.raises(NotFiniteError, match="the trained weights are not finite, because training diverged"):
         list(Predictor(model)(INPUTS, task="mood"))

@@ -28,9 +28,9 @@ from hyperadapters.data.examples import (
     warn_of_spellings,
 )
 from hyperadapters.data.loading import subset
-from hyperadapters.data.rows import iterate_rows
+from hyperadapters.data.rows import by_column, iterate_rows
 from hyperadapters.data.sources import Row
-from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
+from hyperadapters.errors import DataError, TaskError, check_int, check_seed, unknown_name
 from hyperadapters.fewshot.fit import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import ROUNDING, Candidate, centroids, instance_vectors
@@ -187,7 +187,7 @@ def _fit(
     if max_steps is not None:
         check_int("max_steps", max_steps, 0, TaskError)
         max_steps = int(max_steps)
-    check_int("seed", seed, 0)
+    check_seed(seed)
     seed = int(seed)  # the random module takes no integers of NumPy
     if k_per_label is not None:
         check_int("k_per_label", k_per_label, 1)
@@ -274,6 +274,7 @@ def _row(example: Any, place: str, task: Task) -> Row:
         if task.kind == "classification" and isinstance(target, int) and 0 <= target < len(task.labels):
             target = task.labels[target]
         return Row({"text": example.text, "text_pair": example.text_pair, "label": target}, place)
+    example = by_column(example)
     if isinstance(example, Mapping):
         return Row(dict(example), place)
     raise DataError(f"{place}: expected a mapping with text and label, found {example!r}")
