@@ -14,10 +14,19 @@ from conftest import save_backbone, tiny_backbone, tiny_tokenizer
 
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.fewshot.fit import HEAD_SCALES, _label_means, _mean_head, make_head, mean_head
+from hyperadapters.heads.regression import (
+    MANY_LOGITS,
+    MEAN_SCALES,
+    _label_means,
+    _mean_head,
+    few_shot_probe,
+    logistic_regression,
+    make_head,
+    mean_head,
+)
 from hyperadapters.heads.task_heads import Head, TaskHeads
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.training.probes import MANY_LOGITS, few_shot_probe, linear_probe, logistic_regression
+from hyperadapters.training.probes import linear_probe
 from hyperadapters.training.run import train
 from hyperadapters.training.text_heads import fit_text_heads
 
@@ -94,15 +103,15 @@ def test_the_scale_of_a_head_is_the_one_under_which_rows_are_likely_without_them
     inputs = (torch.randn(3, 5)[labels] + 0.8 * torch.randn(12, 5)).double()
     means, _ = _label_means(inputs, labels, 3)
     base = 1.0 / float((inputs - means[labels]).square().sum() / 9)
-    likelihoods = dict.fromkeys(HEAD_SCALES, 0.0)
+    likelihoods = dict.fromkeys(MEAN_SCALES, 0.0)
     for row, label in enumerate(labels.tolist()):
         others = torch.arange(12) != row
         without, _ = _label_means(inputs[others], labels[others], 3)
-        for scale in HEAD_SCALES:
+        for scale in MEAN_SCALES:
             head = _mean_head(without, scale * base)
             likelihoods[scale] += float((head.weight @ inputs[row] + head.bias).log_softmax(dim=0)[label])
     best = max(likelihoods, key=likelihoods.__getitem__)
-    assert best not in (HEAD_SCALES[0], HEAD_SCALES[-1])
+    assert best not in (MEAN_SCALES[0], MEAN_SCALES[-1])
     torch.testing.assert_close(mean_head(inputs, labels, 3).weight, _mean_head(means, best * base).weight)
 
 
