@@ -85,21 +85,21 @@ def pair_recipe(folder: Path, model: dict[str, Any], has_validation: bool = True
 
 def test_the_preset_sets_what_is_not_given() -> None:
     config = parse(ModelConfig, {"preset": "plus"})
-    assert (config.codes, config.head_inputs, config.label_names) == ("orthogonal", "texts", True)
+    assert (config.codes, config.head_inputs, config.label_names) == ("orthogonal", "pair_features", True)
     kept = parse(ModelConfig, {"preset": "plus", "codes": "trunk"})
-    assert (kept.codes, kept.head_inputs) == ("trunk", "texts")
+    assert (kept.codes, kept.head_inputs) == ("trunk", "pair_features")
     assert (ModelConfig().codes, ModelConfig().head_inputs) == ("trunk", "adapted")
 
 
 def test_it_is_the_default_of_encoders_only() -> None:
     bert = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(adapter_dim=4)).adapter_config
-    assert (bert.preset, bert.codes, bert.head_inputs, bert.adapter_dim) == ("plus", "orthogonal", "texts", 4)
+    assert (bert.preset, bert.codes, bert.head_inputs, bert.adapter_dim) == ("plus", "orthogonal", "pair_features", 4)
     t5 = HyperAdapterModel(tiny_backbone("t5"), [Task.text_to_text("a")], ModelConfig(adapter_dim=4)).adapter_config
     assert (t5.preset, t5.codes, t5.head_inputs, t5.adapter_dim) == ("paper", "trunk", "adapted", 4)
     other = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(method="hyperformer"))
     assert (other.adapter_config.preset, other.adapter_config.head_inputs) == ("paper", "adapted")
     given = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(codes="trunk")).adapter_config
-    assert (given.preset, given.codes, given.head_inputs) == ("plus", "trunk", "texts")
+    assert (given.preset, given.codes, given.head_inputs) == ("plus", "trunk", "pair_features")
 
 
 def test_a_backbone_without_heads_is_refused() -> None:
@@ -283,7 +283,7 @@ def test_fitted_heads_read_what_adapters_have_not_learned() -> None:
     assert answers(fitted(), rows[:48])[::3] == [example.target for example in rows[:48][::3]]
 
 
-@pytest.mark.parametrize("head_inputs", ["text", "texts"])
+@pytest.mark.parametrize("head_inputs", ["text_features", "pair_features"])
 def test_a_mixed_batch_equals_single_rows_and_a_checkpoint_repeats_them(head_inputs: str, tmp_path: Path) -> None:
     model, rows = fitted(head_inputs=head_inputs), examples(4)
     model.save_pretrained(tmp_path)
