@@ -1169,7 +1169,9 @@ def test_a_fit_that_stops_anywhere_leaves_the_model_as_it_was(kind: str, fit: st
     def change(model: HyperAdapterModel) -> None:
         model.add_task(NEW, NEW_ROWS, fit=fit, max_steps=2)
 
-    _assert_unchanged_wherever_it_stops(kind, change, HyperAdapterModel, "adapted" if fit != "none" else "instances")
+    _assert_unchanged_wherever_it_stops(
+        kind, change, HyperAdapterModel, "forward_upper_layers" if fit != "none" else "instances"
+    )
 
 
 @pytest.mark.parametrize("fit", ["adapter", "shared"])
@@ -1177,7 +1179,7 @@ def test_a_refit_that_stops_anywhere_leaves_the_model_as_it_was(fit: str) -> Non
     def change(model: HyperAdapterModel) -> None:
         refit(model, "mood", fit=fit)
 
-    _assert_unchanged_wherever_it_stops("bert", change, HyperAdapterModel, "adapted")
+    _assert_unchanged_wherever_it_stops("bert", change, HyperAdapterModel, "forward_upper_layers")
 
 
 @pytest.mark.parametrize(
