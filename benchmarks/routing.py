@@ -53,16 +53,16 @@ def accuracies(names: list[str], owners: np.ndarray[Any, Any], found: np.ndarray
 def measure(model: HyperAdapterModel, known: dict[str, Any], held_out: dict[str, torch.Tensor]) -> dict[str, Any]:
     """All figures of a model whose keys are set."""
     names = [task.name for task in model.tasks]
-    similarity = model.prototypes.similarity(known["instances"])
+    similarity = model.method.prototypes.similarity(known["instances"])
     owners, found = known["owners"].numpy(), similarity.argmax(dim=1).numpy()
     matrix = np.zeros((len(names), len(names)), dtype=int)
     np.add.at(matrix, (owners, found), 1)
-    limits = thresholds(model.prototypes.similarity(known["validation"]), known["validation_owners"], 0.05)
+    limits = thresholds(model.method.prototypes.similarity(known["validation"]), known["validation_owners"], 0.05)
     auroc, declined = {}, {}
     # The larger the excess over the threshold of the most similar task, the surer that an input belongs to it.
     excess = similarity.amax(dim=1) - limits[similarity.argmax(dim=1)]
     for name, instances in held_out.items():
-        unknown = model.prototypes.similarity(instances)
+        unknown = model.method.prototypes.similarity(instances)
         unknown_excess = unknown.amax(dim=1) - limits[unknown.argmax(dim=1)]
         truth = [1] * len(excess) + [0] * len(unknown_excess)
         auroc[name] = {
@@ -121,8 +121,8 @@ def main() -> None:
         for keys in ("prototype", "1 centroid", "4 centroids"):
             count = 0 if keys == "prototype" else int(keys[0])
             points = [centroids(known["train"][known["train_owners"] == t], count) for t in range(len(model.tasks))]
-            model.prototypes.centroids = (
-                torch.stack(points) if count else torch.zeros(len(points), 1, model.prototypes.weight.shape[1])
+            model.method.prototypes.centroids = (
+                torch.stack(points) if count else torch.zeros(len(points), 1, model.method.prototypes.weight.shape[1])
             )
             row = {
                 "run": folder.name,

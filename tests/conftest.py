@@ -180,9 +180,9 @@ def save_backbone(folder: Path, kind: str = "bert", **settings: Any) -> Path:
 
 def empty_centroids(model: Any, num_keys: int = 1) -> Tensor:
     """Places for keys of a model's tasks, to be filled in."""
-    weight = model.prototypes.weight
-    model.prototypes.centroids = torch.zeros(len(weight), num_keys, weight.shape[1])
-    return model.prototypes.centroids
+    weight = model.method.prototypes.weight
+    model.method.prototypes.centroids = torch.zeros(len(weight), num_keys, weight.shape[1])
+    return model.method.prototypes.centroids
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_the_written_weights_are_those_of_the_task(tmp_path: Path) -> None:
     for name in ("size", "mood"):  # generated, and its own
         export_adapterhub(model, name, tmp_path / name)
         found = load_file(tmp_path / name / "adapter.safetensors")
-        weights = model.adapters(torch.tensor([model.task_id(name)]))
+        weights = model.method.adapters(torch.tensor([model.task_id(name)]))
         for site, layer in enumerate((2, 3)):
             down, down_bias, up, up_bias = (tensor[site, 0] for tensor in weights.values())
             prefix = f"encoder.layer.{layer}.output.adapters.{name}.adapter"

@@ -54,7 +54,7 @@ def make_model(kind: str, form: str = "bottleneck", **settings: Any) -> HyperAda
     tasks = HEAD_TASKS if kind_of(kind) == "encoder" else TEXT_TASKS
     model = HyperAdapterModel(backbone, tasks, ModelConfig(preset="paper", **FORM_SETTINGS[form], **settings))
     with torch.no_grad():
-        for module in (model.hypernetwork, model.shared_adapters):
+        for module in (model.method.hypernetwork, model.shared_adapters):
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -439,7 +439,7 @@ def test_default_target_modules_are_those_of_peft() -> None:
 @pytest.mark.parametrize("targets", [("q", "v", "wo"), ("SelfAttention.q",)])
 def test_form_lora_changes_the_linear_maps_that_are_named(targets: tuple[str, ...]) -> None:
     model, batch = make_model("t5", "lora", target_modules=targets), make_batch("t5")
-    named = {tensor.name for tensor in model.hypernetwork.tensors}
+    named = {tensor.name for tensor in model.method.hypernetwork.tensors}
     expected = {"layer_0_SelfAttention_q"}
     if len(targets) == 3:
         expected |= {"layer_0_SelfAttention_v", "layer_1_EncDecAttention_q", "layer_1_EncDecAttention_v"}
@@ -452,7 +452,7 @@ def test_form_lora_equals_the_change_of_the_weights() -> None:
     """x (W + s A B): the fused c_attn of GPT-2, whose weight has inputs first."""
     model, batch = make_model("gpt2", "lora", feature_layer=2).double(), make_batch("gpt2")
     expected = model(**{**batch, "task_ids": torch.full((6,), 2)}).logits
-    weights = model.adapters(torch.tensor([2]))
+    weights = model.method.adapters(torch.tensor([2]))
     backbone = tiny_backbone("gpt2").double()
     with torch.no_grad():
         for site, block in enumerate(backbone.transformer.h[2:]):
@@ -510,7 +510,7 @@ def test_a_module_of_ones_own_is_adapted_by_the_names_of_its_modules(form: str, 
     settings = {**FORM_SETTINGS[form], **({"target_modules": ("mlp.0",)} if form == "lora" else {})}
     model = HyperAdapterModel(backbone, HEAD_TASKS, ModelConfig(modules=modules, **settings)).eval()
     with torch.no_grad():
-        for parameter in model.hypernetwork.parameters():
+        for parameter in model.method.hypernetwork.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     expected = model(**batch).logits
     exact = copy.deepcopy(model).double()
@@ -678,7 +678,7 @@ def test_a_backbone_in_half_precision_has_a_hypernetwork_in_full(kind: str, form
     backbone = tiny_backbone(kind).to(dtype)
     model = HyperAdapterModel(backbone, reference.tasks, reference.adapter_config).eval()
     model.load_adapter_state_dict(reference.adapter_state_dict())
-    assert {parameter.dtype for parameter in model.hypernetwork.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.method.hypernetwork.parameters()} == {torch.float32}
     found = model(**batch)
     assert found.instances.dtype == torch.float32
     real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)

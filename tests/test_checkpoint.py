@@ -38,7 +38,6 @@ from hyperadapters.heads.task_heads import Head
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import decide
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.model.tasks import set_task_parts, task_parts
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,10 +87,10 @@ def test_a_checkpoint_is_two_files_and_a_card_without_backbone_weights_or_pickle
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".safetensors"]
     with safe_open(_weights_file(tmp_path), framework="pt") as file:
         names = set(file.keys())
-    assert names == {n for n in model.state_dict() if not n.startswith("backbone.")} - {"prototypes.centroids"}
+    assert names == {n for n in model.state_dict() if not n.startswith("backbone.")} - {"method.prototypes.centroids"}
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert config["backbone"]["fingerprint"] == model.backbone_fingerprint
-    assert config["format_version"] == 3
+    assert config["format_version"] == 5
 
 
 def test_saving_again_replaces_the_old_weights(tmp_path: Path) -> None:
@@ -99,11 +98,11 @@ def test_saving_again_replaces_the_old_weights(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     first = _weights_file(tmp_path).name
     with torch.no_grad():
-        model.prototypes.weight.add_(1.0)
+        model.method.prototypes.weight.add_(1.0)
     model.save_pretrained(tmp_path)
     assert _weights_file(tmp_path).name != first
     loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))
-    assert torch.equal(loaded.prototypes.weight, model.prototypes.weight)
+    assert torch.equal(loaded.method.prototypes.weight, model.method.prototypes.weight)
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -113,10 +112,10 @@ def test_a_save_that_dies_anywhere_leaves_the_old_or_the_new_state(
     """The steps: fsync, replace and fsync of the folder for the weights, then the same for the JSON file."""
     model = make_model("bert")
     model.save_pretrained(tmp_path)
-    old = model.prototypes.weight.detach().clone()
+    old = model.method.prototypes.weight.detach().clone()
     new = old + 1.0
     with torch.no_grad():
-        model.prototypes.weight.add_(1.0)
+        model.method.prototypes.weight.add_(1.0)
     calls = 0
 
     def dying(real: Any) -> Any:
@@ -135,7 +134,7 @@ def test_a_save_that_dies_anywhere_leaves_the_old_or_the_new_state(
         with pytest.raises(OutputError, match="cannot be written: killed"):
             model.save_pretrained(tmp_path)
     loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))
-    assert torch.equal(loaded.prototypes.weight, old if step < 5 else new)
+    assert torch.equal(loaded.method.prototypes.weight, old if step < 5 else new)
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -144,7 +143,7 @@ def test_several_that_save_to_one_folder_leave_one_of_their_states_and_readers_f
 ) -> None:
     models = [make_model("bert") for _ in range(3)]
     for number, model in enumerate(models):
-        model.prototypes.weight.data.fill_(float(number))
+        model.method.prototypes.weight.data.fill_(float(number))
     models[0].save_pretrained(tmp_path)
 
     def save(model: HyperAdapterModel) -> None:
@@ -152,14 +151,14 @@ def test_several_that_save_to_one_folder_leave_one_of_their_states_and_readers_f
             model.save_pretrained(tmp_path)
 
     def read(_: int) -> set[float]:
-        return {read_checkpoint(tmp_path)[1]["prototypes.weight"].mean().item() for _ in range(60)}
+        return {read_checkpoint(tmp_path)[1]["method.prototypes.weight"].mean().item() for _ in range(60)}
 
     with ThreadPoolExecutor(5) as pool:
         saved, found = pool.map(save, models), pool.map(read, range(2))
         assert list(saved) == [None] * 3
         assert set().union(*found) <= {0.0, 1.0, 2.0}
     _weights_file(tmp_path)
-    assert _load(tmp_path).prototypes.weight.mean().item() in {0.0, 1.0, 2.0}
+    assert _load(tmp_path).method.prototypes.weight.mean().item() in {0.0, 1.0, 2.0}
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -238,14 +237,14 @@ def test_a_tokenizer_that_was_changed_is_saved_and_loaded(kind: str, tmp_path: P
     loaded = HyperAdapterModel.from_pretrained(tmp_path / "run")
     assert loaded.tokenizer("neu")["input_ids"] == model.tokenizer("neu")["input_ids"]
     assert _answers(loaded) == expected
-    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 4
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 5
     before = contents(tmp_path / "run")
     loaded.save_pretrained(tmp_path / "run")
     assert contents(tmp_path / "run") == before
     del loaded.tokenizer
     loaded.save_pretrained(tmp_path / "run")
     assert not list((tmp_path / "run").glob("tokenizer*"))
-    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 3
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 5
 
 
 def test_a_tokenizer_that_was_used_but_not_changed_is_not_saved(tmp_path: Path) -> None:
@@ -329,7 +328,7 @@ def test_another_type_and_a_merged_task_do_not_change_the_backbone(
     tasks = [Task.classification("mood", ["bad", "good"])]
     model = HyperAdapterModel(tiny_backbone("t5"), tasks, ModelConfig(form="lora", lora_rank=2)).eval()
     with torch.no_grad():
-        for parameter in model.hypernetwork.parameters():
+        for parameter in model.method.hypernetwork.parameters():
             parameter.add_(0.1)
     expected = model.backbone_fingerprint
     model.merge("mood")
@@ -348,7 +347,7 @@ def test_a_model_that_was_quantised_afterwards_is_saved_for_the_plain_backbone(t
     quantisation.quantize_(model.backbone, quantisation.Int8WeightOnlyConfig(version=2))
     model.save_pretrained(tmp_path)
     loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("t5"))
-    assert torch.equal(loaded.prototypes.weight, model.prototypes.weight)
+    assert torch.equal(loaded.method.prototypes.weight, model.method.prototypes.weight)
 
 
 def test_a_relative_folder_of_a_backbone_is_found_from_elsewhere(
@@ -373,7 +372,9 @@ def test_a_checkpoint_and_the_backbone_inside_it_can_be_moved(place: str, tmp_pa
     loaded = HyperAdapterModel.from_pretrained(tmp_path / "moved")
     assert _answers(loaded) == _answers(loaded)
     loaded.save_pretrained(tmp_path / "other")
-    assert torch.equal(HyperAdapterModel.from_pretrained(tmp_path / "other").prototypes.weight, model.prototypes.weight)
+    assert torch.equal(
+        HyperAdapterModel.from_pretrained(tmp_path / "other").method.prototypes.weight, model.method.prototypes.weight
+    )
 
 
 def test_a_backbone_on_the_hub_keeps_its_name(tmp_path: Path) -> None:
@@ -467,7 +468,7 @@ def test_missing_parts_are_named(run: Path, tmp_path: Path) -> None:
     [
         ("{", "not readable.*damaged"),
         ("[]", "fault"),
-        ('{"format_version": 99}', r"has format 99, this library .* reads up to 4; upgrade"),
+        ('{"format_version": 99}', r"has format 99, this library .* reads up to 5; upgrade"),
         ('{"format_version": 1, "tsks": []}', "tsks: unknown key. Did you mean 'tasks'"),
     ],
 )
@@ -515,14 +516,14 @@ PACKED = ("heads.weight", "heads.wide_weight", "heads.bias", "heads.starts")
 def _with_parts_of_their_own(kind: str) -> HyperAdapterModel:
     """A model in which the first task has a wide head, and an adapter of its own, as after a few-shot fit."""
     model = make_model(kind)
-    parts = task_parts(model)
-    adapter = model.adapters(torch.tensor([0]))
+    parts = model.task_table.states()
+    adapter = model.method.adapters(torch.tensor([0]))
     parts[0].own_adapter = AdapterWeights({name: tensor + 0.1 for name, tensor in adapter.items()})
     if model.heads is not None:
         model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
-        parts = task_parts(model)
+        parts = model.task_table.states()
         parts[0].head = Head(torch.randn(3, 2 * model.heads.hidden_size), torch.randn(3))
-    set_task_parts(model, parts)
+    model.task_table.replace(parts)
     return model.eval()
 
 
@@ -547,7 +548,7 @@ def test_a_model_goes_back_to_an_earlier_state(tmp_path: Path) -> None:
                 tensor.add_(1.0)
     load_state(model, tmp_path)
     assert torch.equal(model(**batch).logits, before)
-    assert not model.prototypes.centroids.any()
+    assert not model.method.prototypes.centroids.any()
 
 
 def test_training_is_not_resumed_from_a_state_of_format_1(tmp_path: Path) -> None:
@@ -573,7 +574,7 @@ def test_keys_are_in_the_file_where_a_task_has_some(tmp_path: Path) -> None:
     model = make_model("bert")
     empty_centroids(model)[1] = 0.5
     model.save_pretrained(tmp_path)
-    assert torch.equal(_load(tmp_path).prototypes.centroids, model.prototypes.centroids)
+    assert torch.equal(_load(tmp_path).method.prototypes.centroids, model.method.prototypes.centroids)
 
 
 def test_a_task_is_one_line_without_what_is_default(tmp_path: Path) -> None:
@@ -595,7 +596,7 @@ def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: P
     model, batch = make_model("bert"), make_batch("bert")
     values, state = _save_format_1(model, tmp_path)
     del values["lengths"], values["model"]["features"], values["model"]["centroids_per_task"]
-    del state["thresholds"], state["prototypes.centroids"]
+    del state["method.thresholds"], state["method.prototypes.centroids"]
     _write(tmp_path, values, state)
     loaded = _load(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
@@ -605,9 +606,9 @@ def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: P
 def test_the_adapter_of_a_task_with_other_shapes_is_refused(tmp_path: Path) -> None:
     model = make_model("bert")
     small = make_model("bert", adapter_dim=2)
-    parts = task_parts(model)
-    parts[0].own_adapter = small.adapters(torch.tensor([0]))
-    set_task_parts(model, parts)
+    parts = model.task_table.states()
+    parts[0].own_adapter = small.method.adapters(torch.tensor([0]))
+    model.task_table.replace(parts)
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="the adapter of task 0 has other shapes"):
         HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))

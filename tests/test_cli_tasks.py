@@ -36,7 +36,7 @@ def _make_run(folder: Path, backbone: Path, tasks: list[Task]) -> Path:
     model = HyperAdapterModel.from_backbone(str(backbone), tasks, adapter_dim=2, prototype_dim=4, hidden_dim=4)
     with torch.no_grad():
         empty_centroids(model).normal_()
-        for parameter in model.hypernetwork.parameters():
+        for parameter in model.method.hypernetwork.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.eval().save_pretrained(folder / "run")
     entries = [
@@ -217,7 +217,7 @@ def test_tasks_that_swap_their_names_are_not_scored_on_the_data_of_each_other(
     assert_refused(cli("evaluate", run), "none of the tasks that its recipe describes")
 
     model = HyperAdapterModel.from_pretrained(run)
-    assert model.renamed == {"mood": "colour", "colour": "mood"}
+    assert model.task_table.renamed == {"mood": "colour", "colour": "mood"}
     for name, new_name in (("mood", "x"), ("colour", "mood"), ("place", "here")):
         model.rename_task(name, new_name)
     model.save_pretrained(run)
@@ -226,7 +226,7 @@ def test_tasks_that_swap_their_names_are_not_scored_on_the_data_of_each_other(
     assert "mood" in result.out
     assert [line.split("'")[1] for line in result.err.splitlines()] == ["colour", "here", "x"]
     model.remove_task("x")
-    assert model.renamed == {"here": "place"}
+    assert model.task_table.renamed == {"here": "place"}
 
 
 @pytest.mark.parametrize("command", ["add-task", "refit-task", "remove-task", "rename-task"])

@@ -73,8 +73,8 @@ def test_learned_adapter_starts_within_the_published_bound() -> None:
 def test_generated_weights_and_hidden_codes_equal_the_golden_values(golden: Golden) -> None:
     model = load_official(golden.under("params/"), golden.facts["config"], golden.facts["tasks"])
     tasks = golden.tensors["inputs/task_ids"]
-    prototypes = model.prototypes(tasks)
-    codes, weights = model.hypernetwork.codes(prototypes), model.hypernetwork(prototypes)
+    prototypes = model.method.prototypes(tasks)
+    codes, weights = model.method.hypernetwork.codes(prototypes), model.method.hypernetwork(prototypes)
     for site in range(len(codes)):
         torch.testing.assert_close(codes[site], golden.tensors[f"hyper/{site}/hidden"], atol=1e-5, rtol=0)
         for name, value in weights.layer(site).items():

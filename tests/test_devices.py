@@ -28,7 +28,7 @@ def adapted(backbone: nn.Module, form: str = "bottleneck") -> HyperAdapterModel:
     labels = ["yes", "no"]
     tasks = [Task.classification(name, labels) if has_heads else Task.text_to_text(name) for name in ("a", "b")]
     model = HyperAdapterModel(backbone, tasks, ModelConfig(preset="paper", form=form))  # type: ignore[arg-type]
-    for parameter in model.hypernetwork.parameters():
+    for parameter in model.method.hypernetwork.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.eval()
 

@@ -47,12 +47,12 @@ def lived_in(kind: str, own: Iterable[str] = ("mood",), **settings: Any) -> Hype
     model.tokenizer = tiny_tokenizer()
     with torch.no_grad():
         empty_centroids(model, model.adapter_config.centroids_per_task).normal_()
-        model.thresholds.copy_(torch.tensor([0.1, -0.2, -torch.inf]))
+        model.method.thresholds.copy_(torch.tensor([0.1, -0.2, -torch.inf]))
         for name in own:
             task_id = model.task_id(name)
-            weights = model.adapters(torch.tensor([task_id]))
+            weights = model.method.adapters(torch.tensor([task_id]))
             changed = AdapterWeights({part: 1.5 * tensor + 0.01 for part, tensor in weights.items()})
-            model.own_adapters[str(task_id)] = OwnAdapter(changed)
+            model.method.own_adapters[str(task_id)] = OwnAdapter(changed)
     if model.heads is not None:
         model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
     return model.eval()
@@ -121,10 +121,16 @@ def stored(model: HyperAdapterModel, folder: Path) -> tuple[dict[str, dict[str, 
     shared = {}
     for key, tensor in load_file(weights).items():
         module, _, rest = key.rpartition(".")
-        if key in ("prototypes.weight", "prototypes.centroids", "thresholds", "heads.target_mean", "heads.target_std"):
+        if key in (
+            "method.prototypes.weight",
+            "method.prototypes.centroids",
+            "method.thresholds",
+            "heads.target_mean",
+            "heads.target_std",
+        ):
             for name, part in zip(names, tensor, strict=True):
                 of_task[name][key] = part.numpy().tobytes()
-        elif found := re.fullmatch(r"own_adapters\.(\d+)", module):
+        elif found := re.fullmatch(r"method\.own_adapters\.(\d+)", module):
             of_task[names[int(found[1])]][f"own_adapters.{rest}"] = tensor.numpy().tobytes()
         elif module == "heads":
             assert rest in ("weight", "wide_weight", "single_weight", "compares", "bias", "starts")
@@ -139,12 +145,12 @@ class Everything:
     """A model's tasks and all its numbers at one moment."""
 
     def __init__(self, model: HyperAdapterModel) -> None:
-        self.tasks, self.own = model.tasks, list(model.own_adapters)
+        self.tasks, self.own = model.tasks, list(model.method.own_adapters)
         self.state = {name: value.detach().clone() for name, value in model.adapter_state_dict().items()}
 
     def assert_same(self, model: HyperAdapterModel) -> None:
         assert model.tasks == self.tasks
-        assert list(model.own_adapters) == self.own
+        assert list(model.method.own_adapters) == self.own
         assert_equal(model.adapter_state_dict(), self.state)
 
 
@@ -228,8 +234,11 @@ def test_ids_behind_a_removed_task_move_up_by_one(kind: str) -> None:
     model.remove_task("size")
     assert [task.name for task in model.tasks] == ["colour", "mood", "new"]
     assert [model.task_id(name) for name in ("colour", "mood", "new")] == [0, 1, 2]
-    assert list(model.own_adapters) == ["1", "2"]
-    assert [row.shape[0] for row in (model.thresholds, model.prototypes.weight, model.prototypes.centroids)] == [
+    assert list(model.method.own_adapters) == ["1", "2"]
+    assert [
+        row.shape[0]
+        for row in (model.method.thresholds, model.method.prototypes.weight, model.method.prototypes.centroids)
+    ] == [
         3,
         3,
         3,
@@ -241,7 +250,7 @@ def test_ids_behind_a_removed_task_move_up_by_one(kind: str) -> None:
 def _adapter_change(model: HyperAdapterModel, before: HyperAdapterModel, task_id: int) -> float:
     with torch.no_grad():
         ids = torch.tensor([task_id])
-        pairs = list(zip(model.adapters(ids).values(), before.adapters(ids).values(), strict=True))
+        pairs = list(zip(model.method.adapters(ids).values(), before.method.adapters(ids).values(), strict=True))
     moved = sum(float((new.double() - old.double()).square().sum()) for new, old in pairs)
     return (moved / sum(float(old.double().square().sum()) for _, old in pairs)) ** 0.5
 
@@ -286,7 +295,7 @@ def test_sharing_changes_the_others_as_much_as_the_report_says(kind: str, name: 
             assert change.output == pytest.approx(float((logits - logits_before).abs().mean()), rel=2e-2)
     assert_equal(outputs(model, kind, ["mood"]), outputs(before, kind, ["mood"]))
     assert not torch.equal(outputs(model, kind, ["colour"])["logits"], outputs(before, kind, ["colour"])["logits"])
-    assert torch.equal(model.prototypes.weight[:1], before.prototypes.weight[:1])
+    assert torch.equal(model.method.prototypes.weight[:1], before.method.prototypes.weight[:1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -312,8 +321,8 @@ def test_changed_tasks_survive_saving_and_loading_bit_for_bit(kind: str, tmp_pat
     loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone(kind))
     assert [task.name for task in loaded.tasks] == ["colour", "feeling", "new", "price", "plain"]
     assert loaded.tasks == model.tasks
-    assert sorted(loaded.own_adapters) == ["1", "2", "3"]
-    assert torch.equal(loaded.thresholds, model.thresholds)
+    assert sorted(loaded.method.own_adapters) == ["1", "2", "3"]
+    assert torch.equal(loaded.method.thresholds, model.method.thresholds)
     assert_equal(loaded.adapter_state_dict(), dict(model.adapter_state_dict()))
     batch = make_batch(kind)
     del batch["labels"]
@@ -348,10 +357,10 @@ def _similarities(model: HyperAdapterModel, rows: Rows) -> dict[str, float]:
     found: dict[str, list[float]] = {task.name: [] for task in model.tasks}
     for row in rows:
         batch = model.collator.inputs([Example(None, row["text"])])
-        instance = model.instances(**batch)[0].detach().double().numpy()
+        instance = model.instance_vectors(**batch)[0].detach().double().numpy()
         for task_id, task in enumerate(model.tasks):
-            keys = [key for key in model.prototypes.centroids[task_id].double().numpy() if key.any()]
-            points = keys or [model.prototypes.weight[task_id].detach().double().numpy()]
+            keys = [key for key in model.method.prototypes.centroids[task_id].double().numpy() if key.any()]
+            points = keys or [model.method.prototypes.weight[task_id].detach().double().numpy()]
             cosines = [point @ instance / np.linalg.norm(point) / np.linalg.norm(instance) for point in points]
             found[task.name].append(float(max(cosines)))
     return {name: float(np.mean(values)) for name, values in found.items()}
@@ -383,7 +392,7 @@ def test_a_refitted_task_is_no_neighbour_of_its_own(kind: str) -> None:
     for known in report.neighbours:
         assert known.similarity == pytest.approx(expected[known.task], abs=1e-5)
     nearest = model.task_id(report.neighbours[0].task)
-    assert torch.equal(model.prototypes.weight[1], model.prototypes.weight[nearest])
+    assert torch.equal(model.method.prototypes.weight[1], model.method.prototypes.weight[nearest])
 
 
 @pytest.mark.parametrize(
@@ -671,10 +680,10 @@ def test_another_seed_gives_another_random_start() -> None:
     for seed in (0, 1):
         model = lived_in("bert")
         add_new(model, fit="none", init="random", seed=seed)
-        found.append(model.prototypes.weight[3].detach())
+        found.append(model.method.prototypes.weight[3].detach())
     assert not torch.equal(found[0], found[1])
     assert float(found[0].norm()) == pytest.approx(
-        float(lived_in("bert").prototypes.weight.detach().norm(dim=1).mean()), rel=1e-5
+        float(lived_in("bert").method.prototypes.weight.detach().norm(dim=1).mean()), rel=1e-5
     )
 
 
@@ -793,28 +802,28 @@ def test_unknown_tasks_are_named_with_the_nearest_known_one() -> None:
 def test_a_refitted_task_keeps_its_id_and_has_its_own_adapter_if_that_was_fitted(kind: str, fit: str) -> None:
     model = lived_in(kind, own=("size", "mood"))
     tasks = model.tasks
-    before = [tensor.clone() for tensor in model.adapters(torch.tensor([1])).values()]
+    before = [tensor.clone() for tensor in model.method.adapters(torch.tensor([1])).values()]
     report = refit(model, "size", fit=fit)
     assert (report.task, report.init) == ("size", "current")
     assert model.tasks == tasks
     assert model.task_id("size") == 1
-    assert sorted(model.own_adapters) == (["1", "2"] if fit in ("adapter", "none") else ["2"])
-    after = model.adapters(torch.tensor([1])).values()
+    assert sorted(model.method.own_adapters) == (["1", "2"] if fit in ("adapter", "none") else ["2"])
+    after = model.method.adapters(torch.tensor([1])).values()
     if fit == "none":
         assert all(map(torch.equal, after, before))
     if fit == "prototype":
-        generated = model.hypernetwork(model.prototypes(torch.tensor([1])))
+        generated = model.method.hypernetwork(model.method.prototypes(torch.tensor([1])))
         assert all(map(torch.equal, after, generated.values()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_refitting_from_where_a_task_is_changes_neither_prototype_nor_adapter_in_zero_steps(kind: str) -> None:
     model = lived_in(kind, own=())
-    prototype = model.prototypes.weight[1].detach().clone()
-    before = [tensor.clone() for tensor in model.adapters(torch.tensor([1])).values()]
+    prototype = model.method.prototypes.weight[1].detach().clone()
+    before = [tensor.clone() for tensor in model.method.adapters(torch.tensor([1])).values()]
     refit(model, "size", fit="none")
-    assert torch.equal(model.prototypes.weight[1], prototype)
-    assert all(map(torch.equal, model.adapters(torch.tensor([1])).values(), before))
+    assert torch.equal(model.method.prototypes.weight[1], prototype)
+    assert all(map(torch.equal, model.method.adapters(torch.tensor([1])).values(), before))
 
 
 def _started(model: HyperAdapterModel, fit: str, weights: AdapterWeights) -> AdapterWeights:
@@ -830,8 +839,8 @@ def test_a_start_from_a_task_with_its_own_adapter_starts_from_that_adapter(kind:
     model = lived_in(kind, own=KNOWN)
     report = add_new(model, fit=fit, init="nearest", max_steps=0)
     nearest = model.task_id(report.neighbours[0].task)
-    assert torch.equal(model.prototypes.weight[3], model.prototypes.weight[nearest])
-    own, started = (model.own_adapters[str(task_id)] for task_id in (nearest, 3))
+    assert torch.equal(model.method.prototypes.weight[3], model.method.prototypes.weight[nearest])
+    own, started = (model.method.own_adapters[str(task_id)] for task_id in (nearest, 3))
     assert all(map(torch.equal, started().values(), _started(model, fit, own()).values()))
     assert {parameter.data_ptr() for parameter in own.parameters()}.isdisjoint(
         p.data_ptr() for p in started.parameters()
@@ -845,19 +854,19 @@ def test_zero_steps_give_the_adapter_of_the_nearest_task(kind: str, fit: str) ->
     report = add_new(model, fit=fit, max_steps=0)
     nearest = model.task_id(report.neighbours[0].task)
     assert (report.steps, report.stopping) == (0, "none")
-    assert list(model.own_adapters) == (["3"] if fit == "adapter" else [])
-    expected = _started(model, fit, model.adapters(torch.tensor([nearest])))
-    for name, found in model.adapters(torch.tensor([3])).items():
+    assert list(model.method.own_adapters) == (["3"] if fit == "adapter" else [])
+    expected = _started(model, fit, model.method.adapters(torch.tensor([nearest])))
+    for name, found in model.method.adapters(torch.tensor([3])).items():
         torch.testing.assert_close(found, expected[name])
 
 
 @pytest.mark.parametrize("init", ["mixture", "mean_instance"])
 def test_a_prototype_starts_where_the_choice_says(init: str) -> None:
     model = lived_in("bert")
-    weight = model.prototypes.weight.detach().clone()
+    weight = model.method.prototypes.weight.detach().clone()
     similarity = _similarities(model, NEW_ROWS)
     texts = [Example(None, row["text"]) for row in NEW_ROWS]
-    instances = model.instances(**model.collator.inputs(texts)).detach()
+    instances = model.instance_vectors(**model.collator.inputs(texts)).detach()
     add_new(model, fit="none", init=init)
     if init == "mixture":
         shares = np.exp(np.array([similarity[name] for name in KNOWN]) / model.adapter_config.temperature)
@@ -865,7 +874,7 @@ def test_a_prototype_starts_where_the_choice_says(init: str) -> None:
     else:
         middle = (instances / instances.norm(dim=1, keepdim=True)).mean(dim=0)
         expected = middle / middle.norm() * weight.norm(dim=1).mean()
-    torch.testing.assert_close(model.prototypes.weight[3].detach(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.method.prototypes.weight[3].detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("init", [*INITS, "current"])
@@ -971,11 +980,11 @@ def test_a_wrong_task_or_example_is_refused_and_nothing_has_changed(
     task: Task, examples: Any, options: dict[str, Any], error: type[HyperAdaptersError], message: str
 ) -> None:
     model = lived_in("bert")
-    before, revision = Everything(model), model.revision
+    before, revision = Everything(model), model.task_table.revision
     with pytest.raises(error, match=message):
         model.add_task(task, examples, **options)
     before.assert_same(model)
-    assert model.revision == revision
+    assert model.task_table.revision == revision
 
 
 @pytest.mark.parametrize(
@@ -1146,7 +1155,7 @@ def _stop_at(patch: pytest.MonkeyPatch, owner: Any, name: str, step: int) -> lis
 
 def _assert_unchanged_wherever_it_stops(kind: str, change: Change, owner: Any, name: str, most: int = 100) -> None:
     model = lived_in(kind)
-    before, revision = Everything(model), model.revision
+    before, revision = Everything(model), model.task_table.revision
     answers = outputs(model, kind, KNOWN)
     for step in range(1, most):
         with pytest.MonkeyPatch.context() as patch:
@@ -1155,7 +1164,7 @@ def _assert_unchanged_wherever_it_stops(kind: str, change: Change, owner: Any, n
                 change(model)
             except StoppedError:
                 before.assert_same(model)
-                assert model.revision == revision
+                assert model.task_table.revision == revision
             else:
                 assert len(calls) < step
                 break
@@ -1170,7 +1179,7 @@ def test_a_fit_that_stops_anywhere_leaves_the_model_as_it_was(kind: str, fit: st
         model.add_task(NEW, NEW_ROWS, fit=fit, max_steps=2)
 
     _assert_unchanged_wherever_it_stops(
-        kind, change, HyperAdapterModel, "forward_upper_layers" if fit != "none" else "instances"
+        kind, change, HyperAdapterModel, "forward_with_adapter" if fit != "none" else "instance_vectors"
     )
 
 
@@ -1179,7 +1188,7 @@ def test_a_refit_that_stops_anywhere_leaves_the_model_as_it_was(fit: str) -> Non
     def change(model: HyperAdapterModel) -> None:
         refit(model, "mood", fit=fit)
 
-    _assert_unchanged_wherever_it_stops("bert", change, HyperAdapterModel, "forward_upper_layers")
+    _assert_unchanged_wherever_it_stops("bert", change, HyperAdapterModel, "forward_with_adapter")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def make_model(kind: str, folder: Path | None = None, **settings: Any) -> HyperA
         model = HyperAdapterModel(tiny_backbone(kind, **settings), tasks)
     else:
         model = HyperAdapterModel.from_backbone(str(save_backbone(folder, kind, **settings)), tasks)
-    for parameter in model.hypernetwork.parameters():
+    for parameter in model.method.hypernetwork.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.double().eval()
 
@@ -88,7 +88,7 @@ def test_a_generation_config_given_by_the_user_keeps_its_padding() -> None:
     set_ends(model, LISTED_ENDS, None)
     config = GenerationConfig(eos_token_id=[5], pad_token_id=9, max_new_tokens=3)
     options: dict[str, Any] = {"generation_config": config}
-    model._passes._set_padding(options)
+    model.passes._set_padding(options)
     assert "pad_token_id" not in options
     assert len(model.generate(**batch(), task_ids=torch.tensor([0, 1, 0]), **options)) == len(PROMPTS)
 

@@ -43,7 +43,7 @@ def make_model(kind: str, seed: int = 0, **settings: Any) -> HyperAdapterModel:
     tasks = HEAD_TASKS if kind in ENCODERS else TEXT_TASKS
     model = HyperAdapterModel(backbone, tasks, ModelConfig(**{"preset": "paper", "adapter_dim": 4, **settings}))
     with torch.no_grad():
-        for module in (model.hypernetwork, model.shared_adapters):
+        for module in (model.method.hypernetwork, model.shared_adapters):
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -142,9 +142,9 @@ def test_features_do_not_depend_on_the_adapters_above_them() -> None:
     ).hidden_states
     from hyperadapters.core import masked_mean
 
-    expected = model.retriever(masked_mean(layers[2], batch["attention_mask"]))
+    expected = model.method.retriever(masked_mean(layers[2], batch["attention_mask"]))
     assert torch.equal(model(**batch).instances, expected)
-    assert torch.equal(model.instances(batch["input_ids"], batch["attention_mask"]), expected)
+    assert torch.equal(model.instance_vectors(batch["input_ids"], batch["attention_mask"]), expected)
 
 
 def test_layers_below_the_features_stay_in_evaluation_mode() -> None:

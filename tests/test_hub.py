@@ -59,7 +59,7 @@ def _load(name: str | Path = NAME, **options: Any) -> HyperAdapterModel:
 
 def _moved(model: HyperAdapterModel) -> HyperAdapterModel:
     with torch.no_grad():
-        model.prototypes.weight.add_(1.0)
+        model.method.prototypes.weight.add_(1.0)
     return model
 
 
@@ -103,9 +103,9 @@ def test_a_second_push_replaces_the_first_in_one_commit(hub: HubStub) -> None:
     (old,) = [name for name in first.files if name.endswith(".safetensors")]
     assert second.names("deletedFile") == {old}
     assert sorted(Path(name).suffix for name in second.files) == ["", ".json", ".md", ".safetensors", ".safetensors"]
-    assert torch.equal(_load().prototypes.weight, model.prototypes.weight)
+    assert torch.equal(_load().method.prototypes.weight, model.method.prototypes.weight)
     earlier = _load(revision=first.oid)
-    assert torch.equal(earlier.prototypes.weight + 1.0, model.prototypes.weight)
+    assert torch.equal(earlier.method.prototypes.weight + 1.0, model.method.prototypes.weight)
 
 
 def test_pushing_the_same_model_again_deletes_nothing(hub: HubStub) -> None:
@@ -113,7 +113,7 @@ def test_pushing_the_same_model_again_deletes_nothing(hub: HubStub) -> None:
     model.push_to_hub(NAME)
     model.push_to_hub(NAME)
     assert hub.repositories[NAME][-1].names("deletedFile") == set()
-    assert torch.equal(_load().prototypes.weight, model.prototypes.weight)
+    assert torch.equal(_load().method.prototypes.weight, model.method.prototypes.weight)
 
 
 def test_the_predictor_loads_by_name(hub: HubStub, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_folder_of_that_name_goes_before_the_hub(
     model.save_pretrained(NAME)
     hub.requests.clear()
     loaded = _load(NAME)
-    assert torch.equal(loaded.prototypes.weight, model.prototypes.weight)
+    assert torch.equal(loaded.method.prototypes.weight, model.method.prototypes.weight)
     assert loaded.folder == Path(NAME)
     assert not hub.requests
 
@@ -162,7 +162,7 @@ def test_offline_reads_the_cache(hub: HubStub, monkeypatch: pytest.MonkeyPatch) 
     _load()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.requests.clear()
-    assert torch.equal(_load().prototypes.weight, model.prototypes.weight)
+    assert torch.equal(_load().method.prototypes.weight, model.method.prototypes.weight)
     with pytest.raises(
         CheckpointError, match="user/other: no such folder, and on the Hub: HF_HUB_OFFLINE is set, and it is not in the"
     ):
@@ -178,7 +178,7 @@ def test_without_network_the_cache_is_read(hub: HubStub, monkeypatch: pytest.Mon
     _load()
     for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
         monkeypatch.setattr(constants, name, getattr(constants, name).replace(hub.url, "http://127.0.0.1:9"))
-    assert torch.equal(_load().prototypes.weight, model.prototypes.weight)
+    assert torch.equal(_load().method.prototypes.weight, model.method.prototypes.weight)
     with pytest.raises(CheckpointError, match=r"user/other: no such folder, and on the Hub: .*Connect"):
         _load("user/other")
     with pytest.raises(OutputError, match=r"user/other: not uploaded to the Hub: .*"):
@@ -274,7 +274,7 @@ def test_a_card_that_somebody_wrote_or_changed_stays(
     model.save_pretrained(tmp_path, license="mit")
     assert (tmp_path / CARD_FILE).read_bytes() == text
     assert "stays; write 'license: mit' into it" in caplog.text
-    assert torch.equal(_load(tmp_path).prototypes.weight, model.prototypes.weight)
+    assert torch.equal(_load(tmp_path).method.prototypes.weight, model.method.prototypes.weight)
 
 
 def test_a_card_that_cannot_be_written_is_an_error_after_the_checkpoint_is_saved(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_card_that_cannot_be_written_is_an_error_after_the_checkpoint_is_saved
     model = make_model("bert")
     with pytest.raises(OutputError, match=f"{CARD_FILE}: cannot be written: .*Is a directory"):
         model.save_pretrained(tmp_path)
-    assert torch.equal(_load(tmp_path).prototypes.weight, model.prototypes.weight)
+    assert torch.equal(_load(tmp_path).method.prototypes.weight, model.method.prototypes.weight)
 
 
 def test_a_card_that_was_changed_on_the_hub_stays(hub: HubStub) -> None:

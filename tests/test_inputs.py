@@ -325,10 +325,10 @@ def test_wrong_arguments_of_a_calibration_are_refused(
 ) -> None:
     model = _model()
     model.tokenizer = tiny_tokenizer()
-    before = model.thresholds.clone()
+    before = model.method.thresholds.clone()
     with pytest.raises(HyperAdaptersError, match=message):
         calibrate(model, train_rows, validation_rows, **options)
-    assert torch.equal(model.thresholds, before)
+    assert torch.equal(model.method.thresholds, before)
 
 
 @pytest.mark.parametrize("tasks", [TASKS[0], ["mood"], set(TASKS), {"mood": TASKS[0]}])

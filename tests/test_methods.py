@@ -18,7 +18,6 @@ from hyperadapters.core.grouping import Grouping
 from hyperadapters.errors import RecipeError, TaskError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
-from hyperadapters.methods.base import PARTS
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import load_run, load_run_tasks, train
 
@@ -28,6 +27,13 @@ KINDS = ("bert", "t5")
 SIZES: dict[str, Any] = {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 6}
 D, A, P, H, T = 16, 4, 8, 6, 3
 ARCHITECTURES = {"bert": 2, "t5": 3}
+PARTS: dict[Method, tuple[str, ...]] = {
+    "pha": ("retriever", "prototypes", "hypernetwork"),
+    "hyperformer": ("prototypes", "hypernetwork"),
+    "hyperdecoder": ("retriever", "hypernetwork"),
+    "shared_adapter": ("learned_adapters",),
+    "task_adapter": ("learned_adapters",),
+}
 
 
 def make_model(kind: str, method: str, **settings: Any) -> HyperAdapterModel:
@@ -72,12 +78,17 @@ def test_a_mixed_batch_gives_each_row_what_it_gets_alone(kind: str, method: str)
 def test_backward_reaches_all_parts_of_the_method_and_nothing_else(kind: str, method: Method) -> None:
     model = make_model(kind, method).train()
     model.training_loss(make_batch(kind)).total.backward()
-    expected = {*PARTS[method], "heads" if kind == "bert" else "shared_adapters"}
-    assert {name.partition(".")[0] for name, value in model.named_parameters() if value.requires_grad} == expected
+    expected = {*(f"method.{part}" for part in PARTS[method]), "heads" if kind == "bert" else "shared_adapters"}
+    assert {_part(name) for name, value in model.named_parameters() if value.requires_grad} == expected
     for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == (name.partition(".")[0] in expected), name
+        assert (parameter.grad is not None) == (_part(name) in expected), name
         if parameter.grad is not None and "wide" not in name:
             assert parameter.grad.abs().sum() > 0, name
+
+
+def _part(name: str) -> str:
+    """The part of a model that a parameter belongs to, by its name."""
+    return ".".join(name.split(".")[: 2 if name.startswith("method.") else 1])
 
 
 def _count(kind: str, method: Method) -> int:
@@ -135,8 +146,10 @@ def test_learned_adapters_start_at_the_backbone(kind: str, method: Method) -> No
         expected = backbone(**inputs, **({} if kind == "bert" else {"decoder_input_ids": batch["labels"]}))[0]
         model = HyperAdapterModel(backbone, tasks, ModelConfig(method=method, **frozen)).eval()
         lower_output = model.forward_lower_layers(**inputs)
-        weights = model.adapters(torch.tensor([2]))
-        found = model.forward_upper_layers(inputs, lower_output, weights, None if kind == "bert" else batch["labels"])
+        weights = model.method.adapters(torch.tensor([2]))
+        found = model.forward_with_adapter(inputs, weights, lower_output, None if kind == "bert" else batch["labels"])[
+            0
+        ]
     if kind == "bert":
         mask = batch["attention_mask"][..., None]
         expected = ((expected * mask).sum(dim=1) / mask.sum(dim=1)).float()
@@ -173,7 +186,7 @@ def test_learned_adapters_are_those_of_their_tasks() -> None:
 
 def test_the_shared_adapter_is_one_for_all_tasks() -> None:
     model = make_model("bert", "shared_adapter")
-    weights = model.adapters(torch.tensor([0, 2]))
+    weights = model.method.adapters(torch.tensor([0, 2]))
     assert weights["down_weight"].shape == (2, 2, D, A)
     assert all(torch.equal(tensor[:, 0], tensor[:, 1]) for tensor in weights.values())
 
@@ -186,8 +199,8 @@ def test_task_adapters_of_a_model_equal_models_of_one_task_each(kind: str) -> No
         alone = HyperAdapterModel(tiny_backbone(kind).double(), [task], together.adapter_config).eval()
         alone.shared_adapters.load_state_dict(together.shared_adapters.state_dict())
         with torch.no_grad():
-            for part, value in alone.learned_adapters.named_parameters():
-                value.copy_(together.learned_adapters.get_parameter(part)[:, task_id : task_id + 1])
+            for part, value in alone.method.learned_adapters.named_parameters():
+                value.copy_(together.method.learned_adapters.get_parameter(part)[:, task_id : task_id + 1])
             if alone.heads is not None and together.heads is not None:
                 head = together.heads.unpack()[task_id]
                 alone.heads.weight.copy_(head.weight)
@@ -203,15 +216,15 @@ def test_task_adapters_of_a_model_equal_models_of_one_task_each(kind: str) -> No
 def test_the_hyperdecoders_weights_of_a_row_depend_on_that_row_only(kind: str) -> None:
     model, batch = make_model(kind, "hyperdecoder"), make_batch(kind, rows=4)
     pooled = model.forward_lower_layers(batch["input_ids"], batch["attention_mask"]).pooled.detach().requires_grad_()
-    instances = model.retrieve(pooled)
-    _, state = model.choose(batch["task_ids"], instances, "nearest")
+    instances = model.method.instance_vectors(pooled)
+    state = model.method.select(batch["task_ids"], instances)
     assert state.weights is not None
     assert state.weights["up_weight"].shape == (ARCHITECTURES[kind], 4, A, D)
     state.weights["up_weight"][:, 2].sum().backward()
     assert pooled.grad is not None
     assert pooled.grad[2].any()
     assert not pooled.grad[[0, 1, 3]].any()
-    others = model.choose(batch["task_ids"].flip(0), instances, "nearest")[1].weights
+    others = model.method.select(batch["task_ids"].flip(0), instances).weights
     assert others is not None
     assert all(torch.equal(tensor, others[name]) for name, tensor in state.weights.items())
 
@@ -221,13 +234,13 @@ def test_the_hyperdecoder_trains_its_retriever_by_the_task_loss() -> None:
     losses = model.training_loss(make_batch("bert"))
     assert torch.equal(losses.total, losses.task)
     losses.task.backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.retriever.parameters())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.method.retriever.parameters())
 
 
 def test_hyperformer_generates_from_its_task_embeddings() -> None:
     model = make_model("bert", "hyperformer")
-    expected = model.hypernetwork(model.prototypes.weight[[2, 0]])
-    found = model.adapters(torch.tensor([2, 0]))
+    expected = model.method.hypernetwork(model.method.prototypes.weight[[2, 0]])
+    found = model.method.adapters(torch.tensor([2, 0]))
     assert isinstance(found, AdapterWeights)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -250,7 +263,7 @@ def test_either_contrastive_loss_can_be_left_out(contrast: str) -> None:
     assert torch.equal(losses.task, whole.task)
     torch.testing.assert_close(losses.total, losses.task + losses.instance + losses.prototype)
     losses.total.backward()
-    assert (model.retriever.up.weight.grad is not None) == (contrast != "none")
+    assert (model.method.retriever.up.weight.grad is not None) == (contrast != "none")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -299,9 +312,9 @@ def test_the_tasks_of_other_methods_stay_as_trained(method: str) -> None:
 def test_what_a_method_does_not_have_is_an_error() -> None:
     batch = make_batch("bert")
     with pytest.raises(TaskError, match="method 'task_adapter' has no instance vectors"):
-        make_model("bert", "task_adapter").instances(batch["input_ids"])
-    with pytest.raises(TaskError, match="method 'hyperdecoder' has adapters of inputs, not of tasks"):
-        make_model("bert", "hyperdecoder").adapters(torch.tensor([0]))
+        make_model("bert", "task_adapter").instance_vectors(batch["input_ids"])
+    with pytest.raises(TaskError, match="method 'hyperdecoder' generates adapters for inputs, not for tasks"):
+        make_model("bert", "hyperdecoder").method.adapters(torch.tensor([0]))
 
 
 @pytest.mark.parametrize(
@@ -344,7 +357,7 @@ def _recipe(folder: Path, kind: str, method: str) -> Recipe:
 def test_a_run_of_every_method_trains_is_measured_and_answers(kind: str, method: str, tmp_path: Path) -> None:
     run = train(_recipe(tmp_path, kind, method), tmp_path / "run")
     assert run.metrics["routing_accuracy"] is None
-    assert not run.model.thresholds.isfinite().any()
+    assert not hasattr(run.model.method, "thresholds")
     model, recipe = load_run(tmp_path / "run")
     assert model.adapter_config.method == method
     examples = load_run_tasks(model, recipe)[0].splits["test"]

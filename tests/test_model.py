@@ -109,8 +109,8 @@ def test_encoder_retriever_and_hypernetwork_run_once_in_generation() -> None:
     calls: dict[str, int] = {}
     for name, module in (
         ("encoder", model.backbone.encoder),
-        ("retriever", model.retriever),
-        ("hypernetwork", model.hypernetwork),
+        ("retriever", model.method.retriever),
+        ("hypernetwork", model.method.hypernetwork),
         ("decoder", model.backbone.decoder),
     ):
         module.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls.get(name, 0) + 1))
@@ -121,7 +121,7 @@ def test_encoder_retriever_and_hypernetwork_run_once_in_generation() -> None:
 @pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_rows_without_a_task_go_to_the_nearest_prototype(kind: str) -> None:
     model, batch = make_model(kind), make_batch(kind)
-    nearest = model.prototypes.nearest(model.instances(batch["input_ids"], batch["attention_mask"]))
+    nearest = model.method.prototypes.nearest(model.instance_vectors(batch["input_ids"], batch["attention_mask"]))
     told = {**batch, "task_ids": nearest}
     for inputs in (batch, told):
         inputs.pop("labels")
@@ -155,7 +155,7 @@ def test_an_exception_inside_a_forward_leaves_no_state_behind(kind: str) -> None
     with pytest.raises(ZeroDivisionError):
         model(**batch)
     handle.remove()
-    assert model._passes._active._state is None
+    assert model.passes._active._state is None
     assert torch.equal(model(**batch).logits, before)
 
 
@@ -272,7 +272,7 @@ def test_generate_on_heads_and_forward_without_targets_say_what_to_do() -> None:
 def test_two_models_with_one_seed_are_equal_and_with_another_differ() -> None:
     states = [make_model("bert", seed=seed).adapter_state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not torch.equal(states[0]["prototypes.weight"], states[2]["prototypes.weight"])
+    assert not torch.equal(states[0]["method.prototypes.weight"], states[2]["method.prototypes.weight"])
 
 
 def test_gradient_checkpointing_leaves_the_layers_below_the_features_without_a_backward_pass() -> None:
@@ -291,7 +291,7 @@ def test_a_detached_model_says_so() -> None:
         with pytest.raises(RuntimeError, match="the adapters were detached"):
             model(**batch)
         with pytest.raises(RuntimeError, match="the adapters were detached"):
-            model.instances(batch["input_ids"])
+            model.instance_vectors(batch["input_ids"])
 
 
 def test_a_batch_of_no_rows_is_refused() -> None:

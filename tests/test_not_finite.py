@@ -208,7 +208,7 @@ def make_trainer(folder: Path, **training: Any) -> HyperAdapterTrainer:
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_gradients_that_are_not_finite_end_the_training(value: float, accumulation: int, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, gradient_accumulation_steps=accumulation)
-    trainer.model.prototypes.weight.register_hook(lambda gradient: gradient + value)
+    trainer.model.method.prototypes.weight.register_hook(lambda gradient: gradient + value)
     before = copy.deepcopy(trainer.model.adapter_state_dict())
     rows = 8 * accumulation - 3
     with pytest.raises(
@@ -228,12 +228,12 @@ def test_steps_that_the_gradient_scaler_skips_are_normal(tmp_path: Path) -> None
         seen.append(len(seen))
         return gradient + torch.inf if len(seen) <= 2 else gradient
 
-    before = trainer.model.prototypes.weight.detach().clone()
-    trainer.model.prototypes.weight.register_hook(overflow_at_first)
+    before = trainer.model.method.prototypes.weight.detach().clone()
+    trainer.model.method.prototypes.weight.register_hook(overflow_at_first)
     trainer.train()
     assert len(seen) == trainer.state.global_step == 4
-    assert all(value.isfinite().all() for value in trainer.model.prototypes.state_dict().values())
-    assert not torch.equal(trainer.model.prototypes.weight, before)
+    assert all(value.isfinite().all() for value in trainer.model.method.prototypes.state_dict().values())
+    assert not torch.equal(trainer.model.method.prototypes.weight, before)
 
 
 # What is fitted after training
@@ -270,7 +270,7 @@ def test_no_task_is_added_from_values_that_are_not_finite(kind: str, fit: str) -
 def test_no_task_is_added_to_a_model_that_diverged(kind: str, fit: str) -> None:
     rows = [{"text": text, "label": label} for text, label in zip(INPUTS * 2, ["yes", "no"] * 3, strict=True)]
     model = make_model(kind)
-    for parameter in model.hypernetwork.parameters():
+    for parameter in model.method.hypernetwork.parameters():
         parameter.fill_(torch.nan)
     check = unchanged(model)
     with pytest.raises(NotFiniteError, match="the trained weights are not finite, because training diverged"):

@@ -148,7 +148,7 @@ def state_of(model: HyperAdapterModel) -> dict[str, Any]:
         "modes": [module.training for module in model.modules()],
         "hooks": [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()],
         "names": [name for name, _ in model.named_modules()],
-        "revision": model.revision,
+        "revision": model.task_table.revision,
     }
 
 
@@ -190,8 +190,8 @@ def number(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A regression of the preset `paper` with an adapter of its own, on a backbone without a name."""
     torch.manual_seed(0)
     model = small_model("bert", [Task.classification("mood", ["bad", "good"]), Task.regression("size")], preset="paper")
-    weights = model.adapters(torch.tensor([1]))
-    model.own_adapters["1"] = OwnAdapter(
+    weights = model.method.adapters(torch.tensor([1]))
+    model.method.own_adapters["1"] = OwnAdapter(
         AdapterWeights({name: torch.randn_like(tensor) for name, tensor in weights.items()})
     )
     assert model.heads is not None

@@ -134,10 +134,10 @@ def test_a_lora_that_peft_wrote_becomes_the_adapter_of_a_task(kind: str, rslora:
         if "lora_" in name:
             parameter.data = 0.3 * torch.randn_like(parameter)
     theirs.eval().save_pretrained(tmp_path)
-    others = [model.adapters(torch.tensor([task_id])) for task_id in range(2)]
+    others = [model.method.adapters(torch.tensor([task_id])) for task_id in range(2)]
     import_peft(model, "mood", tmp_path)
     for task_id, before in enumerate(others):
-        assert all(torch.equal(model.adapters(torch.tensor([task_id]))[name], before[name]) for name in before)
+        assert all(torch.equal(model.method.adapters(torch.tensor([task_id]))[name], before[name]) for name in before)
     real = real_rows(kind, batch)
     assert_same(with_adapter(model.double(), kind, batch)[real], bare(theirs.double(), kind, batch)[real])
 
@@ -175,7 +175,7 @@ def test_what_is_no_readable_folder_of_peft_is_said(tmp_path: Path) -> None:
 def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> None:
     model = make_model("gpt2", "lora", feature_layer=2)
     export_peft(model, "mood", tmp_path / "good")
-    expected = model.adapters(torch.tensor([2]))
+    expected = model.method.adapters(torch.tensor([2]))
     config = json.loads((tmp_path / "good" / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "good" / "adapter_model.safetensors")
     first = next(iter(tensors))
@@ -218,7 +218,7 @@ def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> No
         import_peft(model, "mood", tmp_path / "good")
     with pytest.raises(CheckpointError, match=r"with adapter_config\.json in it"):
         import_peft(model, "mood", tmp_path)
-    assert all(torch.equal(model.adapters(torch.tensor([2]))[name], expected[name]) for name in expected)
+    assert all(torch.equal(model.method.adapters(torch.tensor([2]))[name], expected[name]) for name in expected)
     shared = make_model("t5", "lora")
     export_peft(shared, "mood", tmp_path / "t5")
     with pytest.raises(CheckpointError, match="of the encoder, whose adapters all tasks share"):
@@ -268,7 +268,7 @@ def test_a_merged_task_is_a_transformers_model(kind: str, tmp_path: Path) -> Non
     config = ModelConfig(preset="paper", form="lora", lora_rank=2, lora_alpha=3.0)
     model = HyperAdapterModel(load_backbone(name).double(), tasks, config, name).double().eval()
     with torch.no_grad():
-        for parameter in (*model.hypernetwork.parameters(), *model.shared_adapters.parameters()):
+        for parameter in (*model.method.hypernetwork.parameters(), *model.shared_adapters.parameters()):
             parameter.add_(0.1 * torch.randn_like(parameter))
     batch, before = make_batch(kind), {name: value.clone() for name, value in model.backbone.state_dict().items()}
     expected, real = with_adapter(model, kind, batch), real_rows(kind, batch)

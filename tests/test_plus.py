@@ -169,9 +169,9 @@ def test_a_fresh_model_is_its_backbone(kind: str) -> None:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad(), model.adapters_disabled():
         expected = masked_mean(model.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
-    weights = model.adapters(torch.tensor([1]))
+    weights = model.method.adapters(torch.tensor([1]))
     torch.testing.assert_close(
-        model.forward_upper_layers(inputs, model.forward_lower_layers(**inputs), weights),
+        model.forward_with_adapter(inputs, weights, model.forward_lower_layers(**inputs))[0],
         expected,
         atol=1e-5,
         rtol=1e-5,
@@ -265,8 +265,8 @@ def answers(model: HyperAdapterModel, rows: list[Example]) -> list[Any]:
 def test_features_are_not_computed_before_heads_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = make_model(), examples(4)
     calls = []
-    real = model._passes.text_features
-    monkeypatch.setattr(model._passes, "text_features", lambda *args: calls.append(1) or real(*args))
+    real = model.passes.text_features
+    monkeypatch.setattr(model.passes, "text_features", lambda *args: calls.append(1) or real(*args))
     batch = model.collator(rows)
     model.train()(**batch).loss.backward()
     assert not calls

@@ -76,7 +76,7 @@ def predictor_model(kind: str, tasks: tuple[Task, ...] | None = None, **sizes: A
     tasks = tasks or (HEAD_TASKS if kind == "bert" else TEXT_TASKS)
     model = HyperAdapterModel(backbone, tasks, ModelConfig(adapter_dim=4), lengths=lengths)
     with torch.no_grad():
-        for module in (model.hypernetwork, model.shared_adapters):
+        for module in (model.method.hypernetwork, model.shared_adapters):
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     if model.heads is not None:
@@ -88,7 +88,7 @@ def predictor_model(kind: str, tasks: tuple[Task, ...] | None = None, **sizes: A
 def decline_half(model: HyperAdapterModel) -> None:
     """Set the thresholds so that half of the inputs without a task are declined."""
     found = sorted(result.similarity for result in model.route(_untold(INPUTS)))
-    model.thresholds.fill_((found[len(found) // 2] + found[len(found) // 2 - 1]) / 2)
+    model.method.thresholds.fill_((found[len(found) // 2] + found[len(found) // 2 - 1]) / 2)
 
 
 def _untold(inputs: Iterable[Any]) -> list[Any]:
@@ -188,20 +188,20 @@ def test_declined_inputs_have_no_answer_but_a_routing(kind: str) -> None:
         assert prediction.routing.task is None
         assert not prediction.routing.accepted
         assert len(prediction.routing.candidates) == 3
-        assert prediction.routing.similarity < model.thresholds[0]
+        assert prediction.routing.similarity < model.method.thresholds[0]
         assert len(prediction.instance) == 64
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_declining_every_input_is_answered_under_its_most_similar_task(kind: str) -> None:
     model = predictor_model(kind)
-    model.thresholds.fill_(2.0)
+    model.method.thresholds.fill_(2.0)
     found = list(Predictor(model, decline=False)(_untold(INPUTS)))
     for prediction in found:
         assert not prediction.routing.accepted
         assert prediction.task == prediction.routing.candidates[0].task
         assert (prediction.text is not None) if kind == "t5" else (prediction.answer is not None)
-    model.thresholds.fill_(-2.0)
+    model.method.thresholds.fill_(-2.0)
     accepted = list(Predictor(model)(_untold(INPUTS)))
     assert [(p.task, p.answer, p.text) for p in accepted] == [(p.task, p.answer, p.text) for p in found]
 
@@ -209,7 +209,7 @@ def test_without_declining_every_input_is_answered_under_its_most_similar_task(k
 @pytest.mark.parametrize("kind", KINDS)
 def test_told_inputs_are_never_declined(kind: str) -> None:
     model = predictor_model(kind)
-    model.thresholds.fill_(2.0)
+    model.method.thresholds.fill_(2.0)
     found = list(Predictor(model)(["w1 w2", "w3"], task="colour"))
     assert [prediction.task for prediction in found] == ["colour", "colour"]
     assert all(prediction.routing.task is None for prediction in found)
@@ -411,7 +411,7 @@ def test_an_exception_in_a_batch_restores_mode_adapters_and_answers(kind: str) -
     handle.remove()
     assert {name: module.training for name, module in model.named_modules()} == modes
     calls: list[int] = []
-    handle = model.hypernetwork.register_forward_hook(lambda *_: calls.append(1))
+    handle = model.method.hypernetwork.register_forward_hook(lambda *_: calls.append(1))
     model(**batch)
     handle.remove()
     assert calls == [1]  # and not from the predictor's cache
@@ -447,13 +447,13 @@ def test_a_stream_never_answers_under_another_task_when_one_is_removed_meanwhile
 def _requests(model: HyperAdapterModel) -> list[list[int]]:
     """Fills with the task ids of every call of the hypernetwork."""
     requests: list[list[int]] = []
-    model.prototypes.register_forward_pre_hook(lambda _, args: requests.append(args[0].tolist()))
+    model.method.prototypes.register_forward_pre_hook(lambda _, args: requests.append(args[0].tolist()))
     return requests
 
 
 def _size(model: HyperAdapterModel) -> int:
     """Bytes of the adapters of one task."""
-    return sum(tensor.nbytes for tensor in model.adapters(torch.tensor([0])).values())
+    return sum(tensor.nbytes for tensor in model.method.adapters(torch.tensor([0])).values())
 
 
 def _assert_close(found: AdapterWeights, expected: AdapterWeights) -> None:
@@ -465,7 +465,7 @@ def _assert_close(found: AdapterWeights, expected: AdapterWeights) -> None:
 def test_the_hypernetwork_runs_once_a_task_over_many_batches(kind: str) -> None:
     model = predictor_model(kind)
     rows: list[int] = []
-    model.hypernetwork.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    model.method.hypernetwork.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     predictor = Predictor(model, batch_size=2)
     found = [*predictor(INPUTS), *predictor(INPUTS), *predictor(["w1 w2"] * 9, "colour")]
     assert sum(rows) == len({prediction.task for prediction in found}) == 3
@@ -488,7 +488,7 @@ def test_the_cache_never_keeps_more_than_its_bound_and_gives_what_the_model_gene
     cache = AdapterCache(model, bound)
     with torch.no_grad():
         for ids in ([0], [0, 1, 2], [2], [1, 2], [0, 2], [0, 1, 2], [1]):
-            _assert_close(cache(torch.tensor(ids)), model.adapters(torch.tensor(ids)))
+            _assert_close(cache(torch.tensor(ids)), model.method.adapters(torch.tensor(ids)))
             assert cache.num_bytes <= bound
     assert cache.num_bytes == min(3, int(tasks)) * _size(model)
 
@@ -533,7 +533,7 @@ def test_after_a_change_of_tasks_the_cache_gives_the_new_adapters(kind: str, cha
     CHANGES[change](model, kind)
     ids = torch.arange(len(model.tasks))
     with torch.no_grad():
-        _assert_close(cache(ids), model.adapters(ids))
+        _assert_close(cache(ids), model.method.adapters(ids))
         changed = not torch.allclose(cache(torch.tensor([1]))["up_weight"], before.task(1)["up_weight"])
     assert changed == (change in ("remove", "refit"))
     inputs: list[Any] = [
@@ -566,9 +566,9 @@ def own_model(kind: str) -> HyperAdapterModel:
     model = make_model(kind)
     model.tokenizer = tiny_tokenizer()
     model.add_task(_extra_task(kind), _examples(kind), fit="adapter", max_steps=4)
-    assert list(model.own_adapters) == ["3"]
+    assert list(model.method.own_adapters) == ["3"]
     with torch.no_grad():
-        for parameter in model.own_adapters.parameters():
+        for parameter in model.method.own_adapters.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
@@ -590,7 +590,7 @@ def test_an_adapter_of_its_own_is_used_and_by_its_task_only(kind: str) -> None:
     model, batch = own_model(kind), own_batch(kind)
     before = model(**batch).logits.nan_to_num(neginf=0)
     with torch.no_grad():
-        for parameter in model.own_adapters.parameters():
+        for parameter in model.method.own_adapters.parameters():
             parameter.zero_()
     changed = (model(**batch).logits.nan_to_num(neginf=0) - before).flatten(1).abs().amax(dim=1) > 1e-5
     assert changed.tolist() == [True, False, True, False, False, True]
@@ -606,7 +606,7 @@ def test_rows_mixed_with_a_task_of_its_own_adapter_equal_single_rows(kind: str, 
         if kind == "t5":
             batch["decoder_input_ids"] = value
         keys = empty_centroids(model)
-        instances = model.instances(batch["input_ids"], batch["attention_mask"]).detach()
+        instances = model.instance_vectors(batch["input_ids"], batch["attention_mask"]).detach()
         with torch.no_grad():  # some rows go to the task of its own adapter, some to others
             keys[3, 0] = instances[0]
             keys[0, 0] = instances[1]
@@ -641,7 +641,9 @@ def test_gradients_of_a_mixed_batch_are_the_sum_over_its_rows_under_checkpointin
 
     add_gradients(batch)
     mixed = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    assert any(name.startswith("own_adapters.3.") and gradient.abs().sum() > 0 for name, gradient in mixed.items())
+    assert any(
+        name.startswith("method.own_adapters.3.") and gradient.abs().sum() > 0 for name, gradient in mixed.items()
+    )
     model.zero_grad()
     for row in range(6):
         add_gradients(_row(batch, row))
@@ -669,7 +671,7 @@ def test_generation_from_encoded_with_own_adapters_equals_generation_row_by_row(
     if not told:
         batch.pop("task_ids")
         with torch.no_grad():
-            empty_centroids(model)[3, 0] = model.instances(**batch)[0]
+            empty_centroids(model)[3, 0] = model.instance_vectors(**batch)[0]
     options = {**options, "route": route, "max_new_tokens": 3, "min_new_tokens": 3}
     lower_output = model.forward_lower_layers(batch["input_ids"], batch["attention_mask"])
     together = model.generate(**batch, lower_output=lower_output, **options)
@@ -732,10 +734,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(0)
         model = HyperAdapterModel.from_backbone(str(backbone), tasks, adapter_dim=4)
         with torch.no_grad():
-            for parameter in model.hypernetwork.parameters():
+            for parameter in model.method.hypernetwork.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         model.lengths = Lengths(input=32, target=3)
-        model.thresholds.fill_(1.5)
+        model.method.thresholds.fill_(1.5)
         model.save_pretrained(folder / "run")
         folders[kind] = folder / "run"
     return folders

@@ -225,10 +225,10 @@ def test_a_calibration_that_declines_no_row_declines_none_in_other_batches_eithe
 def test_calibration_leaves_tasks_of_one_prototype_to_their_prototypes(kind: str) -> None:
     model, rows = readable_model(kind), random_examples(30)
     calibrate(model, rows, rows[:3])
-    instances = model.instances(**model.collator.inputs(rows)).detach()
-    assert not model.prototypes.centroids.any()
-    expected = nn.functional.cosine_similarity(instances[:, None], model.prototypes.weight[None], dim=-1)
-    torch.testing.assert_close(model.prototypes.similarity(instances), expected, atol=1e-5, rtol=0)
+    instances = model.instance_vectors(**model.collator.inputs(rows)).detach()
+    assert not model.method.prototypes.centroids.any()
+    expected = nn.functional.cosine_similarity(instances[:, None], model.method.prototypes.weight[None], dim=-1)
+    torch.testing.assert_close(model.method.prototypes.similarity(instances), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,16 +237,16 @@ def test_without_validation_rows_the_training_rows_set_the_thresholds(kind: str)
     models = [readable_model(kind), readable_model(kind)]
     calibrate(models[0], rows, [], 0.2)
     calibrate(models[1], rows, rows, 0.2)
-    assert models[0].thresholds.isfinite().all()
-    assert torch.equal(models[0].thresholds, models[1].thresholds)
-    assert torch.equal(models[0].prototypes.centroids, models[1].prototypes.centroids)
+    assert models[0].method.thresholds.isfinite().all()
+    assert torch.equal(models[0].method.thresholds, models[1].method.thresholds)
+    assert torch.equal(models[0].method.prototypes.centroids, models[1].method.prototypes.centroids)
 
 
 def test_calibration_leaves_no_graph_behind() -> None:
     model, rows = readable_model("bert"), random_examples(12)
     calibrate(model, rows, rows)
     assert not [name for name, buffer in model.named_buffers() if buffer.requires_grad]
-    copy.deepcopy(model.thresholds)
+    copy.deepcopy(model.method.thresholds)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,9 +257,9 @@ def test_keys_and_thresholds_are_saved_and_loaded(kind: str, tmp_path: Path) -> 
     calibrate(model, random_examples(30), random_examples(20, seed=1), 0.2)
     model.save_pretrained(tmp_path / "run")
     loaded = HyperAdapterModel.from_pretrained(tmp_path / "run")
-    assert loaded.prototypes.centroids.shape == (3, 2, 64)
-    assert torch.equal(loaded.prototypes.centroids, model.prototypes.centroids)
-    assert torch.equal(loaded.thresholds, model.thresholds)
+    assert loaded.method.prototypes.centroids.shape == (3, 2, 64)
+    assert torch.equal(loaded.method.prototypes.centroids, model.method.prototypes.centroids)
+    assert torch.equal(loaded.method.thresholds, model.method.thresholds)
     texts = random_texts(10, seed=2)
     assert loaded.route(texts) == model.route(texts)
 
@@ -271,9 +271,9 @@ def test_keys_and_thresholds_are_saved_and_loaded(kind: str, tmp_path: Path) -> 
 def test_route_names_the_most_similar_tasks_and_declines_below_the_threshold(kind: str) -> None:
     model, texts = readable_model(kind), random_texts(6)
     batch = model.collator.inputs([Example(None, text) for text in texts])
-    similarity = model.prototypes.similarity(model.instances(**batch)).tolist()
+    similarity = model.method.prototypes.similarity(model.instance_vectors(**batch)).tolist()
     names = [task.name for task in model.tasks]
-    model.thresholds.fill_(sorted(max(row) for row in similarity)[3] - 1e-6)
+    model.method.thresholds.fill_(sorted(max(row) for row in similarity)[3] - 1e-6)
     found = model.route(texts)
     assert sum(result.accepted for result in found) == 3
     for result, row in zip(found, similarity, strict=True):
@@ -283,7 +283,7 @@ def test_route_names_the_most_similar_tasks_and_declines_below_the_threshold(kin
         assert shown == pytest.approx([value for value, _ in best], abs=1e-6)
         assert result.similarity == result.candidates[0].similarity
         assert result.margin == pytest.approx(best[0][0] - best[1][0], abs=1e-6)
-        assert result.accepted == (best[0][0] >= model.thresholds[0])
+        assert result.accepted == (best[0][0] >= model.method.thresholds[0])
         assert result.task == (best[0][1] if result.accepted else None)
 
 
@@ -352,7 +352,7 @@ def test_route_runs_nothing_above_the_features(kind: str) -> None:
     model = readable_model(kind, **({"feature_layer": 1} if kind == "bert" else {}))
     backbone: Any = model.backbone
     parts = {f"layer {index}": layer for index, layer in enumerate(layers_of(model))}
-    parts |= {"hypernetwork": model.hypernetwork, "retriever": model.retriever}
+    parts |= {"hypernetwork": model.method.hypernetwork, "retriever": model.method.retriever}
     if kind == "t5":
         parts |= {"encoder": backbone.encoder, "decoder": backbone.decoder}
     calls = count_calls(parts)
@@ -366,7 +366,7 @@ def test_routing_of_equally_similar_tasks_names_the_first_as_forward_does(kind: 
     model = HyperAdapterModel(tiny_backbone(kind), tasks)
     model.tokenizer = tiny_tokenizer()
     with torch.no_grad():
-        model.prototypes.weight.copy_(model.prototypes.weight[:1].expand(20, -1))
+        model.method.prototypes.weight.copy_(model.method.prototypes.weight[:1].expand(20, -1))
     (routed,) = model.route(["w1"])
     assert routed.candidates[0].task == "task 0"
     (prediction,) = Predictor(model)(["w1"])
@@ -416,17 +416,19 @@ def test_training_with_two_prototypes_a_task_recognises_both_clumps_of_its_input
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run = train(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
     model = HyperAdapterModel.from_pretrained(tmp_path / "run")
-    assert model.prototypes.centroids.shape == (2, 2, 64)
-    assert model.prototypes.centroids.any(dim=-1).all()
-    assert model.thresholds.isfinite().all()
+    assert model.method.prototypes.centroids.shape == (2, 2, 64)
+    assert model.method.prototypes.centroids.any(dim=-1).all()
+    assert model.method.thresholds.isfinite().all()
     for task_id, (name, words) in enumerate(clumps.items()):
         nearest = []
         for word in words:
             texts = [text(word) for _ in range(8)]
             assert Counter(r.candidates[0].task for r in model.route(texts)).most_common(1)[0][0] == name
             batch = model.collator.inputs([Example(None, value) for value in texts])
-            directions = nn.functional.normalize(model.instances(**batch), dim=1)
-            chosen = (directions @ nn.functional.normalize(model.prototypes.centroids[task_id], dim=1).T).argmax(dim=1)
+            directions = nn.functional.normalize(model.instance_vectors(**batch), dim=1)
+            chosen = (directions @ nn.functional.normalize(model.method.prototypes.centroids[task_id], dim=1).T).argmax(
+                dim=1
+            )
             nearest.append(chosen.mode().values.item())
         assert sorted(nearest) == [0, 1]
     assert run.metrics["routing_accuracy"] > 0.8
@@ -442,17 +444,17 @@ def test_soft_routing_generates_from_the_mixture_of_prototypes(kind: str, featur
     key = torch.randn(64)
     empty_centroids(model)[1, 0] = key
     found = model(**untold(kind, batch), route="soft")
-    prototypes = model.prototypes.weight.detach().clone()
+    prototypes = model.method.prototypes.weight.detach().clone()
     points = torch.stack([prototypes[0], key, prototypes[2]])
     for row in range(6):
         inputs = {name: value[row : row + 1] for name, value in untold(kind, batch).items()}
-        instance = model.instances(**inputs_of(inputs))
+        instance = model.instance_vectors(**inputs_of(inputs))
         similarity = torch.cosine_similarity(instance, points)
         shares = (similarity / 0.3).exp() / (similarity / 0.3).exp().sum()
         assert shares.max() < 0.9
         assert found.task_ids[row] == similarity.argmax()
         with torch.no_grad():  # a task whose prototype is the mixture gives what the soft route gives
-            told.prototypes.weight[similarity.argmax()] = (shares[:, None] * prototypes).sum(dim=0)
+            told.method.prototypes.weight[similarity.argmax()] = (shares[:, None] * prototypes).sum(dim=0)
         expected = told(**inputs, task_ids=similarity.argmax()[None]).logits
         logits = found.logits[row : row + 1, ..., : expected.shape[-1]]
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
@@ -499,8 +501,8 @@ def test_an_unknown_route_is_refused_with_or_without_tasks(kind: str) -> None:
 def test_gradients_reach_prototypes_and_hypernetwork_through_a_soft_route() -> None:
     model = make_model("bert")
     model(**inputs_of(make_batch("bert")), route="soft").logits.nan_to_num(neginf=0).sum().backward()
-    assert model.prototypes.weight.grad is not None
-    assert model.prototypes.weight.grad.abs().sum() > 0
+    assert model.method.prototypes.weight.grad is not None
+    assert model.method.prototypes.weight.grad.abs().sum() > 0
 
 
 # Two passes
@@ -510,9 +512,9 @@ def test_gradients_reach_prototypes_and_hypernetwork_through_a_soft_route() -> N
 def test_with_two_passes_instances_are_read_from_the_bare_backbones_last_hidden_states(kind: str) -> None:
     model, batch = make_model(kind, features="backbone", feature_layer=1), make_batch(kind)
     bare = tiny_backbone(kind)(**inputs_of(batch)).last_hidden_state
-    expected = model.retriever(masked_mean(bare, batch["attention_mask"]))
+    expected = model.method.retriever(masked_mean(bare, batch["attention_mask"]))
     assert torch.equal(model(**batch).instances, expected)
-    assert torch.equal(model.instances(**inputs_of(batch)), expected)
+    assert torch.equal(model.instance_vectors(**inputs_of(batch)), expected)
     assert not torch.allclose(make_model(kind, feature_layer=1)(**batch).instances, expected)
 
 

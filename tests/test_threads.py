@@ -30,7 +30,7 @@ def make_model(tmp_path: Path, kind: str, **settings: Any) -> HyperAdapterModel:
     ]
     folder = save_backbone(tmp_path / kind, kind)
     model = HyperAdapterModel.from_backbone(str(folder), tasks, preset="paper", **settings)
-    for parameter in model.hypernetwork.parameters():
+    for parameter in model.method.hypernetwork.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.eval()
 
@@ -42,7 +42,7 @@ def answers(predictor: Predictor, task: str | None) -> list[Any]:
 
 
 def modes_and_state(model: HyperAdapterModel) -> tuple[Any, ...]:
-    return [module.training for module in model.modules()], model._passes._active._state, model._adapter_source
+    return [module.training for module in model.modules()], model.passes._active._state, model._adapter_source
 
 
 @pytest.mark.parametrize("one_predictor", [True, False])
@@ -82,7 +82,7 @@ def test_forwards_and_gradients_of_threads_are_their_own(tmp_path: Path) -> None
     ids = torch.randint(3, 40, (4, 6))
 
     def gradient(task_id: int) -> Tensor:
-        weight = model.prototypes.weight
+        weight = model.method.prototypes.weight
         loss = model(ids, task_ids=torch.full((4,), task_id)).logits.square().sum()
         return torch.autograd.grad(loss, weight)[0]
 
@@ -99,7 +99,7 @@ def test_recomputation_in_one_thread_does_not_meet_the_forward_of_another(tmp_pa
 
     def gradient(task_id: int) -> Tensor:
         loss = model(ids, task_ids=torch.full((4,), task_id)).logits.square().sum()
-        return torch.autograd.grad(loss, model.prototypes.weight)[0]
+        return torch.autograd.grad(loss, model.method.prototypes.weight)[0]
 
     expected = [gradient(task_id) for task_id in range(NUM_TASKS)]
     with ThreadPoolExecutor(8) as pool:

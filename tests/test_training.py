@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=10"])
     other = recipe.model_copy(update={"seed": 1})
     runs = [train(r, tmp_path / f"run{i}") for i, r in enumerate((recipe, recipe, other))]
-    weights = [run.model.prototypes.weight for run in runs]
+    weights = [run.model.method.prototypes.weight for run in runs]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -362,8 +362,8 @@ def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
     assert model.heads is not None
     assert rate[id(model.heads.weight)] == (0.5, 0.1)
     assert rate[id(model.heads.bias)] == (0.5, 0.0)
-    assert rate[id(model.retriever.down.weight)] == (0.25, 0.1)
-    assert rate[id(model.hypernetwork.up_weight.weight)] == (0.001, 0.1)
+    assert rate[id(model.method.retriever.down.weight)] == (0.25, 0.1)
+    assert rate[id(model.method.hypernetwork.up_weight.weight)] == (0.001, 0.1)
 
 
 def test_a_run_without_validation_rows_keeps_the_last_state(tmp_path: Path) -> None:

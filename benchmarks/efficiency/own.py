@@ -28,7 +28,7 @@ from hyperadapters.training.trainer import DIRECTIONS_LEARNING_RATE
 ADAPTER_DIM = 32
 RETRIEVER_LEARNING_RATE = 3e-3
 """Of a retriever that only the contrastive losses train, as in the recipes."""
-COUNTED_BY_TASK = ("prototypes", "heads")
+COUNTED_BY_TASK = ("method.prototypes.", "heads.")
 """Parts of which every task has its share."""
 
 
@@ -82,7 +82,7 @@ def train_text_heads(setting: Setting, cell: Cell, rate: float | None) -> Traine
         test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test))),
         trainable=trained,
         trainable_per_task=trained / len(cell.tasks),
-        bytes_per_task=learner.bytes_of(("heads",)) / len(cell.tasks),
+        bytes_per_task=learner.bytes_of(("heads.",)) / len(cell.tasks),
         steps=0,
         seconds=seconds,
     )
@@ -107,8 +107,8 @@ class OwnLearner(Learner):
     @property
     def numbers_by_task(self) -> int:
         """Trained numbers that belong to one task each, in all."""
-        parts = [part for name, part in self.model.named_children() if name in self._counted_by_task]
-        return sum(map(trainable_numbers, parts))
+        named = self.model.named_parameters()
+        return sum(p.numel() for name, p in named if p.requires_grad and name.startswith(self._counted_by_task))
 
     @property
     def bytes_by_task(self) -> int:
@@ -118,21 +118,25 @@ class OwnLearner(Learner):
     def bytes_of(self, parts: Sequence[str]) -> int:
         """What a checkpoint has for some parts of the model."""
         stored = stored_state(self.model).items()
-        return sum(tensor.nbytes for name, tensor in stored if name.partition(".")[0] in parts)
+        return sum(tensor.nbytes for name, tensor in stored if name.startswith(tuple(parts)))
 
     @property
     def _counted_by_task(self) -> tuple[str, ...]:
         alone = self.model.adapter_config.method == "task_adapter"
-        return (*COUNTED_BY_TASK, "learned_adapters") if alone else COUNTED_BY_TASK
+        return (*COUNTED_BY_TASK, "method.learned_adapters.") if alone else COUNTED_BY_TASK
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Heads and a retriever that only contrasts have rates of their own."""
         wide = self.model.adapter_config.head_inputs != "adapted"
-        rates = {"heads": DIRECTIONS_LEARNING_RATE if wide else HEAD_LEARNING_RATE}
-        if self.model.can_route:
-            rates["retriever"] = RETRIEVER_LEARNING_RATE
-        trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        return [{"params": [parameter], "lr": rates.get(name.partition(".")[0], rate)} for name, parameter in trained]
+        rates = {"heads.": DIRECTIONS_LEARNING_RATE if wide else HEAD_LEARNING_RATE}
+        if self.model.method.can_route:
+            rates["method.retriever."] = RETRIEVER_LEARNING_RATE
+        groups = []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                own_rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), rate)
+                groups.append({"params": [parameter], "lr": own_rate})
+        return groups
 
     def loss(self, examples: Sequence[Example]) -> Tensor:
         """The objective."""
@@ -160,12 +164,12 @@ class OwnLearner(Learner):
     @torch.no_grad()
     def routing_accuracy(self, examples: Sequence[Example]) -> float | None:
         """Share of examples whose instance vector is nearest to their own task's prototype."""
-        if not self.model.can_route:
+        if not self.model.method.can_route:
             return None
         hits = 0
         for rows in batches_by_length(examples, EVAL_BATCH_SIZE):
             batch = [examples[row] for row in rows]
-            nearest = self.model.prototypes.nearest(self.model.retriever(self._frozen(batch).pooled))
+            nearest = self.model.method.prototypes.nearest(self.model.method.retriever(self._frozen(batch).pooled))
             hits += int((nearest == self._task_ids(batch)).sum())
         return hits / len(examples)
 

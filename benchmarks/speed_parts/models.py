@@ -161,5 +161,5 @@ def adapter_names(rows: int, tasks: int) -> list[str]:
 @contextmanager
 def serving(model: HyperAdapterModel, cache: AdapterCache | None) -> Iterator[None]:
     """As the predictor runs a model: without gradients, with a cache of adapters."""
-    with torch.inference_mode(), nullcontext() if cache is None else model.adapters_from(cache):
+    with torch.inference_mode(), nullcontext() if cache is None else model.method.adapters_from(cache):
         yield

@@ -66,9 +66,12 @@ def many_tasks(setting: Setting) -> Iterator[Row]:
 def routing_among_many(setting: Setting) -> Iterator[Row]:
     """Similarity of a batch to ten thousand prototypes, beside the matrix product that it cannot do without."""
     model = make_model(setting, "bert-tiny", setting.max_tasks)
-    instances = torch.randn(setting.rows, model.prototypes.weight.shape[1], device=setting.device)
-    points = model.prototypes.weight.detach().T.contiguous()
-    functions = {"similarity": lambda: model.prototypes.nearest(instances), "product": lambda: instances @ points}
+    instances = torch.randn(setting.rows, model.method.prototypes.weight.shape[1], device=setting.device)
+    points = model.method.prototypes.weight.detach().T.contiguous()
+    functions = {
+        "similarity": lambda: model.method.prototypes.nearest(instances),
+        "product": lambda: instances @ points,
+    }
     with torch.inference_mode():
         times = interleaved(functions, 10 * setting.repeats, setting.device)
     shape = {"rows": setting.rows, "tasks": setting.max_tasks}
@@ -123,7 +126,7 @@ def _cold_between_batches(setting: Setting, model: HyperAdapterModel) -> Timing:
 def use_task(model: HyperAdapterModel, cache: AdapterCache, task_id: int) -> None:
     """Ask a cache for the adapters of one task."""
     with torch.inference_mode():
-        cache(torch.tensor([task_id], device=model.thresholds.device))
+        cache(torch.tensor([task_id], device=model.method.thresholds.device))
 
 
 def curves(setting: Setting) -> Iterator[Row]:

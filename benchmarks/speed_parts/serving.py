@@ -142,7 +142,7 @@ def routing(setting: Setting) -> Iterator[Row]:
     tokens = setting.tokens[0]
     batch = make_batch(setting, setting.rows, tokens)
     with torch.inference_mode():
-        instances = model.instances(**batch)
+        instances = model.instance_vectors(**batch)
     for tasks in (8, 32):
         route_to_first(model, instances, tasks)
         cache = AdapterCache(model, CACHE_BYTES)
@@ -181,7 +181,7 @@ def routing_of_texts(setting: Setting) -> Iterator[Row]:
 @torch.no_grad()
 def route_to_first(model: HyperAdapterModel, instances: Tensor, tasks: int) -> None:
     """Give a model prototypes that spread inputs over its first tasks: without training all would go to one."""
-    weight = model.prototypes.weight
+    weight = model.method.prototypes.weight
     weight[:] = -instances.mean(dim=0)
     weight[:tasks] = instances[:tasks]
 

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -117,7 +117,7 @@ def evaluate(
     tasks = runs.load_run_tasks(model, recipe)
     scored = {data.task.name for data in tasks}
     for name in sorted({task.name for task in (*model.tasks, *recipe.tasks)} - scored):
-        is_renamed = name in (*model.renamed, *model.renamed.values())
+        is_renamed = name in (*model.task_table.renamed, *model.task_table.renamed.values())
         reason = "which was renamed" if is_renamed else "which is not both in the model and in the recipe of the run"
         typer.echo(f"not scored: '{name}', {reason}", err=True)
     started = time.monotonic()
@@ -197,7 +197,7 @@ def add_task(
     task = parse(Task, described, TaskError)
     _announce(fit)
     model = HyperAdapterModel.from_pretrained(folder).to(best_device())
-    report = model.add_task(task, rows, fit=fit, init=init, k_per_label=k_per_label, seed=seed)
+    report = model.add_task(task, rows, cast(Any, fit), cast(Any, init), k_per_label, seed=seed)
     model.save_pretrained(folder)
     _print_report(report)
 
@@ -223,7 +223,7 @@ def refit_task(
     rows = read_file(examples, delimiter)
     _announce(fit)
     model = HyperAdapterModel.from_pretrained(folder).to(best_device())
-    report = model.refit_task(name, rows, fit=fit, init=init, k_per_label=k_per_label, seed=seed)
+    report = model.refit_task(name, rows, cast(Any, fit), cast(Any, init), k_per_label, seed=seed)
     model.save_pretrained(folder)
     _print_report(report)
 

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from hyperadapters.backbones.architectures import LinearSize, ResolvedArchitecture
+import torch
+from torch import nn
+
+from hyperadapters.backbones.architectures import (
+    LinearSize,
+    ResolvedArchitecture,
+    check_feed_forward,
+    find_linears,
+    resolve_architecture,
+)
+from hyperadapters.backbones.devices import execution_device
+from hyperadapters.backbones.injection import parameter_name
 from hyperadapters.config import Lengths, ModelConfig, Task, check_task_names
 from hyperadapters.errors import RecipeError, TaskError
 
@@ -165,3 +177,50 @@ def fit_lengths(lengths: Lengths | None, architecture: ResolvedArchitecture) -> 
     if most is not None and taken > most:
         raise RecipeError(f"{what}: the backbone takes at most {most} tokens, found {taken}; lower it")
     return lengths
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model will be, resolved and checked before anything is changed."""
+
+    architecture: ResolvedArchitecture
+    tasks: tuple[Task, ...]
+    config: ModelConfig
+    lengths: Lengths
+    linears: tuple[dict[str, LinearSize], dict[str, LinearSize]]
+    num_layers: int
+    num_shared: int
+    device: torch.device
+
+    def linears_by_parameter(self, stack: int) -> dict[str, LinearSize]:
+        return {parameter_name(path): size for path, size in self.linears[stack].items()}
+
+
+def plan(backbone: nn.Module, tasks: Sequence[Task], config: ModelConfig, lengths: Lengths | None) -> Plan:
+    """Resolve and check."""
+    architecture = resolve_architecture(backbone, config.modules)
+    check_tasks(tasks, architecture)
+    tasks, device = tuple(tasks), execution_device(backbone)
+    config, lengths = place(config, architecture), fit_lengths(lengths, architecture)
+    if config.modules is not None and config.form == "bottleneck":
+        check_feed_forward(architecture.generated, architecture.hidden_size)
+    num_layers = len(architecture.generated.layers) - (config.feature_layer or 0)
+    linears = _linears(config, architecture)
+    num_shared = len(architecture.shared.layers) - config.frozen_encoder_layers if architecture.shared else 0
+    return Plan(architecture, tasks, config, lengths, linears, num_layers, num_shared, device)
+
+
+def _linears(
+    config: ModelConfig, architecture: ResolvedArchitecture
+) -> tuple[dict[str, LinearSize], dict[str, LinearSize]]:
+    """The linear layers that form "lora" changes in the stack with generated adapters, and in the shared one."""
+    if config.form != "lora":
+        return {}, {}
+    assert config.target_modules is not None
+    generated = find_linears(architecture.generated, config.feature_layer or 0, config.target_modules)
+    shared: dict[str, LinearSize] = {}
+    if architecture.shared is not None:
+        shared = find_linears(architecture.shared, config.frozen_encoder_layers, config.target_modules)
+    for linears in (generated, shared):
+        check_rank(config, linears)
+    return generated, shared

@@ -18,6 +18,7 @@ from hyperadapters.backbones.injection import Injection, parameter_name
 from hyperadapters.backbones.text_features import sequence_ids_of, text_features
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import AdapterWeights, masked_mean
+from hyperadapters.errors import TaskError
 
 Inputs = Mapping[str, Tensor]
 """Arguments of `HyperAdapterModel.encode`: `input_ids`, `attention_mask`, and what else the backbone has."""
@@ -175,19 +176,19 @@ class PassRunner:
             return text_features(encode, inputs["input_ids"], mask, is_pair, compared, sequence_ids)
 
     def forward_lower_layers(
-        self, inputs: Inputs, output_hidden_states: bool = False, frozen: FrozenOutput | None = None
+        self, inputs: Inputs, output_hidden_states: bool = False, frozen_output: FrozenOutput | None = None
     ) -> LowerOutput:
         """Run what lies below the generated adapters; the layers above are left out where their output is not read.
 
-        `frozen` is the result of the method of that name, where it is there already.
+        `frozen_output` is the result of the method of that name, where it is there already.
         """
         self._check_attached()
-        if frozen is None and (self._below or not self._has_encoder):
-            frozen = self.forward_frozen_layers(inputs)
+        if frozen_output is None and (self._below or not self._has_encoder):
+            frozen_output = self.forward_frozen_layers(inputs)
         needs_encoder = self._has_encoder and output_hidden_states
-        if frozen is not None and frozen.pooled is not None and not needs_encoder:
-            return LowerOutput(frozen.hidden, frozen.pooled, None, frozen.head_features)
-        features = None if frozen is None else frozen.hidden
+        if frozen_output is not None and frozen_output.pooled is not None and not needs_encoder:
+            return LowerOutput(frozen_output.hidden, frozen_output.pooled, None, frozen_output.head_features)
+        features = None if frozen_output is None else frozen_output.hidden
         with self._active.use(BatchState(features=features, skips_below=not output_hidden_states)):
             output = self._encoder(inputs, output_hidden_states=output_hidden_states)
         hidden = output.last_hidden_state
@@ -235,6 +236,31 @@ class PassRunner:
         state.features, state.skips_below = lower_output.hidden, not output_hidden_states
         with self._active.use(state):
             return self._call(inputs, output_hidden_states)
+
+    def run_batch(
+        self,
+        inputs: Inputs,
+        choose: Any,
+        decoder_input_ids: Tensor | None = None,
+        output_hidden_states: bool = False,
+        lower_output: LowerOutput | None = None,
+        frozen_output: FrozenOutput | None = None,
+    ) -> tuple[Any, LowerOutput | None]:
+        """Run."""
+        if self._has_encoder and decoder_input_ids is None:
+            raise TaskError("forward of an encoder-decoder needs labels or decoder_input_ids; or use generate")
+        if lower_output is None and frozen_output is None and self.is_one_pass:
+            return self.run(inputs, choose, output_hidden_states), None
+        if lower_output is None or (self._has_encoder and output_hidden_states and lower_output.hidden_states is None):
+            lower_output = self.forward_lower_layers(inputs, output_hidden_states, frozen_output)
+        state = choose(lower_output.pooled)
+        return self.run_upper_layers(inputs, lower_output, state, decoder_input_ids, output_hidden_states), lower_output
+
+    def default_decoder_input_ids(self, labels: Tensor | None) -> Tensor | None:
+        """Shift."""
+        if labels is None or not self._has_encoder:
+            return None
+        return self.backbone.prepare_decoder_input_ids_from_labels(labels)
 
     def generate(
         self,

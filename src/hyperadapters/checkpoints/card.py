@@ -246,7 +246,7 @@ def _usage(model: HyperAdapterModel, name: str) -> str:
     inputs = '[("A first text", "and a second")]' if task.is_pair else '["A text"]'
     lines = ["from hyperadapters import Predictor", "", f"predictor = Predictor.from_pretrained({where})"]
     heads = [f"for found in predictor({inputs}, task={_quoted(task.name)}):"]
-    if model.can_route:
+    if model.method.can_route:
         heads.append(f"for found in predictor({inputs}):  # of a task that is not named")
     for head in heads:
         lines += [head, "    print(found.task, found.answer)"]
@@ -266,6 +266,6 @@ def _settings(model: HyperAdapterModel) -> str:
 
 
 def _routing(model: HyperAdapterModel) -> str:
-    if model.can_route:
+    if model.method.can_route:
         return "An input without a task goes to the most similar one, or is declined: nothing else is known here."
     return f"Each input needs its task: method `{model.adapter_config.method}` does not find it."

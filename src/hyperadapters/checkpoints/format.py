@@ -7,12 +7,8 @@
 The weights file carries its digest in its name, so writing a new one never touches the old; replacing the JSON file
 is the one step that makes the new state current. Each file holds a checksum of the other.
 
-A task's keys are left out where they have the defaults of `Task`, which are therefore part of the format, and the
-tensor `prototypes.centroids` is left out where no task has a key.
-
-Format 4 is that of checkpoints with a tokenizer; others are written in format 3, which leaves out what wide heads of
-single texts have for comparing pairs, which is zero, and has wide heads as float16 where that loses nothing. Format 2
-has the heads packed as `TaskHeads` has them; format 1 had a weight and a bias for each.
+The fields of a task are left out where they have the defaults of `Task`, which are therefore part of the format.
+`conversion` describes how tensors are stored, and reads checkpoints of older formats.
 """
 
 from __future__ import annotations
@@ -30,7 +26,6 @@ from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
-import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -38,18 +33,23 @@ from hyperadapters._version import __version__
 from hyperadapters.backbones import checks as placement
 from hyperadapters.backbones.architectures import resolve_architecture
 from hyperadapters.backbones.loading import absolute_name, fingerprint, load_backbone, load_tokenizer, tokenizer_files
+from hyperadapters.checkpoints.conversion import (
+    complete_state,
+    convert_names,
+    convert_settings,
+    convert_task,
+    make_room,
+    stored_state,
+)
 from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, drop_settings_without_effect, parse
-from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.errors import BackboneError, CheckpointError, OutputError, RecipeError
-from hyperadapters.heads.task_heads import Head, TaskHeads
-from hyperadapters.methods.base import PARTS
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import locked, make_folder, making_folder, new_folder, write_atomically
 
-FORMAT_VERSION = 4
-FORMAT_WITHOUT_TOKENIZER = 3
+FORMAT_VERSION = 5
 OLDEST_RESUMABLE_FORMAT = 2
-"""Format of the oldest checkpoints from which a training can go on."""
+"""Format of the oldest checkpoints from which a training can be resumed."""
+FIRST_WITH_PRESENT_NAMES = 5
 CONFIG_FILE = "hyperadapter.json"
 WEIGHTS_PATTERN = "adapters-*.safetensors"
 TOKENIZER_PATTERN = "tokenizer-" + 12 * "[0-9a-f]"
@@ -169,13 +169,13 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
     tokenizer = _changed_tokenizer(model)
     reference = BackboneReference.of(model)
     config = CheckpointConfig(
-        format_version=FORMAT_VERSION if tokenizer else FORMAT_WITHOUT_TOKENIZER,
+        format_version=FORMAT_VERSION,
         library_version=__version__,
         backbone=reference.model_copy(update={"name": _relative(reference.name, folder)}),
         model=model.adapter_config,
         lengths=model.lengths,
         tasks=model.tasks,
-        renamed=model.renamed,
+        renamed=model.task_table.renamed,
         tokenizer=_refer_to_tokenizer(tokenizer) if tokenizer else None,
     )
     values = _values(config)
@@ -255,49 +255,6 @@ def _backbone_name(name: str | None, folder: Path) -> str | None:
     return absolute_name(str(folder / name)) if name is not None and is_relative else name
 
 
-@torch.no_grad()
-def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's weights file, by name."""
-    state = {name: value.detach().cpu() for name, value in model.adapter_state_dict().items()}
-    if not state.get("prototypes.centroids", torch.ones(1)).numel():
-        del state["prototypes.centroids"]
-    if model.heads is not None and len(model.heads.wide_weight):
-        state.update(_pack(state.pop("heads.wide_weight"), model.heads))
-    return {name: value.contiguous() for name, value in state.items()}
-
-
-def _pack(wide_weight: Tensor, heads: TaskHeads) -> dict[str, Tensor]:
-    """Wide heads [N, F + d] in two parts: those that compare texts, and the others, without their zeros for that."""
-    compares = wide_weight[:, heads.hidden_size : heads.features_size].any(dim=1)
-    kept = _columns_of_single_texts(heads)
-    packed = {"heads.wide_weight": wide_weight[compares], "heads.single_weight": wide_weight[~compares][:, kept]}
-    packed = {name: half if (half := value.half()).float().equal(value) else value for name, value in packed.items()}
-    return {**packed, "heads.compares": compares}
-
-
-def _unpack(state: dict[str, Tensor], heads: TaskHeads) -> None:
-    """Undo `_pack`.
-
-    Raises:
-        KeyError, ValueError: a part is missing or has another shape than this model's.
-    """
-    compares, single = state.pop("heads.compares"), state.pop("heads.single_weight").float()
-    wide, kept = state["heads.wide_weight"].float(), _columns_of_single_texts(heads)
-    expected = (int(compares.sum()), heads.features_size + heads.hidden_size), (int((~compares).sum()), int(kept.sum()))
-    if compares.dtype != torch.bool or (tuple(wide.shape), tuple(single.shape)) != expected:
-        raise ValueError(f"the heads have shapes {tuple(wide.shape)} and {tuple(single.shape)}, not {expected}")
-    weight = wide.new_zeros(len(compares), heads.features_size + heads.hidden_size)
-    weight[compares] = wide
-    weight[(~compares).nonzero(), kept.nonzero()[:, 0]] = single
-    state["heads.wide_weight"] = weight
-
-
-def _columns_of_single_texts(heads: TaskHeads) -> Tensor:
-    """Which of the F + d inputs of a wide head are not there to compare the texts of a pair."""
-    columns = torch.arange(heads.features_size + heads.hidden_size)
-    return (columns < heads.hidden_size) | (columns >= heads.features_size)
-
-
 def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | None = None) -> HyperAdapterModel:
     """Load a checkpoint into its backbone, or into one that is given.
 
@@ -322,15 +279,15 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         model.detach()
         raise _of_another(folder, config.backbone, model.backbone_fingerprint)
     try:
-        _modernise(model, state)
-        _make_room(model, state)
+        complete_state(model, state)
+        make_room(model, state)
         model.load_adapter_state_dict(state)
     except (KeyError, ValueError, RuntimeError) as error:
         model.detach()
         raise CheckpointError(
             f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
         ) from None
-    model.renamed = config.renamed
+    model.task_table.renamed = dict(config.renamed)
     if config.tokenizer is not None:
         model.tokenizer = load_tokenizer(str(folder / config.tokenizer.folder))
     return model.eval()
@@ -355,55 +312,6 @@ def _of_another(folder: Path, expected: BackboneReference, found: str) -> Checkp
     )
 
 
-def _modernise(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
-    """Bring the state of a checkpoint to the names of the present format, and put in what was left out.
-
-    Raises:
-        KeyError: a head is missing, or a part of the heads.
-        ValueError: a head has another shape than its task's.
-    """
-    state.setdefault("thresholds", torch.full_like(model.thresholds, -torch.inf))
-    if "prototypes.weight" in state and not state.get("prototypes.centroids", torch.zeros(0)).any():
-        state["prototypes.centroids"] = torch.zeros(len(model.tasks), 0, model.adapter_config.prototype_dim)
-    if model.heads is not None and "heads.compares" in state:
-        _unpack(state, model.heads)
-    if model.heads is not None and "heads.weight" not in state:
-        names = [f"heads.heads.{task_id}" for task_id in range(len(model.tasks))]
-        heads = [Head(state.pop(f"{name}.weight"), state.pop(f"{name}.bias")) for name in names]
-        packed = TaskHeads.of(model.tasks, heads, model.heads.hidden_size, model.heads.features_size)
-        for name in ("weight", "wide_weight", "bias", "starts"):
-            state[f"heads.{name}"] = packed.get_buffer(name) if name == "starts" else packed.get_parameter(name)
-
-
-@torch.no_grad()
-def _make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
-    """Make places for what only some tasks have: keys, own adapters, wide heads; the values are loaded after.
-
-    Raises:
-        ValueError: one of them has another shape than this model's.
-    """
-    device = model.thresholds.device
-    if "prototypes" in PARTS[model.adapter_config.method]:
-        centroids = state["prototypes.centroids"]
-        if centroids.ndim != 3 or (len(centroids), centroids.shape[2]) != tuple(model.prototypes.weight.shape):
-            raise ValueError(f"the centroids have shape {tuple(centroids.shape)}")
-        model.prototypes.centroids = torch.zeros_like(centroids, device=device)
-    if model.heads is not None and len(state["heads.wide_weight"]):
-        is_wide = (state["heads.starts"] >= len(state["heads.weight"])).tolist()
-        model.heads = TaskHeads(model.heads.hidden_size, model.tasks, is_wide, model.heads.features_size).to(device)
-    own_ids = sorted({int(name.split(".")[1]) for name in state if name.startswith("own_adapters.")})
-    if not own_ids:
-        return
-    expected = model.adapters(torch.zeros(1, dtype=torch.long, device=device))
-    for task_id in own_ids:
-        own = {name: state.get(f"own_adapters.{task_id}.{name}") for name in expected}
-        if task_id in range(len(model.tasks)) and all(tensor is not None for tensor in own.values()):
-            weights = AdapterWeights({name: tensor.to(device) for name, tensor in own.items() if tensor is not None})
-            if any(tensor.shape != expected[name].shape for name, tensor in weights.items()):
-                raise ValueError(f"the adapter of task {task_id} has other shapes than those of this model")
-            model.own_adapters[str(task_id)] = OwnAdapter(weights)
-
-
 def load_state(model: HyperAdapterModel, folder: Path) -> None:
     """Load the weights of a checkpoint into the model that wrote it, or one like it.
 
@@ -420,7 +328,7 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
     if found != (model.tasks, model.adapter_config, model.backbone_fingerprint):
         raise CheckpointError(f"{folder}: is of a model with other tasks, settings or another backbone")
     try:
-        _modernise(model, state)
+        complete_state(model, state)
         model.load_adapter_state_dict(state)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{folder}: is of a model with other adapters or heads: {error}") from None
@@ -454,9 +362,11 @@ def _check(text: bytes, folder: Path) -> tuple[CheckpointConfig, dict[str, Tenso
             f"{path}: has format {version}, this library ({__version__}) reads up to {FORMAT_VERSION}; upgrade it"
         )
     digest = _digest(values) if isinstance(values, dict) else ""
-    config = _parse(values, str(path))
+    has_old_names = isinstance(version, int) and version < FIRST_WITH_PRESENT_NAMES
+    config = _parse(values, str(path), has_old_names)
     _check_tokenizer(folder, config.tokenizer)
-    return config, _read_weights(folder, config, digest)
+    state = _read_weights(folder, config, digest)
+    return config, convert_names(state) if has_old_names else state
 
 
 def _check_tokenizer(folder: Path, expected: TokenizerReference | None) -> None:
@@ -476,15 +386,16 @@ def _check_tokenizer(folder: Path, expected: TokenizerReference | None) -> None:
         )
 
 
-def _parse(values: Any, where: str) -> CheckpointConfig:
+def _parse(values: Any, where: str, has_old_names: bool) -> CheckpointConfig:
     tasks: Any = values.get("tasks") if isinstance(values, dict) else None
     if isinstance(tasks, list):
         # As text in between: the memory of thousands of tasks' values is then free in one piece when tasks are made.
-        lines = [json.dumps(task) for task in tasks]
+        lines = [json.dumps(convert_task(task) if has_old_names else task) for task in tasks]
         tasks.clear()
         tasks.extend(map(_task, lines))
     if isinstance(values, dict) and isinstance(values.get("model"), dict):
-        values["model"] = drop_settings_without_effect(values["model"])
+        settings = convert_settings(values["model"]) if has_old_names else values["model"]
+        values["model"] = drop_settings_without_effect(settings)
     return parse(CheckpointConfig, values, CheckpointError, where)
 
 

@@ -82,7 +82,7 @@ def _draw_map(run: Run, path: Path) -> None:
     task_map(
         np.array([prediction.instance for prediction in run.evaluations["test"].predictions]),
         [example.task_id for example in examples if example.task_id is not None],
-        run.model.prototypes.weight.detach().cpu().numpy(),
+        run.model.pha.prototypes.weight.detach().cpu().numpy(),
         [data.task.name for data in run.tasks],
         path,
     )

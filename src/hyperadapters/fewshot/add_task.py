@@ -37,7 +37,7 @@ from hyperadapters.fewshot.fit import BATCH_SIZE, DAMPING, Fit, FitExamples, Sta
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import ROUNDING, Candidate, centroids, instance_vectors
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.model.tasks import TaskParts, set_task_parts, task_parts
+from hyperadapters.model.tasks import TaskState
 
 Init = Literal["nearest", "mixture", "mean_instance", "random", "current"]
 FITS = ("prototype", "adapter", "shared", "none")
@@ -150,7 +150,7 @@ def add_task(
     """
     if not isinstance(task, Task):
         raise TaskError(f"expected a Task, such as Task.classification(name, labels); found {task!r}")
-    model.check_tasks_can_change()
+    model.method.check_can_change_tasks()
     if not model.text_to_text and (unread := task.settings_of_texts()):
         raise TaskError(
             f"task '{task.name}', {unread[0]}: is for backbones that write their answers, and this model has task "
@@ -200,7 +200,7 @@ def refit_task(
         DataError: If there are no examples, an example is invalid, or a label has no example.
         NotFiniteError: If an output of the model for an example, a fitted weight or the loss is not finite.
     """
-    model.check_tasks_can_change()
+    model.method.check_can_change_tasks()
     _check_choice("fit", fit, FITS)
     _check_choice("init", init, (*INITS, "current"))
     task_id = model.task_id(name)
@@ -230,35 +230,35 @@ def _fit(
     if k_per_label is not None:
         check_int("k_per_label", k_per_label, 1)
         examples = subset(examples, task, DataConfig(k_per_label=int(k_per_label)), seed)
-    no_autocast = torch.autocast(model.thresholds.device.type, enabled=False)
+    no_autocast = torch.autocast(model.device.type, enabled=False)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad(), no_autocast:
         instances = instance_vectors(model, examples)
-        similarity = model.prototypes.similarity(instances).mean(dim=0).detach()
+        similarity = model.pha.prototypes.similarity(instances).mean(dim=0).detach()
         start = _start(model, init, fit, instances, similarity, task_id, seed)
         names = label_examples([task]) if model.adapter_config.label_names else []
         data = FitExamples(model, task, [*examples, *names])
         fitted = fit_task(model, data, start, fit, max_steps, seed, _known_heads(model, task, similarity, task_id))
-        fitted_parts = TaskParts(
+        fitted_parts = TaskState(
             task=task,
             prototype=fitted.prototype,
             centroids=centroids(instances, model.adapter_config.centroids_per_task, seed).to(
-                model.prototypes.centroids
+                model.pha.prototypes.centroids
             ),
             threshold=_threshold(model, instances),
             head=fitted.head,
             own_adapter=fitted.adapter,
         )
         neighbours = _neighbours(model, similarity, task_id)
-        parts = task_parts(model)
+        parts = model.task_table.states()
         position = len(parts) if task_id is None else task_id
         parts[position : position + 1] = [fitted_parts]
         if fitted.hypernetwork is None:
             changes = {}
-            set_task_parts(model, parts)
+            model.task_table.replace(parts)
         else:
             with _kept_on_failure(model):
                 changes = _share(model, data, fitted.hypernetwork, task_id)
-                set_task_parts(model, parts)
+                model.task_table.replace(parts)
     seconds = time.monotonic() - started
     return FitReport(task.name, fit, init, neighbours, len(examples), fitted.steps, fitted.stopping, seconds, changes)
 
@@ -343,16 +343,16 @@ def _start(
     seed: int,
 ) -> Start:
     """Choose the initial prototype, and the initial adapter if the task is to get weights of its own."""
-    prototypes = model.prototypes.weight
+    prototypes = model.pha.prototypes.weight
     known = similarity.clone()
     if task_id is not None and len(known) > 1:
         known[task_id] = -torch.inf
     chosen = task_id if init == "current" else int(known.argmax())
     if init in ("current", "nearest"):
         assert chosen is not None
-        own = str(chosen) in model.own_adapters
+        own = str(chosen) in model.pha.own_adapters
         if fit == "adapter" or (fit == "none" and own):
-            adapter = model.adapters(torch.tensor([chosen], device=prototypes.device))
+            adapter = model.method.adapters(torch.tensor([chosen], device=prototypes.device))
             return Start(prototypes[chosen], adapter if init == "current" or fit == "none" else _damped(model, adapter))
         return Start(prototypes[chosen])
     if init == "mixture":
@@ -370,7 +370,7 @@ def _start(
 
 def _generated(model: HyperAdapterModel, fit: Fit, prototype: Tensor) -> Start:
     """Start from a new prototype; only the fit "adapter" needs the weights that are generated from it."""
-    return Start(prototype, _damped(model, model.hypernetwork(prototype[None])) if fit == "adapter" else None)
+    return Start(prototype, _damped(model, model.pha.hypernetwork(prototype[None])) if fit == "adapter" else None)
 
 
 def _damped(model: HyperAdapterModel, weights: AdapterWeights) -> AdapterWeights:
@@ -387,7 +387,7 @@ def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
     the mean threshold of the known tasks.
     """
     if len(instances) < 2:
-        known = model.thresholds[model.thresholds.isfinite()]
+        known = model.pha.thresholds[model.pha.thresholds.isfinite()]
         return float(known.mean()) if len(known) else -torch.inf
     directions = normalize(instances.float(), dim=1)
     others = normalize(directions.sum(dim=0) - directions, dim=1)
@@ -397,11 +397,11 @@ def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
 @contextmanager
 def _kept_on_failure(model: HyperAdapterModel) -> Iterator[None]:
     """Context manager that restores the hypernetwork if an exception is raised."""
-    module, state = model.hypernetwork, copy.deepcopy(model.hypernetwork.state_dict())
+    module, state = model.pha.hypernetwork, copy.deepcopy(model.pha.hypernetwork.state_dict())
     try:
         yield
     except BaseException:
-        model.hypernetwork = module
+        model.pha.hypernetwork = module
         module.load_state_dict(state)
         raise
 
@@ -411,21 +411,21 @@ def _share(
     model: HyperAdapterModel, data: FitExamples, hypernetwork: Hypernetwork, task_id: int | None
 ) -> dict[str, TaskChange]:
     """Replace the weights of the hypernetwork by the trained ones, and measure how much the other tasks change."""
-    old = model.hypernetwork
+    old = model.pha.hypernetwork
     changes = {}
     for index in range(len(model.tasks)):
         if index == task_id:
             continue
-        model.hypernetwork = old
-        before = model.adapters(torch.tensor([index], device=model.thresholds.device))
-        model.hypernetwork = hypernetwork
-        after = model.adapters(torch.tensor([index], device=model.thresholds.device))
+        model.pha.hypernetwork = old
+        before = model.method.adapters(torch.tensor([index], device=model.device))
+        model.pha.hypernetwork = hypernetwork
+        after = model.method.adapters(torch.tensor([index], device=model.device))
         distance = sum(float((before[name] - after[name]).square().sum()) for name in before) ** 0.5
         size = sum(float(tensor.square().sum()) for tensor in before.values()) ** 0.5
         changes[model.tasks[index].name] = TaskChange(
             distance / max(size, 1e-12), _output_change(model, data, index, before, after)
         )
-    model.hypernetwork = old
+    model.pha.hypernetwork = old
     old.load_state_dict(hypernetwork.state_dict())
     return changes
 

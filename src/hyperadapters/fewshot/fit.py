@@ -26,7 +26,6 @@ from hyperadapters.heads.regression import make_head
 from hyperadapters.heads.task_heads import Head, wide_inputs
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
-from hyperadapters.methods.objective import text_loss
 from hyperadapters.model.model import HyperAdapterModel
 
 Fit = Literal["prototype", "adapter", "shared", "none"]
@@ -171,7 +170,7 @@ class FitExamples:
         decoder_input_ids = None
         if self.model.kind == "encoder-decoder":
             decoder_input_ids = self.model.backbone.prepare_decoder_input_ids_from_labels(batch.labels)  # type: ignore[operator]
-        outputs = self.model.forward_upper_layers(batch.inputs, batch.lower_output, weights, decoder_input_ids)
+        outputs, _ = self.model.forward_with_adapter(batch.inputs, weights, batch.lower_output, decoder_input_ids)
         return outputs, batch.labels
 
     def _tensors(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
@@ -200,7 +199,7 @@ class _Student(nn.Module):
     def __init__(self, model: HyperAdapterModel, start: Start, head: Head | None, fit: Fit) -> None:
         super().__init__()
         self.prototype = nn.Parameter(start.prototype.detach().clone(), requires_grad=fit in ("prototype", "shared"))
-        self.hypernetwork = copy.deepcopy(model.hypernetwork) if fit == "shared" else model.hypernetwork
+        self.hypernetwork = copy.deepcopy(model.pha.hypernetwork) if fit == "shared" else model.pha.hypernetwork
         adapter = _generate(model, start) if fit == "adapter" else start.adapter
         self.adapter = None if adapter is None else OwnAdapter(adapter)
         self.head = None if head is None else nn.ParameterList([head.weight.clone(), head.bias.clone()])
@@ -218,7 +217,7 @@ class _Student(nn.Module):
         """Compute the mean loss of some examples."""
         outputs, labels = data.outputs(rows, self.weights())
         if self.head is None:
-            return text_loss(data.model, outputs, labels)
+            return data.model.task_loss(outputs, labels, labels)
         values = F.linear(wide_inputs(outputs, data.features(rows)), self.head[0], self.head[1])
         if data.task.kind == "regression":
             mean, std = self.scale
@@ -330,7 +329,7 @@ def _generate(model: HyperAdapterModel, start: Start) -> AdapterWeights:
     """Get the initial adapter, generated from the prototype if there is none."""
     if start.adapter is not None:
         return start.adapter
-    weights: AdapterWeights = model.hypernetwork(start.prototype[None])
+    weights: AdapterWeights = model.pha.hypernetwork(start.prototype[None])
     return weights
 
 

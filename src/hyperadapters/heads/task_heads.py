@@ -188,6 +188,24 @@ class TaskHeads(nn.Module):
         made.target_std.copy_(torch.tensor([head.target_std for head in heads]))
         return made
 
+    def replace(self, tasks: Sequence[Task], heads: Sequence[Head]) -> None:
+        """Replace all tasks and their heads by copies of given ones.
+
+        The parameters are replaced by new ones, which an existing optimizer does not know.
+
+        Args:
+            tasks: The T tasks, in the order of their ids.
+            heads: The head of each task, of length T.
+
+        Raises:
+            ValueError: If the shape of a head does not match its task or the sizes of these heads. Nothing has changed
+                then.
+        """
+        made = TaskHeads.of(tasks, heads, self.hidden_size, self.features_size).to(self.weight.device)
+        for name, tensor in (*made.named_parameters(), *made.named_buffers()):
+            setattr(self, name, tensor)
+        self.sizes, self.is_regression = made.sizes, made.is_regression
+
     def set_target_scale(self, task_id: int, targets: Sequence[float]) -> None:
         """Store the mean and the standard deviation of a regression task's training targets.
 

@@ -32,7 +32,7 @@ class AdapterCache:
 
     def __call__(self, task_ids: Tensor) -> AdapterWeights:
         """The adapters [L, U, ...] of the tasks [U]."""
-        made_for = (self._model.revision, task_ids.device)
+        made_for = (self._model.task_table.revision, task_ids.device)
         if self._made_for != made_for:
             self._kept.clear()
             self._last, self._made_for = None, made_for
@@ -41,7 +41,7 @@ class AdapterCache:
             return self._last[1]
         for task_id in wanted:
             if task_id not in self._kept:  # one by one: made together with others they could differ in the last bit
-                self._kept[task_id] = self._model.adapters(task_ids.new_tensor([task_id]))
+                self._kept[task_id] = self._model.method.adapters(task_ids.new_tensor([task_id]))
         for task_id in wanted:
             self._kept.move_to_end(task_id)
         weights = AdapterWeights.cat([self._kept[task_id] for task_id in wanted])

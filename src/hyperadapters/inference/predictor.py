@@ -10,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -26,8 +27,8 @@ from hyperadapters.inference.cache import AdapterCache
 from hyperadapters.inference.finite import FiniteLogits, check_answers, has_usable_logits
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.routing import RoutingResult, decide
+from hyperadapters.methods.base import ROUTES, Route
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.model.output import ROUTES, Route, check_can_route
 
 CHUNK_BATCHES = 32
 CACHE_BYTES = 256 * 2**20
@@ -167,7 +168,7 @@ class Predictor:
     @contextmanager
     def _exclusive(self, tasks: Sequence[Task]) -> Iterator[None]:
         """A context for one batch of inputs whose task ids are those of `tasks`; other threads wait for their turn."""
-        with self.model.lock, evaluating(self.model), self.model.adapters_from(self._cache):
+        with self.model.lock, evaluating(self.model), self.model.method.adapters_from(self._cache):
             if self.model.tasks[: len(tasks)] != tasks:
                 raise TaskError("a task was removed or renamed while inputs were answered; answer them again")
             yield
@@ -176,7 +177,7 @@ class Predictor:
         self, examples: Sequence[Example], start: int, tasks: tuple[Task, ...], frozen: FrozenStates | None
     ) -> list[Prediction]:
         if any(example.task_id is None for example in examples):
-            check_can_route(self.model.adapter_config.method)
+            self.model.method.check_can_route()
         answers: dict[int, Prediction] = {}
         collator, device = self.model.collator, device_of(self.model)
         for has_task in (True, False):
@@ -197,7 +198,7 @@ class Predictor:
     def _without_templates(self, examples: Sequence[Example]) -> dict[str, Tensor] | None:
         """The inputs as they would be routed, where their tasks' templates make them others."""
         tasks = [self.model.tasks[example.task_id] for example in examples if example.task_id is not None]
-        can_differ = self.model.text_to_text and self.model.can_route
+        can_differ = self.model.text_to_text and self.model.method.can_route
         if not can_differ or all(task.template is None for task in tasks):
             return None
         plain = [Example(None, example.text, example.text_pair) for example in examples]
@@ -224,7 +225,7 @@ class Predictor:
         if model.text_to_text:
             lower_output = None
             if model.kind == "encoder-decoder" or frozen is not None:
-                lower_output = model.forward_lower_layers(**batch, frozen=frozen)
+                lower_output = model.forward_lower_layers(**batch, frozen_output=frozen)
             finite = FiniteLogits()
             ends: dict[str, Any] = {"eos_token_id": self._ends} if model.kind == "decoder" else {}
             tokens, used, instances = model.generate_with_tasks(
@@ -238,7 +239,7 @@ class Predictor:
                 **ends,
             )
             if plain is not None:
-                instances = model.instances(**plain)
+                instances = model.instance_vectors(**plain)
             # An encoder-decoder begins with the token that starts its decoder, which may also be one that ends a text.
             start = batch["input_ids"].shape[1] if model.kind == "decoder" else 1
             answers = [_before_end(row, self._ends) for row in tokens[:, start:].tolist()]
@@ -246,12 +247,12 @@ class Predictor:
             assert finite.usable is not None
             usable = finite.usable
         else:
-            output = model(**batch, task_ids=task_ids, route=self.route, frozen=frozen)
+            output = model(**batch, task_ids=task_ids, route=self.route, frozen_output=frozen)
             instances, used, outputs = output.instances, output.task_ids, output.logits.float().tolist()
             usable = has_usable_logits(output.logits) & output.logits[:, 0].isfinite()
         vectors = [None] * len(used) if instances is None else [tuple(vector) for vector in instances.tolist()]
         routings: Sequence[RoutingResult | None] = [None] * len(used)
-        if model.can_route and instances is not None:
+        if model.method.can_route and instances is not None:
             routings = decide(model, instances)
             # The most similar task decides, and NaN counts as the most similar.
             usable = usable & torch.tensor([isfinite(routing.similarity) for routing in routings], device=usable.device)
@@ -291,3 +292,16 @@ def _prediction(
     answer = task.labels[int(target)] if task.kind == "classification" and target is not None else target
     probabilities = dict(zip(task.labels, likely, strict=True)) if likely else None
     return Prediction(task.name, answer, probabilities, text, routing, target, instance)
+
+
+def label_probabilities(
+    model: HyperAdapterModel, texts: Iterable[Any], task: str, batch_size: int = 64
+) -> np.ndarray[Any, Any]:
+    """Predict the probabilities of a classification task's labels; see `HyperAdapterModel.predict_proba`."""
+    definition = model.tasks[model.task_id(task)]
+    if definition.kind != "classification" or model.text_to_text:
+        reason = "the backbone writes its answers" if model.text_to_text else f"it is a {definition.kind} task"
+        raise TaskError(f"task '{task}' has no probabilities of labels, because {reason}; use predict")
+    predictions = Predictor(model, batch_size)(texts, task=task)
+    rows = [[found.probabilities[label] for label in definition.labels] for found in predictions if found.probabilities]
+    return np.array(rows, dtype=np.float32).reshape(-1, len(definition.labels))

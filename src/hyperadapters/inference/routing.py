@@ -26,7 +26,6 @@ from hyperadapters.inference.batches import batches_by_length, device_of, to_dev
 from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.model.output import check_can_route
 
 NUM_CANDIDATES = 3
 ROUNDING = 1e-5
@@ -75,7 +74,7 @@ def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) 
         TaskError: the model's method cannot route.
         NotFiniteError: the similarities of a text are not finite numbers.
     """
-    check_can_route(model.adapter_config.method)
+    model.method.check_can_route()
     check_int("batch_size", batch_size, 1)
     examples = list(read_inputs(texts, model.tasks, None))
     if not examples:
@@ -88,13 +87,13 @@ def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) 
 
 def decide(model: HyperAdapterModel, instances: Tensor) -> list[RoutingResult]:
     """Apply the policy to instance vectors [B, p]."""
-    similarity = model.prototypes.similarity(instances)
+    similarity = model.pha.prototypes.similarity(instances)
     # Of equally similar tasks the first, as `PrototypeTable.nearest` has it; `topk` takes any.
     nearest = similarity.argmax(dim=1, keepdim=True)
     others = similarity.scatter(1, nearest, -torch.inf).topk(min(NUM_CANDIDATES, similarity.shape[1]) - 1, dim=1)
     ids = torch.cat([nearest, others.indices], dim=1)
     values = similarity.gather(1, ids)
-    accepted = (values[:, 0] >= model.thresholds[ids[:, 0]]).tolist()
+    accepted = (values[:, 0] >= model.pha.thresholds[ids[:, 0]]).tolist()
     return [
         _result(model, row_values, row_ids, is_accepted)
         for row_values, row_ids, is_accepted in zip(values.tolist(), ids.tolist(), accepted, strict=True)
@@ -121,8 +120,20 @@ def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batc
     for rows in batches_by_length(examples, batch_size):
         with model.lock, evaluating(model):
             batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
-            found.update(zip(rows, model.instances(**batch).float(), strict=True))
+            found.update(zip(rows, model.instance_vectors(**batch).float(), strict=True))
     return torch.stack([found[row] for row in range(len(examples))])
+
+
+def encode_texts(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) -> np.ndarray[Any, Any]:
+    """Compute the instance vectors of texts; see `HyperAdapterModel.encode`."""
+    check_int("batch_size", batch_size, 1)
+    examples = list(read_inputs(texts, model.tasks, None))
+    if not examples:
+        return np.empty((0, model.adapter_config.prototype_dim), dtype=np.float32)
+    vectors = instance_vectors(model, examples, batch_size)
+    check_answers(model, vectors.isfinite().all(dim=1), examples, range(1, len(examples) + 1), "the instance vector")
+    found: np.ndarray[Any, Any] = vectors.cpu().numpy()
+    return found
 
 
 @torch.no_grad()
@@ -153,7 +164,7 @@ def calibrate(
         NotFiniteError: similarities are not finite.
         TaskError: the model's method cannot route, or an example is of no task of the model.
     """
-    check_can_route(model.adapter_config.method)
+    model.method.check_can_route()
     check_int("seed", seed, 0)
     is_number = isinstance(false_decline_rate, Real) and not isinstance(false_decline_rate, bool)
     if not is_number or not 0 <= false_decline_rate < 1:
@@ -166,14 +177,13 @@ def calibrate(
         kept = _first_of_each_task(train_examples, ROWS_FOR_CENTROIDS)
         instances, owners = _instances_and_owners(model, kept)
         found = [_task_centroids(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))]
-        model.prototypes.set_centroids(found)
+        model.task_table.set_centroids(found)
     instances, owners = _instances_and_owners(model, validation_examples or train_examples)
-    similarity = model.prototypes.similarity(instances)
+    similarity = model.pha.prototypes.similarity(instances)
     if not similarity.isfinite().all():
         raise NotFiniteError(f"similarities of inputs to the tasks are not finite; {likely_cause(model)}")
     chosen = thresholds(similarity, owners, false_decline_rate)
-    model.thresholds.copy_(chosen - ROUNDING)
-    model.revision += 1
+    model.task_table.set_thresholds(chosen - ROUNDING)
 
 
 def _check_examples(model: HyperAdapterModel, name: str, examples: Sequence[Example]) -> None:
@@ -200,7 +210,7 @@ def _first_of_each_task(examples: Sequence[Example], count: int) -> list[Example
 
 
 def _task_centroids(model: HyperAdapterModel, instances: Tensor, seed: int) -> Tensor:
-    return centroids(instances, model.adapter_config.centroids_per_task, seed).to(model.prototypes.centroids)
+    return centroids(instances, model.adapter_config.centroids_per_task, seed).to(model.pha.prototypes.centroids)
 
 
 def centroids(instances: Tensor, count: int, seed: int = 0) -> Tensor:

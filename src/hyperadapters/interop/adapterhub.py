@@ -117,7 +117,7 @@ def _adapters(model: HyperAdapterModel, task_id: int) -> dict[str, _Bottleneck]:
     found = {}
     for index, shared in enumerate(model.shared_adapters, start=first):
         found[paths.shared.format(index)] = _Bottleneck(*(shared.get_parameter(name) for name in _LINEARS))
-    weights = model.adapters(torch.tensor([task_id], device=model.thresholds.device))
+    weights = model.method.adapters(torch.tensor([task_id], device=model.device))
     layers = zip(*(weights[name][:, 0] for name in _Bottleneck._fields), strict=True)
     for index, (down, down_bias, up, up_bias) in enumerate(layers, start=0 if model.text_to_text else first):
         found[paths.generated.format(index)] = _Bottleneck(down.T, down_bias, up.T, up_bias)

@@ -90,20 +90,21 @@ def official_parameters(model: HyperAdapterModel) -> dict[str, nn.Parameter]:
             for side in ("down", "up"):
                 for part, parameter in adapter.get_submodule(side).named_parameters():
                     own[f"{prefix}_{side}_manual.{part}"] = parameter
-    own["decoder.adapter_task_embedding.weight"] = model.prototypes.weight
-    assert isinstance(model.hypernetwork, PrototypicalHypernetwork)
-    own["decoder.param_gen.layer_embed.weight"] = model.hypernetwork.layer_embeddings
-    trunk = model.hypernetwork.trunk
+    pha = model.pha
+    assert isinstance(pha.hypernetwork, PrototypicalHypernetwork)
+    own["decoder.adapter_task_embedding.weight"] = pha.prototypes.weight
+    own["decoder.param_gen.layer_embed.weight"] = pha.hypernetwork.layer_embeddings
+    trunk = pha.hypernetwork.trunk
     modules: dict[str, nn.Module] = {
-        "decoder.mlp.0": model.retriever.down,
-        "decoder.mlp.2": model.retriever.up,
+        "decoder.mlp.0": pha.retriever.down,
+        "decoder.mlp.2": pha.retriever.up,
         "decoder.param_gen.decoder.linear1": trunk[0],
         "decoder.param_gen.decoder.linear2": trunk[2],
         "decoder.param_gen.decoder.LayerNorm": trunk[3],
-        "decoder.param_gen.decoder.weight_up": model.hypernetwork.head("up_weight"),
-        "decoder.param_gen.decoder.weight_down": model.hypernetwork.head("down_weight"),
-        "decoder.param_gen.decoder.bias_up": model.hypernetwork.head("up_bias"),
-        "decoder.param_gen.decoder.bias_down": model.hypernetwork.head("down_bias"),
+        "decoder.param_gen.decoder.weight_up": pha.hypernetwork.head("up_weight"),
+        "decoder.param_gen.decoder.weight_down": pha.hypernetwork.head("down_weight"),
+        "decoder.param_gen.decoder.bias_up": pha.hypernetwork.head("up_bias"),
+        "decoder.param_gen.decoder.bias_down": pha.hypernetwork.head("down_bias"),
     }
     for prefix, module in modules.items():
         own.update({f"{prefix}.{part}": parameter for part, parameter in module.named_parameters()})

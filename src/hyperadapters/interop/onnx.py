@@ -73,8 +73,9 @@ class OneTask(nn.Module):
         super().__init__()
         assert model.heads is not None
         self.model = model
-        ids = torch.tensor([task_id], device=model.thresholds.device)
-        self.weights = model.adapters(ids).tasks(torch.zeros_like(ids))  # copies, where they are the model's parameters
+        ids = torch.tensor([task_id], device=model.device)
+        # Copies, since the adapters may be the model's parameters.
+        self.weights = model.method.adapters(ids).tasks(torch.zeros_like(ids))
         self.head = model.heads.head(task_id)
         self.is_pair = model.tasks[task_id].is_pair
         num_features = self.head.weight.shape[1] - model.hidden_size

@@ -17,9 +17,7 @@ from hyperadapters.checkpoints.format import BackboneReference
 from hyperadapters.core import AdapterWeights
 from hyperadapters.errors import CheckpointError, did_you_mean
 from hyperadapters.interop.task_files import read_backbone, write_task_files
-from hyperadapters.model.merging import task_loras
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.model.tasks import set_task_parts, task_parts
 from hyperadapters.utils.files import new_folder
 from hyperadapters.utils.optional import require
 
@@ -65,7 +63,7 @@ def export_peft(model: HyperAdapterModel, task: str, folder: str | Path) -> list
         OutputError: the folder is there already, or cannot be written.
         MissingPackageError: PEFT is not installed.
     """
-    loras = task_loras(model, task)
+    loras = model.task_loras(task)
     config, tensors = _config(model), {}
     for path, lora in loras.items():
         tensors[f"{PREFIX}{path}.lora_A.weight"] = lora.down.T.cpu().contiguous()
@@ -164,14 +162,14 @@ def import_peft(model: HyperAdapterModel, task: str, folder: str | Path, check_b
         CheckpointError: the folder is none of PEFT's LoRAs, is damaged, has more than a LoRA, is of another backbone,
             or changes what the model does not.
     """
-    model.check_tasks_can_change()
-    loras, folder = task_loras(model, task), Path(folder)
+    model.method.check_can_change_tasks()
+    loras, folder = model.task_loras(task), Path(folder)
     config = _read_config(folder)
     tensors = _read_tensors(folder, config["r"])
     if check_backbone:
         _check_backbone(model, folder, config.get("base_model_name_or_path"))
     places = {place.path: place for place in model.adapted_linears()}
-    weights = model.adapters(torch.tensor([model.task_id(task)], device=model.thresholds.device))
+    weights = model.method.adapters(torch.tensor([model.task_id(task)], device=model.device))
     own = AdapterWeights({name: torch.zeros_like(tensor) for name, tensor in weights.items()})
     root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
     factor = config["lora_alpha"] / root / model.adapter_config.lora_scale
@@ -196,9 +194,9 @@ def import_peft(model: HyperAdapterModel, task: str, folder: str | Path, check_b
             )
         own[f"down_{place.name}"][place.layer, 0, :, :rank] = down.to(own[f"down_{place.name}"])
         own[f"up_{place.name}"][place.layer, 0, :rank] = factor * up.to(own[f"up_{place.name}"])
-    parts = task_parts(model)
-    parts[model.task_id(task)].own_adapter = own
-    set_task_parts(model, parts)
+    states = model.task_table.states()
+    states[model.task_id(task)].own_adapter = own
+    model.task_table.replace(states)
 
 
 def _check_backbone(model: HyperAdapterModel, folder: Path, name: str | None) -> None:

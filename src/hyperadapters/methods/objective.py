@@ -1,83 +1,51 @@
-"""The objective of a model: the task loss, and the contrastive losses of the methods and settings that have them."""
+"""The objective of a batch: the task loss, and the auxiliary losses of the method."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from hyperadapters.core import (
-    Losses,
-    Reduction,
-    instance_contrastive_loss,
-    prototype_contrastive_loss,
-    sequence_loss,
-    total_loss,
-)
-
-if TYPE_CHECKING:
-    from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.core import Losses, Reduction, sequence_loss, total_loss
+from hyperadapters.methods.base import Method
 
 
-def objective(
-    model: HyperAdapterModel,
-    logits: Tensor,
-    instances: Tensor | None,
-    task_ids: Tensor,
-    labels: Tensor,
-    label_smoothing: float,
-    reduction: Reduction,
-) -> Losses:
-    """The objective of a batch and its terms; a term that the model does not have is 0.
+def objective(method: Method, task_loss: Tensor, instances: Tensor | None, task_ids: Tensor) -> Losses:
+    """Add the auxiliary losses of a method to the task loss.
 
     Args:
-        model: its settings, heads and prototypes are used.
-        logits: of the backbone [B, S, V] or of the heads [B, C].
-        instances: instance vectors [B, p]; None for a method without a retriever.
-        task_ids: [B].
-        labels, label_smoothing, reduction: as in `HyperAdapterModel.forward`.
+        method: The method of the model.
+        task_loss: Scalar.
+        instances: Instance vectors [B, p]; None for a method without a retriever.
+        task_ids: Task of each row [B].
+
+    Returns:
+        The total and its terms; a term that the method does not have is 0.
     """
-    config = model.adapter_config
-    task = _task_loss(model, logits, task_ids, labels, label_smoothing, reduction)
-    instance = prototype = task.new_zeros(())
-    if config.method == "pha":
-        assert instances is not None
-        if config.contrast in ("both", "instance"):
-            instance = instance_contrastive_loss(instances, task_ids, config.temperature)
-        if config.contrast in ("both", "prototype"):
-            prototype = prototype_contrastive_loss(
-                instances,
-                model.prototypes.weight,
-                task_ids,
-                config.temperature,
-                positive_in_denominator=config.preset != "official",
-            )
-    return total_loss(task, instance, prototype, config.contrastive_weight)
-
-
-def _task_loss(
-    model: HyperAdapterModel,
-    logits: Tensor,
-    task_ids: Tensor,
-    labels: Tensor,
-    label_smoothing: float,
-    reduction: Reduction,
-) -> Tensor:
-    if model.heads is not None:
-        return model.heads.loss(logits, labels, task_ids, label_smoothing, reduction)
-    return text_loss(model, logits, labels, label_smoothing, reduction)
+    instance, prototype = method.auxiliary_losses(instances, task_ids)
+    return total_loss(task_loss, instance, prototype, method.config.contrastive_weight)
 
 
 def text_loss(
-    model: HyperAdapterModel,
     logits: Tensor,
     labels: Tensor,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    *,
+    predicts_next: bool = False,
+    padding_id: int | None = None,
 ) -> Tensor:
-    """The task loss of a text-to-text backbone, see `core.sequence_loss`."""
-    if model.kind == "decoder":  # the logits at a token are those of the next one
+    """Compute the task loss of a backbone that writes its answers; see `core.sequence_loss`.
+
+    Args:
+        logits: [B, S, V].
+        labels: Token ids [B, S], -100 where there is no target.
+        label_smoothing: Share of the target distribution that is uniform.
+        reduction: "mean" or "sum" over target tokens.
+        predicts_next: Whether the logits at a token are those of the token after it, as in decoders.
+        padding_id: Id of the padding token for preset "official", which ignores that id in the labels too and divides
+            by all tokens; None for other presets.
+    """
+    if predicts_next:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    official = model.adapter_config.preset == "official"
-    ignored = (-100, model.backbone.config.pad_token_id) if official else (-100,)  # type: ignore[union-attr]
-    return sequence_loss(logits, labels, label_smoothing, reduction, ignored, count_ignored=official)  # type: ignore[arg-type]
+    is_official = padding_id is not None
+    ignored = (-100,) if padding_id is None else (-100, padding_id)
+    return sequence_loss(logits, labels, label_smoothing, reduction, ignored, count_ignored=is_official)

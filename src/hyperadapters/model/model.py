@@ -1,4 +1,4 @@
-"""HyperAdapterModel: a frozen backbone, and what gives it an adapter for each task."""
+"""HyperAdapterModel: a frozen backbone and a method that gives each row of a batch the adapters of its task."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from hyperadapters.backbones.active import BatchState
-from hyperadapters.backbones.architectures import (
-    LinearSize,
-    ResolvedArchitecture,
-    check_feed_forward,
-    find_linears,
-    resolve_architecture,
-)
-from hyperadapters.backbones.checks import check_rank, check_tasks, fit_lengths, place
+from hyperadapters.backbones.checks import plan
 from hyperadapters.backbones.devices import execution_device, is_offloaded
-from hyperadapters.backbones.injection import parameter_name
 from hyperadapters.backbones.loading import (
     absolute_name,
     fingerprint,
@@ -31,7 +23,8 @@ from hyperadapters.backbones.loading import (
     load_tokenizer,
     num_embeddings,
 )
-from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, LowerOutput, PassRunner, pool
+from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, LowerOutput, pool
+from hyperadapters.backbones.runners import make_runner
 from hyperadapters.backbones.text_features import features_size
 from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import (
@@ -45,23 +38,27 @@ from hyperadapters.core import (
     lora_tensors,
 )
 from hyperadapters.data.collate import Collator
-from hyperadapters.errors import BackboneError, TaskError, unknown_name
+from hyperadapters.errors import BackboneError, TaskError
 from hyperadapters.heads.task_heads import TaskHeads
-from hyperadapters.methods.base import MethodParts
-from hyperadapters.methods.objective import objective
-from hyperadapters.model.merging import Merged
-from hyperadapters.model.output import Generated, HyperAdapterOutput, Route, check_labels, check_task_ids
-from hyperadapters.model.tasks import set_task_parts, task_parts
+from hyperadapters.methods import PHA, make_method
+from hyperadapters.methods.base import Method, Route
+from hyperadapters.methods.objective import objective, text_loss
+from hyperadapters.model.merging import Lora, Merged, task_loras
+from hyperadapters.model.output import Generated, HyperAdapterOutput, check_labels, check_task_ids
+from hyperadapters.model.tasks import TaskTable
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hyperadapters.fewshot.add_task import FitReport
+    from hyperadapters.fewshot.fit import Fit
+    from hyperadapters.inference.predictor import Prediction
     from hyperadapters.inference.routing import RoutingResult
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
-
-def _exclusive(method: _Method) -> _Method:
+def _exclusive(method: _Function) -> _Function:
     """Make a method hold the lock of its model."""
 
     @wraps(method)
@@ -69,26 +66,29 @@ def _exclusive(method: _Method) -> _Method:
         with self.lock:
             return method(self, *args, **options)
 
-    return cast(_Method, locked)
+    return cast(_Function, locked)
 
 
-class HyperAdapterModel(MethodParts):
-    """A frozen backbone with generated adapters, one task or many in a batch.
+class HyperAdapterModel(nn.Module):
+    """A frozen backbone whose adapters differ from row to row of a batch, by the row's task.
 
-    Make one with `from_backbone`, load one with `from_pretrained`, or pass a transformers model to the constructor.
-    The backbone is changed in place (frozen and wrapped); `detach` gives it back as it was.
+    Make a model with `from_backbone`, load one with `from_pretrained`, or pass a transformers model to the constructor.
+    The backbone is changed in place (frozen, and adapters are injected); `detach` returns it as it was.
 
     Attributes:
-        backbone: the frozen model.
-        tasks: the tasks, the index of each being its `task_id`.
-        shared_adapters, heads: what is trained besides the parts of the method (see `MethodParts`).
-        unused_adapters: of the preset "official" only: what the released code trains and never uses.
-        lengths: at which texts are cut.
-        hidden_size: d, of the backbone's hidden states.
-        lock: held while the model is run or changed, and to be held by whoever does several such things that belong
-            together. Several threads may share a model: they take turns.
-        revision: counts the changes of the tasks; what was derived from them before is outdated.
-        folder: where its checkpoint was written last, or else read; not of one from the Hub.
+        backbone: The frozen model.
+        method: Where adapters come from; holds retriever, prototypes and hypernetwork (see `methods.pha`).
+        heads: Task heads of encoder backbones; None for backbones that write their answers.
+        shared_adapters: Learned adapters in the encoder of an encoder-decoder, shared by all tasks.
+        unused_adapters: Preset "official" only: parameters that the released code trains and never uses.
+        adapter_config: Settings, with all defaults resolved.
+        task_table: The tasks, and everything that belongs to one of them.
+        lengths: Maximum numbers of tokens; longer texts are truncated.
+        hidden_size: Size d of the backbone's hidden states.
+        text_to_text: Whether the backbone writes its answers instead of having task heads.
+        lock: Held while the model is run or changed. Hold it for several calls that belong together. Threads may share
+            a model: they take turns.
+        folder: Last local checkpoint directory that the model was saved to or loaded from.
     """
 
     def __init__(
@@ -99,67 +99,57 @@ class HyperAdapterModel(MethodParts):
         backbone_name: str | None = None,
         lengths: Lengths | None = None,
     ) -> None:
-        """Put adapters into a backbone.
+        """Inject adapters into a backbone.
 
         Args:
-            backbone: a transformers model of a known architecture; for encoders the plain one, without a task head.
-            tasks: at least one; their order fixes the task ids.
-            config: method, sizes and preset.
-            backbone_name: under which a checkpoint finds the backbone again; default: the backbone's `name_or_path`.
-            lengths: at which texts are cut; default: 128 tokens of input, or what the backbone has positions for.
+            backbone: A transformers model of a known architecture; for encoders the plain model without a task head.
+            tasks: At least one task; their order gives the task ids.
+            config: Method, sizes and preset.
+            backbone_name: Name by which a checkpoint finds the backbone; default: its `name_or_path`.
+            lengths: Maximum numbers of tokens, longer texts are truncated; default: 128 tokens of input, or fewer where
+                the backbone has fewer positions.
 
         Raises:
-            BackboneError: unknown architecture, or a module is missing. Nothing has been changed then.
-            TaskError: no task, two of one name, a text-to-text task for a backbone with heads, or labels not known.
-            RecipeError: a setting does not fit the backbone.
+            BackboneError: The architecture is unknown, or a module is missing. Nothing has been changed then.
+            TaskError: There is no task, two have the same name, or a task does not fit the backbone.
+            RecipeError: A setting does not fit the backbone.
         """
-        config = config or ModelConfig()
-        architecture = resolve_architecture(backbone, config.modules)
-        check_tasks(tasks, architecture)
-        tasks, device = tuple(tasks), execution_device(backbone)
-        config, lengths = place(config, architecture), fit_lengths(lengths, architecture)
-        if config.modules is not None and config.form == "bottleneck":
-            check_feed_forward(architecture.generated, architecture.hidden_size)
-        hidden_size, num_layers = (
-            architecture.hidden_size,
-            len(architecture.generated.layers) - (config.feature_layer or 0),
-        )
-        linears = _linears(config, architecture)
-        tensors = bottleneck_tensors(hidden_size, config.adapter_dim)
-        if config.form == "lora":
-            tensors = lora_tensors(_by_parameter(linears[0]), config.lora_rank)
-        super().__init__(config, len(tasks), num_layers, hidden_size, tensors)
-        self.tasks, self.lengths, self.hidden_size, self._architecture = tasks, lengths, hidden_size, architecture
+        super().__init__()
+        planned = plan(backbone, tasks, config or ModelConfig(), lengths)
+        config, architecture, hidden_size = planned.config, planned.architecture, planned.architecture.hidden_size
+        self.adapter_config, self.lengths, self.hidden_size = config, planned.lengths, hidden_size
+        self._architecture = architecture
+        self.text_to_text = architecture.kind != "encoder"
         name = backbone_name or str(getattr(backbone, "name_or_path", ""))
         self.backbone_name = absolute_name(name) if name else None
         self.backbone_fingerprint = fingerprint(backbone)
         self.backbone_fingerprint_float16 = fingerprint(backbone, torch.float16)
         self.lock = threading.RLock()
-        self.revision = 0
-        self.renamed: dict[str, str] = {}
         self.folder: Path | None = None
+        self._merged: Merged | None = None
+        self._is_compiled = False
 
-        num_shared = len(architecture.shared.layers) - config.frozen_encoder_layers if architecture.shared else 0
+        tensors = bottleneck_tensors(hidden_size, config.adapter_dim)
+        if config.form == "lora":
+            tensors = lora_tensors(planned.linears_by_parameter(0), config.lora_rank)
+        num_tasks, num_layers = len(planned.tasks), planned.num_layers
+        self.method: Method = make_method(config, num_tasks, num_layers, hidden_size, tensors)
         shared_dim = config.shared_adapter_dim or config.adapter_dim
         self.shared_adapters = nn.ModuleList(
             LearnedBottleneck(hidden_size, shared_dim)
             if config.form == "bottleneck"
-            else LearnedLora(_by_parameter(linears[1]), config.lora_rank)
-            for _ in range(num_shared)
+            else LearnedLora(planned.linears_by_parameter(1), config.lora_rank)
+            for _ in range(planned.num_shared)
         )
         self.unused_adapters = nn.ModuleList()
         if config.preset == "official":
             # The released code allocates, counts, saves and never uses them; its checkpoints hold them.
             self.unused_adapters.extend(LearnedBottleneck(hidden_size, config.adapter_dim) for _ in range(num_layers))
-        self.text_to_text = architecture.kind != "encoder"
-        self.heads = None if self.text_to_text else _heads(hidden_size, self.tasks, config)
-        self._reads_features: tuple[int, bool] | None = None
-        self._merged: Merged | None = None
-        self._is_compiled = False
-
+        self.heads = None if self.text_to_text else _make_heads(hidden_size, planned.tasks, config)
+        self.task_table = TaskTable(planned.tasks, architecture, self.method, self.heads)
         self.backbone = backbone
-        self._passes = PassRunner(backbone, architecture, config, linears, self.shared_adapters)
-        self.to(device)
+        self.passes = make_runner(backbone, architecture, config, planned.linears, self.shared_adapters)
+        self.to(planned.device)
 
     @classmethod
     def from_backbone(
@@ -168,22 +158,29 @@ class HyperAdapterModel(MethodParts):
         tasks: Sequence[Task],
         preset: str | None = None,
         dtype: Dtype | None = None,
+        max_length: int | None = None,
         **settings: Any,
     ) -> HyperAdapterModel:
         """Load a backbone and make a model with fresh adapters.
 
         Args:
-            name: on the Hub, or a folder.
-            tasks: see the constructor.
-            preset: see `ModelConfig`.
-            dtype: of the backbone's weights; default: that of its files. What is trained is in float32.
-            **settings: other settings of `ModelConfig`.
+            name: Name on the Hub, or a folder.
+            tasks: See the constructor.
+            preset: See `ModelConfig`.
+            dtype: Type of the backbone's weights; default: that of its files. Trained parameters are float32.
+            max_length: Maximum number of tokens of an input, longer texts are truncated; default: see the constructor.
+            **settings: Other settings of `ModelConfig`.
 
         Raises:
-            BackboneError, TaskError, RecipeError: see the constructor.
+            BackboneError: See the constructor.
+            TaskError: See the constructor.
+            RecipeError: See the constructor.
         """
         config = parse(ModelConfig, {"preset": preset, **settings})
-        return cls(load_backbone(name, config.modules, dtype), tasks, config, backbone_name=name)
+        lengths = None if max_length is None else parse(Lengths, {"input": max_length})
+        return cls(load_backbone(name, config.modules, dtype), tasks, config, backbone_name=name, lengths=lengths)
+
+    # Checkpoints
 
     @classmethod
     def from_pretrained(
@@ -197,15 +194,15 @@ class HyperAdapterModel(MethodParts):
         """Load a checkpoint, and its backbone unless one is given.
 
         Args:
-            name_or_folder: a folder; or a name on the Hub, like "user/name", if there is no folder of that name.
-            backbone: to load it into.
-            revision: of a name on the Hub: branch, tag or commit.
-            token: for the Hub; default: that of `hf auth login`.
-            dtype: of the weights of a backbone that is loaded; default: that of its files.
+            name_or_folder: A folder; or a name on the Hub, such as "user/name", if there is no folder of that name.
+            backbone: The backbone to load the checkpoint into.
+            revision: Branch, tag or commit on the Hub.
+            token: Token for the Hub; default: that of `hf auth login`.
+            dtype: Type of the weights of a backbone that is loaded; default: that of its files.
 
         Raises:
-            CheckpointError: it is missing, damaged, of a newer format, or of another backbone; or the Hub does not give
-                it.
+            CheckpointError: The checkpoint is missing, damaged, of a newer format or of another backbone; or the Hub
+                does not provide it.
         """
         from hyperadapters.checkpoints.format import load_model
         from hyperadapters.checkpoints.hub import find_checkpoint
@@ -222,17 +219,18 @@ class HyperAdapterModel(MethodParts):
         license: str | None = None,
         scores: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     ) -> None:
-        """Write a checkpoint, everything trained and the tasks, nothing of the backbone; and its model card, README.md.
+        """Write a checkpoint (trained parameters and tasks, nothing of the backbone) and its model card, README.md.
 
-        A README.md that the library did not write, or that was changed since, stays as it is.
+        A README.md that the library did not write, or that was changed since, is kept.
 
         Args:
-            folder: to write it to.
-            license: of the card, as the Hub names it, for example "apache-2.0"; default: that of the card before.
-            scores: of the card, by task, split and metric; default: those of the folder's `metrics.json`.
+            folder: Folder to write to.
+            license: License for the card by its name on the Hub, such as "apache-2.0"; default: that of the card that
+                is replaced.
+            scores: Scores for the card, by task, split and metric; default: those of the folder's `metrics.json`.
 
         Raises:
-            OutputError: the folder cannot be written.
+            OutputError: The folder cannot be written.
         """
         from hyperadapters.checkpoints.card import read_scores, write_card
         from hyperadapters.checkpoints.format import save_model
@@ -254,34 +252,37 @@ class HyperAdapterModel(MethodParts):
         revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Upload a checkpoint with its model card to the Hugging Face Hub, in one commit that replaces the one there.
+        """Upload a checkpoint and its model card to the Hugging Face Hub, in one commit that replaces the last one.
 
         The card has the scores of the `metrics.json` in the model's `folder`. A README.md that somebody wrote or
-        changed goes before it: the one in `folder`, or else the one on the Hub.
+        changed takes precedence over the generated one: that in `folder`, or else that on the Hub.
 
         Args:
-            repo_id: like "user/name"; made if it is not there.
-            private: whether a new one is private; default: as the owner's other ones.
-            token: default: that of `hf auth login`.
-            license: see `save_pretrained`.
-            commit_message: of the commit.
-            revision: branch to commit to; default: main.
-            create_pr: whether to propose the commit as a pull request.
+            repo_id: Name such as "user/name"; the repository is created if it does not exist.
+            private: Whether a new repository is private; default: the owner's default.
+            token: Token for the Hub; default: that of `hf auth login`.
+            license: See `save_pretrained`.
+            commit_message: Message of the commit.
+            revision: Branch to commit to; default: main.
+            create_pr: Whether to propose the commit as a pull request.
 
         Returns:
             The address of the commit.
 
         Raises:
-            OutputError: the Hub cannot be reached, or does not take it.
+            OutputError: The Hub cannot be reached, or refuses the commit.
         """
         from hyperadapters.checkpoints.hub import push
 
         return push(self, repo_id, private, token, license, commit_message, revision, create_pr)
 
     def refresh_fingerprint(self) -> bool:
-        """Compute the fingerprints of the backbone anew if its weights have changed, and return whether they have.
+        """Compute the fingerprints of the backbone again if its weights have changed.
 
-        Another floating point type is not a change, and neither is a merged task or quantisation with torchao.
+        Another floating-point type is not a change, and neither is a merged task or quantisation with torchao.
+
+        Returns:
+            Whether the weights have changed.
         """
         if self._merged is not None or is_quantised(self.backbone):
             return False
@@ -291,24 +292,47 @@ class HyperAdapterModel(MethodParts):
         self.backbone_fingerprint, self.backbone_fingerprint_float16 = found
         return True
 
+    # Properties
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks; the index of a task is its id."""
+        return self.task_table.tasks
+
     @property
     def kind(self) -> BackboneKind:
-        """Of the backbone: "encoder", "encoder-decoder" or "decoder"."""
+        """Kind of the backbone: "encoder", "encoder-decoder" or "decoder"."""
         return self._architecture.kind
 
     @property
+    def device(self) -> torch.device:
+        """Device of the trained parameters, on which the backbone computes."""
+        return next(self.method.parameters()).device
+
+    @property
+    def pha(self) -> PHA:
+        """The parts of method "pha".
+
+        Raises:
+            TaskError: The model has another method.
+        """
+        if not isinstance(self.method, PHA):
+            raise TaskError(f"expected a model of method 'pha', found method '{self.adapter_config.method}'")
+        return self.method
+
+    @property
     def max_tokens(self) -> int:
-        """Tokens of the longest row that passes through the first stack: of an input, of a decoder with its answer."""
+        """Maximum number of tokens of a row in the first stack of layers: the input, in decoders with its answer."""
         return self.lengths.input + (self.lengths.target if self.kind == "decoder" else 0)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The backbone's tokenizer, loaded on first access; it can be changed, or another one be set.
 
-        A checkpoint holds it if it is not the one that the backbone's name leads to.
+        A checkpoint contains it if it differs from the tokenizer that the backbone's name leads to.
 
         Raises:
-            BackboneError: it cannot be loaded, or the backbone has no name to load it by.
+            BackboneError: It cannot be loaded, or the backbone has no name to load it by.
         """
         if self.backbone_name is None:
             raise BackboneError(
@@ -323,16 +347,16 @@ class HyperAdapterModel(MethodParts):
 
     @property
     def collator(self) -> Collator:
-        """Makes batches for this model, with its present tasks."""
+        """A collator that makes batches for this model."""
         return self.collator_of(self.tasks)
 
     def collator_of(self, tasks: Sequence[Task]) -> Collator:
-        """Makes batches for this model, with other tasks than its own."""
+        """Return a collator that makes batches for this model, with other tasks than its own."""
         limit = num_embeddings(self.backbone)
         return Collator(self.tokenizer, tasks, self.kind, self.lengths.input, self.lengths.target, limit)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled and copied: everything but the lock, which belongs to this object."""
+        """Return what is pickled and copied: everything except the lock, which belongs to this object."""
         return {name: value for name, value in vars(self).items() if name != "lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -355,36 +379,38 @@ class HyperAdapterModel(MethodParts):
         output_hidden_states: bool = False,
         route: Route = "nearest",
         lower_output: LowerOutput | None = None,
-        frozen: FrozenOutput | None = None,
+        frozen_output: FrozenOutput | None = None,
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> HyperAdapterOutput:
         """Run a batch of one task or of several.
 
         Args:
-            input_ids: [B, S].
-            attention_mask: 1 for real tokens [B, S]; default: all real.
-            task_ids: task of each row [B]; default: the most similar one, if the method can route.
-            labels: label index or number [B] (heads); token ids [B, T] with -100 for padding (encoder-decoder); or as
-                transformers has them for language models, token ids [B, S] of the input with its answer, -100 wherever
-                there is no answer (decoder).
+            input_ids: Token ids [B, S].
+            attention_mask: 1 for real tokens, 0 for padding [B, S]; default: all tokens are real.
+            task_ids: Task of each row [B]; default: the most similar task, if the method can route.
+            labels: For task heads, indices of labels or numbers [B]; for encoder-decoders, token ids [B, T] with -100
+                for padding; for decoders, token ids [B, S] of the input with its answer, -100 except for the answer.
             token_type_ids: [B, S], for encoders that have them.
-            decoder_input_ids: [B, T], of an encoder-decoder; default: the labels moved right.
-            label_smoothing, reduction: of the task loss.
-            output_hidden_states: whether to return the backbone's hidden states.
-            route: the adapters of rows without `task_ids`: "nearest" for those of the most similar task, "soft" for
-                those generated from a mixture of the prototypes, weighted by similarity. The head, and an adapter
-                that a task has of its own, are the most similar task's in any case.
-            lower_output, frozen: result of the method of that name for the same inputs, where it is there already.
-            prompt_mask: of a decoder: 1 for the tokens of the input without the answer [B, S], which the retriever
-                reads; default: those before the first label, or all.
-            sequence_ids: of an encoder whose heads read the texts of pairs by themselves: 0 for tokens of the first
-                text, 1 for those of the second, -1 for special tokens and padding [B, S], as `collator` makes them;
-                default: told by `token_type_ids`, where the second texts have type 1.
+            decoder_input_ids: [B, T], for encoder-decoders; default: the labels shifted to the right.
+            label_smoothing: Share of the target distribution that is uniform, for the task loss.
+            reduction: "mean" or "sum" over rows or target tokens, for the task loss.
+            output_hidden_states: Whether to return the backbone's hidden states.
+            route: Adapters of rows without `task_ids`: "nearest" for those of the most similar task, "soft" for those
+                generated from a mixture of the prototypes, weighted by similarity. The head, and an adapter that a task
+                has of its own, are the most similar task's in both cases.
+            lower_output: Result of `forward_lower_layers` for the same inputs, to save its computation.
+            frozen_output: Result of `forward_frozen_layers` for the same inputs, to save its computation.
+            prompt_mask: For decoders: 1 for the tokens of the input without its answer [B, S], which the retriever
+                reads; default: the tokens before the first label, or all.
+            sequence_ids: For encoders whose heads read each text of a pair: 0 for tokens of the first text, 1 for
+                those of the second, -1 for special tokens and padding [B, S], as `collator` makes them; default:
+                derived from `token_type_ids`, where these are 1 for the second text.
 
         Raises:
-            TaskError: `task_ids` has a wrong shape or type or is out of range, or is missing where there are labels or
-                the method cannot route; or a head reads the texts of pairs, and nothing tells these apart.
+            TaskError: `task_ids` has a wrong shape or type or is out of range, or is missing where labels are given or
+                the method cannot route; `labels` has a wrong shape or type; or a head reads the texts of pairs, and no
+                argument tells these apart.
         """
         if prompt_mask is None and labels is not None and self.kind == "decoder":
             prompt_mask = _before_labels(input_ids, labels)
@@ -392,62 +418,72 @@ class HyperAdapterModel(MethodParts):
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
         if labels is not None:
             check_labels(labels, len(input_ids), self.text_to_text)
-        if self.kind == "encoder-decoder" and decoder_input_ids is None:
-            if labels is None:
-                raise TaskError("forward of an encoder-decoder needs labels or decoder_input_ids; or use generate")
-            decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
-        features, instances = torch.empty(0), None
-
-        def choose(pooled: Tensor) -> BatchState:
-            nonlocal features, instances, task_ids
-            features, instances = pooled, self.retrieve(pooled)
-            task_ids, state = self.choose(task_ids, instances, route)
-            return state
-
-        if lower_output is None and frozen is None and self._passes.is_one_pass:
-            output = self._passes.run(inputs, choose, output_hidden_states)
-        else:
-            has_encoder = self.kind == "encoder-decoder"
-            if lower_output is None or (has_encoder and output_hidden_states and lower_output.hidden_states is None):
-                lower_output = self._passes.forward_lower_layers(inputs, output_hidden_states, frozen)
-            state = choose(lower_output.pooled)
-            output = self._passes.run_upper_layers(inputs, lower_output, state, decoder_input_ids, output_hidden_states)
-        assert task_ids is not None
+        if decoder_input_ids is None:
+            decoder_input_ids = self.passes.default_decoder_input_ids(labels)
+        selector = _Selector(self.method, task_ids, route)
+        output, lower_output = self.passes.run_batch(
+            inputs, selector, decoder_input_ids, output_hidden_states, lower_output, frozen_output
+        )
+        task_ids = selector.selected
         if self.heads is None:
             logits = output.logits
         else:
             known = None if lower_output is None else lower_output.head_features
-            features = self._features_of(inputs, features, task_ids) if known is None else known
+            features = self._features_of(inputs, selector.features, task_ids) if known is None else known
             logits = self.heads(pool(output, inputs), features, task_ids)
         losses = None
         if labels is not None:
-            losses = objective(self, logits, instances, task_ids, labels, label_smoothing, reduction)
+            task_loss = self.task_loss(logits, labels, task_ids, label_smoothing, reduction)
+            losses = objective(self.method, task_loss, selector.instances, task_ids)
         own_states = getattr(output, "hidden_states", None)
         return HyperAdapterOutput(
             loss=None if losses is None else losses.total,
             losses=losses,
             logits=logits,
-            instances=instances,
+            instances=selector.instances,
             task_ids=task_ids,
             encoder_hidden_states=own_states if self.heads else lower_output.hidden_states if lower_output else None,
             decoder_hidden_states=getattr(output, "decoder_hidden_states", None if self.heads else own_states),
         )
 
+    def task_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        task_ids: Tensor,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """Compute the task loss of logits; the arguments are those of `forward`."""
+        if self.heads is not None:
+            return self.heads.loss(logits, labels, task_ids, label_smoothing, reduction)
+        padding_id = self.backbone.config.pad_token_id if self.adapter_config.preset == "official" else None  # type: ignore[union-attr]
+        predicts_next = self.kind == "decoder"
+        return text_loss(
+            logits,
+            labels,
+            label_smoothing,
+            reduction,
+            predicts_next=predicts_next,
+            padding_id=padding_id,  # type: ignore[arg-type]
+        )
+
     def training_loss(
         self, batch: Mapping[str, Tensor], reduction: Reduction = "mean", label_smoothing: float = 0.1
     ) -> Losses:
-        """The objective for a batch: the total, the task loss and both contrastive terms.
+        """Compute the objective of a batch.
 
         Args:
-            batch: arguments of `forward`, with `task_ids` and `labels`.
-            reduction: of the task loss: "mean" or "sum" over target tokens or rows.
-            label_smoothing: of the task loss.
+            batch: Arguments of `forward`, with `task_ids` and `labels`.
+            reduction: "mean" or "sum" over target tokens or rows, for the task loss.
+            label_smoothing: Share of the target distribution that is uniform, for the task loss.
+
+        Returns:
+            The total, the task loss and both contrastive losses.
         """
         losses: Losses = self(**batch, reduction=reduction, label_smoothing=label_smoothing).losses
         return losses
 
-    @_exclusive
-    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
@@ -459,16 +495,23 @@ class HyperAdapterModel(MethodParts):
     ) -> Any:
         """Generate with the backbone's `generate`, each row with its task's adapters.
 
-        The layers that give the features, the retriever and the hypernetwork read the input once, whatever the length
+        The layers below the features, the retriever and the hypernetwork run once for each input, whatever the length
         of the answer and the number of beams. Inputs of a decoder may be padded on either side; the result begins with
-        the inputs, padded on the left, as transformers has it.
+        the inputs, padded on the left, as in transformers.
 
         Args:
-            input_ids, attention_mask, task_ids, route, lower_output: as in `forward`.
-            **options: of transformers' `generate`.
+            input_ids: See `forward`.
+            attention_mask: See `forward`.
+            task_ids: See `forward`.
+            route: See `forward`.
+            lower_output: See `forward`.
+            **options: Options of transformers' `generate`.
+
+        Returns:
+            The result of transformers' `generate`.
 
         Raises:
-            TaskError: see `forward`, or the backbone has heads and generates nothing.
+            TaskError: See `forward`; or the backbone has task heads and cannot generate.
         """
         return self.generate_with_tasks(input_ids, attention_mask, task_ids, route, lower_output, **options).tokens
 
@@ -483,24 +526,16 @@ class HyperAdapterModel(MethodParts):
         lower_output: LowerOutput | None = None,
         **options: Any,
     ) -> Generated:
-        """As `generate`, which has the arguments and errors; also returns the tasks and the instance vectors."""
+        """Generate as `generate` does, and return the tasks and the instance vectors too."""
         if not self.text_to_text:
             raise TaskError("generate needs a backbone that writes its answers; this one has task heads: use forward")
         inputs = self._inputs(input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
-        instances = None
-        if lower_output is None and not self._passes.generates_in_one_pass(options):
-            lower_output = self._passes.forward_lower_layers(inputs)
-
-        def choose(pooled: Tensor) -> BatchState:
-            nonlocal instances, task_ids
-            instances = self.retrieve(pooled)
-            task_ids, state = self.choose(task_ids, instances, route)
-            return state
-
-        tokens = self._passes.generate(inputs, choose, lower_output, options)
-        assert task_ids is not None
-        return Generated(tokens, task_ids, instances)
+        if lower_output is None and not self.passes.generates_in_one_pass(options):
+            lower_output = self.passes.forward_lower_layers(inputs)
+        selector = _Selector(self.method, task_ids, route)
+        tokens = self.passes.generate(inputs, selector, lower_output, options)
+        return Generated(tokens, selector.selected, selector.instances)
 
     @_exclusive
     def forward_lower_layers(
@@ -508,19 +543,16 @@ class HyperAdapterModel(MethodParts):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        frozen: FrozenOutput | None = None,
+        frozen_output: FrozenOutput | None = None,
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> LowerOutput:
-        """Run what lies below the generated adapters and is the same for every task; arguments as in `forward`."""
-        return self._passes.forward_lower_layers(
-            self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids), frozen=frozen
-        )
+        """Run the layers below the generated adapters, whose output is the same for every task.
 
-    @property
-    def has_frozen_layers(self) -> bool:
-        """Whether there are layers below everything trained, so that `frozen` can be kept through a training."""
-        return self._passes.has_frozen_layers
+        The arguments are those of `forward`.
+        """
+        inputs = self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
+        return self.passes.forward_lower_layers(inputs, frozen_output=frozen_output)
 
     @_exclusive
     def forward_frozen_layers(
@@ -531,109 +563,89 @@ class HyperAdapterModel(MethodParts):
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> FrozenOutput:
-        """Run the layers below everything that is trained; arguments as in `forward`."""
-        return self._passes.forward_frozen_layers(
-            self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
-        )
+        """Run the layers below everything that is trained; the arguments are those of `forward`."""
+        inputs = self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
+        return self.passes.forward_frozen_layers(inputs)
 
-    def instances(
+    @property
+    def has_frozen_layers(self) -> bool:
+        """Whether there are layers below everything that is trained, so that their output can be cached."""
+        return self.passes.has_frozen_layers
+
+    def instance_vectors(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> Tensor:
-        """Instance vectors [B, p].
+        """Compute the instance vectors [B, p] of a batch; the arguments are those of `forward`.
 
         Raises:
-            TaskError: the method has no retriever.
+            TaskError: The method has no retriever.
         """
-        vectors = self.retrieve(
-            self.forward_lower_layers(input_ids, attention_mask, token_type_ids, sequence_ids=sequence_ids).pooled
-        )
+        output = self.forward_lower_layers(input_ids, attention_mask, token_type_ids, sequence_ids=sequence_ids)
+        vectors = self.method.instance_vectors(output.pooled)
         if vectors is None:
             raise TaskError(f"method '{self.adapter_config.method}' has no instance vectors")
         return vectors
 
     @_exclusive
     def head_features(self, inputs: Inputs, pooled: Tensor, is_pair: Sequence[bool] | bool) -> Tensor:
-        """What wide heads read of inputs besides the adapted hidden states [B, F]; no adapter changes it.
+        """Compute the features that heads read besides the adapted hidden states; no adapter changes them.
 
         Args:
-            inputs: arguments of `encode`.
-            pooled: what the retriever reads of them [B, d]; read with `head_inputs: adapted` only.
-            is_pair: which rows are pairs of texts; or whether all are, which makes the function exportable.
+            inputs: Arguments of `forward_lower_layers`.
+            pooled: Pooled hidden states that the retriever reads [B, d]; used with `head_inputs: adapted` only.
+            is_pair: Which rows are pairs of texts; or whether all rows are, which makes the function exportable.
+
+        Returns:
+            [B, F].
         """
         head_inputs = self.adapter_config.head_inputs
         if head_inputs == "adapted":
             return pooled
         pairs = is_pair if isinstance(is_pair, bool) else torch.tensor(is_pair, device=inputs["input_ids"].device)
-        return self._passes.text_features(self._inputs(**inputs), pairs, head_inputs == "pair_features")
+        return self.passes.text_features(self._inputs(**inputs), pairs, head_inputs == "pair_features")
 
     def _features_of(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:
-        """As `head_features`, but zeros where no head of the model has learned to read them yet."""
+        """`head_features` of a batch [B, F]; zeros where no head has weights for them yet."""
         assert self.heads is not None
-        if self.adapter_config.head_inputs == "adapted":
-            return pooled
-        if self._reads_features is None or self._reads_features[0] != self.revision:
-            self._reads_features = self.revision, self.heads.reads_features
-        if not self._reads_features[1]:
+        if self.adapter_config.head_inputs != "adapted" and not self.task_table.head_features_are_read:
             return pooled.new_zeros(len(pooled), self.heads.features_size)
         return self.head_features(inputs, pooled, [self.tasks[task_id].is_pair for task_id in task_ids.tolist()])
 
     @_exclusive
-    def forward_upper_layers(
+    def forward_with_adapter(
         self,
         inputs: Inputs,
-        lower_output: LowerOutput,
         weights: AdapterWeights,
+        lower_output: LowerOutput | None = None,
         decoder_input_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Run the layers above `encode` with the same given adapter for every row.
+    ) -> tuple[Tensor, Tensor]:
+        """Run a batch with the same given adapter for every row. torch can export it for encoders.
 
         Args:
-            inputs: arguments of `encode`.
-            lower_output: its result.
-            weights: of one task [L, 1, ...].
-            decoder_input_ids: [B, T], for text-to-text backbones.
+            inputs: Arguments of `forward_lower_layers`.
+            weights: Adapter of one task [L, 1, ...].
+            lower_output: See `forward`.
+            decoder_input_ids: [B, T], for encoder-decoders.
 
         Returns:
-            Pooled last hidden states [B, d], or logits of a text-to-text backbone, as `forward` has them.
+            Pooled last hidden states [B, d], or logits of a text-to-text backbone, as in `forward`; and the pooled
+            hidden states that the retriever reads [B, d].
         """
         inputs = self._inputs(**inputs)
-        output = self._passes.run_upper_layers(inputs, lower_output, _for_all_rows(weights, inputs), decoder_input_ids)
-        values: Tensor = output.logits if self.text_to_text else pool(output, inputs)
-        return values
-
-    @_exclusive
-    def forward_with_adapter(self, inputs: Inputs, weights: AdapterWeights) -> tuple[Tensor, Tensor]:
-        """`encode` and `adapted` of an encoder at once, as `forward` runs them; torch can export it.
-
-        Args:
-            inputs: arguments of `encode`.
-            weights: of one task [L, 1, ...].
-
-        Returns:
-            Pooled last hidden states [B, d], and what the retriever reads [B, d].
-        """
-        inputs = self._inputs(**inputs)
-        state, read = _for_all_rows(weights, inputs), []
-        if not self._passes.is_one_pass:
-            lower_output = self._passes.forward_lower_layers(inputs)
-            return pool(self._passes.run_upper_layers(inputs, lower_output, state), inputs), lower_output.pooled
+        rows = inputs["input_ids"]
+        features = []
 
         def choose(pooled: Tensor) -> BatchState:
-            read.append(pooled)
-            return state
+            features.append(pooled)
+            return BatchState(weights, Grouping.of(rows.new_zeros(rows.shape[0]), 1))
 
-        output = self._passes.run(inputs, choose)
-        return pool(output, inputs), read[0]
-
-    def route(self, texts: Iterable[Any], **options: Any) -> list[RoutingResult]:
-        """Find the task of each text; see `inference.routing.route`, which names the options."""
-        from hyperadapters.inference.routing import route
-
-        return route(self, texts, **options)
+        output, _ = self.passes.run_batch(inputs, choose, decoder_input_ids, lower_output=lower_output)
+        values: Tensor = output.logits if self.text_to_text else pool(output, inputs)
+        return values, features[0]
 
     def _inputs(
         self,
@@ -643,6 +655,7 @@ class HyperAdapterModel(MethodParts):
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
+        """The inputs that this backbone and its heads read, checked."""
         inputs = {"input_ids": input_ids}
         inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if token_type_ids is not None and not self.text_to_text:
@@ -659,127 +672,225 @@ class HyperAdapterModel(MethodParts):
         return inputs
 
     def _check_task_ids(self, task_ids: Tensor | None, rows: int, has_labels: bool) -> None:
-        check_task_ids(task_ids, rows, len(self.tasks), has_labels, self.adapter_config.method)
+        check_task_ids(task_ids, rows, len(self.tasks), has_labels)
+        if task_ids is None:
+            self.method.check_can_route()
         if self._merged is not None and (task_ids is None or bool((task_ids != self._merged.task_id).any())):
             raise TaskError(
                 f"task '{self.tasks[self._merged.task_id].name}' is merged into the backbone, which answers for no "
                 "other one: give its task id for every row, or call unmerge()"
             )
 
+    # Texts
+
+    def predict(self, texts: Iterable[Any], task: str | None = None, batch_size: int = 64) -> list[Prediction]:
+        """Predict the answers to texts.
+
+        `Predictor` does the same for streams of any length.
+
+        Args:
+            texts: Strings, pairs of strings, or rows with the columns `text`, `text_pair` and `task` (a list of
+                mappings, a DataFrame, a `datasets.Dataset`).
+            task: Name of the task of rows that do not name one; default: such rows are routed to the most similar task.
+            batch_size: Number of rows in a batch.
+
+        Returns:
+            A prediction for each text, in their order.
+
+        Raises:
+            DataError: A text has another type, or does not fit its task.
+            TaskError: The task is unknown, or a row has no task and the method cannot route.
+        """
+        from hyperadapters.inference.predictor import Predictor
+
+        return list(Predictor(self, batch_size)(texts, task=task))
+
+    def predict_proba(self, texts: Iterable[Any], task: str, batch_size: int = 64) -> np.ndarray[Any, Any]:
+        """Predict the probabilities of the labels of a classification task.
+
+        Args:
+            texts: See `predict`.
+            task: Name of the task.
+            batch_size: Number of rows in a batch.
+
+        Returns:
+            [N, C] in float32, the columns in the order of the task's labels.
+
+        Raises:
+            DataError: See `predict`.
+            TaskError: The task is unknown or has no probabilities.
+        """
+        from hyperadapters.inference.predictor import label_probabilities
+
+        return label_probabilities(self, texts, task, batch_size)
+
+    def encode(self, texts: Iterable[Any], batch_size: int = 64) -> np.ndarray[Any, Any]:
+        """Compute the instance vectors of texts, which cluster by task.
+
+        Args:
+            texts: See `predict`.
+            batch_size: Number of rows in a batch.
+
+        Returns:
+            [N, p] in float32.
+
+        Raises:
+            DataError: A text has another type.
+            TaskError: The method has no retriever.
+        """
+        from hyperadapters.inference.routing import encode_texts
+
+        return encode_texts(self, texts, batch_size)
+
+    def route(self, texts: Iterable[Any], batch_size: int = 64) -> list[RoutingResult]:
+        """Find the task of each text; see `inference.routing.route`."""
+        from hyperadapters.inference.routing import route
+
+        return route(self, texts, batch_size)
+
+    # Tasks
+
+    def task_id(self, name: str) -> int:
+        """Return the id of a task.
+
+        Raises:
+            TaskError: There is none of this name.
+        """
+        return self.task_table.id_of(name)
+
+    @_exclusive
+    def add_task(
+        self,
+        task: Task,
+        examples: Iterable[Any],
+        fit: Fit = "adapter",
+        init: Literal["nearest", "mixture", "mean_instance", "random"] = "nearest",
+        k_per_label: int | None = None,
+        max_steps: int | None = None,
+        seed: int = 0,
+    ) -> FitReport:
+        """Add a task from a handful of examples; see `fewshot.add_task.add_task`."""
+        from hyperadapters.fewshot.add_task import add_task
+
+        return add_task(self, task, examples, fit, init, k_per_label, max_steps, seed)
+
+    @_exclusive
+    def refit_task(
+        self,
+        name: str,
+        examples: Iterable[Any],
+        fit: Fit = "adapter",
+        init: Literal["nearest", "mixture", "mean_instance", "random", "current"] = "current",
+        k_per_label: int | None = None,
+        max_steps: int | None = None,
+        seed: int = 0,
+    ) -> FitReport:
+        """Fit a task again, to other examples for instance; see `fewshot.add_task.refit_task`."""
+        from hyperadapters.fewshot.add_task import refit_task
+
+        return refit_task(self, name, examples, fit, init, k_per_label, max_steps, seed)
+
+    @_exclusive
+    def remove_task(self, name: str) -> None:
+        """Remove a task. The ids of the tasks after it decrease by one; their outputs stay as they are.
+
+        Raises:
+            TaskError: It is unknown, or the last one, or the method's tasks cannot change.
+        """
+        self._check_not_merged()
+        self.task_table.remove(name)
+
+    @_exclusive
+    def rename_task(self, name: str, new_name: str) -> None:
+        """Give a task another name; nothing else changes.
+
+        Raises:
+            TaskError: It is unknown, or the new name is taken or not a valid one.
+        """
+        self._check_not_merged()
+        self.task_table.rename(name, new_name)
+
+    def check_tasks(self, tasks: Sequence[Task]) -> None:
+        """Raise TaskError unless this model can have these tasks."""
+        self._check_not_merged()
+        self.task_table.check(tasks)
+
     # Form "lora"
+
+    def adapted_linears(self) -> list[AdaptedLinear]:
+        """Return the linear layers of the backbone that form "lora" changes; none for another form."""
+        return self.passes.adapted_linears()
+
+    def task_loras(self, task: str) -> dict[str, Lora]:
+        """Return the low-rank changes of a task, by the paths of the backbone's linear layers.
+
+        Raises:
+            TaskError: The task is unknown, adapters have another form, or the method has no adapters of tasks.
+        """
+        task_id = self.task_id(task)
+        if self.adapter_config.form != "lora":
+            raise TaskError(
+                "the adapters of this model are bottlenecks, which have a ReLU and are no change of the backbone's "
+                "weights; train a model with form 'lora' for that"
+            )
+        weights = self.method.adapters(torch.tensor([task_id], device=self.device))
+        return task_loras(self.adapted_linears(), weights, self.shared_adapters, self.adapter_config.lora_scale)
 
     @_exclusive
     def merge(self, task: str) -> None:
-        """Fold the LoRA of one task into the backbone's weights; until `unmerge` the model answers for it alone.
+        """Merge the LoRA of one task into the backbone's weights; until `unmerge` the model answers for it alone.
 
-        The backbone is then the task's model, without anything beside it: `detach` gives it away as it is. The model
-        is put into evaluation mode.
+        The backbone is then the task's model, without any adapters: `detach` returns it as it is. The model is put
+        into evaluation mode.
 
         Raises:
-            TaskError: there is no such task, or it cannot be merged (see `merging.Merged`), or one is merged.
-            BackboneError: a weight is quantised, or also used elsewhere in the backbone.
+            TaskError: See `task_loras`; or a task is merged, or the task's head also reads the unchanged backbone.
+            BackboneError: A weight is quantised, or also used elsewhere in the backbone.
         """
         self._check_not_merged()
-        self._merged = Merged(self.eval(), task)
-        self._passes.set_merged(True)
+        loras, task_id = self.task_loras(task), self.task_id(task)
+        config = self.adapter_config
+        reads_texts = config.head_inputs != "adapted" and self.task_table.head_features_are_read
+        if reads_texts or config.features == "backbone":
+            setting = "head_inputs" if reads_texts else "features"
+            raise TaskError(
+                f"task '{task}' cannot be merged: with {setting} '{getattr(config, setting)}' the model also reads the "
+                "frozen backbone by itself, which merged weights would change; train with preset 'paper' and features "
+                "'layer' for that"
+            )
+        self._merged = Merged(self.eval().backbone, task_id, loras)
+        self.passes.set_merged(True)
 
     @_exclusive
     def unmerge(self) -> None:
-        """Put the backbone's weights back bit for bit.
+        """Put the backbone's weights back, bit for bit.
 
         Raises:
-            TaskError: no task is merged.
+            TaskError: No task is merged.
         """
         if self._merged is None:
             raise TaskError("no task is merged")
         self._merged.undo()
         self._merged = None
-        self._passes.set_merged(False)
-
-    def adapted_linears(self) -> list[AdaptedLinear]:
-        """The linear layers of the backbone that form "lora" changes; none of another form."""
-        return self._passes.adapted_linears()
+        self.passes.set_merged(False)
 
     def _check_not_merged(self) -> None:
         if self._merged is not None:
             raise TaskError(f"task '{self.tasks[self._merged.task_id].name}' is merged: call unmerge() first")
 
-    # Tasks
-
-    def task_id(self, name: str) -> int:
-        """The id of a task.
-
-        Raises:
-            TaskError: there is none of this name.
-        """
-        names = [task.name for task in self.tasks]
-        if name not in names:
-            raise TaskError(unknown_name("task", name, names))
-        return names.index(name)
-
-    @_exclusive
-    def add_task(self, task: Task, examples: Iterable[Any], **options: Any) -> FitReport:
-        """Add a task from a handful of examples; see `training.fewshot.add_task`, which names the options."""
-        from hyperadapters.fewshot.add_task import add_task
-
-        return add_task(self, task, examples, **options)
-
-    @_exclusive
-    def refit_task(self, name: str, examples: Iterable[Any], **options: Any) -> FitReport:
-        """Fit a task anew from examples; see `training.fewshot.refit_task`, which names the options."""
-        from hyperadapters.fewshot.add_task import refit_task
-
-        return refit_task(self, name, examples, **options)
-
-    @_exclusive
-    def remove_task(self, name: str) -> None:
-        """Remove a task. The ids of those behind it move up by one; their outputs stay as they are.
-
-        Raises:
-            TaskError: it is unknown, or the last one, or the method's tasks cannot change.
-        """
-        self.check_tasks_can_change()
-        task_id = self.task_id(name)
-        if len(self.tasks) == 1:
-            raise TaskError(f"'{name}' is the only task, and a model needs one: add another before removing it")
-        parts = task_parts(self)
-        del parts[task_id]
-        set_task_parts(self, parts)
-
-    @_exclusive
-    def rename_task(self, name: str, new_name: str) -> None:
-        """Give a task another name, and keep the one that it was trained under in `renamed`; nothing else changes.
-
-        Raises:
-            TaskError: it is unknown, or the new name is taken or not a valid one.
-        """
-        task_id = self.task_id(name)
-        renamed = parse(Task, {**self.tasks[task_id].model_dump(), "name": new_name}, TaskError)
-        tasks = (*self.tasks[:task_id], renamed, *self.tasks[task_id + 1 :])
-        self.check_tasks(tasks)
-        self.tasks = tasks
-        if (trained_name := self.renamed.pop(name, name)) != new_name:
-            self.renamed[new_name] = trained_name
-        self.revision += 1
-
-    def check_tasks(self, tasks: Sequence[Task]) -> None:
-        """Raise TaskError unless this model can have these tasks."""
-        self._check_not_merged()
-        check_tasks(tasks, self._architecture)
-
-    # Parameters and state
+    # Parameters and modes
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
-        """All parameters and buffers but the backbone's, by name."""
+        """Return all parameters and buffers except the backbone's, by name."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
 
     @_exclusive
     def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Set all parameters and buffers but the backbone's.
+        """Set all parameters and buffers except the backbone's.
 
         Raises:
-            KeyError: a name is missing or unknown.
-            ValueError: a tensor has another shape.
+            KeyError: A name is missing or unknown.
+            ValueError: A tensor has another shape.
         """
         own = self.adapter_state_dict()
         if own.keys() != state.keys():
@@ -790,15 +901,15 @@ class HyperAdapterModel(MethodParts):
         with torch.no_grad():
             for name, value in state.items():
                 own[name].copy_(value)
-        self.revision += 1
+        self.task_table.changed()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the model, for `to`, `half`, `double` and the like.
 
-        What is trained is never held in less than float32, which small steps of an optimizer would not change.
+        Trained parameters are never converted to less than float32, in which small steps of an optimizer would be lost.
 
         Raises:
-            BackboneError: weights of the backbone are offloaded by accelerate, and it would have to be moved.
+            BackboneError: accelerate has offloaded weights of the backbone, and it would have to be moved.
         """
         backbone = self._modules.pop("backbone")
         assert backbone is not None
@@ -818,69 +929,91 @@ class HyperAdapterModel(MethodParts):
         return self
 
     def num_trainable_parameters(self) -> int:
-        """Number of parameters that training changes."""
+        """Return the number of parameters that training changes."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation mode; layers below the features stay in evaluation mode.
 
-        Their outputs do not depend on anything trained, so there is nothing for dropout to regularise.
+        Their outputs do not depend on anything that is trained, so dropout would not regularise anything there.
 
         Raises:
-            TaskError: to be trained, while a task is merged.
+            TaskError: `mode` is True while a task is merged.
         """
         if mode:
             self._check_not_merged()
         super().train(mode)
-        self._passes.keep_frozen_in_evaluation()
+        self.passes.keep_frozen_in_evaluation()
         return self
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        """Switch on gradient checkpointing of the backbone's layers, keeping the batch's tasks for recomputation.
+        """Enable gradient checkpointing of the backbone's layers, which keeps the batch's tasks for recomputation.
 
-        Called by `transformers.Trainer`. Checkpointing is always the non-reentrant kind.
+        `transformers.Trainer` calls it. Checkpointing is always of the non-reentrant kind.
         """
-        self._passes.enable_checkpointing(activation_checkpointing_kwargs or {}, options)
+        self.passes.enable_checkpointing(activation_checkpointing_kwargs or {}, options)
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile the layers of the backbone, one by one, with the arguments of `torch.compile`.
+        """Compile each layer of the backbone, with the arguments of `torch.compile`.
 
-        A change of the task compiles nothing anew. What chooses the tasks of a batch is not compiled: its result
-        decides what is computed.
+        A change of the task does not recompile. The selection of tasks is not compiled: its result decides what is
+        computed.
         """
         self._is_compiled = True
         for layer in self._layers():
             layer.compile(*args, **options)
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
-        """A context in which `model.backbone(...)` gives the bare backbone's outputs.
+        """Return a context in which `model.backbone(...)` gives the outputs of the backbone without adapters.
 
         Raises:
-            TaskError: a task is merged into the backbone.
+            TaskError: A task is merged into the backbone.
         """
         self._check_not_merged()
-        return self._passes.disabled()
+        return self.passes.disabled()
 
     @_exclusive
     def detach(self) -> nn.Module:
-        """Take all adapters out and return the backbone exactly as it was; a merged task stays in its weights.
+        """Remove all adapters and return the backbone exactly as it was; a merged task stays in its weights.
 
         The model cannot be used afterwards.
         """
         if self._is_compiled:
             for layer in self._layers():
                 layer._compiled_call_impl = None
-        return self._passes.detach()
+        return self.passes.detach()
 
     def _layers(self) -> list[nn.Module]:
         stacks = (self._architecture.generated, self._architecture.shared)
         return [layer for stack in stacks if stack is not None for layer in stack.layers]
 
 
+class _Selector:
+    """Selects the tasks and adapters of a batch as soon as its features are there.
+
+    Attributes:
+        features: Pooled hidden states that the retriever reads [B, d].
+        instances: Instance vectors [B, p]; None for a method without a retriever.
+        selected: The tasks that were selected [B].
+    """
+
+    features: Tensor
+    selected: Tensor
+    instances: Tensor | None = None
+
+    def __init__(self, method: Method, task_ids: Tensor | None, route: Route) -> None:
+        self._method, self._task_ids, self._route = method, task_ids, route
+
+    def __call__(self, features: Tensor) -> BatchState:
+        self.features, self.instances = features, self._method.instance_vectors(features)
+        self.selected, weights, grouping = self._method.select(self._task_ids, self.instances, self._route)
+        return BatchState(weights, grouping)
+
+
 def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """Apply a conversion to a tensor, to float32 where it would be to a shorter floating point type."""
+    """Apply a conversion to a tensor, but to float32 instead of a shorter floating-point type."""
     converted = fn(tensor)
     if not tensor.is_floating_point() or converted.dtype == tensor.dtype:
         return converted
@@ -888,10 +1021,10 @@ def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
 
 
 def _before_labels(input_ids: Tensor, labels: Tensor) -> Tensor:
-    """1 for the tokens before the first label of a row [B, S].
+    """1 for the tokens before the first label of a row, otherwise 0 [B, S].
 
     Raises:
-        TaskError: there is not a label, or -100, for each token of the input.
+        TaskError: There is not a label, or -100, for each token of the input.
     """
     if labels.shape != input_ids.shape:
         raise TaskError(
@@ -901,32 +1034,8 @@ def _before_labels(input_ids: Tensor, labels: Tensor) -> Tensor:
     return ((labels != -100).cumsum(dim=1) == 0).long()
 
 
-def _linears(config: ModelConfig, architecture: ResolvedArchitecture) -> list[dict[str, LinearSize]]:
-    """The linear layers that form "lora" changes in the stack with generated adapters, and in the shared one."""
-    if config.form != "lora":
-        return [{}, {}]
-    assert config.target_modules is not None
-    found = [find_linears(architecture.generated, config.feature_layer or 0, config.target_modules), {}]
-    if architecture.shared is not None:
-        found[1] = find_linears(architecture.shared, config.frozen_encoder_layers, config.target_modules)
-    for linears in found:
-        check_rank(config, linears)
-    return found
-
-
-def _by_parameter(linears: Mapping[str, LinearSize]) -> dict[str, LinearSize]:
-    return {parameter_name(path): size for path, size in linears.items()}
-
-
-def _for_all_rows(weights: AdapterWeights, inputs: Inputs) -> BatchState:
-    """The state of a batch whose rows all have the one adapter [L, 1, ...] of `weights`."""
-    rows = inputs["input_ids"]
-    return BatchState(weights, Grouping.of(rows.new_zeros(rows.shape[0]), 1))
-
-
-def _heads(hidden_size: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:
+def _make_heads(hidden_size: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:
     if config.head_inputs == "adapted":
         return TaskHeads(hidden_size, tasks)
-    return TaskHeads(
-        hidden_size, tasks, [True] * len(tasks), features_size(hidden_size, config.head_inputs == "pair_features")
-    )
+    size = features_size(hidden_size, config.head_inputs == "pair_features")
+    return TaskHeads(hidden_size, tasks, [True] * len(tasks), size)

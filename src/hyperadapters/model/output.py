@@ -1,33 +1,30 @@
-"""What goes into a forward and what comes out of it."""
+"""The inputs of a forward pass, checked, and its outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from hyperadapters.config import Method
 from hyperadapters.core import Losses
 from hyperadapters.errors import TaskError
-
-Route = Literal["nearest", "soft"]
-ROUTES = ("nearest", "soft")
 
 
 @dataclass
 class HyperAdapterOutput(ModelOutput):
-    """Result of a forward.
+    """Result of `HyperAdapterModel.forward`.
 
     Attributes:
-        loss: the total, if labels were given.
-        losses: the total and its terms, if labels were given.
-        logits: [B, S, V] for text-to-text backbones, [B, C] for heads (see `TaskHeads.forward`).
-        instances: instance vectors [B, p]; None for a method without a retriever.
-        task_ids: the tasks used [B]: those given, or the most similar ones.
-        encoder_hidden_states, decoder_hidden_states: the embedding and each layer's output [B, S, d], if asked for.
+        loss: Total loss, if labels were given.
+        losses: The total loss and its terms, if labels were given.
+        logits: [B, S, V] for text-to-text backbones, [B, C] for task heads (see `TaskHeads.forward`).
+        instances: Instance vectors [B, p]; None for a method without a retriever.
+        task_ids: The tasks that were used [B]: the given ones, or the most similar ones.
+        encoder_hidden_states: Output of the embeddings and of each encoder layer [B, S, d], if requested.
+        decoder_hidden_states: Output of the embeddings and of each decoder layer [B, S, d], if requested.
     """
 
     loss: Tensor | None = None
@@ -40,12 +37,12 @@ class HyperAdapterOutput(ModelOutput):
 
 
 class Generated(NamedTuple):
-    """Result of a generation.
+    """Result of `HyperAdapterModel.generate_with_tasks`.
 
     Attributes:
-        tokens: what transformers' `generate` returns.
-        task_ids: the tasks used [B].
-        instances: instance vectors [B, p]; None for a method without a retriever.
+        tokens: The result of transformers' `generate`.
+        task_ids: The tasks that were used [B].
+        instances: Instance vectors [B, p]; None for a method without a retriever.
     """
 
     tokens: Any
@@ -53,14 +50,17 @@ class Generated(NamedTuple):
     instances: Tensor | None
 
 
-def check_can_route(method: Method) -> None:
-    """Raise TaskError unless a method finds the task of an input."""
-    if method != "pha":
-        raise TaskError(f"method '{method}' cannot route: give each input its task")
-
-
 def check_labels(labels: Tensor, rows: int, text_to_text: bool) -> None:
-    """Raise TaskError unless labels are [B] for heads, or token ids [B, T] for text-to-text backbones."""
+    """Check the labels of a batch.
+
+    Args:
+        labels: [B] for task heads; token ids [B, T] for text-to-text backbones.
+        rows: Number B of rows.
+        text_to_text: Whether the backbone writes its answers.
+
+    Raises:
+        TaskError: The labels have another shape or type.
+    """
     expected = f"token ids of shape ({rows}, T), T at least 1" if text_to_text else f"a tensor of shape ({rows},)"
     found = f"shape {tuple(labels.shape)}, {labels.dtype}" if isinstance(labels, Tensor) else repr(labels)
     fits = isinstance(labels, Tensor) and labels.shape[:1] == (rows,) and labels.ndim == (2 if text_to_text else 1)
@@ -68,19 +68,24 @@ def check_labels(labels: Tensor, rows: int, text_to_text: bool) -> None:
         raise TaskError(f"labels: expected {expected}, found {found}")
 
 
-def check_task_ids(task_ids: Tensor | None, rows: int, num_tasks: int, has_labels: bool, method: Method) -> None:
-    """Check the task ids [B] of a batch.
+def check_task_ids(task_ids: Tensor | None, rows: int, num_tasks: int, has_labels: bool) -> None:
+    """Check the task ids of a batch.
+
+    Args:
+        task_ids: [B], or None.
+        rows: Number B of rows.
+        num_tasks: Number of tasks of the model.
+        has_labels: Whether labels were given.
 
     Raises:
-        TaskError: they have a wrong shape or type, are out of range, or labels come without them, or the method needs
-            them; or there are no rows.
+        TaskError: There are no rows; labels come without task ids; or the task ids have another shape or type, or are
+            out of range.
     """
     if rows == 0:
         raise TaskError("expected at least one row in the batch, found none")
     if task_ids is None:
         if has_labels:
             raise TaskError("labels need task_ids: a loss is not computed for tasks that were guessed")
-        check_can_route(method)
         return
     if not isinstance(task_ids, Tensor) or task_ids.dtype != torch.long or task_ids.shape != (rows,):
         found = f"{task_ids.dtype} of shape {tuple(task_ids.shape)}" if isinstance(task_ids, Tensor) else repr(task_ids)

@@ -1,37 +1,33 @@
-"""What belongs to one task alone, and a model's tasks as a list of such parts.
-
-Tasks come and go by changing the list. Everything that tasks share (retriever, hypernetwork, shared adapters) is out of
-reach here, and a task's parts are copied as they are, so the other tasks' outputs stay the same bit for bit.
-"""
+"""The tasks of a model, and everything that belongs to one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from hyperadapters.config import Task
+from hyperadapters.backbones.architectures import ResolvedArchitecture
+from hyperadapters.backbones.checks import check_tasks
+from hyperadapters.config import Task, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
+from hyperadapters.errors import TaskError, unknown_name
 from hyperadapters.heads.task_heads import Head, TaskHeads
-
-if TYPE_CHECKING:
-    from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.methods import PHA, Method
 
 
 @dataclass
-class TaskParts:
-    """The parts of a task.
+class TaskState:
+    """What belongs to one task alone.
 
     Attributes:
-        task: what it is.
+        task: Its definition.
         prototype: [p].
-        centroids: [any number, p], see `core.PrototypeTable`.
-        threshold: similarity below which an input routed to it is declined.
-        head: for encoder backbones.
-        own_adapter: weights of its own [L, 1, ...]; None where the hypernetwork writes them.
+        centroids: Routing centroids [any number, p]; see `core.PrototypeTable`.
+        threshold: Cosine similarity below which an input routed to the task is declined.
+        head: Head of the task; None for text-to-text backbones.
+        own_adapter: Weights [L, 1, ...]; None where the hypernetwork generates them.
     """
 
     task: Task
@@ -42,46 +38,165 @@ class TaskParts:
     own_adapter: AdapterWeights | None
 
 
-def task_parts(model: HyperAdapterModel) -> list[TaskParts]:
-    """The parts of all tasks, in the order of their ids. The tensors are the model's, not copies."""
-    own = {int(key): adapter() for key, adapter in model.own_adapters.items()}
-    parts = zip(
-        model.tasks,
-        model.prototypes.weight.detach().unbind(),
-        model.prototypes.centroids.unbind(),
-        model.thresholds.tolist(),
-        [None] * len(model.tasks) if model.heads is None else model.heads.unpack(),
-        map(own.get, range(len(model.tasks))),
-        strict=True,
-    )
-    return [TaskParts(*values) for values in parts]
+class TaskTable:
+    """The tasks of a model in the order of their ids.
 
+    This is the only place where tasks change. Everything that tasks share (retriever, hypernetwork, shared adapters) is
+    out of reach here, and the state of a task is copied as it is, so that the outputs of other tasks stay the same bit
+    for bit.
 
-def set_task_parts(model: HyperAdapterModel, parts: Sequence[TaskParts]) -> None:
-    """Give a model other tasks. Parameters of tasks are new ones then, which an optimizer does not know.
-
-    Raises:
-        TaskError: the model cannot have these tasks; nothing has changed then.
+    Attributes:
+        tasks: Their definitions.
+        renamed: The name that each renamed task was trained under, by its present name.
+        revision: Number of changes so far. What was derived from the tasks at another revision is outdated.
     """
-    tasks = tuple(part.task for part in parts)
-    model.check_tasks(tasks)
-    with torch.inference_mode(False), torch.no_grad():  # everything is made before anything is changed
-        weight = torch.stack([part.prototype for part in parts])
-        thresholds = model.thresholds.new_tensor([part.threshold for part in parts])
-        heads = [part.head for part in parts if part.head]
-        new_heads = (
-            None
-            if model.heads is None
-            else TaskHeads.of(tasks, heads, model.heads.hidden_size, model.heads.features_size)
+
+    def __init__(
+        self, tasks: Sequence[Task], architecture: ResolvedArchitecture, method: Method, heads: TaskHeads | None
+    ) -> None:
+        """Make a table over the parts of a model that hold the states of its tasks.
+
+        Args:
+            tasks: Checked tasks in the order of their ids.
+            architecture: Decides which tasks the model can have.
+            method: Holds prototypes, routing centroids, thresholds and own adapters.
+            heads: Heads of the tasks; None for text-to-text backbones.
+        """
+        self.tasks = tuple(tasks)
+        self.renamed: dict[str, str] = {}
+        self.revision = 0
+        self._architecture, self._method, self._heads = architecture, method, heads
+        self._reads_features: tuple[int, bool] | None = None
+
+    def __len__(self) -> int:
+        """Number of tasks."""
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        """Iterate over the tasks."""
+        return iter(self.tasks)
+
+    def id_of(self, name: str) -> int:
+        """Return the id of the task of this name.
+
+        Raises:
+            TaskError: There is none.
+        """
+        names = [task.name for task in self.tasks]
+        if name not in names:
+            raise TaskError(unknown_name("task", name, names))
+        return names.index(name)
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raise TaskError unless the model can have these tasks."""
+        check_tasks(tasks, self._architecture)
+
+    def changed(self) -> None:
+        """Note that the state of a task was changed, so that what was derived from it is outdated."""
+        self.revision += 1
+
+    @property
+    def head_features_are_read(self) -> bool:
+        """Whether any head has weights other than 0 for features that no adapter changes."""
+        if self._heads is None:
+            return False
+        if self._reads_features is None or self._reads_features[0] != self.revision:
+            self._reads_features = self.revision, self._heads.reads_features
+        return self._reads_features[1]
+
+    def states(self) -> list[TaskState]:
+        """Return the states of all tasks, in the order of their ids; the tensors are the model's, not copies."""
+        pha = self._pha
+        own = {int(key): adapter() for key, adapter in pha.own_adapters.items()}
+        columns = zip(
+            self.tasks,
+            pha.prototypes.weight.detach().unbind(),
+            pha.prototypes.centroids.unbind(),
+            pha.thresholds.tolist(),
+            [None] * len(self) if self._heads is None else self._heads.unpack(),
+            map(own.get, range(len(self))),
+            strict=True,
         )
-        own_adapters = nn.ModuleDict(
-            {str(index): OwnAdapter(part.own_adapter) for index, part in enumerate(parts) if part.own_adapter}
-        )
-        own_adapters.train(model.training)
-        if new_heads is not None:
-            new_heads.train(model.training)
-        model.prototypes.replace(weight, [part.centroids for part in parts])
-    model.thresholds, model.heads, model.own_adapters = thresholds, new_heads, own_adapters
-    model.tasks = tasks
-    model.renamed = {name: old for name, old in model.renamed.items() if name in {task.name for task in tasks}}
-    model.revision += 1
+        return [TaskState(*values) for values in columns]
+
+    def replace(self, states: Sequence[TaskState]) -> None:
+        """Give the model other tasks. The parameters of tasks are new ones then, which an optimizer does not know.
+
+        Args:
+            states: In the order of the new ids.
+
+        Raises:
+            TaskError: The model cannot have these tasks. Nothing has changed then.
+        """
+        pha, tasks = self._pha, tuple(state.task for state in states)
+        self.check(tasks)
+        with torch.inference_mode(False), torch.no_grad():  # everything is made before anything is changed
+            weight = torch.stack([state.prototype for state in states])
+            thresholds = pha.thresholds.new_tensor([state.threshold for state in states])
+            own_adapters = nn.ModuleDict(
+                {str(index): OwnAdapter(state.own_adapter) for index, state in enumerate(states) if state.own_adapter}
+            )
+            own_adapters.train(pha.training)
+            if self._heads is not None:
+                self._heads.replace(tasks, [state.head for state in states if state.head])
+            pha.prototypes.replace(weight, [state.centroids for state in states])
+        pha.thresholds, pha.own_adapters = thresholds, own_adapters
+        self.tasks = tasks
+        names = {task.name for task in tasks}
+        self.renamed = {name: before for name, before in self.renamed.items() if name in names}
+        self.changed()
+
+    def remove(self, name: str) -> None:
+        """Remove a task; the ids of the tasks after it decrease by one.
+
+        Raises:
+            TaskError: It is unknown, or the last one, or the method's tasks cannot change.
+        """
+        self._method.check_can_change_tasks()
+        task_id = self.id_of(name)
+        if len(self) == 1:
+            raise TaskError(f"'{name}' is the only task, and a model needs one: add another before removing it")
+        states = self.states()
+        del states[task_id]
+        self.replace(states)
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a task another name, and keep the name that it was trained under in `renamed`.
+
+        Raises:
+            TaskError: It is unknown, or the new name is taken or not a valid one.
+        """
+        task_id = self.id_of(name)
+        renamed = parse(Task, {**self.tasks[task_id].model_dump(), "name": new_name}, TaskError)
+        tasks = (*self.tasks[:task_id], renamed, *self.tasks[task_id + 1 :])
+        self.check(tasks)
+        self.tasks = tasks
+        if (trained_name := self.renamed.pop(name, name)) != new_name:
+            self.renamed[new_name] = trained_name
+        self.changed()
+
+    def set_heads(self, heads: Sequence[Head]) -> None:
+        """Replace the heads of all tasks, in the order of their ids.
+
+        Raises:
+            ValueError: A head has another shape than its task's.
+        """
+        assert self._heads is not None
+        self._heads.replace(self.tasks, heads)
+        self.changed()
+
+    def set_centroids(self, centroids: Sequence[Tensor]) -> None:
+        """Set the routing centroids [any number, p] of each task."""
+        self._pha.prototypes.set_centroids(centroids)
+        self.changed()
+
+    def set_thresholds(self, thresholds: Tensor) -> None:
+        """Set the similarities [T] below which an input routed to a task is declined."""
+        self._pha.thresholds.copy_(thresholds)
+        self.changed()
+
+    @property
+    def _pha(self) -> PHA:
+        self._method.check_can_change_tasks()
+        assert isinstance(self._method, PHA)
+        return self._method

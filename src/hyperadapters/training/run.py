@@ -94,7 +94,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     if model.adapter_config.head_inputs != "adapted":
         fit_text_heads(model, train_rows, validation_rows, recipe.training.eval_batch_size)
     seconds = time.monotonic() - started
-    if model.can_route:
+    if model.method.can_route:
         calibrate(model, train_rows, validation_rows, recipe.training.false_decline_rate, recipe.seed)
     prefixes: dict[Split, FrozenPrefix] = {}
     if trainer.validation_prefix is not None:
@@ -130,7 +130,7 @@ def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
     Raises:
         DataError: it has changed so much that a task or its labels differ from the model's, or no task is left.
     """
-    changed = {*model.renamed, *model.renamed.values()}
+    changed = {*model.task_table.renamed, *model.task_table.renamed.values()}
     ids = {task.name: task_id for task_id, task in enumerate(model.tasks) if task.name not in changed}
     kept = [entry for entry in recipe.tasks if entry.name in ids]
     tasks = [load_task(entry, ids[entry.name], recipe.data, recipe.seed) for entry in kept]

@@ -20,7 +20,7 @@ from hyperadapters.backbones.passes import evaluating
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.heads.regression import fit_feature_head, minimize
-from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features
+from hyperadapters.heads.task_heads import Head, scaled_features
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.model.model import HyperAdapterModel
@@ -176,10 +176,7 @@ def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRo
         else:
             shares = _shares(task, rows, regression, trained, hidden_size) if rows.targets else SHARES_UNCHECKED
         made.append(_combined(regression, trained, shares))
-    heads = TaskHeads.of(model.tasks, made, hidden_size, model.heads.features_size).to(device_of(model))
-    heads.train(model.training)
-    model.heads = heads
-    model.revision += 1
+    model.task_table.set_heads(made)
 
 
 def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_size: int) -> tuple[float, float]:

@@ -169,14 +169,16 @@ class HyperAdapterTrainer(Trainer):
         """Groups by learning rate (heads, retriever, everything else), each with and without weight decay."""
         if self.optimizer is None:
             training = self.recipe.training
-            rates = {"heads": training.head_learning_rate, "retriever": training.retriever_learning_rate}
+            retriever_rate = training.retriever_learning_rate
+            rates = {"heads": training.head_learning_rate, "method.retriever": retriever_rate}
             if self.model.adapter_config.head_inputs != "adapted":
                 rates["heads"] = rates["heads"] or DIRECTIONS_LEARNING_RATE
             decayed = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
-                    rate = rates.get(name.partition(".")[0]) or training.learning_rate
+                    rate = next((rate for part, rate in rates.items() if name.startswith(f"{part}.")), None)
+                    rate = rate or training.learning_rate
                     decay = training.weight_decay if name in decayed else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -197,7 +199,9 @@ class HyperAdapterTrainer(Trainer):
         if self._prefix is not None and rows is not None:
             with self.accelerator.autocast():
                 frozen = self._prefix(rows.tolist(), {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
-        output = model(**inputs, frozen=frozen, label_smoothing=training.label_smoothing, reduction=training.reduction)
+        output = model(
+            **inputs, frozen_output=frozen, label_smoothing=training.label_smoothing, reduction=training.reduction
+        )
         self._terms.append(torch.stack([term.detach() for term in output.losses]))
         if rows is not None:
             self._rows_of_step += rows.tolist()

@@ -1,0 +1,169 @@
+"""How tensors are stored in a checkpoint, and how checkpoints of older formats are read.
+
+format 1   a weight and a bias for each head
+format 2   heads packed into three tensors, as in `TaskHeads`
+format 3   wide heads in two parts, those of pairs and those of single texts, as float16 where that loses nothing
+format 4   may contain a tokenizer
+format 5   parameters of the method under "method.", and new names of some settings and tensors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperadapters.core import AdapterWeights, OwnAdapter
+from hyperadapters.heads.task_heads import Head, TaskHeads
+from hyperadapters.model.model import HyperAdapterModel
+
+RENAMED_SETTINGS = {"prototypes_per_task": "centroids_per_task"}
+RENAMED_VALUES = {"head_inputs": {"text": "text_features", "texts": "pair_features"}}
+RENAMED_TENSORS = {
+    "prototypes.keys": "method.prototypes.centroids",
+    "hypernetwork.site_embeddings": "method.hypernetwork.layer_embeddings",
+}
+METHOD_TENSORS = ("retriever", "prototypes", "hypernetwork", "learned_adapters", "own_adapters", "thresholds")
+"""First parts of the names that have "method." before them since format 5."""
+CENTROIDS = "method.prototypes.centroids"
+
+
+def convert_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Convert the settings of a model in a checkpoint before format 5 to the present names."""
+    found = {RENAMED_SETTINGS.get(name, name): value for name, value in values.items()}
+    for name, renamed in RENAMED_VALUES.items():
+        if isinstance(found.get(name), str):
+            found[name] = renamed.get(found[name], found[name])
+    if isinstance(found.get("modules"), dict) and "width" in found["modules"]:
+        modules = dict(found["modules"])
+        found["modules"] = {"hidden_size": modules.pop("width"), **modules}
+    return found
+
+
+def convert_task(values: Any) -> Any:
+    """Convert a task in a checkpoint before format 5 to the present names."""
+    if isinstance(values, dict) and "label_words" in values:
+        values = {("verbalizer" if name == "label_words" else name): value for name, value in values.items()}
+    return values
+
+
+def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert the names of tensors in a checkpoint before format 5 to the present ones."""
+    return {
+        RENAMED_TENSORS.get(name) or (f"method.{name}" if name.split(".")[0] in METHOD_TENSORS else name): tensor
+        for name, tensor in state.items()
+    }
+
+
+@torch.no_grad()
+def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint's weights file by name, on the CPU.
+
+    Routing centroids are left out where no task has any. Wide heads are stored in two parts: those that compare the
+    texts of a pair, and the others without their zeros for that.
+    """
+    state = {name: value.detach().cpu() for name, value in model.adapter_state_dict().items()}
+    if not state.get(CENTROIDS, torch.ones(1)).numel():
+        del state[CENTROIDS]
+    if model.heads is not None and len(model.heads.wide_weight):
+        state.update(_pack(state.pop("heads.wide_weight"), model.heads))
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def _pack(wide_weight: Tensor, heads: TaskHeads) -> dict[str, Tensor]:
+    """Store wide heads [N, F + d] in two parts, in float16 where that loses nothing."""
+    compares = wide_weight[:, heads.hidden_size : heads.features_size].any(dim=1)
+    kept = _columns_of_single_texts(heads)
+    packed = {"heads.wide_weight": wide_weight[compares], "heads.single_weight": wide_weight[~compares][:, kept]}
+    packed = {name: half if (half := value.half()).float().equal(value) else value for name, value in packed.items()}
+    return {**packed, "heads.compares": compares}
+
+
+def _unpack(state: dict[str, Tensor], heads: TaskHeads) -> None:
+    """Undo `_pack`.
+
+    Raises:
+        KeyError: A part is missing.
+        ValueError: A part has another shape than in this model.
+    """
+    compares, single = state.pop("heads.compares"), state.pop("heads.single_weight").float()
+    wide, kept = state["heads.wide_weight"].float(), _columns_of_single_texts(heads)
+    expected = (int(compares.sum()), heads.features_size + heads.hidden_size), (int((~compares).sum()), int(kept.sum()))
+    if compares.dtype != torch.bool or (tuple(wide.shape), tuple(single.shape)) != expected:
+        raise ValueError(f"the heads have shapes {tuple(wide.shape)} and {tuple(single.shape)}, not {expected}")
+    weight = wide.new_zeros(len(compares), heads.features_size + heads.hidden_size)
+    weight[compares] = wide
+    weight[(~compares).nonzero(), kept.nonzero()[:, 0]] = single
+    state["heads.wide_weight"] = weight
+
+
+def _columns_of_single_texts(heads: TaskHeads) -> Tensor:
+    """Which of the F + d inputs of a wide head do not compare the texts of a pair."""
+    columns = torch.arange(heads.features_size + heads.hidden_size)
+    return (columns < heads.hidden_size) | (columns >= heads.features_size)
+
+
+def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
+    """Add to a stored state what was left out or stored otherwise, so that it has the names of the model's parameters.
+
+    Args:
+        model: The model that the state is loaded into.
+        state: Changed in place.
+
+    Raises:
+        KeyError: A head, or a part of the heads, is missing.
+        ValueError: A head has another shape than its task's.
+    """
+    if model.method.can_route:
+        state.setdefault("method.thresholds", torch.full_like(model.pha.thresholds, -torch.inf))
+    else:
+        state.pop("method.thresholds", None)
+    if "method.prototypes.weight" in state and not state.get(CENTROIDS, torch.zeros(0)).any():
+        state[CENTROIDS] = torch.zeros(len(model.tasks), 0, model.adapter_config.prototype_dim)
+    if model.heads is not None and "heads.compares" in state:
+        _unpack(state, model.heads)
+    if model.heads is not None and "heads.weight" not in state:
+        names = [f"heads.heads.{task_id}" for task_id in range(len(model.tasks))]
+        heads = [Head(state.pop(f"{name}.weight"), state.pop(f"{name}.bias")) for name in names]
+        packed = TaskHeads.of(model.tasks, heads, model.heads.hidden_size, model.heads.features_size)
+        for name in ("weight", "wide_weight", "bias", "starts"):
+            state[f"heads.{name}"] = packed.get_buffer(name) if name == "starts" else packed.get_parameter(name)
+
+
+@torch.no_grad()
+def make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
+    """Give a model room for what only some tasks have: routing centroids, own adapters, wide heads.
+
+    The values are loaded afterwards.
+
+    Args:
+        model: Changed in place.
+        state: Result of `complete_state`.
+
+    Raises:
+        ValueError: One of these tensors has another shape than this model's.
+    """
+    device = model.device
+    if CENTROIDS in state:
+        centroids, prototypes = state[CENTROIDS], model.method.get_submodule("prototypes")
+        expected = tuple(prototypes.get_parameter("weight").shape)
+        if centroids.ndim != 3 or (len(centroids), centroids.shape[2]) != expected:
+            raise ValueError(f"the routing centroids have shape {tuple(centroids.shape)}")
+        prototypes.centroids = torch.zeros_like(centroids, device=device)
+    if model.heads is not None and len(state["heads.wide_weight"]):
+        is_wide = (state["heads.starts"] >= len(state["heads.weight"])).tolist()
+        heads = TaskHeads(model.heads.hidden_size, model.tasks, is_wide, model.heads.features_size)
+        model.task_table.set_heads(heads.to(device).unpack())
+    own_ids = sorted({int(name.split(".")[2]) for name in state if name.startswith("method.own_adapters.")})
+    if not own_ids:
+        return
+    expected_weights = model.method.adapters(torch.zeros(1, dtype=torch.long, device=device))
+    for task_id in own_ids:
+        own = {name: state.get(f"method.own_adapters.{task_id}.{name}") for name in expected_weights}
+        if task_id in range(len(model.tasks)) and all(tensor is not None for tensor in own.values()):
+            weights = AdapterWeights({name: tensor.to(device) for name, tensor in own.items() if tensor is not None})
+            if any(tensor.shape != expected_weights[name].shape for name, tensor in weights.items()):
+                raise ValueError(f"the adapter of task {task_id} has other shapes than those of this model")
+            model.pha.own_adapters[str(task_id)] = OwnAdapter(weights)

@@ -1,0 +1,42 @@
+"""An adapter for each input, as in Hyperdecoders (Ivison and Peters, Findings of EMNLP 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hyperadapters.config import ModelConfig
+from hyperadapters.core import AdapterTensor, InstanceRetriever
+from hyperadapters.methods.base import Method, Route, Selection, make_hypernetwork, select_by_row
+
+
+class HyperDecoder(Method):
+    """The hypernetwork reads the instance vector of each input instead of a task's prototype.
+
+    Attributes:
+        retriever: Hidden states to instance vectors.
+        hypernetwork: Instance vectors and layers to adapters.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_tasks: int,
+        num_layers: int,
+        hidden_size: int,
+        tensors: Sequence[AdapterTensor],
+    ) -> None:
+        """Make the parts with fresh weights; the arguments are those of `PHA`."""
+        super().__init__(config)
+        self.retriever = InstanceRetriever(hidden_size, config.hidden_dim, config.prototype_dim)
+        self.hypernetwork = make_hypernetwork(config, num_layers, tensors)
+
+    def instance_vectors(self, features: Tensor) -> Tensor:
+        """Compute the instance vectors; see `Method.instance_vectors`."""
+        instances: Tensor = self.retriever(features)
+        return instances
+
+    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
+        assert task_ids is not None
+        return select_by_row(task_ids, self.hypernetwork(instances))

@@ -1,0 +1,42 @@
+"""A hypernetwork on learned task embeddings, as in HyperFormer (Karimi Mahabadi et al., ACL 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hyperadapters.config import ModelConfig
+from hyperadapters.core import AdapterTensor, AdapterWeights, PrototypeTable
+from hyperadapters.methods.base import Method, Route, Selection, make_hypernetwork
+
+
+class HyperFormer(Method):
+    """PHA without the retriever and the contrastive losses: prototypes are learned from the task loss alone.
+
+    Attributes:
+        prototypes: An embedding for each task.
+        hypernetwork: Task embeddings and layers to adapters.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_tasks: int,
+        num_layers: int,
+        hidden_size: int,
+        tensors: Sequence[AdapterTensor],
+    ) -> None:
+        """Make the parts with fresh weights; the arguments are those of `PHA`."""
+        super().__init__(config)
+        self.prototypes = PrototypeTable(num_tasks, config.prototype_dim, orthogonal=config.codes == "orthogonal")
+        self.hypernetwork = make_hypernetwork(config, num_layers, tensors)
+
+    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
+        assert task_ids is not None
+        return self._of_tasks(task_ids)
+
+    def adapters(self, task_ids: Tensor) -> AdapterWeights:
+        """Generate the adapters of tasks; see `Method.adapters`."""
+        weights: AdapterWeights = self.hypernetwork(self.prototypes(task_ids))
+        return weights

@@ -1,0 +1,115 @@
+"""Prototype-based HyperAdapter (Zhao, Fu and He, EMNLP 2023), assembled as in section 3 of the paper.
+
+    h  pooled hidden states of an input           z = G(h)            instance vector, by the retriever
+    k  prototype of a task                        t = argmax cos(z, k)  routing, where the task is not given
+    e  embedding of a layer                       w = H([k_t ; e_l])  adapter of task t in layer l, by the hypernetwork
+
+Training minimises the task loss plus lambda times the instance-contrastive and the prototype-contrastive loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hyperadapters.config import ModelConfig
+from hyperadapters.core import (
+    AdapterTensor,
+    AdapterWeights,
+    InstanceRetriever,
+    PrototypeTable,
+    instance_contrastive_loss,
+    prototype_contrastive_loss,
+)
+from hyperadapters.methods.base import Method, Route, Selection, make_hypernetwork, select_by_row
+
+
+class PHA(Method):
+    """Retriever, prototypes and hypernetwork.
+
+    Beyond the paper, a task may have an adapter of its own, fitted apart from the hypernetwork; routing centroids (see
+    `core.PrototypeTable`); and a threshold below which an input routed to it is declined.
+
+    Attributes:
+        retriever: Hidden states to instance vectors, z = G(h).
+        prototypes: A prototype k for each task.
+        hypernetwork: Prototypes and layers to adapters, w = H([k ; e]).
+        own_adapters: Adapters of the tasks that were fitted apart from the hypernetwork, by task id as text.
+        thresholds: Cosine similarity [T] below which an input routed to a task is declined; minus infinity for never.
+    """
+
+    can_route = True
+    can_change_tasks = True
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_tasks: int,
+        num_layers: int,
+        hidden_size: int,
+        tensors: Sequence[AdapterTensor],
+    ) -> None:
+        """Make the parts with fresh weights.
+
+        Args:
+            config: Settings with all defaults resolved.
+            num_tasks: Number T of tasks.
+            num_layers: Number L of layers with generated adapters.
+            hidden_size: Size d of the backbone's hidden states.
+            tensors: The tensors of an adapter in one layer.
+        """
+        super().__init__(config)
+        self.retriever = InstanceRetriever(hidden_size, config.hidden_dim, config.prototype_dim)
+        self.prototypes = PrototypeTable(num_tasks, config.prototype_dim, orthogonal=config.codes == "orthogonal")
+        self.hypernetwork = make_hypernetwork(config, num_layers, tensors)
+        self.own_adapters = nn.ModuleDict()
+        self.register_buffer("thresholds", torch.full((num_tasks,), -torch.inf))
+
+    def instance_vectors(self, features: Tensor) -> Tensor:
+        """Compute z = G(h); see `Method.instance_vectors`."""
+        instances: Tensor = self.retriever(features)
+        return instances
+
+    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
+        if task_ids is not None:
+            return self._of_tasks(task_ids)
+        assert instances is not None
+        nearest = self.prototypes.nearest(instances)
+        if route == "nearest":
+            return self._of_tasks(nearest)
+        mixtures = self.prototypes.mixture(instances, self.config.temperature)
+        return select_by_row(nearest, self._with_own_adapters(self.hypernetwork(mixtures), nearest))
+
+    def adapters(self, task_ids: Tensor) -> AdapterWeights:
+        """Generate w = H([k ; e]), or take a task's own adapter; see `Method.adapters`."""
+        return self._with_own_adapters(self.hypernetwork(self.prototypes(task_ids)), task_ids)
+
+    def _with_own_adapters(self, weights: AdapterWeights, task_ids: Tensor) -> AdapterWeights:
+        """Replace the generated weights [L, U, ...] of the tasks [U] that have an adapter of their own."""
+        if not len(self.own_adapters):
+            return weights
+        keys = [str(task_id) for task_id in task_ids.tolist()]
+        if self.own_adapters.keys().isdisjoint(keys):
+            return weights
+        return AdapterWeights.cat(
+            [self.own_adapters[key]() if key in self.own_adapters else weights.task(i) for i, key in enumerate(keys)]
+        )
+
+    def auxiliary_losses(self, instances: Tensor | None, task_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the two contrastive losses of the paper, as far as `config.contrast` has them."""
+        assert instances is not None
+        config, (instance, prototype) = self.config, super().auxiliary_losses(instances, task_ids)
+        if config.contrast in ("both", "instance"):
+            instance = instance_contrastive_loss(instances, task_ids, config.temperature)
+        if config.contrast in ("both", "prototype"):
+            prototype = prototype_contrastive_loss(
+                instances,
+                self.prototypes.weight,
+                task_ids,
+                config.temperature,
+                positive_in_denominator=config.preset != "official",
+            )
+        return instance, prototype
