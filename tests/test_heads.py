@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperadapters.config import Task
+from hyperadapters.heads.regression import few_shot_probe
 from hyperadapters.heads.task_heads import Head, TaskHeads, wide_inputs
-from hyperadapters.training.probes import few_shot_probe
 
 TASKS = [Task.classification("a", ["x", "y"]), Task.regression("b"), Task.classification("c", ["x", "y", "z"])]
 PLAIN = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.5, 0.0]))
@@ -62,7 +62,7 @@ def test_a_head_given_back_is_no_copy() -> None:
 
 @pytest.mark.parametrize("weight", [torch.zeros(2, 2), torch.zeros(3, 3)])
 def test_a_head_that_does_not_fit_its_task_is_refused(weight: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"the head of task 2 has shape .*, not 3 outputs"):
+    with pytest.raises(ValueError, match=r"task 2: expected a weight of shape \(3, 2\) or \(3, 4\) and a bias"):
         TaskHeads.of(TASKS, [PLAIN, SCALED, Head(weight, torch.zeros(3))], hidden_size=2)
 
 
