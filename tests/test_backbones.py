@@ -126,7 +126,7 @@ def test_adapters_differ_by_task_and_switched_off_leave_the_bare_backbone(kind: 
     model, seen = make_model(kind, form), []
     with model.adapters_disabled():
         assert torch.equal(bare(model.backbone, kind, batch), before)
-    layer = model._sites.generated.layers[-1]
+    layer = model._architecture.generated.layers[-1]
     handle = layer.register_forward_hook(lambda _, __, output: seen.append(output))
     if kind_of(kind) == "encoder":
         del batch["labels"]  # which are of other tasks
@@ -211,7 +211,7 @@ def test_gradient_checkpointing_keeps_the_tasks(kind: str, form: str) -> None:
 def test_an_exception_in_a_forward_leaves_no_state_behind(kind: str, form: str) -> None:
     model, batch = make_model(kind, form), make_batch(kind)
     expected = model(**batch).logits
-    handle = model._sites.generated.layers[-1].register_forward_hook(_fail)
+    handle = model._architecture.generated.layers[-1].register_forward_hook(_fail)
     with pytest.raises(ZeroDivisionError):
         model(**batch)
     handle.remove()
