@@ -12,15 +12,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from hyperadapters.backbones import checks
 from hyperadapters.backbones.active import BatchState
-from hyperadapters.backbones.architectures import (
-    LinearSize,
-    ResolvedArchitecture,
-    check_feed_forward,
-    find_linears,
-    resolve_architecture,
-)
-from hyperadapters.backbones.checks import check_rank, check_tasks, fit_lengths, place
+from hyperadapters.backbones.architectures import LinearSize
 from hyperadapters.backbones.devices import execution_device, is_offloaded
 from hyperadapters.backbones.injection import parameter_name
 from hyperadapters.backbones.loading import (
@@ -31,7 +25,8 @@ from hyperadapters.backbones.loading import (
     load_tokenizer,
     num_embeddings,
 )
-from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, LowerOutput, PassRunner, pool
+from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, LowerOutput, pool
+from hyperadapters.backbones.runners import make_runner
 from hyperadapters.backbones.text_features import features_size
 from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import (
@@ -113,23 +108,14 @@ class HyperAdapterModel(MethodParts):
             TaskError: no task, two of one name, a text-to-text task for a backbone with heads, or labels not known.
             RecipeError: a setting does not fit the backbone.
         """
-        config = config or ModelConfig()
-        architecture = resolve_architecture(backbone, config.modules)
-        check_tasks(tasks, architecture)
-        tasks, device = tuple(tasks), execution_device(backbone)
-        config, lengths = place(config, architecture), fit_lengths(lengths, architecture)
-        if config.modules is not None and config.form == "bottleneck":
-            check_feed_forward(architecture.generated, architecture.hidden_size)
-        hidden_size, num_layers = (
-            architecture.hidden_size,
-            len(architecture.generated.layers) - (config.feature_layer or 0),
-        )
-        linears = _linears(config, architecture)
+        plan = checks.plan(backbone, tasks, config, lengths)
+        config, architecture, hidden_size = plan.config, plan.architecture, plan.architecture.hidden_size
         tensors = bottleneck_tensors(hidden_size, config.adapter_dim)
         if config.form == "lora":
-            tensors = lora_tensors(_by_parameter(linears[0]), config.lora_rank)
-        super().__init__(config, len(tasks), num_layers, hidden_size, tensors)
-        self.tasks, self.lengths, self.hidden_size, self._architecture = tasks, lengths, hidden_size, architecture
+            tensors = lora_tensors(_by_parameter(plan.linears.generated), config.lora_rank)
+        super().__init__(config, len(tasks), plan.num_layers, hidden_size, tensors)
+        self.tasks, self.lengths, self.hidden_size = plan.tasks, plan.lengths, hidden_size
+        self._architecture = architecture
         name = backbone_name or str(getattr(backbone, "name_or_path", ""))
         self.backbone_name = absolute_name(name) if name else None
         self.backbone_fingerprint = fingerprint(backbone)
@@ -139,18 +125,19 @@ class HyperAdapterModel(MethodParts):
         self.renamed: dict[str, str] = {}
         self.folder: Path | None = None
 
-        num_shared = len(architecture.shared.layers) - config.frozen_encoder_layers if architecture.shared else 0
         shared_dim = config.shared_adapter_dim or config.adapter_dim
         self.shared_adapters = nn.ModuleList(
             LearnedBottleneck(hidden_size, shared_dim)
             if config.form == "bottleneck"
-            else LearnedLora(_by_parameter(linears[1]), config.lora_rank)
-            for _ in range(num_shared)
+            else LearnedLora(_by_parameter(plan.linears.shared), config.lora_rank)
+            for _ in range(plan.num_shared)
         )
         self.unused_adapters = nn.ModuleList()
         if config.preset == "official":
             # The released code allocates, counts, saves and never uses them; its checkpoints hold them.
-            self.unused_adapters.extend(LearnedBottleneck(hidden_size, config.adapter_dim) for _ in range(num_layers))
+            self.unused_adapters.extend(
+                LearnedBottleneck(hidden_size, config.adapter_dim) for _ in range(plan.num_layers)
+            )
         self.text_to_text = architecture.kind != "encoder"
         self.heads = None if self.text_to_text else _heads(hidden_size, self.tasks, config)
         self._reads_features: tuple[int, bool] | None = None
@@ -158,8 +145,8 @@ class HyperAdapterModel(MethodParts):
         self._is_compiled = False
 
         self.backbone = backbone
-        self._passes = PassRunner(backbone, architecture, config, linears, self.shared_adapters)
-        self.to(device)
+        self._passes = make_runner(backbone, architecture, config, plan.linears, self.shared_adapters)
+        self.to(plan.device)
 
     @classmethod
     def from_backbone(
@@ -489,8 +476,6 @@ class HyperAdapterModel(MethodParts):
         inputs = self._inputs(input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
         instances = None
-        if lower_output is None and not self._passes.generates_in_one_pass(options):
-            lower_output = self._passes.forward_lower_layers(inputs)
 
         def choose(pooled: Tensor) -> BatchState:
             nonlocal instances, task_ids
@@ -765,7 +750,7 @@ class HyperAdapterModel(MethodParts):
     def check_tasks(self, tasks: Sequence[Task]) -> None:
         """Raise TaskError unless this model can have these tasks."""
         self._check_not_merged()
-        check_tasks(tasks, self._architecture)
+        checks.check_tasks(tasks, self._architecture)
 
     # Parameters and state
 
@@ -899,19 +884,6 @@ def _before_labels(input_ids: Tensor, labels: Tensor) -> Tensor:
             f"language model, with -100 for what is no answer; found {tuple(labels.shape)}"
         )
     return ((labels != -100).cumsum(dim=1) == 0).long()
-
-
-def _linears(config: ModelConfig, architecture: ResolvedArchitecture) -> list[dict[str, LinearSize]]:
-    """The linear layers that form "lora" changes in the stack with generated adapters, and in the shared one."""
-    if config.form != "lora":
-        return [{}, {}]
-    assert config.target_modules is not None
-    found = [find_linears(architecture.generated, config.feature_layer or 0, config.target_modules), {}]
-    if architecture.shared is not None:
-        found[1] = find_linears(architecture.shared, config.frozen_encoder_layers, config.target_modules)
-    for linears in found:
-        check_rank(config, linears)
-    return found
 
 
 def _by_parameter(linears: Mapping[str, LinearSize]) -> dict[str, LinearSize]:
