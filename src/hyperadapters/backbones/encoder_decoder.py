@@ -57,7 +57,7 @@ class EncoderDecoderRunner(PassRunner):
         return not output_hidden_states or lower_output.hidden_states is not None
 
     def _frozen_output(self, inputs: Inputs, entered: Tensor | None, last: Tensor | None) -> FrozenOutput:
-        """The output of the frozen layers; the retriever reads the whole encoder's, known only if all of it is frozen."""
+        """The output of the frozen layers; what the retriever reads is known if the whole encoder is frozen."""
         if last is not None:
             return FrozenOutput(last, self._pool(last, inputs))
         assert entered is not None

@@ -332,7 +332,7 @@ class PassRunner:
         return FrozenOutput(entered, self._pool(entered if last is None else last, inputs))
 
     def _forward_lower(self, inputs: Inputs, output_hidden_states: bool, frozen: FrozenOutput | None) -> LowerOutput:
-        """The output of the lower layers: the frozen ones, since the first layer with an adapter has a generated one."""
+        """The output of the lower layers, which are the frozen ones: the first adapter is a generated one."""
         if frozen is None:
             frozen = self.forward_frozen_layers(inputs)
         assert frozen.pooled is not None
