@@ -20,11 +20,6 @@ class EncoderDecoderRunner(PassRunner):
     The layers below everything that is trained are those of the encoder that have no adapter. There may be none.
     """
 
-    @property
-    def is_one_pass(self) -> bool:
-        """False: the encoder runs first."""
-        return False
-
     def default_decoder_input_ids(self, labels: Tensor | None) -> Tensor | None:
         """Make the inputs of the decoder from the labels.
 
@@ -52,6 +47,10 @@ class EncoderDecoderRunner(PassRunner):
         self._evaluate_below()
         if len(self._below) == len(self._lowest.layers):
             self.backbone.get_encoder().eval()
+
+    @property
+    def _is_one_pass(self) -> bool:
+        return False
 
     def _is_complete(self, lower_output: LowerOutput, output_hidden_states: bool) -> bool:
         return not output_hidden_states or lower_output.hidden_states is not None

@@ -184,33 +184,15 @@ class PassRunner:
         Returns:
             The backbone's output, and the output of the lower layers; None for that if they did not run separately.
         """
-        if lower_output is None and frozen_output is None and self.is_one_pass:
-            return self.run(inputs, choose, output_hidden_states), None
+        self._check_attached()
+        if lower_output is None and frozen_output is None and self._is_one_pass:
+            with self._active.use(self._choosing(inputs, choose)):
+                return self._forward(inputs, output_hidden_states), None
         if lower_output is None or not self._is_complete(lower_output, output_hidden_states):
             lower_output = self.forward_lower_layers(inputs, output_hidden_states, frozen_output)
         state = choose(lower_output.pooled)
         output = self.run_upper_layers(inputs, lower_output, state, decoder_input_ids, output_hidden_states)
         return output, lower_output
-
-    @property
-    def is_one_pass(self) -> bool:
-        """Whether one pass through the backbone gives what the retriever reads as well as the output."""
-        return not self._reads_whole_pass
-
-    def run(self, inputs: Inputs, choose: Choose, output_hidden_states: bool = False) -> Any:
-        """Run a batch in one pass, in the course of which its adapters are chosen.
-
-        Args:
-            inputs: the batch, tensors [B, S].
-            choose: called with what the retriever reads [B, d]; it returns the adapters of the batch.
-            output_hidden_states: whether the output is to have the hidden states of all layers.
-
-        Returns:
-            The backbone's output.
-        """
-        self._check_attached()
-        with self._active.use(self._choosing(inputs, choose)):
-            return self._forward(inputs, output_hidden_states)
 
     @torch.no_grad()
     def forward_frozen_layers(self, inputs: Inputs) -> FrozenOutput:
@@ -318,6 +300,11 @@ class PassRunner:
         """
         return None
 
+    @property
+    def _is_one_pass(self) -> bool:
+        """Whether one pass through the backbone gives what the retriever reads as well as the output."""
+        return not self._reads_whole_pass
+
     def _is_complete(self, lower_output: LowerOutput, output_hidden_states: bool) -> bool:
         """Whether the output of the lower layers has all that is asked for."""
         return True
@@ -418,7 +405,7 @@ class PassRunner:
         configs = (options.get("generation_config"), self.backbone.generation_config)
         in_chunks = [options.get("prefill_chunk_size")]
         in_chunks += [getattr(config, "prefill_chunk_size", None) for config in configs]
-        return self.is_one_pass and "past_key_values" not in options and not any(in_chunks)
+        return self._is_one_pass and "past_key_values" not in options and not any(in_chunks)
 
     def _prompt(self, inputs: Inputs, lower_output: LowerOutput | None, options: dict[str, Any]) -> dict[str, Any]:
         """The inputs of `generate`; `options` may be changed to go with them."""

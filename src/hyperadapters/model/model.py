@@ -379,10 +379,8 @@ class HyperAdapterModel(MethodParts):
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
         if labels is not None:
             check_labels(labels, len(input_ids), self.text_to_text)
-        if self.kind == "encoder-decoder" and decoder_input_ids is None:
-            if labels is None:
-                raise TaskError("forward of an encoder-decoder needs labels or decoder_input_ids; or use generate")
-            decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
+        if decoder_input_ids is None:
+            decoder_input_ids = self._passes.default_decoder_input_ids(labels)
         features, instances = torch.empty(0), None
 
         def choose(pooled: Tensor) -> BatchState:
@@ -391,14 +389,9 @@ class HyperAdapterModel(MethodParts):
             task_ids, state = self.choose(task_ids, instances, route)
             return state
 
-        if lower_output is None and frozen is None and self._passes.is_one_pass:
-            output = self._passes.run(inputs, choose, output_hidden_states)
-        else:
-            has_encoder = self.kind == "encoder-decoder"
-            if lower_output is None or (has_encoder and output_hidden_states and lower_output.hidden_states is None):
-                lower_output = self._passes.forward_lower_layers(inputs, output_hidden_states, frozen)
-            state = choose(lower_output.pooled)
-            output = self._passes.run_upper_layers(inputs, lower_output, state, decoder_input_ids, output_hidden_states)
+        output, lower_output = self._passes.run_batch(
+            inputs, choose, decoder_input_ids, output_hidden_states, lower_output, frozen
+        )
         assert task_ids is not None
         if self.heads is None:
             logits = output.logits
@@ -603,15 +596,12 @@ class HyperAdapterModel(MethodParts):
         """
         inputs = self._inputs(**inputs)
         state, read = _for_all_rows(weights, inputs), []
-        if not self._passes.is_one_pass:
-            lower_output = self._passes.forward_lower_layers(inputs)
-            return pool(self._passes.run_upper_layers(inputs, lower_output, state), inputs), lower_output.pooled
 
         def choose(pooled: Tensor) -> BatchState:
             read.append(pooled)
             return state
 
-        output = self._passes.run(inputs, choose)
+        output, _ = self._passes.run_batch(inputs, choose)
         return pool(output, inputs), read[0]
 
     def route(self, texts: Iterable[Any], **options: Any) -> list[RoutingResult]:
