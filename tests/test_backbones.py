@@ -126,7 +126,7 @@ def test_adapters_differ_by_task_and_switched_off_leave_the_bare_backbone(kind: 
     model, seen = make_model(kind, form), []
     with model.adapters_disabled():
         assert torch.equal(bare(model.backbone, kind, batch), before)
-    layer = model._sites.generated.layers[-1]
+    layer = model._architecture.generated.layers[-1]
     handle = layer.register_forward_hook(lambda _, __, output: seen.append(output))
     if kind_of(kind) == "encoder":
         del batch["labels"]  # which are of other tasks
@@ -211,7 +211,7 @@ def test_gradient_checkpointing_keeps_the_tasks(kind: str, form: str) -> None:
 def test_an_exception_in_a_forward_leaves_no_state_behind(kind: str, form: str) -> None:
     model, batch = make_model(kind, form), make_batch(kind)
     expected = model(**batch).logits
-    handle = model._sites.generated.layers[-1].register_forward_hook(_fail)
+    handle = model._architecture.generated.layers[-1].register_forward_hook(_fail)
     with pytest.raises(ZeroDivisionError):
         model(**batch)
     handle.remove()
@@ -375,7 +375,7 @@ def test_lengths_leave_room_for_the_answer_of_a_language_model() -> None:
 
 
 def test_settings_that_do_not_fit_an_architecture_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"head_inputs: 'pair_features' .* this backbone writes its answers"):
+    with pytest.raises(RecipeError, match=r"head_inputs: 'pair_features' .* this backbone generates its answers"):
         make_model("gpt2", head_inputs="pair_features")
     with pytest.raises(RecipeError, match="shared_adapter_dim: decoder backbones have no shared adapters"):
         make_model("llama", shared_adapter_dim=4)
@@ -413,7 +413,7 @@ def test_target_modules_are_found_before_anything_is_changed() -> None:
 
 def test_linear_maps_that_cannot_differ_by_row_are_refused() -> None:
     with pytest.raises(
-        RecipeError, match=r"'query_proj' of this backbone also maps.*by default: value_proj, attention"
+        RecipeError, match=r"'query_proj' of this backbone is also applied.*by default: value_proj, attention"
     ):
         HyperAdapterModel(
             tiny_backbone("deberta-v2"), HEAD_TASKS, ModelConfig(form="lora", target_modules=("query_proj",))
@@ -558,7 +558,7 @@ def test_wrong_names_of_modules_are_refused_with_the_nearest() -> None:
         ),
         (ModuleNames(layers="blocks", feed_forward="mpl", hidden_size=16), r"at 'blocks.0.mpl'.*Did you mean 'mlp'\?"),
         (ModuleNames(layers="words", feed_forward="mlp", hidden_size=16), "expected a list of layers at 'words'"),
-        (ModuleNames(layers="blocks", feed_forward="mlp"), "hidden_size of the backbone is not known"),
+        (ModuleNames(layers="blocks", feed_forward="mlp"), "hidden_size of the backbone's hidden states is not known"),
     ):
         with pytest.raises(BackboneError, match=message):
             HyperAdapterModel(OwnEncoder(), HEAD_TASKS, ModelConfig(modules=modules))
@@ -650,7 +650,7 @@ def test_what_cannot_be_merged_is_refused() -> None:
     plus = HyperAdapterModel(tiny_backbone("bert"), HEAD_TASKS, ModelConfig(preset="plus", form="lora", lora_rank=2))
     with torch.no_grad():
         plus.heads.wide_weight.fill_(0.1)
-    with pytest.raises(TaskError, match="with head_inputs 'texts' the model also reads the frozen backbone"):
+    with pytest.raises(TaskError, match="with head_inputs 'pair_features' the model also reads the frozen backbone"):
         plus.merge("mood")
 
 

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hyperadapters._version import __version__
-from hyperadapters.backbones import checks as placement
+from hyperadapters.backbones import checks
 from hyperadapters.backbones.architectures import resolve_architecture
 from hyperadapters.backbones.loading import absolute_name, fingerprint, load_backbone, load_tokenizer, tokenizer_files
 from hyperadapters.checkpoints.conversion import (
@@ -275,7 +275,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
     if backbone is None:
         backbone = _load_backbone(folder, name, config.model, dtype)
     try:
-        settings = placement.drop_settings_without_effect(
+        settings = checks.drop_settings_without_effect(
             config.model, resolve_architecture(backbone, config.model.modules)
         )
         model = HyperAdapterModel(backbone, config.tasks, settings, name, config.lengths)

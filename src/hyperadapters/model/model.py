@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters.backbones.active import BatchState
+from hyperadapters.backbones.architectures import LinearSize
 from hyperadapters.backbones.checks import plan
 from hyperadapters.backbones.devices import execution_device, is_offloaded
+from hyperadapters.backbones.injection import parameter_name
 from hyperadapters.backbones.loading import (
     absolute_name,
     fingerprint,
@@ -143,14 +145,14 @@ class HyperAdapterModel(nn.Module):
 
         tensors = bottleneck_tensors(hidden_size, config.adapter_dim)
         if config.form == "lora":
-            tensors = lora_tensors(planned.linears_by_parameter(0), config.lora_rank)
+            tensors = lora_tensors(_by_parameter(planned.linears.generated), config.lora_rank)
         num_tasks, num_layers = len(planned.tasks), planned.num_layers
         self.method: Method = make_method(config, num_tasks, num_layers, hidden_size, tensors)
         shared_dim = config.shared_adapter_dim or config.adapter_dim
         self.shared_adapters = nn.ModuleList(
             LearnedBottleneck(hidden_size, shared_dim)
             if config.form == "bottleneck"
-            else LearnedLora(planned.linears_by_parameter(1), config.lora_rank)
+            else LearnedLora(_by_parameter(planned.linears.shared), config.lora_rank)
             for _ in range(planned.num_shared)
         )
         self.unused_adapters = nn.ModuleList()
@@ -548,8 +550,6 @@ class HyperAdapterModel(nn.Module):
         inputs = prepare_inputs(self.kind, input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
         check_token_ids("input_ids", input_ids, num_embeddings(self.backbone))
-        if lower_output is None and not self.passes.generates_in_one_pass(options):
-            lower_output = self.passes.forward_lower_layers(inputs)
         selector = _Selector(self.method, task_ids, route)
         tokens = self.passes.generate(inputs, selector, lower_output, options)
         return Generated(tokens, selector.selected, selector.instances)
@@ -1011,6 +1011,10 @@ def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() or converted.dtype == tensor.dtype:
         return converted
     return tensor.to(converted.device, torch.promote_types(converted.dtype, torch.float32))
+
+
+def _by_parameter(linears: Mapping[str, LinearSize]) -> dict[str, LinearSize]:
+    return {parameter_name(path): size for path, size in linears.items()}
 
 
 def _make_heads(hidden_size: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:
