@@ -642,7 +642,7 @@ def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: P
     model, batch = make_model("bert"), make_batch("bert")
     values, state = _save_format_1(model, tmp_path)
     del values["lengths"], values["model"]["features"], values["model"]["prototypes_per_task"]
-    del state["thresholds"], state["prototypes.keys"]
+    del state["method.thresholds"], state["method.prototypes.keys"]
     _write(tmp_path, values, state)
     loaded = _load(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)

@@ -358,7 +358,7 @@ def _recipe(folder: Path, kind: str, method: str) -> Recipe:
 def test_a_run_of_every_method_trains_is_measured_and_answers(kind: str, method: str, tmp_path: Path) -> None:
     run = train(_recipe(tmp_path, kind, method), tmp_path / "run")
     assert run.metrics["routing_accuracy"] is None
-    assert not hasattr(run.model.method, "thresholds")
+    assert not hasattr(run.model.method, "method.thresholds")
     model, recipe = load_run(tmp_path / "run")
     assert model.adapter_config.method == method
     examples = load_run_tasks(model, recipe)[0].splits["test"]

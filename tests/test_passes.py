@@ -21,14 +21,14 @@ from hyperadapters.model.model import HyperAdapterModel
 
 def _parts(kind: str, **settings: Any) -> tuple[HyperAdapterModel, PassRunner, dict[str, Tensor], dict[str, Tensor]]:
     model, batch = make_model(kind, **settings), make_batch(kind)
-    return model, model._passes, batch, {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return model, model.passes, batch, {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 @pytest.mark.parametrize(
     ("kind", "runner"), [("bert", PassRunner), ("gpt2", PassRunner), ("bart", EncoderDecoderRunner)]
 )
 def test_a_backbone_gets_the_runner_of_its_kind(kind: str, runner: type[PassRunner]) -> None:
-    assert type(make_model(kind)._passes) is runner
+    assert type(make_model(kind).passes) is runner
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_an_encoder_whose_hidden_states_were_not_kept_runs_again_if_they_are_ask
 
 def test_decoder_inputs_are_made_from_labels_where_there_is_a_decoder_to_read_them() -> None:
     labels = torch.tensor([[5, 6, 1, -100]])
-    assert make_model("bert")._passes.default_decoder_input_ids(labels) is None
-    runner = make_model("t5")._passes
+    assert make_model("bert").passes.default_decoder_input_ids(labels) is None
+    runner = make_model("t5").passes
     assert runner.default_decoder_input_ids(labels).tolist() == [[0, 5, 6, 1]]
     with pytest.raises(TaskError, match="forward of an encoder-decoder needs labels or decoder_input_ids"):
         runner.default_decoder_input_ids(None)
