@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from conftest import DECODERS, MAKERS, VOCABULARY, save_backbone, tiny_backbone, tiny_language_model_tokenizer
+from tolerance import rounding
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -38,6 +39,7 @@ HEAD_TASKS = [
 ]
 TEXT_TASKS = [Task.text_to_text("colour"), Task.text_to_text("size"), Task.text_to_text("mood")]
 WRITING = [kind for kind in KINDS if ARCHITECTURES.get(kind, ARCHITECTURES["t5"]).kind != "encoder"]
+NOT_IN_FLOAT64 = ("gemma2",)  # rows of nothing but padding are not numbers there: transformers' softmax is in float32
 each = pytest.mark.parametrize("kind", KINDS)
 each_form = pytest.mark.parametrize("form", FORMS)
 each_that_writes = pytest.mark.parametrize("kind", WRITING)
@@ -238,6 +240,8 @@ def test_generation_in_a_mixed_batch_equals_generation_row_by_row(
     kind: str, form: str, options: dict[str, Any]
 ) -> None:
     model, batch = make_model(kind, form), make_batch(kind, rows=4)
+    if kind not in NOT_IN_FLOAT64:
+        model = model.double()  # where rounding decides no token
     batch.pop("labels")
     options = {**options, "max_new_tokens": 5, "min_new_tokens": 5}
     together = model.generate(**batch, **options)
@@ -258,23 +262,32 @@ def test_generation_in_a_mixed_batch_equals_generation_row_by_row(
 @each_form
 def test_padding_on_the_left_gives_what_padding_on_the_right_gives(kind: str, form: str) -> None:
     model, right = make_model(kind, form), make_batch(kind)
-    if (
-        kind != "gemma2"
-    ):  # whose rows of nothing but padding are not numbers in float64: transformers' softmax is in float32
+    if kind not in NOT_IN_FLOAT64:
         model = model.double()
     real = right["attention_mask"].bool()
     order = right["attention_mask"].argsort(dim=1, stable=True)
     moved = {name: right[name].gather(1, order) for name in ("input_ids", "attention_mask", "labels")}
     left = {**right, **moved}
     found, expected = model(**left), model(**right)
-    assert_same(found.logits[left["attention_mask"].bool()], expected.logits[real])
-    assert_same(found.instances, expected.instances)
-    assert_same(found.loss, expected.loss)
+    pairs = (
+        (found.logits[left["attention_mask"].bool()], expected.logits[real]),
+        (found.instances, expected.instances),
+        (found.loss, expected.loss),
+    )
+    for one, other in pairs:
+        if kind in NOT_IN_FLOAT64:  # about a hundred operations a layer, and four layers
+            torch.testing.assert_close(
+                one, other, atol=rounding(400, max(1.0, float(other.detach().abs().max()))), rtol=0
+            )
+        else:
+            assert_same(one, other)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_greedy_generation_with_a_cache_writes_what_the_forward_finds_most_likely(kind: str) -> None:
     model, batch = make_model(kind), make_batch(kind)
+    if kind not in NOT_IN_FLOAT64:
+        model = model.double()  # where rounding decides no token
     batch.pop("labels")
     written = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, suppress_tokens=None)
     prompts = (batch["attention_mask"].sum(dim=1)).tolist()
