@@ -153,7 +153,7 @@ def test_heads_of_all_kinds_are_linear_maps_of_what_they_read(settings: dict[str
     assert read(tmp_path / "new", "hyperadapters_task.json")["head"]["reads"][0] == settings.get("features", "layer")
 
 
-@pytest.mark.parametrize("reads", ["text", "texts"])
+@pytest.mark.parametrize("reads", ["text_features", "pair_features"])
 @torch.no_grad()
 def test_heads_that_read_texts_are_linear_maps_of_what_they_read(reads: str, tmp_path: Path) -> None:
     model, batch = stirred(make_plus(head_inputs=reads)), make_batch("bert")
