@@ -237,7 +237,7 @@ class HyperAdapterModel(nn.Module):
         from hyperadapters.checkpoints.format import save_model
 
         path = Path(folder)
-        warn_of_unfitted_heads(self.heads, self.tasks, stacklevel=4)
+        warn_of_unfitted_heads(self.heads, self.tasks)
         save_model(self, path)
         self.folder = path
         write_card(self, path, str(folder), license, read_scores(path) if scores is None else scores)
