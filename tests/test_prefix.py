@@ -308,5 +308,5 @@ def test_training_and_validation_rows_share_the_limit(
     _train(recipe, tmp_path / "all")
     training, validation = made
     limit = (training.num_bytes + 0.5 * validation.num_bytes) / GIB
-    _train(recipe, tmp_path / "half", memory_gb=limit)
+    _train(recipe, tmp_path / "half", prefix_cache_gb=limit)
     assert [prefix.place for prefix in made] == ["memory", "memory", "memory", "file"]
