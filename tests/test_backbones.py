@@ -186,7 +186,7 @@ def test_kept_states_of_frozen_layers_give_the_outputs_of_a_whole_pass(kind: str
     if kind in DECODERS:
         inputs["prompt_mask"] = ((batch["labels"] == -100) & batch["attention_mask"].bool()).long()
     whole = model(**batch)
-    kept = model(**batch, frozen=model.forward_frozen_layers(**inputs))
+    kept = model(**batch, frozen_output=model.forward_frozen_layers(**inputs))
     real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
     assert_same(kept.logits[real], whole.logits[real])
     assert_same(kept.instances, whole.instances)
