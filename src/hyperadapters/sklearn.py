@@ -1,7 +1,7 @@
 """Estimators with the interface of scikit-learn: a classifier and a regressor of texts and of pairs of texts.
 
-Both train a `HyperAdapterModel` when `fit` is called and keep it in `model_`. A one-dimensional `y` is one task; each
-column of a two-dimensional `y` is a task of its own, and all tasks are trained together.
+`fit` trains a `HyperAdapterModel` and keeps it in `model_`. A one-dimensional `y` is one task. Each column of a
+two-dimensional `y` is a task of its own, and all tasks are trained together in the one model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 
 from hyperadapters.config import DataConfig, Recipe, Task, TrainingConfig, parse
 from hyperadapters.data.examples import Example, read_fields, read_label, read_target
@@ -34,7 +34,8 @@ Text = str | tuple[str, str]
 TrainData = Mapping[str, Sequence[Mapping[str, object]]]
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
-TEXT_COLUMNS = ("text", "text_pair")
+TEXT_COLUMNS: tuple[Literal["text"], Literal["text_pair"]] = ("text", "text_pair")
+LARGEST_SEED = 2**31 - 1
 
 
 class _Targets(NamedTuple):
@@ -42,8 +43,8 @@ class _Targets(NamedTuple):
 
     Attributes:
         names: Name of each column, which becomes the name of its task.
-        columns: Labels or numbers [N] of each column, whose types may differ.
-        is_2d: Whether `y` was two-dimensional; predictions have as many dimensions.
+        columns: Labels or numbers [N] of each column; the types of two columns may differ.
+        is_2d: Whether `y` has two dimensions. Predictions then have two as well.
     """
 
     names: list[str]
@@ -69,7 +70,23 @@ class _HyperAdapterEstimator(BaseEstimator):
         batch_size: int = 32,
         learning_rate: float = 1e-4,
         random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
     ) -> None:
+        """Keep the parameters; `fit` checks them.
+
+        Args:
+            backbone: Name on the Hugging Face Hub, or a folder, of an encoder such as BERT or a sentence encoder.
+            preset: Preset of the method, see `ModelConfig`; default: "plus".
+            max_length: Maximum number of tokens of an input, longer texts are truncated; default: 128, or fewer where
+                the backbone has fewer positions.
+            num_train_epochs: Number of passes over the training rows.
+            max_steps: Number of training steps, which takes precedence over `num_train_epochs`; default: None.
+            batch_size: Number of rows in a batch, in training and in prediction.
+            learning_rate: Learning rate of everything but the task heads of preset "plus", which have their own.
+            random_state: Seed of initial weights, dropout and the order of rows. The same integer gives the same model
+                again on the same machine. None draws a seed from NumPy's global generator.
+            verbose: If True, show the progress and the losses of the training.
+        """
         self.backbone = backbone
         self.preset = preset
         self.max_length = max_length
@@ -78,6 +95,7 @@ class _HyperAdapterEstimator(BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.random_state = random_state
+        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -92,31 +110,31 @@ class _HyperAdapterEstimator(BaseEstimator):
         Args:
             X: N texts (a list, a Series, or an array [N] or [N, 1]) or N pairs of texts (a list of pairs, or an array
                 [N, 2]); or a DataFrame with the column `text` and, for pairs, the column `text_pair`.
-            y: The targets [N] of one task, or a DataFrame or an array [N, T] with a column for each of T tasks. A
-                task has the name of its column or Series; without names they are "y", or "y0", "y1" and so on.
+            y: Targets [N] of one task; or a DataFrame or an array [N, T] with a column for each of T tasks. A task has
+                the name of its Series or column. Without a name it is "y", in an array "y0", "y1" and so on.
 
         Returns:
             The estimator itself.
 
         Raises:
-            ValueError: `X` holds something else than texts, `y` holds no targets of this kind, or their lengths differ.
+            ValueError: `X` does not hold texts, `y` does not hold targets for this estimator, or their lengths differ.
             BackboneError: The backbone cannot be loaded, or is not an encoder.
-            RecipeError: A parameter has a value that is not possible.
+            RecipeError: A parameter has an impossible value.
             TaskError: The name of a column cannot be the name of a task.
+            NotFiniteError: The training diverged.
         """
         texts = self._read_texts(X, reset=True)
         targets = self._read_targets(y)
         check_consistent_length(texts, *targets.columns)
-        fields = TEXT_COLUMNS[: self.n_features_in_]
-        tasks = [
-            self._make_task(name, column, fields) for name, column in zip(targets.names, targets.columns, strict=True)
-        ]
+        fields = TEXT_COLUMNS[:1] if isinstance(texts[0], str) else TEXT_COLUMNS
+        tasks = self._make_tasks(targets, fields)
+        rows = [dict(zip(fields, [text] if isinstance(text, str) else text, strict=True)) for text in texts]
         train_data = {
-            task.name: [{**_as_row(text), "label": label} for text, label in zip(texts, column.tolist(), strict=True)]
+            task.name: [{**row, "label": label} for row, label in zip(rows, column.tolist(), strict=True)]
             for task, column in zip(tasks, targets.columns, strict=True)
         }
         self._y_is_2d = targets.is_2d
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = int(check_random_state(self.random_state).randint(LARGEST_SEED))
         with _seeded(seed):
             self.model_ = self._make_model(tasks)
             self._train(train_data, seed)
@@ -132,14 +150,14 @@ class _HyperAdapterEstimator(BaseEstimator):
                 if not isinstance(text, str):
                     raise ValueError(
                         f"X, row {number}: expected a text, found {text!r} of type {type(text).__name__}; pass texts, "
-                        "or turn the values into texts in an earlier step of a pipeline"
+                        "or turn other values into texts in an earlier step of a pipeline"
                     )
-        return [tuple(row) if len(row) == 2 else row[0] for row in rows]
+        return [row[0] if len(row) == 1 else (row[0], row[1]) for row in rows]
 
     def _read_targets(self, y: Any) -> _Targets:
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        is_frame = hasattr(y, "iloc") and y.ndim == 2
+        is_frame = hasattr(y, "iloc") and y.ndim == 2  # whose columns may have different types
         array = y if is_frame else check_array(y, ensure_2d=False, dtype=None, input_name="y")
         if array.ndim == 1:
             name = getattr(y, "name", None)
@@ -149,9 +167,11 @@ class _HyperAdapterEstimator(BaseEstimator):
         return _Targets(names, [self._check_target(column) for column in columns], True)
 
     def _check_target(self, column: Any) -> Array:
+        """Return a column of `y` as an array, or raise a ValueError."""
         raise NotImplementedError
 
-    def _make_task(self, name: str, column: Array, fields: tuple[str, ...]) -> Task:
+    def _make_tasks(self, targets: _Targets, fields: Sequence[str]) -> list[Task]:
+        """Return the tasks of the columns of `y`."""
         raise NotImplementedError
 
     def _make_model(self, tasks: Sequence[Task]) -> HyperAdapterModel:
@@ -159,8 +179,8 @@ class _HyperAdapterEstimator(BaseEstimator):
         model = HyperAdapterModel.from_backbone(name, tasks, self.preset, max_length=self.max_length)
         if model.text_to_text:
             raise BackboneError(
-                f"{type(self).__name__}: expected an encoder as backbone, such as BERT, found '{name}', a {model.kind} "
-                "that writes its answers; train it with hyperadapters.Trainer"
+                f"backbone: {type(self).__name__} needs an encoder such as BERT, found '{name}', which is an "
+                f"{model.kind} and writes its answers as text; choose an encoder, or use hyperadapters.Trainer"
             )
         return model
 
@@ -184,93 +204,161 @@ class _HyperAdapterEstimator(BaseEstimator):
         )
         with tempfile.TemporaryDirectory() as folder:
             arguments = training_arguments(recipe, Path(folder), has_validation=False)
-            HyperAdapterTrainer(model, recipe, examples, [], arguments).train()
+            trainer = HyperAdapterTrainer(model, recipe, examples, [], arguments)
+            if not self.verbose:
+                trainer.pop_callback(PrinterCallback)
+            trainer.train()
         if model.adapter_config.head_inputs != "adapted":
             fit_text_heads(model, examples, [])
         model.eval()
 
-    def _task_names(self) -> list[str]:
-        return [task.name for task in self.model_.tasks]
-
 
 class HyperAdapterClassifier(ClassifierMixin, _HyperAdapterEstimator):
-    """A classifier."""
+    """A classifier of texts, or of pairs of texts, for one task or for several tasks that share one model.
 
-    classes_: Array | list[Array]
+    With several tasks `predict` returns a column for each task, and `classes_` and the result of `predict_proba` are
+    lists with an array for each task, as those of `sklearn.multioutput.MultiOutputClassifier` are.
+
+    Attributes:
+        model_: The trained model.
+        classes_: Sorted labels [C] of the task, or a list of such arrays.
+        n_features_in_: 1 for texts, 2 for pairs of texts.
+        feature_names_in_: Names of the columns, if `X` was a DataFrame.
+    """
+
+    classes_: Any
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
-        super().fit(X, y)
-        classes = [np.unique(column) for column in self._read_targets(y).columns]
-        self.classes_ = classes if self._y_is_2d else classes[0]
-        return self
-
     def predict(self, X: Any) -> Array:  # noqa: N803
+        """Predict the most probable label of each text.
+
+        Args:
+            X: Texts or pairs of texts, see `fit`.
+
+        Returns:
+            Labels [N], or [N, T] if `y` had two dimensions.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: `X` does not hold texts, or holds pairs where `fit` had single texts or vice versa.
+        """
         probabilities = self.predict_proba(X)
         if not self._y_is_2d:
             return self.classes_[probabilities.argmax(axis=1)]
         return _stack([c[p.argmax(axis=1)] for c, p in zip(self.classes_, probabilities, strict=True)])
 
-    def predict_proba(self, X: Any) -> Array | list[Array]:  # noqa: N803
-        check_is_fitted(self)
+    def predict_proba(self, X: Any) -> Any:  # noqa: N803
+        """Predict the probability of each label.
+
+        Args:
+            X: Texts or pairs of texts, see `fit`.
+
+        Returns:
+            Probabilities [N, C] in the order of `classes_`, or a list of T such arrays if `y` had two dimensions.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: See `predict`.
+        """
+        check_is_fitted(self, "model_")
         texts = self._read_texts(X, reset=False)
-        found = [self.model_.predict_proba(texts, name) for name in self._task_names()]
-        return found if self._y_is_2d else found[0]
+        probabilities = [self._probabilities(texts, task.name) for task in self.model_.tasks]
+        return probabilities if self._y_is_2d else probabilities[0]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
-        if np.ndim(y) < 2:
-            return super().score(X, y, sample_weight)
-        predictions, columns = self.predict(X), self._read_targets(y).columns
-        hits = [predictions[:, index] == column for index, column in enumerate(columns)]
+        """Compute the accuracy: the share of texts whose label, or whose labels of all tasks, are predicted.
+
+        Args:
+            X: Texts or pairs of texts, see `fit`.
+            y: True labels [N] or [N, T].
+            sample_weight: Weights of the texts [N]; default: equal weights.
+
+        Returns:
+            The accuracy.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: See `fit`.
+        """
+        targets, predictions = self._read_targets(y), self.predict(X)
+        columns = predictions.T if self._y_is_2d else [predictions]
+        hits = [found == true for found, true in zip(columns, targets.columns, strict=True)]
         return float(np.average(np.all(hits, axis=0), weights=sample_weight))
+
+    def _probabilities(self, texts: list[Text], task: str) -> Array:
+        found = self.model_.predict_proba(texts, task, self.batch_size).astype(np.float64)
+        return found / found.sum(axis=1, keepdims=True)  # those in float32 add up to 1 only as far as float32 goes
 
     def _check_target(self, column: Any) -> Array:
         values: Array = check_array(column, ensure_2d=False, dtype=None, input_name="y")
-        check_classification_targets(values)
+        try:
+            check_classification_targets(values)
+        except TypeError:
+            types = sorted({type(label).__name__ for label in values.tolist()})
+            raise ValueError(
+                f"y: expected labels that are all texts or all numbers, found {', '.join(types)}; convert them to one type"
+            ) from None
         return values
 
-    def _make_task(self, name: str, column: Array, fields: tuple[str, ...]) -> Task:
-        classes = np.unique(column)
-        if len(classes) < 2:
-            raise ValueError(
-                f"y, task '{name}': expected labels of at least two classes, found one class, {classes.tolist()[0]!r}; "
-                "add rows with another label"
-            )
-        labels = [read_label(Row({"label": label}, "y")) for label in classes.tolist()]
-        return Task.classification(name, labels, fields=fields)
+    def _make_tasks(self, targets: _Targets, fields: Sequence[str]) -> list[Task]:
+        classes = [_classes(name, column) for name, column in zip(targets.names, targets.columns, strict=True)]
+        self.classes_ = classes if targets.is_2d else classes[0]
+        labels = [[read_label(Row({"label": label}, "y")) for label in found.tolist()] for found in classes]
+        named = zip(targets.names, labels, strict=True)
+        return [Task.classification(name, found, fields=fields) for name, found in named]
 
 
 class HyperAdapterRegressor(RegressorMixin, _HyperAdapterEstimator):
-    """A regressor."""
+    """A regressor of texts, or of pairs of texts, for one task or for several tasks that share one model.
+
+    Attributes:
+        model_: The trained model.
+        n_features_in_: 1 for texts, 2 for pairs of texts.
+        feature_names_in_: Names of the columns, if `X` was a DataFrame.
+    """
 
     def predict(self, X: Any) -> Array:  # noqa: N803
-        check_is_fitted(self)
+        """Predict the number of each text.
+
+        Args:
+            X: Texts or pairs of texts, see `fit`.
+
+        Returns:
+            Numbers [N], or [N, T] if `y` had two dimensions.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ValueError: `X` does not hold texts, or holds pairs where `fit` had single texts or vice versa.
+        """
+        check_is_fitted(self, "model_")
         texts = self._read_texts(X, reset=False)
-        columns = [[found.target for found in self.model_.predict(texts, name)] for name in self._task_names()]
-        numbers = np.array(columns, dtype=np.float64).T
-        return numbers if self._y_is_2d else numbers[:, 0]
+        columns = [self._numbers(texts, task.name) for task in self.model_.tasks]
+        return np.column_stack(columns) if self._y_is_2d else columns[0]
+
+    def _numbers(self, texts: list[Text], task: str) -> Array:
+        return np.array([found.target for found in self.model_.predict(texts, task, self.batch_size)], dtype=np.float64)
 
     def _check_target(self, column: Any) -> Array:
         values: Array = check_array(column, ensure_2d=False, dtype=np.float64, input_name="y")
         return values
 
-    def _make_task(self, name: str, column: Array, fields: tuple[str, ...]) -> Task:
-        return Task.regression(name, fields=fields)
+    def _make_tasks(self, targets: _Targets, fields: Sequence[str]) -> list[Task]:
+        return [Task.regression(name, fields=fields) for name in targets.names]
 
 
 def _text_table(X: Any) -> Any:  # noqa: N803
-    """Texts as a table with one column, or two for pairs: a DataFrame, or an array of objects."""
+    """Return texts as a table with one column, or two for pairs: a DataFrame, or an array of objects."""
     if hasattr(X, "columns"):
         found = [str(name) for name in X.columns]
-        wanted = [name for name in TEXT_COLUMNS if name in found]
-        if sorted(found) != sorted(wanted) or "text" not in wanted:
+        wanted = list(TEXT_COLUMNS[: len(found)])
+        if sorted(found) != wanted:
             raise ValueError(
                 f"X: expected a DataFrame with the column 'text' and, for pairs, 'text_pair', found the columns {found}; "
-                "select and rename them, or pass one column as a Series"
+                "select and rename columns, or pass one column as a Series"
             )
         return X[wanted]
     array = np.asarray(X, dtype=object)
@@ -278,25 +366,32 @@ def _text_table(X: Any) -> Any:  # noqa: N803
         array = array[:, None]
     if array.ndim != 2 or array.shape[1] not in (1, 2):
         raise ValueError(
-            f"X: expected texts [N] or pairs of texts [N, 2], found {type(X).__name__} of shape {array.shape}; put texts "
-            "into a list, and pairs into a list of tuples"
+            f"X: expected at least one text [N] or pair of texts [N, 2], found {type(X).__name__} of shape "
+            f"{array.shape}; pass a list of texts, or a list of pairs"
         )
     return array
 
 
-def _as_row(text: Text) -> dict[str, object]:
-    return {"text": text} if isinstance(text, str) else dict(zip(TEXT_COLUMNS, text, strict=True))
+def _classes(name: str, column: Array) -> Array:
+    """Return the sorted labels of a column of `y`."""
+    classes: Array = np.unique(column)
+    if len(classes) < 2:
+        raise ValueError(
+            f"y, task '{name}': expected labels of at least two classes, found one class, {classes.tolist()[0]!r}; add "
+            "rows with another label"
+        )
+    return classes
 
 
 def _stack(columns: Sequence[Array]) -> Array:
-    """Columns as one array; texts and numbers together as objects, since NumPy would turn the numbers into texts."""
+    """Put columns side by side; texts and numbers become objects, since NumPy would turn the numbers into texts."""
     are_numbers = {column.dtype.kind in "biuf" for column in columns}
     return np.column_stack([column.astype(object) for column in columns] if len(are_numbers) > 1 else columns)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """A context whose random numbers follow from a seed; outside of it the global generators go on as before."""
+    """Enter a context whose random numbers follow from a seed; after it the global generators go on as before."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
         try:
