@@ -19,7 +19,8 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
     """Return an iterator over the rows of a collection.
 
     DataFrames of pandas and polars, tables of Arrow and data sets give a mapping for each row. Two-dimensional arrays
-    of two columns give pairs. Everything else that can be iterated gives its items.
+    of two columns give pairs. Everything else that can be iterated, or is a map-style dataset of PyTorch, gives its
+    items.
 
     Raises:
         DataError: `inputs` is one item instead of a collection, or a collection without rows or without an order.
@@ -44,6 +45,8 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
     if "pyarrow" in libraries and hasattr(inputs, "to_pylist"):
         _different(list(getattr(inputs, "column_names", ())), what)
         return iter(inputs.to_pylist())
+    if not isinstance(inputs, Iterable) and hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+        return (inputs[index] for index in range(len(inputs)))  # need not raise IndexError, by which `iter` would end
     if not isinstance(inputs, Iterable) or ("pandas" in libraries and not hasattr(inputs, "tolist")):
         raise DataError(f"{what}: expected a list, a DataFrame or another iterable of rows, found {name}")
     return iter(inputs)
@@ -67,10 +70,11 @@ def _of_array(array: np.ndarray[Any, Any], what: str) -> Iterator[Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a scalar of NumPy, Arrow or pandas as a plain Python value, and a missing value as None."""
+    """Return a scalar of NumPy, Arrow, pandas or PyTorch as a plain Python value, and a missing value as None."""
     if type(value).__module__.partition(".")[0] == "pyarrow" and hasattr(value, "as_py"):
         value = value.as_py()
-    if isinstance(value, np.generic):
+    is_scalar_tensor = type(value).__name__ == "Tensor" and getattr(value, "ndim", None) == 0
+    if isinstance(value, np.generic) or is_scalar_tensor:
         value = value.item()
     if isinstance(value, Decimal):
         is_whole = value.is_finite() and abs(value) < MAX_WHOLE and value == value.to_integral_value()

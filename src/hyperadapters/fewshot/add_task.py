@@ -21,6 +21,7 @@ from hyperadapters.config import DataConfig, Task, parse
 from hyperadapters.core import AdapterWeights, Hypernetwork
 from hyperadapters.data.examples import (
     Example,
+    example_row,
     infer_labels,
     label_examples,
     read_fields,
@@ -247,7 +248,7 @@ def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
 def _read_examples(task: Task, examples: Iterable[Any], task_id: int) -> tuple[Task, list[Example]]:
     """Check the examples, and take the labels of a new classification from them."""
     given = iterate_rows(examples, "examples")
-    rows = [_row(example, f"example {number}", task) for number, example in enumerate(given, start=1)]
+    rows = [example_row(example, f"example {number}", task) for number, example in enumerate(given, start=1)]
     if not rows:
         raise DataError(
             f"task '{task.name}': no examples; expected at least one" + " of each label" * bool(task.labels)
@@ -264,19 +265,6 @@ def _read_examples(task: Task, examples: Iterable[Any], task_id: int) -> tuple[T
         )
     warn_of_spellings(task, rows)
     return task, read
-
-
-def _row(example: Any, place: str, task: Task) -> Row:
-    if isinstance(example, Row):
-        return example
-    if isinstance(example, Example):
-        target = example.target
-        if task.kind == "classification" and isinstance(target, int) and 0 <= target < len(task.labels):
-            target = task.labels[target]
-        return Row({"text": example.text, "text_pair": example.text_pair, "label": target}, place)
-    if isinstance(example, Mapping):
-        return Row(dict(example), place)
-    raise DataError(f"{place}: expected a mapping with text and label, found {example!r}")
 
 
 def _neighbours(model: HyperAdapterModel, similarity: Tensor, task_id: int | None) -> tuple[Candidate, ...]:
