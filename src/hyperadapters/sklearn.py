@@ -7,7 +7,6 @@ two-dimensional `y` is a task of its own, and all tasks are trained together in 
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +20,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from transformers import PrinterCallback, set_seed
 
-from hyperadapters.config import DataConfig, Recipe, Task, TrainingConfig, parse
-from hyperadapters.data.examples import Example, read_fields, read_label, read_target
+from hyperadapters.config import Task, TrainingConfig, parse
+from hyperadapters.data.examples import read_label
+from hyperadapters.data.rows import plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import BackboneError
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.training.text_heads import fit_text_heads
-from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
+from hyperadapters.training.arguments import TrainingArguments
+from hyperadapters.training.trainer import Trainer
 
 Array = np.ndarray[Any, Any]
 Text = str | tuple[str, str]
@@ -123,6 +123,7 @@ class _HyperAdapterEstimator(BaseEstimator):
             TaskError: The name of a column cannot be the name of a task.
             NotFiniteError: The training diverged.
         """
+        self._training_settings()  # a wrong one is found before the backbone is loaded
         texts = self._read_texts(X, reset=True)
         targets = self._read_targets(y)
         check_consistent_length(texts, *targets.columns)
@@ -176,7 +177,7 @@ class _HyperAdapterEstimator(BaseEstimator):
 
     def _make_model(self, tasks: Sequence[Task]) -> HyperAdapterModel:
         name = str(self.backbone)
-        model = HyperAdapterModel.from_backbone(name, tasks, self.preset, max_length=self.max_length)
+        model = HyperAdapterModel.from_backbone(name, tasks, self.preset, max_length=plain(self.max_length))
         if model.text_to_text:
             raise BackboneError(
                 f"backbone: {type(self).__name__} needs an encoder such as BERT, found '{name}', which is an "
@@ -185,32 +186,26 @@ class _HyperAdapterEstimator(BaseEstimator):
         return model
 
     def _train(self, train_data: TrainData, seed: int) -> None:
-        model = self.model_
-        examples = [
-            Example(model.task_id(name), *read_fields(Row(row, name), task), read_target(Row(row, name), task))
-            for task, (name, rows) in zip(model.tasks, train_data.items(), strict=True)
-            for row in rows
-        ]
-        assert model.heads is not None
-        for task_id, task in enumerate(model.tasks):
-            if task.kind == "regression":
-                targets = [float(example.target or 0) for example in examples if example.task_id == task_id]
-                model.heads.set_target_scale(task_id, targets)
-        length = {"max_steps": self.max_steps} if self.max_steps else {"num_train_epochs": self.num_train_epochs}
-        values = {"batch_size": self.batch_size, "learning_rate": self.learning_rate, "eval_steps": 10**9, **length}
-        training = parse(TrainingConfig, values)
-        recipe = Recipe.model_construct(
-            backbone=str(self.backbone), seed=seed, model=model.adapter_config, data=DataConfig(), training=training
+        settings = self._training_settings()
+        arguments = TrainingArguments(
+            max_steps=settings.max_steps or -1,
+            num_train_epochs=settings.num_train_epochs or 1.0,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            seed=seed,
+            disable_tqdm=None if self.verbose else True,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = training_arguments(recipe, Path(folder), has_validation=False)
-            trainer = HyperAdapterTrainer(model, recipe, examples, [], arguments)
-            if not self.verbose:
-                trainer.pop_callback(PrinterCallback)
-            trainer.train()
-        if model.adapter_config.head_inputs != "adapted":
-            fit_text_heads(model, examples, [])
-        model.eval()
+        trainer = Trainer(self.model_, train_data, args=arguments)
+        if not self.verbose:
+            trainer.pop_callback(PrinterCallback)
+        trainer.train()
+
+    def _training_settings(self) -> TrainingConfig:
+        """Check the parameters of the training; those that a search has drawn may be scalars of NumPy."""
+        length = "num_train_epochs" if self.max_steps is None else "max_steps"
+        values = {name: plain(getattr(self, name)) for name in (length, "batch_size", "learning_rate")}
+        return parse(TrainingConfig, values, where=type(self).__name__)
 
 
 class HyperAdapterClassifier(ClassifierMixin, _HyperAdapterEstimator):
@@ -295,13 +290,9 @@ class HyperAdapterClassifier(ClassifierMixin, _HyperAdapterEstimator):
 
     def _check_target(self, column: Any) -> Array:
         values: Array = check_array(column, ensure_2d=False, dtype=None, input_name="y")
-        try:
-            check_classification_targets(values)
-        except TypeError:
-            types = sorted({type(label).__name__ for label in values.tolist()})
-            raise ValueError(
-                f"y: expected labels that are all texts or all numbers, found {', '.join(types)}; convert them to one type"
-            ) from None
+        if values.dtype == object:
+            values = _of_one_type(values)
+        check_classification_targets(values)
         return values
 
     def _make_tasks(self, targets: _Targets, fields: Sequence[str]) -> list[Task]:
@@ -357,8 +348,8 @@ def _text_table(X: Any) -> Any:  # noqa: N803
         wanted = list(TEXT_COLUMNS[: len(found)])
         if sorted(found) != wanted:
             raise ValueError(
-                f"X: expected a DataFrame with the column 'text' and, for pairs, 'text_pair', found the columns {found}; "
-                "select and rename columns, or pass one column as a Series"
+                f"X: expected a DataFrame with the column 'text' and, for pairs, 'text_pair', found the columns {found}"
+                "; select and rename columns, or pass one column as a Series"
             )
         return X[wanted]
     array = np.asarray(X, dtype=object)
@@ -370,6 +361,19 @@ def _text_table(X: Any) -> Any:  # noqa: N803
             f"{array.shape}; pass a list of texts, or a list of pairs"
         )
     return array
+
+
+def _of_one_type(labels: Array) -> Array:
+    """Return labels that stand in an array of objects as texts or as numbers."""
+    found = labels.tolist()
+    if all(isinstance(label, str) for label in found):
+        return labels
+    if all(isinstance(label, (bool, int, float)) for label in found):
+        return np.array(found)
+    types = sorted({type(label).__name__ for label in found})
+    raise ValueError(
+        f"y: expected labels that are all texts or all numbers, found {', '.join(types)}; convert them to one type"
+    )
 
 
 def _classes(name: str, column: Array) -> Array:
