@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from hyperadapters.data.examples import Example
 from hyperadapters.errors import BackboneError, TaskError
 
 CHUNK_ROWS = 1000
+SHOWN_CHARACTERS = 40
+logger = logging.getLogger(__name__)
 
 
 class Collator:
@@ -102,15 +105,21 @@ class Collator:
     def check_targets(self, task: Task, examples: Sequence[Example]) -> None:
         """Check that a text-to-text backbone can write every label or number, and that each is read back as itself.
 
+        The texts of a text-to-text task are truncated where they are too long. A warning is logged if the tokenizer has
+        no tokens for parts of them.
+
         Args:
-            task: a classification, whose labels are checked, a regression, or a text-to-text task, which may have any
-                targets.
-            examples: of the task; the targets of those of a regression are checked.
+            task: a classification, whose labels are checked, a regression, or a text-to-text task.
+            examples: of the task; the targets of those of a regression or a text-to-text task are checked.
 
         Raises:
-            TaskError: the tokenizer loses a part of a label or number, or `max_target_length` truncates it.
+            TaskError: the tokenizer loses a part of a label or number, or `max_target_length` truncates it; or a text
+                spells a special token, which is no part of the text that is read back.
         """
-        if self.kind == "encoder" or task.kind == "text-to-text":
+        if self.kind == "encoder":
+            return
+        if task.kind == "text-to-text":
+            self._check_texts(task, examples)
             return
         is_label = task.kind == "classification"
         targets = range(len(task.labels)) if is_label else {example.target for example in examples}
@@ -128,6 +137,32 @@ class Collator:
                 f"{advice}, or raise max_target_length if they are too long"
             )
 
+    def _check_texts(self, task: Task, examples: Sequence[Example]) -> None:
+        """Check the targets of a text-to-text task, see `check_targets`."""
+        unknown, ends = self.tokenizer.unk_token_id, (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        special = {*self.tokenizer.all_special_ids} - ({unknown} - {*ends})
+        unwritable = []
+        for start in range(0, len(examples), CHUNK_ROWS):
+            part = examples[start : start + CHUNK_ROWS]
+            texts = [target_text(task, example.target) for example in part]
+            option = {"text": texts} if self.kind == "decoder" else {"text_target": texts}
+            rows = self.tokenizer(**option, add_special_tokens=False)["input_ids"]
+            for example, text, tokens in zip(part, texts, rows, strict=True):
+                if found := special.intersection(tokens):
+                    token = self.tokenizer.convert_ids_to_tokens(min(found))
+                    raise TaskError(
+                        f"task '{task.name}': expected target texts without special tokens of the tokenizer, found "
+                        f"{token!r} in {_shortened(text)}, the target of {_shortened(example.text)}: it would be left "
+                        "out of the answer, or end it; remove it from the target"
+                    )
+                if unknown in tokens:
+                    unwritable.append(text)
+        if unwritable:
+            logger.warning(
+                f"task '{task.name}': {len(unwritable)} of {len(examples)} target texts have parts that the tokenizer "
+                f"has no tokens for, and answers will lack these; the first is {_shortened(unwritable[0])}"
+            )
+
     def _word_ids(self, words: list[str]) -> list[list[int]]:
         """Token ids of target texts, truncated as in training."""
         if self.kind == "decoder":
@@ -140,12 +175,33 @@ class Collator:
 
     def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
         texts = [_texts(example) if self.kind == "encoder" else self._prompt(example) for example in examples]
-        return self.tokenizer(texts, truncation=True, max_length=self.max_length, **options)
+        return self._truncated(texts, self.max_length, **options)
+
+    def _truncated(self, texts: Sequence[str | tuple[str, str]], length: int, **options: Any) -> Any:
+        """Tokenise texts, each truncated to a number of tokens, and warn once if one of them is."""
+        found = self.tokenizer(texts, truncation=True, max_length=length, **options)
+        noticed = self.tokenizer.deprecation_warnings  # where tokenizers of transformers note what they warned of
+        if f"truncated to {length}" not in noticed and self._has_truncated(texts, found, length):
+            noticed[f"truncated to {length}"] = True
+            logger.warning(
+                f"a text has more than {self.max_length} tokens and is truncated, as all longer texts are; to read "
+                "more of them, make the model with a larger max_length (in a recipe: data.max_length), up to what the "
+                "backbone can read"
+            )
+        return found
+
+    def _has_truncated(self, texts: Sequence[str | tuple[str, str]], found: Any, length: int) -> bool:
+        if found.encodings is not None:
+            return any(encoding.overflowing for encoding in found.encodings)
+        # A tokenizer that is not fast does not say what it left out: texts that may have lost a part are read again.
+        longest = [text for text, ids in zip(texts, found["input_ids"], strict=True) if len(ids) == length]
+        options = {"truncation": False, "verbose": False}
+        return any(len(self.tokenizer(*_as_pair(text), **options)["input_ids"]) > length for text in longest)
 
     def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Token ids of what a decoder goes on from."""
         texts, room = [self._prompt(example) for example in examples], self.max_length - len(self._new_line)
-        found = self.tokenizer(texts, truncation=True, max_length=room)["input_ids"]
+        found = self._truncated(texts, room)["input_ids"]
         return [tokens + self._new_line for tokens in found]
 
     def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -201,6 +257,14 @@ class Collator:
         if template is not None:
             return template.format(text=example.text, text_pair=example.text_pair)
         return " ".join(text for text in (example.text, example.text_pair) if text is not None)
+
+
+def _as_pair(text: str | tuple[str, str]) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "...")
 
 
 def _texts(example: Example) -> str | tuple[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hyperadapters.config import Split, Task, normalize_label
-from hyperadapters.data.rows import is_absent, plain
+from hyperadapters.data.rows import by_column, is_absent, plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, did_you_mean
 
@@ -59,9 +60,10 @@ def example_row(example: Any, place: str, task: Task) -> Row:
         if task.kind == "classification" and isinstance(target, int) and 0 <= target < len(task.labels):
             target = task.labels[target]
         return Row({"text": example.text, "text_pair": example.text_pair, "label": target}, place)
+    example = by_column(example)
     if isinstance(example, Mapping):
         return Row(dict(example), place)
-    raise DataError(f"{place}: expected a mapping with text and label, found {example!r}")
+    raise DataError(f"{place}: expected a mapping with text and label, found {example!r}; pass a dict for each example")
 
 
 def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
@@ -123,14 +125,14 @@ def read_label(row: Row) -> str:
 
 
 def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
-    """Log a warning if rows spell one label of a classification differently, and one if labels differ only in case."""
+    """Log a warning if rows spell one label of a classification differently, and one if labels look almost alike."""
     spellings, cases = defaultdict(set), defaultdict(list)
     for row in rows if task.labels else ():
         label = plain(row.values.get("label"))
         if isinstance(label, str):
             spellings[normalize_label(label)].add(label)
     for name in task.labels:
-        cases[name.casefold()].append(name)
+        cases[_folded(name)].append(name)
     # ASCII, because the difference between two spellings need not be visible.
     merged = [" and ".join(map(ascii, sorted(found))) for found in spellings.values() if len(found) > 1]
     if merged:
@@ -138,12 +140,18 @@ def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
             f"task '{task.name}': the rows spell a label in several ways, which are read as one label: "
             f"{'; '.join(merged)}"
         )
-    kept = [" and ".join(map(repr, found)) for found in cases.values() if len(found) > 1]
+    kept = [" and ".join(map(ascii, found)) for found in cases.values() if len(found) > 1]
     if kept:
         logger.warning(
-            f"task '{task.name}': labels differ only in upper and lower case, and stay labels of their own: "
-            f"{'; '.join(kept)}; if they are one label, spell it in one way"
+            f"task '{task.name}': labels differ only in case, spaces or characters that look alike or cannot be seen, "
+            f"and stay labels of their own: {'; '.join(kept)}; if they are one label, spell it in one way"
         )
+
+
+def _folded(label: str) -> str:
+    """A label without case, the kind and number of its spaces, and what Unicode counts as format or compatibility."""
+    compatible = unicodedata.normalize("NFKC", label).casefold()
+    return " ".join("".join(char for char in compatible if unicodedata.category(char) != "Cf").split())
 
 
 def label_examples(tasks: Sequence[Task]) -> list[Example]:

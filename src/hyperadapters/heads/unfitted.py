@@ -6,6 +6,7 @@ zero until they are fitted, which is the last step of training. Whoever forgets 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,13 +42,12 @@ def unfitted_tasks(heads: TaskHeads, tasks: Sequence[Task]) -> list[str]:
     ]
 
 
-def warn_of_unfitted_heads(heads: TaskHeads | None, tasks: Sequence[Task], stacklevel: int = 3) -> None:
+def warn_of_unfitted_heads(heads: TaskHeads | None, tasks: Sequence[Task]) -> None:
     """Issue an `UnfittedHeadsWarning` that names the tasks whose heads are not fitted, once for a model.
 
     Args:
         heads: Heads of a model; None for text-to-text backbones.
         tasks: Tasks of the model.
-        stacklevel: Which caller the warning is about; see `warnings.warn`.
     """
     if heads is None or not heads.warns_if_unfitted:
         return
@@ -58,8 +58,16 @@ def warn_of_unfitted_heads(heads: TaskHeads | None, tasks: Sequence[Task], stack
             "them, so they read the adapted hidden states alone; call model.fit_heads(train_data, eval_data) after "
             "training, or train with hyperadapters.Trainer, which does it",
             UnfittedHeadsWarning,
-            stacklevel=stacklevel,
+            stacklevel=_levels_of_library(),
         )
+
+
+def _levels_of_library() -> int:
+    """The `stacklevel` by which a warning is about the code that called this library."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "hyperadapters":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @contextmanager
