@@ -2,6 +2,9 @@
 
 `fit` trains a `HyperAdapterModel` and keeps it in `model_`. A one-dimensional `y` is one task. Each column of a
 two-dimensional `y` is a task of its own, and all tasks are trained together in the one model.
+
+The estimators pass the checks of `sklearn.utils.estimator_checks` once numbers are written as words;
+docs/scikit-learn.md names the few checks that do not apply, with the reasons.
 """
 
 from __future__ import annotations
@@ -123,6 +126,7 @@ class _HyperAdapterEstimator(BaseEstimator):
             TaskError: The name of a column cannot be the name of a task.
             NotFiniteError: The training diverged.
         """
+        vars(self).pop("model_", None)  # a fit that fails leaves no model of other texts or targets
         self._training_settings()  # a wrong one is found before the backbone is loaded
         texts = self._read_texts(X, reset=True)
         targets = self._read_targets(y)
@@ -281,6 +285,10 @@ class HyperAdapterClassifier(ClassifierMixin, _HyperAdapterEstimator):
         """
         targets, predictions = self._read_targets(y), self.predict(X)
         columns = predictions.T if self._y_is_2d else [predictions]
+        if len(targets.columns) != len(columns):
+            raise ValueError(
+                f"y: expected labels of {len(columns)} task(s), as in fit, found {len(targets.columns)} column(s)"
+            )
         hits = [found == true for found, true in zip(columns, targets.columns, strict=True)]
         return float(np.average(np.all(hits, axis=0), weights=sample_weight))
 
