@@ -26,7 +26,7 @@ from hyperadapters.training.arguments import NAMED_AS_IN_RECIPES, TrainingArgume
 from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.prefix_cache import FrozenPrefix
 from hyperadapters.training.trainer import Trainer
-from hyperadapters.utils.files import check_folder, make_folder, write_atomically
+from hyperadapters.utils.files import check_folder, making_folder, write_atomically
 
 LOGS_FOLDER = "runs"  # the Trainer's name for it
 
@@ -76,18 +76,16 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     )
     if recipe.training.attention is not None:
         _use_attention(model.backbone, recipe.training.attention)
-    for data in tasks:
-        model.collator.check_targets(data.task, data.splits["train"])
     train_rows, validation_rows = rows_by_task(tasks, "train"), rows_by_task(tasks, "validation")
     arguments = training_arguments(recipe, output)
     _check_settings(recipe, arguments, model, bool(validation_rows))
 
-    if overwrite:
-        remove_run(output)
-    make_folder(output)
-    write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
     started = time.monotonic()
-    trainer = Trainer(model, train_rows, validation_rows, arguments)
+    with making_folder(output):
+        trainer = Trainer(model, train_rows, validation_rows, arguments)  # checks what the tokenizer can write
+        if overwrite:
+            remove_run(output)
+        write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
     seconds = time.monotonic() - started
     prefixes: dict[Split, FrozenPrefix] = {}
