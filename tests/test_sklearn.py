@@ -43,7 +43,7 @@ BOTH = pd.DataFrame({"mood": MOODS, "colour": COLOURS})
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_backbone(tmp_path_factory.mktemp("backbone") / "bert", "bert"))
+    return str(save_backbone(tmp_path_factory.mktemp("backbone") / "bert", "bert", num_hidden_layers=2))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,7 +104,7 @@ SKIPPED_BY_SCIKIT_LEARN = {
 """The checks that scikit-learn skips, by name; all others have to pass."""
 
 
-# The interface does not depend on the preset. A fit of "paper" takes half the time; the regressor has the default, "plus".
+# The interface does not depend on the preset: "paper" takes half the time of "plus", which the regressor has by default.
 @parametrize_with_checks(
     [NumbersClassifier(preset="paper", max_steps=1, random_state=0), NumbersRegressor(max_steps=1, random_state=0)],
 )
@@ -248,12 +248,8 @@ def test_names_of_tasks(classifier: HyperAdapterClassifier) -> None:
 
 def test_grid_search_in_a_pipeline(classifier: HyperAdapterClassifier) -> None:
     lower = FunctionTransformer(lambda texts: [text.lower() for text in texts])
-    search = GridSearchCV(
-        make_pipeline(lower, classifier),
-        {"hyperadapterclassifier__max_steps": np.arange(1, 3)},
-        cv=2,
-        scoring="roc_auc",
-    )
+    grid = {"hyperadapterclassifier__max_steps": np.arange(1, 3), "hyperadapterclassifier__max_length": np.array([16])}
+    search = GridSearchCV(make_pipeline(lower, classifier), grid, cv=2, scoring="roc_auc")
     found = search.fit([text.upper() for text in TEXTS], MOODS)
     assert found.best_score_ > 0.5
     assert found.predict(TEXTS).tolist() == MOODS.tolist()
@@ -265,9 +261,7 @@ def test_cross_validation_of_several_tasks(classifier: HyperAdapterClassifier) -
     assert predictions.shape == labels.shape
 
 
-def test_a_fitted_estimator_can_be_pickled(
-    classifier: HyperAdapterClassifier, regressor: HyperAdapterRegressor
-) -> None:
+def test_pickling_keeps_what_was_fitted(classifier: HyperAdapterClassifier, regressor: HyperAdapterRegressor) -> None:
     for estimator, y in ((classifier, BOTH), (regressor, SCORES)):
         again = pickle.loads(pickle.dumps(estimator.fit(TEXTS, y)))
         np.testing.assert_array_equal(again.predict(TEXTS), estimator.predict(TEXTS))

@@ -126,7 +126,8 @@ class _HyperAdapterEstimator(BaseEstimator):
             TaskError: The name of a column cannot be the name of a task.
             NotFiniteError: The training diverged.
         """
-        vars(self).pop("model_", None)  # a fit that fails leaves no model of other texts or targets
+        if hasattr(self, "model_"):
+            del self.model_  # a fit that fails leaves no model of other texts or targets
         self._training_settings()  # a wrong one is found before the backbone is loaded
         texts = self._read_texts(X, reset=True)
         targets = self._read_targets(y)
@@ -248,7 +249,7 @@ class HyperAdapterClassifier(ClassifierMixin, _HyperAdapterEstimator):
         probabilities = self.predict_proba(X)
         if not self._y_is_2d:
             return self.classes_[probabilities.argmax(axis=1)]
-        return _stack([c[p.argmax(axis=1)] for c, p in zip(self.classes_, probabilities, strict=True)])
+        return np.column_stack([c[p.argmax(axis=1)] for c, p in zip(self.classes_, probabilities, strict=True)])
 
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
         """Predict the probability of each label.
@@ -393,12 +394,6 @@ def _classes(name: str, column: Array) -> Array:
             "rows with another label"
         )
     return classes
-
-
-def _stack(columns: Sequence[Array]) -> Array:
-    """Put columns side by side; texts and numbers become objects, since NumPy would turn the numbers into texts."""
-    are_numbers = {column.dtype.kind in "biuf" for column in columns}
-    return np.column_stack([column.astype(object) for column in columns] if len(are_numbers) > 1 else columns)
 
 
 @contextmanager
