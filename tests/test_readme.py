@@ -34,7 +34,7 @@ def _run(example: str, variables: dict[str, Any]) -> list[str]:
     """Run an example and return the lines that it prints itself, without those of a progress bar or a log."""
     printed: list[str] = []
     variables["print"] = lambda *values: printed.append(" ".join(map(str, values)))
-    exec(compile(example, "README.md", "exec"), variables)  # noqa: S102
+    exec(compile(example, "README.md", "exec"), variables)
     return printed
 
 
