@@ -434,6 +434,11 @@ def test_another_backbone_is_refused_and_left_unwrapped(run: Path) -> None:
     assert all(parameter.requires_grad for parameter in other.parameters())
 
 
+def test_a_backbone_of_another_type_is_refused(run: Path) -> None:
+    with pytest.raises(BackboneError, match="backbone: expected a model, found 'bert'; load it first"):
+        HyperAdapterModel.from_pretrained(run, backbone="bert")  # type: ignore[arg-type]
+
+
 def test_truncated_weights_are_refused(run: Path) -> None:
     path = _weights_file(run)
     path.write_bytes(path.read_bytes()[:-100])
@@ -637,7 +642,7 @@ def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: P
     model, batch = make_model("bert"), make_batch("bert")
     values, state = _save_format_1(model, tmp_path)
     del values["lengths"], values["model"]["features"], values["model"]["prototypes_per_task"]
-    del state["thresholds"], state["prototypes.keys"]
+    del state["method.thresholds"], state["method.prototypes.keys"]
     _write(tmp_path, values, state)
     loaded = _load(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)

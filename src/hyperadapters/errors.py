@@ -60,6 +60,13 @@ def check_int(name: str, value: object, least: int, error: type[HyperAdaptersErr
         raise error(f"{name}: expected an integer of {least} or more, found {value!r}")
 
 
+def check_seed(value: object) -> None:
+    """Raise DataError unless `value` is an integer that PyTorch, NumPy and scikit-learn take as a seed."""
+    check_int("seed", value, 0)
+    if int(value) >= 2**32:  # type: ignore[call-overload]
+        raise DataError(f"seed: expected an integer below 2 ** 32, found {value!r}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known name closest to `name`, or `""` if none is close."""
     close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.6)

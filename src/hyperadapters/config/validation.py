@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
 
 from hyperadapters.errors import HyperAdaptersError, RecipeError, did_you_mean
 
@@ -19,14 +19,14 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
-Float = Annotated[float, BeforeValidator(_refuse_bool)]
-"""A number; also a text such as "1e-3", which YAML does not read as a number, but not a truth value."""
+Float = Annotated[float, AllowInfNan(False), BeforeValidator(_refuse_bool)]
+"""A finite number; also a text such as "1e-3", which YAML does not read as a number, but not a truth value."""
 
 
 class StrictModel(BaseModel):
     """Immutable, refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def parse(model: type[Model], values: object, error: type[HyperAdaptersError] = RecipeError, where: str = "") -> Model:

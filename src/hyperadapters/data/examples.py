@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -99,14 +100,14 @@ def read_label(row: Row) -> str:
 
 
 def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
-    """Log a warning if rows spell one label of a classification differently, and one if labels differ only in case."""
+    """Log a warning if rows spell one label of a classification differently, and one if labels look almost alike."""
     spellings, cases = defaultdict(set), defaultdict(list)
     for row in rows if task.labels else ():
         label = plain(row.values.get("label"))
         if isinstance(label, str):
             spellings[normalize_label(label)].add(label)
     for name in task.labels:
-        cases[name.casefold()].append(name)
+        cases[_folded(name)].append(name)
     # ASCII, because the difference between two spellings need not be visible.
     merged = [" and ".join(map(ascii, sorted(found))) for found in spellings.values() if len(found) > 1]
     if merged:
@@ -114,12 +115,18 @@ def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
             f"task '{task.name}': the rows spell a label in several ways, which are read as one label: "
             f"{'; '.join(merged)}"
         )
-    kept = [" and ".join(map(repr, found)) for found in cases.values() if len(found) > 1]
+    kept = [" and ".join(map(ascii, found)) for found in cases.values() if len(found) > 1]
     if kept:
         logger.warning(
-            f"task '{task.name}': labels differ only in upper and lower case, and stay labels of their own: "
-            f"{'; '.join(kept)}; if they are one label, spell it in one way"
+            f"task '{task.name}': labels differ only in case, spaces or characters that look alike or cannot be seen, "
+            f"and stay labels of their own: {'; '.join(kept)}; if they are one label, spell it in one way"
         )
+
+
+def _folded(label: str) -> str:
+    """A label without case, the kind and number of its spaces, and what Unicode counts as format or compatibility."""
+    compatible = unicodedata.normalize("NFKC", label).casefold()
+    return " ".join("".join(char for char in compatible if unicodedata.category(char) != "Cf").split())
 
 
 def label_examples(tasks: Sequence[Task]) -> list[Example]:
