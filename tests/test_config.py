@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from hyperadapters.config import (
     DataConfig,
@@ -74,6 +75,53 @@ def test_unknown_key_is_named_with_the_nearest_known_one(changes: dict[str, Any]
 
 def test_unknown_key_that_resembles_nothing_gets_no_suggestion() -> None:
     assert faults_of(zzzzzz=1)[1] == "  zzzzzz: unknown key."
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "name"),
+    [
+        ({"tasks": [one_task(label_words={"no": "0"})]}, "tasks.0.label_words", "verbalizer"),
+        ({"tasks": [one_task(source={"path": "x", "cut": {}})]}, "tasks.0.source.cut", "held_out"),
+        ({"model": {"prototypes_per_task": 3}}, "model.prototypes_per_task", "centroids_per_task"),
+        (
+            {"model": {"modules": {"layers": "h", "feed_forward": "mlp", "width": 8}}},
+            "model.modules.width",
+            "hidden_size",
+        ),
+    ],
+)
+def test_key_of_an_earlier_version_is_named_with_its_new_name(changes: dict[str, Any], place: str, name: str) -> None:
+    assert f"  {place}: this key was renamed; use '{name}' instead" in faults_of(**changes)
+
+
+@pytest.mark.parametrize(("value", "name"), [("text", "text_features"), ("texts", "pair_features")])
+def test_value_of_an_earlier_version_is_named_with_its_new_name(value: str, name: str) -> None:
+    expected = f"  model.head_inputs: the value '{value}' was renamed; use '{name}' instead"
+    assert faults_of(model={"head_inputs": value}) == ["Recipe: 1 fault(s)", expected]
+
+
+def test_renamed_key_is_reported_together_with_other_faults() -> None:
+    faults = faults_of(model={"prototypes_per_task": 3, "adapter_dim": 0}, sed=1)
+    assert [fault.split(":")[0].strip() for fault in faults[1:]] == [
+        "model.adapter_dim",
+        "model.prototypes_per_task",
+        "sed",
+    ]
+
+
+def test_renamed_key_is_only_known_where_its_new_name_is() -> None:
+    assert "  data.width: unknown key." in faults_of(data={"width": 8})
+
+
+def test_fields_given_from_python_are_named_with_their_new_names() -> None:
+    with pytest.raises(ValidationError, match="this key was renamed; use 'centroids_per_task' instead"):
+        ModelConfig(prototypes_per_task=3)  # type: ignore[call-arg]
+    with pytest.raises(ValidationError, match="the value 'texts' was renamed; use 'pair_features' instead"):
+        ModelConfig(head_inputs="texts")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="this key was renamed; use 'verbalizer' instead"):
+        Task(name="mood", labels=("no", "yes"), label_words={"no": "0", "yes": "1"})  # type: ignore[call-arg]
+    with pytest.raises(TaskError, match="label_words: this key was renamed; use 'verbalizer' instead"):
+        Task.classification("mood", ["no", "yes"], label_words={"no": "0", "yes": "1"})
 
 
 @pytest.mark.parametrize(
