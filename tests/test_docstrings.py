@@ -50,12 +50,6 @@ NOT_YET: set[str] = {
     "hyperadapters.config.reading",
     "hyperadapters.config.recipe",
     "hyperadapters.config.tasks",
-    "hyperadapters.core.forms",
-    "hyperadapters.core.grouping",
-    "hyperadapters.core.hypernetwork",
-    "hyperadapters.core.losses",
-    "hyperadapters.core.prototypes",
-    "hyperadapters.core.retriever",
     "hyperadapters.data.collate",
     "hyperadapters.data.examples",
     "hyperadapters.data.loading",
@@ -147,11 +141,11 @@ def sections_of(docstring: str) -> dict[str, list[str]]:
     return found
 
 
-def entries_of(lines: list[str]) -> list[str]:
-    """The entries of a section, each with its continuation lines joined."""
+def entries_of(lines: list[str], named: bool = True) -> list[str]:
+    """The entries of a section, each with its continuation lines joined; a section without names is one entry."""
     entries: list[str] = []
     for line in lines:
-        if line.startswith(" ") and entries:
+        if entries and (line.startswith(" ") or not named):
             entries[-1] += " " + line.strip()
         else:
             entries.append(line)
@@ -204,7 +198,7 @@ def faults_of_format(docstring: str) -> Iterator[str]:
     for header in re.findall(rf"^ *({'|'.join(SECTIONS)}): *\S.*$", docstring, re.MULTILINE):
         yield f"{header}: expected the entries on lines of their own"
     for header, lines in sections_of(docstring).items():
-        for entry in entries_of(lines):
+        for entry in entries_of(lines, header in NAMED_ENTRIES):
             named = re.fullmatch(r"(\*{0,2}\w+): (.*)", entry)
             if header in NAMED_ENTRIES and not named:
                 yield f"{header}: expected 'name: Phrase.', found '{entry}'"
