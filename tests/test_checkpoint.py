@@ -165,7 +165,7 @@ def test_several_that_save_to_one_folder_leave_one_of_their_states_and_readers_f
 def test_a_save_that_fails_is_not_the_folder_of_the_model(tmp_path: Path) -> None:
     model = make_model("bert")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="the folder cannot be made"):
+    with pytest.raises(OutputError, match="the folder cannot be created"):
         model.save_pretrained(tmp_path / "file" / "run")
     assert model.folder is None
     (tmp_path / "made").mkdir()

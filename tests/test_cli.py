@@ -336,7 +336,7 @@ def test_train_refuses_labels_in_the_data_that_do_not_fit_the_metric(cli: Cli, t
     values = yaml.safe_load(recipe.read_text())
     values["tasks"][0] |= {"labels": [], "metrics": ["f1"]}
     result = cli("train", write_recipe(recipe, **values), "--output", tmp_path / "out")
-    assert_refused(result, "f1 needs two labels, found 3: use macro_f1")
+    assert_refused(result, "f1 requires two labels, found 3; use macro_f1")
     assert not (tmp_path / "out").exists()
 
 
@@ -639,7 +639,7 @@ def test_predict_refuses_an_output_in_a_folder_that_does_not_exist(
     cli: Cli, tmp_path: Path, run: Path, texts: Path
 ) -> None:
     result = cli("predict", run, "--input", texts, "--output", tmp_path / "gone" / "answers.jsonl")
-    assert_refused(result, "gone does not exist; make it first")
+    assert_refused(result, "gone does not exist; create it first")
     assert not (tmp_path / "gone").exists()
 
 

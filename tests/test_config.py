@@ -233,7 +233,7 @@ def test_metric_of_the_wrong_kind_is_named_with_the_known_ones() -> None:
 
 
 def test_f1_of_three_labels_is_refused() -> None:
-    with pytest.raises(TaskError, match="f1 needs two labels, found 3: use macro_f1"):
+    with pytest.raises(TaskError, match="f1 requires two labels, found 3; use macro_f1"):
         Task.classification("mood", ["a", "b", "c"], metrics=["f1"])
 
 
@@ -289,12 +289,12 @@ def test_template_that_leaves_out_a_field_is_refused() -> None:
         Task.text_to_text("mood", fields=["text", "text_pair"], template="only {text}")
 
 
-def test_label_words_must_cover_the_labels() -> None:
-    with pytest.raises(TaskError, match=r"verbalizer must have one word for each of \['no', 'yes'\]"):
+def test_verbalizer_must_cover_the_labels() -> None:
+    with pytest.raises(TaskError, match=r"verbalizer must have one text for each of \['no', 'yes'\]"):
         Task.classification("mood", ["no", "yes"], verbalizer={"no": "0"})
 
 
-def test_label_words_that_cannot_be_told_apart_are_refused() -> None:
+def test_verbalizer_with_equal_texts_is_refused() -> None:
     with pytest.raises(TaskError, match="verbalizer"):
         Task.classification("mood", ["no", "yes"], verbalizer={"no": "0", "yes": "0"})
 
@@ -352,7 +352,7 @@ def test_source_with_two_origins_is_refused() -> None:
 
 @pytest.mark.parametrize("extra", [{"subset": "sst2"}, {"splits": {"train": "train"}}])
 def test_settings_of_a_data_set_need_one(extra: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match="subset and splits belong to dataset, which is not given"):
+    with pytest.raises(RecipeError, match="subset and splits are only for dataset, which is not given"):
         parse(Source, {"path": "a.jsonl", **extra})
 
 
@@ -556,8 +556,8 @@ def test_override_may_contain_equals_signs(recipe_file: Path) -> None:
     ("override", "message"),
     [
         ("seed", r"override 'seed': expected key\.of\.setting=value"),
-        ("seed.deep=1", "override 'seed.deep=1': 'seed' holds no settings"),
-        ("tasks.0.name=x", "'tasks' holds no settings"),
+        ("seed.deep=1", "override 'seed.deep=1': 'seed' has a value and no settings"),
+        ("tasks.0.name=x", "'tasks' has a value and no settings"),
         ("modle.adapter_dim=3", r"modle: unknown key\. Did you mean 'model'\?"),
         ("data.n_trian=3", r"data\.n_trian: unknown key\. Did you mean 'n_train'\?"),
         ("seed=soon", r"seed: .*found 'soon'"),
@@ -598,9 +598,9 @@ def test_enumerated_values_get_a_suggestion() -> None:
 
 
 def test_settings_of_another_kind_of_task_are_refused() -> None:
-    with pytest.raises(TaskError, match="step belongs to a regression task"):
+    with pytest.raises(TaskError, match="a step is only for regression tasks"):
         Task.classification("a", ["x", "y"], step=0.5)
-    with pytest.raises(TaskError, match="verbalizer belong to a classification task"):
+    with pytest.raises(TaskError, match="a verbalizer is only for classification tasks"):
         Task.regression("a", verbalizer={"x": "y"})
 
 
@@ -666,8 +666,8 @@ def test_recipe_is_the_same_when_dumped_and_parsed(mode: Literal["python", "json
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"path": "a.jsonl", "delimiter": ";"}, "delimiter belongs to a path that ends in .csv or .tsv"),
-        ({"demo": "message_spam", "delimiter": ";"}, "delimiter belongs to a path that ends in .csv or .tsv"),
+        ({"path": "a.jsonl", "delimiter": ";"}, "delimiter is only for a path that ends in .csv or .tsv"),
+        ({"demo": "message_spam", "delimiter": ";"}, "delimiter is only for a path that ends in .csv or .tsv"),
         ({"path": "a.csv", "delimiter": ";;"}, "at most 1 character"),
         ({"path": "a.csv", "delimiter": '"'}, "must not be a quotation mark or a line end"),
     ],

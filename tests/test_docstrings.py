@@ -46,10 +46,6 @@ NOT_YET: set[str] = {
     "hyperadapters.checkpoints.conversion",
     "hyperadapters.checkpoints.format",
     "hyperadapters.checkpoints.hub",
-    "hyperadapters.config.model",
-    "hyperadapters.config.reading",
-    "hyperadapters.config.recipe",
-    "hyperadapters.config.tasks",
     "hyperadapters.data.collate",
     "hyperadapters.data.examples",
     "hyperadapters.data.loading",
@@ -58,7 +54,6 @@ NOT_YET: set[str] = {
     "hyperadapters.data.sources",
     "hyperadapters.demo",
     "hyperadapters.demo.run",
-    "hyperadapters.errors",
     "hyperadapters.fewshot",
     "hyperadapters.fewshot.add_task",
     "hyperadapters.fewshot.fit",
@@ -96,9 +91,6 @@ NOT_YET: set[str] = {
     "hyperadapters.training.run",
     "hyperadapters.training.text_heads",
     "hyperadapters.training.trainer",
-    "hyperadapters.utils",
-    "hyperadapters.utils.files",
-    "hyperadapters.utils.optional",
 }
 """Modules that do not follow these rules yet."""
 

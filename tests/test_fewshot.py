@@ -962,7 +962,7 @@ WRONG: dict[str, Wrong] = {
         [*GOOD, {"text": "w", "label": "c"}],
         {},
         DataError,
-        "f1 needs two labels, found 3",
+        "f1 requires two labels, found 3",
     ),
     "text for heads": (
         Task.text_to_text("new"),

@@ -307,7 +307,7 @@ def test_other_floating_point_types_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_with_files_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(OutputError, match="already there; choose another name, or remove it"):
+    with pytest.raises(OutputError, match="already exists; choose another name, or remove it"):
         export_onnx(make_paper("bert"), "size", tmp_path)
     assert (tmp_path / "notes").read_text() == "mine"
 

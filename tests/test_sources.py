@@ -448,7 +448,10 @@ def test_label_that_is_no_name_or_whole_number_is_reported(tmp_path: Path, label
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"metrics": ("f1",)}, "f1 needs two labels, found 3"), ({"verbalizer": {"no": "0", "yes": "1"}}, "verbalizer")],
+    [
+        ({"metrics": ("f1",)}, "f1 requires two labels, found 3"),
+        ({"verbalizer": {"no": "0", "yes": "1"}}, "verbalizer"),
+    ],
 )
 def test_labels_found_in_the_data_must_fit_the_task(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, {"text": "c", "label": "maybe"}])

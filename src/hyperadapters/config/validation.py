@@ -1,4 +1,4 @@
-"""Strict validation of recipes, tasks and model configurations: unknown keys are refused, all faults reported."""
+"""Strict validation of recipes, tasks and model configurations, which refuses unknown keys and reports all faults."""
 
 from __future__ import annotations
 
