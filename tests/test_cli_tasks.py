@@ -281,13 +281,13 @@ def test_a_task_that_cannot_be_is_refused(
         ('{"text": "a", "lable": "in"}\n', ["examples.jsonl, line 1: no column 'label'. Did you mean 'lable'?"]),
         (
             '{"text": "a", "label": "in"}\n{"text": 3, "label": "out"}\n',
-            ["examples.jsonl, line 2: expected a text in 'text', found 3"],
+            ["examples.jsonl, line 2: expected a string in 'text', found 3"],
         ),
         (
             '{"text": "a", "label": "in"}\n{"text": "b", "label": null}\n',
             ["examples.jsonl, line 2: expected a label, found None"],
         ),
-        ('{"text": "a", "label": "in"}\nb\n', ["examples.jsonl, line 2: expected one JSON object a line"]),
+        ('{"text": "a", "label": "in"}\nb\n', ["examples.jsonl, line 2: expected a JSON object on each line"]),
         (
             '{"text": "a", "label": "in"}\n{"text": "b", "label": "\\ud83d"}\n',
             ["examples.jsonl, line 2: ", "not valid Unicode"],

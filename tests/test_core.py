@@ -144,7 +144,7 @@ def test_gradients_through_a_grouping_are_those_of_finite_differences(rows: list
 
 
 def test_a_number_of_rows_that_fits_no_grouping_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="expected a multiple of 2 rows, .*found 5"):
+    with pytest.raises(RuntimeError, match=r"expected a multiple of 2 rows, .*found 5"):
         Grouping.of(torch.tensor([0, 1]), 2).gather(torch.zeros(5, 1, 3))
 
 

@@ -65,9 +65,9 @@ def test_an_empty_cell_is_no_task_and_no_second_text(empty: Any) -> None:
 
 @pytest.mark.parametrize("empty", [None, float("nan"), pd.NA])
 def test_an_empty_cell_is_no_text(empty: Any) -> None:
-    with pytest.raises(DataError, match=r"input 1: expected a text in 'text_pair', found (None|nan)"):
+    with pytest.raises(DataError, match=r"input 1: expected a string in 'text_pair', found (None|nan)"):
         list(read_inputs([("a", empty)], TASKS, "alike"))
-    with pytest.raises(DataError, match=r"input 1: expected a text in 'text', found (None|nan)"):
+    with pytest.raises(DataError, match=r"input 1: expected a string in 'text', found (None|nan)"):
         list(read_inputs([{"text": empty}], TASKS, "mood"))
 
 
@@ -99,7 +99,7 @@ def test_what_has_no_rows_is_refused_at_the_call(wrong: Any) -> None:
 
 @pytest.mark.parametrize("pair", [("a", "b"), {"text": "a", "text_pair": "b"}, Example(None, "a", "b")])
 def test_a_second_text_that_the_task_does_not_read_is_refused(pair: Any) -> None:
-    with pytest.raises(DataError, match="input 1: has a text_pair, which task 'mood' does not read"):
+    with pytest.raises(DataError, match="input 1: found a text_pair, which task 'mood' does not read"):
         list(read_inputs([pair], TASKS, "mood"))
 
 
@@ -189,7 +189,7 @@ def test_spellings_of_one_label_are_told(tmp_path: Path, caplog: pytest.LogCaptu
         "task 'mood': the rows spell a label in several ways, which are read as one label: "
         r"'spam' and 'spam\xa0'; 'cafe\u0301' and 'caf\xe9'"
     )
-    kept = "task 'mood': labels differ only in upper and lower case, and stay labels of their own: 'Spam' and 'spam'"
+    kept = "task 'mood': labels differ only in upper and lower case, and remain different labels: 'Spam' and 'spam'"
     expected = [merged, f"{kept}; if they are one label, spell it in one way"]
     assert load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0).task.labels == (
         "Spam",
@@ -228,7 +228,7 @@ def test_a_cut_keeps_a_row_of_each_label_for_training(
     assert [len(data.splits[split]) for split in ("train", "validation", "test")] == [12, 4, 4]
     for split in ("validation", "test"):
         assert sorted(example.target for example in data.splits[split]) == [0, 0, 0, 1]
-        assert f"the {split} rows have no example of rare" in caplog.text
+        assert f"there are no {split} rows with label rare" in caplog.text
 
 
 @pytest.mark.parametrize(("size", "wanted", "found"), [(4, 4, 2), (0.8, 4, 2), (3, 3, 2), (2, 2, 2), (1, 1, 1)])
@@ -241,8 +241,8 @@ def test_a_cut_leaves_the_last_row_of_each_label_and_says_so(
     assert len(data.splits["validation"]) == found
     assert {example.target for example in data.splits["train"]} == {0, 1, 2}
     message = (
-        f"task 'mood': only {found} rows were cut from train for validation, not {wanted}, so that one row of each "
-        "label stays in the training rows"
+        f"task 'mood': only {found} rows of train were held out for validation, not {wanted}, so that one row of each "
+        "label remains in the training rows"
     )
     assert (message in caplog.messages) == (wanted > found)
 
@@ -256,8 +256,8 @@ def test_a_cut_from_other_rows_than_those_of_training_may_take_every_row_of_a_la
     source = {"path": path, "held_out": {"test": {"from": "validation", "size": 2}}}
     data = load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0)
     assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 3, "validation": 1, "test": 2}
-    lacking = [message.partition(" rows have no example of ")[::2] for message in caplog.messages]
-    assert [start for start, _ in lacking] == ["task 'mood': the validation", "task 'mood': the test"]
+    lacking = [message.partition(" rows with label ")[::2] for message in caplog.messages]
+    assert [start for start, _ in lacking] == ["task 'mood': there are no validation", "task 'mood': there are no test"]
     assert [len(labels.split(", ")) for _, labels in lacking] == [2, 1]
 
 
@@ -395,7 +395,7 @@ def test_a_table_with_two_columns_of_one_name_is_refused(table: Any) -> None:
 
 
 def test_one_row_of_a_data_frame_is_not_taken_for_two_texts() -> None:
-    with pytest.raises(DataError, match="one row of a DataFrame: put its dict in a list"):
+    with pytest.raises(DataError, match="one row of a DataFrame; put its dict in a list"):
         iterate_rows(pd.DataFrame({"text": ["w1"], "task": ["mood"]}).iloc[0])
     with pytest.raises(DataError, match="found memoryview"):
         iterate_rows(memoryview(b"w1"))

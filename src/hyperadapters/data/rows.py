@@ -1,4 +1,4 @@
-"""Tables, arrays and other collections as rows; scalars of pandas, NumPy and Arrow as plain Python values."""
+"""Conversion of tables, arrays and other collections to rows, and of their scalars to plain Python values."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ import numpy as np
 from hyperadapters.errors import DataError
 
 MAX_WHOLE = 2**53
-"""Up to this, a whole number of decimal type is read as an integer, as a float holds it exactly."""
+"""Limit below which a whole number of decimal type is read as an integer, since a float represents it exactly."""
 
 
 def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
     """Return an iterator over the rows of a collection.
 
-    DataFrames of pandas and polars, tables of Arrow and data sets give a mapping for each row. Two-dimensional arrays
-    of two columns give pairs. Everything else that can be iterated gives its items.
+    The rows of a DataFrame of pandas or polars, of an Arrow table and of a data set are mappings. The rows of a
+    two-dimensional array with two columns are pairs. The rows of any other iterable are its items.
+
+    Args:
+        inputs: Collection of rows.
+        what: Name of the argument, for the message.
 
     Raises:
-        DataError: `inputs` is one item instead of a collection, or a collection without rows or without an order.
+        DataError: If `inputs` is a single item, or a collection that is unordered or does not consist of rows.
     """
     name = type(inputs).__name__
     libraries = {parent.__module__.partition(".")[0] for parent in type(inputs).__mro__}
     if isinstance(inputs, (str, bytes, bytearray, memoryview, Mapping)) or name == "Example":
         advice = "pass one of its splits" if name.endswith("DatasetDict") else "put it in a list"
-        raise DataError(f"{what}: expected a list or another iterable of inputs, found {name}: {advice}")
+        raise DataError(f"{what}: expected a list or another iterable of inputs, found {name}; {advice}")
     if isinstance(inputs, (set, frozenset)) or hasattr(inputs, "read") or name in ("Tensor", "Parameter"):
         raise DataError(f"{what}: expected a list, a DataFrame or another collection of rows in order, found {name}")
     if isinstance(inputs, np.ndarray):
@@ -37,7 +41,7 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
         columns = _different([str(column) for column in inputs.columns], what)
         return (dict(zip(columns, row, strict=True)) for row in inputs.itertuples(index=False, name=None))
     if "pandas" in libraries and "text" in getattr(inputs, "index", ()):
-        raise DataError(f"{what}: expected rows, found a {name} that is one row of a DataFrame: put its dict in a list")
+        raise DataError(f"{what}: expected rows, found a {name} that is one row of a DataFrame; put its dict in a list")
     if "polars" in libraries and hasattr(inputs, "iter_rows"):
         rows: Iterator[Any] = inputs.iter_rows(named=True)
         return rows
@@ -50,7 +54,7 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
 
 
 def _different(columns: list[str], what: str) -> list[str]:
-    """Check that each column has a name of its own, since a row holds one value for each name."""
+    """Check that the names of columns are different, because a row is a mapping from names to values."""
     if len(set(columns)) < len(columns):
         raise DataError(f"{what}: column names must be different from each other, found {', '.join(columns)}")
     return columns
@@ -67,7 +71,11 @@ def _of_array(array: np.ndarray[Any, Any], what: str) -> Iterator[Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a scalar of NumPy, Arrow or pandas as a plain Python value, and a missing value as None."""
+    """Return a scalar of NumPy, Arrow or pandas as a plain Python value, and a missing value as None.
+
+    Args:
+        value: Any value. Values that are not such scalars are returned unchanged.
+    """
     if type(value).__module__.partition(".")[0] == "pyarrow" and hasattr(value, "as_py"):
         value = value.as_py()
     if isinstance(value, np.generic):
@@ -79,5 +87,9 @@ def plain(value: Any) -> Any:
 
 
 def is_absent(value: Any) -> bool:
-    """Return whether a plain value marks an empty cell: None, the empty text or NaN."""
+    """Return whether a plain value represents an empty cell, which is None, an empty string or NaN.
+
+    Args:
+        value: Plain Python value.
+    """
     return value is None or value == "" or (isinstance(value, float) and value != value)
