@@ -608,7 +608,7 @@ def test_predict_refuses_an_unknown_task(cli: Cli, tmp_path: Path, run: Path, te
         ('{"text": "a", "text_pair": 3}\n', ["line 1: expected a string in 'text_pair', found 3"]),
         ('{"text": "a"}\nb\n', ["line 2: expected a JSON object on each line"]),
         ('{"text": "half \\ud83d"}\n', ["line 1: 'text' is not valid Unicode"]),
-        ("", ["no rows; expected at least one"]),
+        ("", ["expected at least one row, found none"]),
     ],
 )
 def test_predict_refuses_wrong_rows(

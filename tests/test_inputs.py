@@ -82,7 +82,7 @@ def test_a_column_of_another_name_is_named(row: dict[str, str], advice: str) -> 
 
 @pytest.mark.parametrize("make", [DatasetDict, IterableDatasetDict])
 def test_a_data_set_of_several_splits_is_refused_by_name(make: Any) -> None:
-    with pytest.raises(DataError, match=rf"found {make.__name__}: pass one of its splits"):
+    with pytest.raises(DataError, match=rf"found {make.__name__}; pass one of its splits"):
         read_inputs(make(train=Dataset.from_dict(COLUMNS)), TASKS, None)
 
 
@@ -315,8 +315,8 @@ ONE = Example(0, "w1")
         ([ONE], None, {}, "validation_examples: expected a list of Example, found None"),
         ([Example(None, "w1")], [], {}, "train_examples: expected task_id from 0 to 1, found None"),
         ([ONE], [Example(7, "w1")], {}, "validation_examples: expected task_id from 0 to 1, found 7"),
-        ([ONE], [], {"false_decline_rate": False}, "false_decline_rate: expected 0 to below 1, found False"),
-        ([ONE], [], {"false_decline_rate": "0.1"}, "false_decline_rate: expected 0 to below 1, found '0.1'"),
+        ([ONE], [], {"false_decline_rate": False}, r"false_decline_rate: expected a number in \[0, 1\), found False"),
+        ([ONE], [], {"false_decline_rate": "0.1"}, r"false_decline_rate: expected a number in \[0, 1\), found '0.1'"),
         ([ONE], [], {"seed": 1.0}, "seed: expected an integer of 0 or more, found 1.0"),
     ],
 )

@@ -1023,7 +1023,9 @@ def test_other_columns_of_parquet_are_valid_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["answer", "routed", "candidates"])
 def test_other_column_with_the_name_of_an_output_is_refused(tmp_path: Path, name: str) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [{"text": "w1", name: "x"}])
-    with pytest.raises(DataError, match=f"in.jsonl, line 1: the column '{name}' is one of the output too; rename it"):
+    with pytest.raises(
+        DataError, match=f"in.jsonl, line 1: the column '{name}' is also a column of the output; rename it"
+    ):
         predict_file(Predictor(predictor_model("bert")), source, None, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 
