@@ -344,7 +344,7 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (7, "input 41: expected a text"),
+        (7, "input 41: expected a string"),
         ({"txt": "w1"}, "input 41: no column 'text'"),
         ({"text": None}, "input 41: expected a string in 'text', found None"),
         ({"text": "w1", "task": "colours"}, "input 41: Unknown task 'colours'. Did you mean 'colour'"),
@@ -352,7 +352,7 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one() -> None:
         ({"text": "w1", "task": 0}, "input 41: Unknown task '0'"),
         ({"text": "w1", "task": "mood"}, "input 41: no column 'text_pair'"),
         ({"text": "w1", "text_pair": 0}, "input 41: expected a string in 'text_pair', found 0"),
-        (("w1", "w2", "w3"), "input 41: expected a text, a pair"),
+        (("w1", "w2", "w3"), "input 41: expected a string, a pair"),
         ("w1 \ud800", "input 41: 'text' is not valid Unicode"),
         (Example(3, "w1"), "input 41: "),
     ],
