@@ -30,9 +30,10 @@ from hyperadapters.config import DataConfig
 from hyperadapters.data.examples import Example, TaskData, read_fields, read_target
 from hyperadapters.data.loading import subset
 from hyperadapters.data.sources import read_file
+from hyperadapters.heads.regression import few_shot_probe
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.training.metrics import score
-from hyperadapters.training.probes import few_shot_probe, frozen_features
+from hyperadapters.training.probes import frozen_features
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "transfer.jsonl"

@@ -219,7 +219,7 @@ def test_unknown_tasks_are_refused_with_the_nearest_name(tmp_path: Path) -> None
 
 
 def test_adapters_of_inputs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="method 'hyperdecoder' has adapters of inputs, not of tasks"):
+    with pytest.raises(TaskError, match="method 'hyperdecoder' generates adapters for inputs, not for tasks"):
         export_adapterhub(make_method("bert", "hyperdecoder"), "mood", tmp_path / "out")
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from conftest import DECODERS, MAKERS, VOCABULARY, save_backbone, tiny_backbone, tiny_language_model_tokenizer
+from tolerance import rounding
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -38,6 +39,7 @@ HEAD_TASKS = [
 ]
 TEXT_TASKS = [Task.text_to_text("colour"), Task.text_to_text("size"), Task.text_to_text("mood")]
 WRITING = [kind for kind in KINDS if ARCHITECTURES.get(kind, ARCHITECTURES["t5"]).kind != "encoder"]
+NOT_IN_FLOAT64 = ("gemma2",)  # rows of nothing but padding are not numbers there: transformers' softmax is in float32
 each = pytest.mark.parametrize("kind", KINDS)
 each_form = pytest.mark.parametrize("form", FORMS)
 each_that_writes = pytest.mark.parametrize("kind", WRITING)
@@ -126,7 +128,7 @@ def test_adapters_differ_by_task_and_switched_off_leave_the_bare_backbone(kind: 
     model, seen = make_model(kind, form), []
     with model.adapters_disabled():
         assert torch.equal(bare(model.backbone, kind, batch), before)
-    layer = model._sites.generated.layers[-1]
+    layer = model._architecture.generated.layers[-1]
     handle = layer.register_forward_hook(lambda _, __, output: seen.append(output))
     if kind_of(kind) == "encoder":
         del batch["labels"]  # which are of other tasks
@@ -211,7 +213,7 @@ def test_gradient_checkpointing_keeps_the_tasks(kind: str, form: str) -> None:
 def test_an_exception_in_a_forward_leaves_no_state_behind(kind: str, form: str) -> None:
     model, batch = make_model(kind, form), make_batch(kind)
     expected = model(**batch).logits
-    handle = model._sites.generated.layers[-1].register_forward_hook(_fail)
+    handle = model._architecture.generated.layers[-1].register_forward_hook(_fail)
     with pytest.raises(ZeroDivisionError):
         model(**batch)
     handle.remove()
@@ -238,6 +240,8 @@ def test_generation_in_a_mixed_batch_equals_generation_row_by_row(
     kind: str, form: str, options: dict[str, Any]
 ) -> None:
     model, batch = make_model(kind, form), make_batch(kind, rows=4)
+    if kind not in NOT_IN_FLOAT64:
+        model = model.double()  # where rounding decides no token
     batch.pop("labels")
     options = {**options, "max_new_tokens": 5, "min_new_tokens": 5}
     together = model.generate(**batch, **options)
@@ -258,23 +262,32 @@ def test_generation_in_a_mixed_batch_equals_generation_row_by_row(
 @each_form
 def test_padding_on_the_left_gives_what_padding_on_the_right_gives(kind: str, form: str) -> None:
     model, right = make_model(kind, form), make_batch(kind)
-    if (
-        kind != "gemma2"
-    ):  # whose rows of nothing but padding are not numbers in float64: transformers' softmax is in float32
+    if kind not in NOT_IN_FLOAT64:
         model = model.double()
     real = right["attention_mask"].bool()
     order = right["attention_mask"].argsort(dim=1, stable=True)
     moved = {name: right[name].gather(1, order) for name in ("input_ids", "attention_mask", "labels")}
     left = {**right, **moved}
     found, expected = model(**left), model(**right)
-    assert_same(found.logits[left["attention_mask"].bool()], expected.logits[real])
-    assert_same(found.instances, expected.instances)
-    assert_same(found.loss, expected.loss)
+    pairs = (
+        (found.logits[left["attention_mask"].bool()], expected.logits[real]),
+        (found.instances, expected.instances),
+        (found.loss, expected.loss),
+    )
+    for one, other in pairs:
+        if kind in NOT_IN_FLOAT64:  # about a hundred operations a layer, and four layers
+            torch.testing.assert_close(
+                one, other, atol=rounding(400, max(1.0, float(other.detach().abs().max()))), rtol=0
+            )
+        else:
+            assert_same(one, other)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_greedy_generation_with_a_cache_writes_what_the_forward_finds_most_likely(kind: str) -> None:
     model, batch = make_model(kind), make_batch(kind)
+    if kind not in NOT_IN_FLOAT64:
+        model = model.double()  # where rounding decides no token
     batch.pop("labels")
     written = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, suppress_tokens=None)
     prompts = (batch["attention_mask"].sum(dim=1)).tolist()
@@ -375,7 +388,7 @@ def test_lengths_leave_room_for_the_answer_of_a_language_model() -> None:
 
 
 def test_settings_that_do_not_fit_an_architecture_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"head_inputs: 'pair_features' .* this backbone writes its answers"):
+    with pytest.raises(RecipeError, match=r"head_inputs: 'pair_features' .* this backbone generates its answers"):
         make_model("gpt2", head_inputs="pair_features")
     with pytest.raises(RecipeError, match="shared_adapter_dim: decoder backbones have no shared adapters"):
         make_model("llama", shared_adapter_dim=4)
@@ -413,7 +426,7 @@ def test_target_modules_are_found_before_anything_is_changed() -> None:
 
 def test_linear_maps_that_cannot_differ_by_row_are_refused() -> None:
     with pytest.raises(
-        RecipeError, match=r"'query_proj' of this backbone also maps.*by default: value_proj, attention"
+        RecipeError, match=r"'query_proj' of this backbone is also applied.*by default: value_proj, attention"
     ):
         HyperAdapterModel(
             tiny_backbone("deberta-v2"), HEAD_TASKS, ModelConfig(form="lora", target_modules=("query_proj",))
@@ -558,7 +571,7 @@ def test_wrong_names_of_modules_are_refused_with_the_nearest() -> None:
         ),
         (ModuleNames(layers="blocks", feed_forward="mpl", hidden_size=16), r"at 'blocks.0.mpl'.*Did you mean 'mlp'\?"),
         (ModuleNames(layers="words", feed_forward="mlp", hidden_size=16), "expected a list of layers at 'words'"),
-        (ModuleNames(layers="blocks", feed_forward="mlp"), "hidden_size of the backbone is not known"),
+        (ModuleNames(layers="blocks", feed_forward="mlp"), "hidden_size of the backbone's hidden states is not known"),
     ):
         with pytest.raises(BackboneError, match=message):
             HyperAdapterModel(OwnEncoder(), HEAD_TASKS, ModelConfig(modules=modules))
@@ -650,7 +663,7 @@ def test_what_cannot_be_merged_is_refused() -> None:
     plus = HyperAdapterModel(tiny_backbone("bert"), HEAD_TASKS, ModelConfig(preset="plus", form="lora", lora_rank=2))
     with torch.no_grad():
         plus.heads.wide_weight.fill_(0.1)
-    with pytest.raises(TaskError, match="with head_inputs 'texts' the model also reads the frozen backbone"):
+    with pytest.raises(TaskError, match="with head_inputs 'pair_features' the model also reads the frozen backbone"):
         plus.merge("mood")
 
 

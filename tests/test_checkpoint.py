@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import (
+    DATA,
     ENCODER_DECODERS,
     ENCODERS,
     VOCABULARY,
@@ -23,12 +24,14 @@ from conftest import (
     tiny_tokenizer,
 )
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from test_hosts import make_batch, make_model
+from tolerance import rounding
 from torch import Tensor
-from transformers import AutoModel
+from transformers import AutoModel, BertModel
 
 from hyperadapters.backbones.loading import fingerprint
+from hyperadapters.checkpoints.conversion import RENAMED_TENSORS, convert_settings, convert_task
 from hyperadapters.checkpoints.format import CONFIG_FILE, load_state, read_checkpoint
 from hyperadapters.config import ModelConfig, Task
 from hyperadapters.core import AdapterWeights
@@ -431,6 +434,11 @@ def test_another_backbone_is_refused_and_left_unwrapped(run: Path) -> None:
     assert all(parameter.requires_grad for parameter in other.parameters())
 
 
+def test_a_backbone_of_another_type_is_refused(run: Path) -> None:
+    with pytest.raises(BackboneError, match="backbone: expected a model, found 'bert'; load it first"):
+        HyperAdapterModel.from_pretrained(run, backbone="bert")  # type: ignore[arg-type]
+
+
 def test_truncated_weights_are_refused(run: Path) -> None:
     path = _weights_file(run)
     path.write_bytes(path.read_bytes()[:-100])
@@ -502,12 +510,19 @@ def _save_format_1(model: HyperAdapterModel, folder: Path) -> tuple[dict[str, An
     values = json.loads((folder / CONFIG_FILE).read_text())
     values["format_version"] = 1
     values["tasks"] = [task.model_dump(mode="json") for task in model.tasks]
-    state = {name: tensor for name, tensor in model.adapter_state_dict().items() if name not in PACKED}
+    values["model"]["prototypes_per_task"] = values["model"].pop("centroids_per_task")
+    state = {_old_name(name): value for name, value in model.adapter_state_dict().items() if name not in PACKED}
     for task_id, head in enumerate([] if model.heads is None else model.heads.unpack()):
         state[f"heads.heads.{task_id}.weight"] = head.weight.clone()
         state[f"heads.heads.{task_id}.bias"] = head.bias.clone()
     _write(folder, values, state)
     return values, state
+
+
+def _old_name(name: str) -> str:
+    """The name that a parameter or buffer had before format 5."""
+    renamed = {new: old for old, new in RENAMED_TENSORS.items()}
+    return renamed.get(name, name.removeprefix("method."))
 
 
 PACKED = ("heads.weight", "heads.wide_weight", "heads.bias", "heads.starts")
@@ -525,6 +540,37 @@ def _with_parts_of_their_own(kind: str) -> HyperAdapterModel:
         parts[0].head = Head(torch.randn(3, 2 * model.heads.hidden_size), torch.randn(3))
     model.task_table.replace(parts)
     return model.eval()
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+def test_checkpoints_of_earlier_versions_of_the_library_answer_as_they_did(version: int, tmp_path: Path) -> None:
+    """The files were written by the last version of the library that had each format."""
+    folder = DATA / "checkpoints" / f"format{version}"
+    assert json.loads((folder / CONFIG_FILE).read_text())["format_version"] == version
+    backbone = BertModel.from_pretrained(DATA / "checkpoints" / "backbone", add_pooling_layer=False)
+    model = HyperAdapterModel.from_pretrained(folder, backbone=backbone)
+    expected = load_file(folder / "expected.safetensors")
+    batch = {name: expected[name] for name in ("input_ids", "attention_mask")}
+    logits = model(**batch, task_ids=expected["task_ids"]).logits
+    torch.testing.assert_close(logits, expected["logits"].float(), rtol=0, atol=rounding(100, largest=4))
+    assert torch.equal(model(**batch).task_ids, expected["routed"])
+    if version == 4:
+        assert model.tokenizer(["a", "b"])["input_ids"] == [[2], [3]]
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["format_version"] == 5
+    again = HyperAdapterModel.from_pretrained(tmp_path, backbone=model.detach())
+    assert again.adapter_state_dict().keys() == model.adapter_state_dict().keys()
+
+
+def test_old_names_of_settings_and_tasks_in_a_checkpoint_are_read(tmp_path: Path) -> None:
+    values = {"prototypes_per_task": 2, "head_inputs": "texts", "modules": {"layers": "blocks", "width": 16}}
+    assert convert_settings(values) == {
+        "centroids_per_task": 2,
+        "head_inputs": "pair_features",
+        "modules": {"layers": "blocks", "hidden_size": 16},
+    }
+    assert convert_settings({"head_inputs": "adapted"}) == {"head_inputs": "adapted"}
+    assert convert_task({"name": "a", "label_words": {"x": "y"}}) == {"name": "a", "verbalizer": {"x": "y"}}
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5"])
@@ -595,8 +641,8 @@ def test_a_task_is_one_line_without_what_is_default(tmp_path: Path) -> None:
 def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: Path) -> None:
     model, batch = make_model("bert"), make_batch("bert")
     values, state = _save_format_1(model, tmp_path)
-    del values["lengths"], values["model"]["features"], values["model"]["centroids_per_task"]
-    del state["method.thresholds"], state["method.prototypes.centroids"]
+    del values["lengths"], values["model"]["features"], values["model"]["prototypes_per_task"]
+    del state["method.thresholds"], state["method.prototypes.keys"]
     _write(tmp_path, values, state)
     loaded = _load(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)

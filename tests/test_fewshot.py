@@ -29,8 +29,9 @@ from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, HyperAdaptersError, OutputError, TaskError
 from hyperadapters.fewshot import add_task as fewshot
 from hyperadapters.fewshot.add_task import FITS, INITS, FitReport
-from hyperadapters.fewshot.fit import DAMPING, HEAD_SCALES, RIDGE_STRENGTHS, FitExamples, make_head
+from hyperadapters.fewshot.fit import DAMPING, FitExamples
 from hyperadapters.heads import task_heads as heads
+from hyperadapters.heads.regression import MEAN_SCALES, RIDGE_STRENGTHS, make_head
 from hyperadapters.model.model import HyperAdapterModel
 
 KINDS = ("bert", "t5")
@@ -567,8 +568,8 @@ def test_a_head_has_the_scale_under_which_left_out_rows_are_likeliest() -> None:
                 total -= float(np.logaddexp(0.0, scale / spread * (near - far) / 2))
         return total
 
-    found = sorted(HEAD_SCALES, key=likelihood)
-    assert min(HEAD_SCALES) < found[-1] < max(HEAD_SCALES)
+    found = sorted(MEAN_SCALES, key=likelihood)
+    assert min(MEAN_SCALES) < found[-1] < max(MEAN_SCALES)
     head = make_head(TWO, torch.tensor([[row] for row in first + second]), [0] * 4 + [1] * 4, range(8), fitted=False)
     assert head is not None
     scale = found[-1] / spread
@@ -1192,7 +1193,7 @@ def test_a_refit_that_stops_anywhere_leaves_the_model_as_it_was(fit: str) -> Non
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(heads, "_joined"), (OwnAdapter, "__init__"), (OwnAdapter, "forward")],
+    [(heads, "_concatenated"), (OwnAdapter, "__init__"), (OwnAdapter, "forward")],
 )
 def test_tasks_that_cannot_be_put_in_place_leave_the_model_as_it_was(owner: Any, name: str) -> None:
     """As when the memory of an accelerator runs out."""

@@ -21,15 +21,16 @@ from transformers import PreTrainedTokenizerFast
 
 from hyperadapters.config import DataConfig, Lengths, ModelConfig, Recipe, Task, TaskEntry, parse
 from hyperadapters.data.collate import Collator
-from hyperadapters.data.examples import Example, infer_labels, read_target
+from hyperadapters.data.examples import Example, infer_labels, read_target, warn_of_spellings
 from hyperadapters.data.loading import load_task
 from hyperadapters.data.rows import iterate_rows, plain
 from hyperadapters.data.sources import Row
-from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
+from hyperadapters.errors import DataError, HyperAdaptersError, RecipeError, TaskError
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.run import train
 
 TASKS = (Task.classification("mood", ["bad", "good"]), Task.regression("alike", fields=["text", "text_pair"]))
@@ -54,6 +55,33 @@ def test_an_array_of_two_columns_holds_pairs() -> None:
 
 def test_an_iterable_data_set_is_rows() -> None:
     assert list(read_inputs(Dataset.from_dict(COLUMNS).to_iterable_dataset(), TASKS, None)) == EXPECTED
+
+
+NAMED_ROWS = [
+    lambda frame: [row for _, row in frame.iterrows()],
+    lambda frame: list(frame.itertuples()),
+    lambda frame: list(frame.itertuples(index=False)),
+    lambda frame: list(frame.to_records(index=False)),
+    lambda frame: list(pa.array(frame.to_dict("records"))),
+]
+
+
+@pytest.mark.parametrize("rows_of", NAMED_ROWS)
+def test_rows_whose_values_have_names_are_read_by_these(rows_of: Any) -> None:
+    frame = pd.DataFrame({"text": ["w1", "w2"], "label": ["bad", "good"]})
+    assert list(read_inputs(rows_of(frame), TASKS, None)) == [Example(None, "w1"), Example(None, "w2")]
+    model = HyperAdapterModel(tiny_backbone("bert"), [Task.regression("number")])
+    model.tokenizer = tiny_tokenizer()
+    model.add_task(Task.classification("mood", []), rows_of(frame), fit="none")
+    assert model.tasks[1].labels == ("bad", "good")
+
+
+@pytest.mark.parametrize("cell", [np.array(["a", "b"]), pd.Series(["a", "b"]), ["a", "b"]])
+def test_a_cell_that_holds_several_values_is_refused(cell: Any) -> None:
+    with pytest.raises(DataError, match="input 1: expected a string in 'text_pair', found"):
+        list(read_inputs([{"text": "a", "text_pair": cell}], TASKS, None))
+    with pytest.raises(TaskError, match="input 1: Unknown task"):
+        list(read_inputs([{"text": "a", "task": cell}], TASKS, None))
 
 
 @pytest.mark.parametrize("empty", [None, float("nan"), pd.NA, pd.NaT, np.float32("nan"), ""])
@@ -178,6 +206,35 @@ def test_numbers_that_the_tokenizer_can_write_are_accepted() -> None:
         collator.check_targets(task, [Example(0, "w1", None, 2.4)])
 
 
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+@pytest.mark.parametrize("token", ["</s>", "<pad>"])
+def test_target_texts_that_spell_a_special_token_are_refused(kind: str, token: str) -> None:
+    task = Task.text_to_text("copy")
+    model = _writing_model(kind, [task])
+    model.tokenizer.pad_token = "<pad>"
+    examples = [{"text": "w1", "label": "w2"}, {"text": f"w3 {token}", "label": f"w4 {token} w5"}]
+    with pytest.raises(TaskError, match=rf"found '{token}' in 'w4 {token} w5', the target of 'w3 {token}'"):
+        model.refit_task("copy", examples)
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_target_texts_that_the_tokenizer_cannot_write_are_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    task = Task.text_to_text("copy")
+    collator = _writing_model(kind, [task]).collator
+    examples = [Example(0, "w1", None, target) for target in ("w1", "w2 other", "unheard", "")]
+    collator.check_targets(task, examples)
+    assert caplog.messages == [
+        "task 'copy': 2 of 4 target texts have parts for which the tokenizer has no tokens, so that generated "
+        "texts lack them; the first is 'w2 other'"
+    ]
+
+
+@pytest.mark.parametrize("other", ["x\u00a0y", "x  y", "x\u2009y", "x\u00ad y", "x \u200dy", "\uff38 y"])
+def test_labels_that_look_alike_are_told_with_both_spellings(other: str, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_spellings(Task.classification("mood", ["x y", "z", other]), [])
+    assert f"remain different labels: 'x y' and {other!a}; if they are one label" in caplog.text
+
+
 SPELLINGS = ["Spam", "spam", "spam\u00a0", "caf\u00e9", "cafe\u0301"]
 
 
@@ -189,7 +246,10 @@ def test_spellings_of_one_label_are_told(tmp_path: Path, caplog: pytest.LogCaptu
         "task 'mood': the rows spell a label in several ways, which are read as one label: "
         r"'spam' and 'spam\xa0'; 'cafe\u0301' and 'caf\xe9'"
     )
-    kept = "task 'mood': labels differ only in upper and lower case, and remain different labels: 'Spam' and 'spam'"
+    kept = (
+        "task 'mood': labels differ only in case, spaces or characters that look alike or are invisible, and "
+        "remain different labels: 'Spam' and 'spam'"
+    )
     expected = [merged, f"{kept}; if they are one label, spell it in one way"]
     assert load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0).task.labels == (
         "Spam",
@@ -359,6 +419,104 @@ def test_token_labels_of_another_shape_or_type_are_refused(labels: Any) -> None:
         model(torch.ones(2, 3, dtype=torch.long), task_ids=torch.tensor([0, 0]), labels=labels)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 2, 0], r"labels\[1\]: expected an index from 0 to 1 for task 'mood', found 2"),
+        ([-1, 0, 0], r"labels\[0\]: expected an index from 0 to 1 for task 'mood', found -1"),
+        ([0, 0.5, 0], r"labels\[1\]: expected an index from 0 to 1 for task 'mood', found 0.5"),
+        ([0, np.nan, 0], r"labels\[1\]: expected an index from 0 to 1 for task 'mood', found nan"),
+        ([0, 0, np.inf], r"labels\[2\]: expected a finite number for task 'alike', found inf"),
+    ],
+)
+def test_head_labels_out_of_range_are_refused(labels: list[float], message: str) -> None:
+    inputs = {"input_ids": torch.ones(3, 3, dtype=torch.long), "task_ids": torch.tensor([0, 0, 1])}
+    with pytest.raises(TaskError, match=message):
+        _model()(**inputs, labels=torch.tensor(labels))
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+@pytest.mark.parametrize("token", [-1, 51])
+def test_token_ids_out_of_range_are_refused(kind: str, token: int) -> None:
+    model, ids = _writing_model(kind, [TASKS[0]]), torch.ones(2, 3, dtype=torch.long)
+    wrong, task_ids = ids.clone(), torch.tensor([0, 0])
+    wrong[1, 2] = token
+    with pytest.raises(TaskError, match=rf"^labels\[1, 2\]: expected -100 or a token id from 0 to 50.*found {token}"):
+        model(ids, task_ids=task_ids, labels=wrong)
+    message = rf"^input_ids\[1, 2\]: expected a token id from 0 to 50.*found {token}"
+    with pytest.raises(TaskError, match=message):
+        model(wrong, task_ids=task_ids, labels=ids)
+    with pytest.raises(TaskError, match=message):
+        model.generate(wrong, task_ids=task_ids)
+
+
+IDS = torch.ones(2, 3, dtype=torch.long)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "gpt2"])
+@pytest.mark.parametrize("wrong", [[[1, 1]], IDS[0], IDS.float(), IDS[:, :0]])
+def test_input_ids_of_another_shape_or_type_are_refused(kind: str, wrong: Any) -> None:
+    model = _model() if kind == "bert" else _writing_model(kind, [TASKS[0]])
+    with pytest.raises(TaskError, match=r"input_ids: expected token ids of shape \[rows, tokens\], found"):
+        model(wrong, task_ids=torch.tensor([0, 0]), decoder_input_ids=IDS)
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "token_type_ids", "prompt_mask", "sequence_ids"])
+@pytest.mark.parametrize("wrong", [IDS[:1], IDS[:, :2], IDS.tolist()])
+def test_inputs_of_another_shape_than_the_token_ids_are_refused(name: str, wrong: Any) -> None:
+    with pytest.raises(TaskError, match=rf"{name}: expected the shape \(2, 3\) of input_ids, found"):
+        _model()(IDS, task_ids=torch.tensor([0, 0]), **{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", [{"reduction": "max"}, {"label_smoothing": "a"}, {"label_smoothing": 2.0}])
+def test_unknown_settings_of_the_loss_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TaskError, match=r"reduction 'max'|label_smoothing: expected a number from 0 to 1, found"):
+        _model()(IDS, task_ids=torch.tensor([0, 0]), labels=torch.zeros(2), **wrong)
+
+
+@pytest.mark.parametrize("task_id", ["mood", 0.5, True, -1, 2])
+def test_examples_of_another_task_id_than_an_index_are_refused(task_id: Any) -> None:
+    with pytest.raises(TaskError, match=rf"input 1: task_id: expected 0 to 1, found {task_id!r}"):
+        list(read_inputs([Example(task_id, "w1")], TASKS, None))
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (iter([Example(0, "w1", None, 0)]), "expected a list of Example, found"),
+        ([{"text": "w1", "label": "bad"}], "expected a list of Example, found"),
+        ([Example(0, "w1", None, 2)], "example 1: expected the index of a label, 0 to 1 as target of task 'mood', fou"),
+        ([Example(0, "w1", None, "bad")], "example 1: expected the index of a label, 0 to 1 as target of task 'mood'"),
+        ([Example(1, "w1", "w2", "2")], "example 1: expected a finite number as target of task 'alike', found '2'"),
+        ([Example(1, "w1", "w2", np.nan)], "example 1: expected a finite number as target of task 'alike', found nan"),
+    ],
+)
+def test_examples_that_cannot_be_scored_are_refused(examples: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        evaluate(_model(), examples)
+
+
+@pytest.mark.parametrize("label", ["", " ", "\u200b", "\u00a0"])
+def test_a_label_that_nobody_can_see_is_refused(label: str) -> None:
+    with pytest.raises(TaskError, match="labels must have a visible character, found"):
+        Task.classification("mood", ["a", label])
+
+
+@pytest.mark.parametrize("settings", [{"config": {"adapter_dim": 2}}, {"lengths": 12}])
+def test_settings_of_a_model_of_another_type_are_refused(settings: Any) -> None:
+    with pytest.raises(RecipeError, match="expected config as a ModelConfig, and lengths as Lengths; found"):
+        HyperAdapterModel(tiny_backbone("bert"), TASKS, **settings)
+
+
+def test_a_seed_that_not_every_library_takes_is_refused() -> None:
+    model = _model()
+    model.tokenizer = tiny_tokenizer()
+    with pytest.raises(DataError, match=r"seed: expected an integer below 2 \*\* 32, found 4294967296"):
+        model.add_task(Task.classification("new", ["a", "b"]), ROWS, seed=2**32)
+    with pytest.raises(DataError, match=r"seed: expected an integer below 2 \*\* 32, found 4294967296"):
+        calibrate(model, [Example(0, "w1")], [], seed=2**32)
+
+
 def _model() -> HyperAdapterModel:
     return HyperAdapterModel(tiny_backbone("bert"), TASKS, ModelConfig(adapter_dim=4))
 
@@ -395,7 +553,7 @@ def test_a_table_with_two_columns_of_one_name_is_refused(table: Any) -> None:
 
 
 def test_one_row_of_a_data_frame_is_not_taken_for_two_texts() -> None:
-    with pytest.raises(DataError, match="one row of a DataFrame; put its dict in a list"):
+    with pytest.raises(DataError, match="one row of a DataFrame; put it in a list"):
         iterate_rows(pd.DataFrame({"text": ["w1"], "task": ["mood"]}).iloc[0])
     with pytest.raises(DataError, match="found memoryview"):
         iterate_rows(memoryview(b"w1"))

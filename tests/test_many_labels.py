@@ -12,12 +12,24 @@ import pytest
 import torch
 from conftest import save_backbone, tiny_backbone, tiny_tokenizer
 
+import hyperadapters
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.fewshot.fit import HEAD_SCALES, _label_means, _mean_head, make_head, mean_head
+from hyperadapters.heads.regression import (
+    MANY_LOGITS,
+    MEAN_SCALES,
+    RIDGE_STRENGTHS,
+    _label_means,
+    _mean_head,
+    few_shot_probe,
+    fit_feature_head,
+    logistic_regression,
+    make_head,
+    mean_head,
+)
 from hyperadapters.heads.task_heads import Head, TaskHeads
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.training.probes import MANY_LOGITS, few_shot_probe, linear_probe, logistic_regression
+from hyperadapters.training.probes import linear_probe
 from hyperadapters.training.run import train
 from hyperadapters.training.text_heads import fit_text_heads
 
@@ -94,15 +106,15 @@ def test_the_scale_of_a_head_is_the_one_under_which_rows_are_likely_without_them
     inputs = (torch.randn(3, 5)[labels] + 0.8 * torch.randn(12, 5)).double()
     means, _ = _label_means(inputs, labels, 3)
     base = 1.0 / float((inputs - means[labels]).square().sum() / 9)
-    likelihoods = dict.fromkeys(HEAD_SCALES, 0.0)
+    likelihoods = dict.fromkeys(MEAN_SCALES, 0.0)
     for row, label in enumerate(labels.tolist()):
         others = torch.arange(12) != row
         without, _ = _label_means(inputs[others], labels[others], 3)
-        for scale in HEAD_SCALES:
+        for scale in MEAN_SCALES:
             head = _mean_head(without, scale * base)
             likelihoods[scale] += float((head.weight @ inputs[row] + head.bias).log_softmax(dim=0)[label])
     best = max(likelihoods, key=likelihoods.__getitem__)
-    assert best not in (HEAD_SCALES[0], HEAD_SCALES[-1])
+    assert best not in (MEAN_SCALES[0], MEAN_SCALES[-1])
     torch.testing.assert_close(mean_head(inputs, labels, 3).weight, _mean_head(means, best * base).weight)
 
 
@@ -116,6 +128,55 @@ def test_constant_targets_are_learned_at_the_scale_of_1(targets: list[float]) ->
     assert isinstance(head, Head)
     assert head.target_std == 1.0
     assert head.weight.isfinite().all()
+
+
+def leave_one_out_error(inputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any], strength: float) -> float:
+    total = 0.0
+    for row in range(len(targets)):
+        others = np.arange(len(targets)) != row
+        x, y = inputs[others], targets[others]
+        centred = x - x.mean(axis=0)
+        gram = centred.T @ centred + strength * np.eye(x.shape[1])
+        weight = np.linalg.solve(gram, centred.T @ (y - y.mean()))
+        total += float((inputs[row] - x.mean(axis=0)) @ weight + y.mean() - targets[row]) ** 2
+    return total
+
+
+@pytest.mark.parametrize(("signal", "expected"), [(0.0, max(RIDGE_STRENGTHS)), (1.0, min(RIDGE_STRENGTHS))])
+def test_heads_of_trained_and_of_new_tasks_choose_from_the_same_strengths(signal: float, expected: float) -> None:
+    """Targets that the inputs do not explain need the largest strength, and those without noise the smallest."""
+    generator = np.random.default_rng(2)
+    inputs = generator.normal(size=(30, 4))
+    targets = signal * inputs @ np.array([1.0, -2.0, 0.5, 1.0]) + (1 - signal) * generator.normal(size=30)
+    targets = (targets - targets.mean()) / targets.std()
+    assert min(RIDGE_STRENGTHS, key=lambda strength: leave_one_out_error(inputs, targets, strength)) == expected
+    centred = inputs - inputs.mean(axis=0)
+    weight = np.linalg.solve(centred.T @ centred + expected * np.eye(4), centred.T @ targets)
+    task, values = Task.regression("size"), targets.tolist()
+    of_features = fit_feature_head(task, inputs, values)
+    of_examples = make_head(task, torch.tensor(inputs), values, range(30))
+    assert of_examples is not None
+    for head in (of_features, of_examples):
+        assert head.weight[0].tolist() == pytest.approx(weight.tolist(), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+def test_the_head_of_features_has_the_probabilities_of_the_logistic_regression(num_labels: int) -> None:
+    generator = np.random.default_rng(0)
+    inputs, labels = clusters(num_labels, 12)
+    inputs = inputs + generator.normal(size=inputs.shape)
+    head = fit_feature_head(labelled(num_labels), inputs, [float(label) for label in labels])
+    assert head.bias.shape == (num_labels,)
+    found = (torch.tensor(inputs) @ head.weight.double().T + head.bias.double()).softmax(dim=1)
+    expected = logistic_regression(inputs, labels).predict_proba(inputs)
+    # The weight is rounded to float32, and a probability moves by at most as much as the logits.
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_linear_heads_are_fitted_in_one_module_only() -> None:
+    package = Path(hyperadapters.__file__).parent
+    fitting = [path for path in package.rglob("*.py") if "sklearn.linear_model" in path.read_text()]
+    assert [path.relative_to(package).as_posix() for path in fitting] == ["heads/regression.py"]
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3])

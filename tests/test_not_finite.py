@@ -18,7 +18,7 @@ from hyperadapters import cli
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import NotFiniteError
-from hyperadapters.fewshot.fit import make_head
+from hyperadapters.heads.regression import make_head
 from hyperadapters.heads.task_heads import Head
 from hyperadapters.inference.predict_files import predict_file
 from hyperadapters.inference.predictor import Predictor
@@ -99,7 +99,7 @@ def test_weights_of_a_diverged_training_are_the_likely_cause(kind: str, part: st
     model = make_model(kind)
     if part == "heads" and model.heads is None:
         part = "hypernetwork"
-    for parameter in getattr(model, part).parameters():
+    for parameter in (model.heads if part == "heads" else getattr(model.method, part)).parameters():
         parameter.fill_(torch.nan)
     with pytest.raises(NotFiniteError, match="the trained weights are not finite, because training diverged"):
         list(Predictor(model)(INPUTS, task="mood"))
@@ -260,7 +260,7 @@ def test_no_task_is_added_from_values_that_are_not_finite(kind: str, fit: str) -
     spoilt = make_model(kind)
     spoil_a_word(spoilt)
     check = unchanged(spoilt)
-    message = r"input 2 \('w7 red'\): what the frozen layers compute is not a finite number"
+    message = r"input 2 \('w7 red'\): the output of the frozen layers is not a finite number"
     with pytest.raises(NotFiniteError, match=message):
         spoilt.add_task(Task.classification("new", ["yes", "no"]), rows, fit=fit)
     check()
@@ -306,9 +306,9 @@ def test_text_heads_and_thresholds_are_not_fitted_to_values_that_are_not_finite(
     spoil_a_word(model)
     rows = [Example(task, f"w{row} red", None, row % 2) for row in range(8) for task in (0, 1)]
     check = unchanged(model)
-    with pytest.raises(NotFiniteError, match=r"\('w7 red'\): what the frozen backbone computes is not a finite number"):
+    with pytest.raises(NotFiniteError, match=r"\('w7 red'\): the output of the frozen backbone is not a finite number"):
         fit_text_heads(model, rows, [])
-    with pytest.raises(NotFiniteError, match=r"input 8 \('w7 red'\): what the frozen backbone computes"):
+    with pytest.raises(NotFiniteError, match=r"input 8 \('w7 red'\): the output of the frozen backbone"):
         frozen_features(model, rows[::2])
     with pytest.raises(NotFiniteError, match="similarities of inputs to the tasks are not finite"):
         calibrate(model, rows, [])

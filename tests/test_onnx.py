@@ -295,7 +295,7 @@ def test_text_to_text_backbones_are_refused(tmp_path: Path) -> None:
 
 
 def test_adapters_of_inputs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="method 'hyperdecoder' has adapters of inputs, not of tasks"):
+    with pytest.raises(TaskError, match="method 'hyperdecoder' generates adapters for inputs, not for tasks"):
         export_onnx(make_method("bert", "hyperdecoder"), "size", tmp_path / "out")
     assert not any(tmp_path.iterdir())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ import yaml
 from conftest import save_backbone
 
 from hyperadapters.config import load_recipe
+from hyperadapters.inference.predictor import Predictor
 from hyperadapters.training.run import train
 
 TASK = "fröhlich 😀"
@@ -123,6 +126,47 @@ def test_answers_to_a_closed_standard_output_are_discarded(world: Path) -> None:
     done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
+
+
+class GoneTerminal(io.StringIO):
+    """An error stream to a terminal that takes no more after some writes."""
+
+    def __init__(self, writes: int) -> None:
+        super().__init__()
+        self.left = writes
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return len(text)
+
+    def flush(self) -> None:
+        if self.left < 0:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("writes", [0, 2])
+def test_a_terminal_that_has_gone_ends_neither_a_training_nor_a_prediction(
+    world: Path, tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", GoneTerminal(writes))
+    trained = train(load_recipe(world / "recipe.yaml"), tmp_path / "run")
+    monkeypatch.setattr(sys, "stderr", GoneTerminal(writes))
+    assert len(list(Predictor(trained.model)(["w1"] * 3, progress=True))) == 3
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_the_exit_code_of_an_error_stays_where_nobody_reads_it(world: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "hyperadapters.cli", "predict", str(world / "run")]
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run([*command, "--input", str(tmp_path / "gone.csv")], stderr=closed, check=False)
+    assert done.returncode == 2
 
 
 def test_errors_are_written_in_ascii_too(world: Path) -> None:

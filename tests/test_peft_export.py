@@ -12,7 +12,7 @@ from conftest import DECODERS, save_backbone, tiny_backbone
 from safetensors.torch import load_file, save_file
 from test_backbones import HEAD_TASKS, TEXT_TASKS, assert_same, bare, kind_of, make_batch, make_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.config import ModelConfig
@@ -25,6 +25,7 @@ from hyperadapters.model.model import HyperAdapterModel
 
 peft: Any = pytest.importorskip("peft", reason="peft is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks
+LORA = ModelConfig(form="lora", lora_rank=2)
 KINDS = ["t5", "bart", "bert", "modernbert", "gpt2", "llama", "qwen3"]
 
 
@@ -59,6 +60,19 @@ def test_peft_gives_our_outputs(kind: str, settings: dict[str, int], tmp_path: P
     assert (bare(tiny_backbone(kind).double(), kind, batch)[real] - expected[real]).abs().max() > 1e-3
     changed = {name.split(".lora_A")[0] for name, _ in loaded.named_modules() if name.endswith("lora_A.default")}
     assert changed == {f"base_model.model.{place.path}" for place in model.adapted_linears()}
+
+
+@pytest.mark.parametrize("form", ["lora", "bottleneck"])
+def test_a_tokenizer_that_was_changed_goes_along(form: str, tmp_path: Path) -> None:
+    backbone = load_backbone(str(save_backbone(tmp_path / "bert")))
+    model = HyperAdapterModel(backbone, HEAD_TASKS, ModelConfig(adapter_dim=2) if form == "bottleneck" else LORA)
+    write = FORMATS["peft-lora" if form == "lora" else "adapterhub"]
+    assert model.tokenizer("neu w1")["input_ids"] != [51, 4, 1]
+    write(model, "mood", tmp_path / "as it was")
+    assert not list((tmp_path / "as it was").glob("tokenizer*"))
+    model.tokenizer.add_tokens(["neu"])
+    write(model, "mood", tmp_path / "changed")
+    assert AutoTokenizer.from_pretrained(tmp_path / "changed")("neu w1")["input_ids"] == [51, 4, 1]
 
 
 def test_a_folder_holds_what_servers_ask_for_and_the_labels_and_the_head(tmp_path: Path) -> None:
@@ -251,7 +265,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path: Path) -> None:
         export_peft(make_model("gpt2"), "mood", tmp_path / "out")
     with pytest.raises(TaskError, match="Unknown task 'modo'"):
         export_peft(make_model("gpt2", "lora"), "modo", tmp_path / "out")
-    with pytest.raises(TaskError, match="has adapters of inputs"):
+    with pytest.raises(TaskError, match="generates adapters for inputs"):
         export_peft(make_model("bert", "lora", method="hyperdecoder"), "mood", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()

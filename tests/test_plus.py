@@ -22,7 +22,7 @@ from hyperadapters.core import OrthogonalHypernetwork, PrototypeTable, bottlenec
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError, RecipeError
 from hyperadapters.fewshot import add_task as fewshot
-from hyperadapters.fewshot.fit import make_head
+from hyperadapters.heads.regression import make_head
 from hyperadapters.heads.task_heads import TaskHeads
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model.model import HyperAdapterModel
@@ -351,13 +351,13 @@ def test_a_trained_head_that_diverged_has_no_say() -> None:
 
 def test_heads_are_fitted_once() -> None:
     model, rows = fitted(), examples()
-    with pytest.raises(ValueError, match="heads that read the texts already cannot be fitted again"):
+    with pytest.raises(ValueError, match="fitted to text features already and cannot be fitted again"):
         fit_text_heads(model, rows[:48], rows[48:], batch_size=8)
 
 
 def test_a_label_without_a_training_row_is_named() -> None:
     model, rows = make_model(), examples()
-    with pytest.raises(DataError, match=r"task 'same': no training example of label\(s\) yes; add one of each"):
+    with pytest.raises(DataError, match="task 'same': expected a training example of each label, found none of yes"):
         fit_text_heads(model, [e for e in rows if e.task_id or not e.target], rows, batch_size=8)
 
 

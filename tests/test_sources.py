@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -464,7 +467,57 @@ def test_numbers_are_read_from_numbers_and_texts(tmp_path: Path) -> None:
     assert sorted(e.target for e in load(path, kind="regression").splits["train"]) == [-30.0, 1.0, 2.5]
 
 
-@pytest.mark.parametrize("label", ["NaN", "Infinity", "-Infinity", '"nan"', '"inf"', "1e999"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "[NaN]", '{"a": -1e999}'])
+def test_json_lines_with_a_number_that_is_not_finite_are_refused_in_every_column(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "other": 1.5e3}\n{"text": "b", "other": ' + number + "}\n")
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: .*expected a finite number, found .*; write null where"):
+        read_file(path)
+
+
+LARGE = "12345678901234567890"
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([Decimal("1.00"), Decimal("2.00")], ("1", "2")),
+        ([Decimal(LARGE), Decimal(LARGE) + 1], (LARGE, LARGE[:-1] + "1")),
+        ([True, False], ("false", "true")),
+        (np.array([1, 2], dtype=np.float16), ("1", "2")),
+        (np.array([2**64 - 1, 1], dtype=np.uint64), ("1", "18446744073709551615")),
+        (pa.array(["b", "a"]).dictionary_encode(), ("a", "b")),
+        (pa.array(["b", "a"], pa.large_string()), ("a", "b")),
+    ],
+)
+def test_labels_of_every_type_of_a_column(tmp_path: Path, labels: Any, names: tuple[str, ...]) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "label": labels}), tmp_path / "rows.parquet")
+    assert load(tmp_path / "rows.parquet").task.labels == names
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+def test_labels_of_text_files_are_read_as_they_are_written(tmp_path: Path, ending: str) -> None:
+    path, mark = tmp_path / f"rows.{ending}", {"tsv": "\t", "csv": ","}[ending]
+    cells = ["1.00", "001", "1", "2024-01-02", "NaN", " x ", "true", "True"]
+    path.write_text(f"text{mark}label\n" + "".join(f"a{mark}{cell}\n" for cell in cells))
+    assert load(path).task.labels == ("001", "1", "1.00", "2024-01-02", "NaN", "True", "true", "x")
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "text-to-text"])
+@pytest.mark.parametrize(
+    "value",
+    [b"a", datetime(2024, 1, 2), date(2024, 1, 2), timedelta(1), ["a"], {"a": 1}, None],
+    ids=["binary", "timestamp", "date", "duration", "list", "struct", "null"],
+)
+def test_a_column_that_holds_no_labels_is_refused_with_its_row(tmp_path: Path, kind: str, value: Any) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [value, value]}), path)
+    found = re.escape("rows.parquet, row 1: expected a ") + r"(label|number as target|target text), found "
+    with pytest.raises(DataError, match=found + re.escape(repr(value))):
+        load(path, kind=kind)
+
+
+@pytest.mark.parametrize("label", ['"nan"', '"inf"', '"-Infinity"', '"1e999"'])
 def test_target_that_is_not_finite_is_reported(tmp_path: Path, label: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": ' + label + "}\n")

@@ -22,7 +22,7 @@ NUM_TASKS = 3
 
 
 def make_model(tmp_path: Path, kind: str, **settings: Any) -> HyperAdapterModel:
-    """A model whose tasks answer differently."""
+    """A model in float64 whose tasks answer differently."""
     labels = ["yes", "no", "red", "blue"]
     tasks = [
         Task.classification(f"task{index}", labels) if kind == "bert" else Task.text_to_text(f"task{index}")
@@ -32,13 +32,28 @@ def make_model(tmp_path: Path, kind: str, **settings: Any) -> HyperAdapterModel:
     model = HyperAdapterModel.from_backbone(str(folder), tasks, preset="paper", **settings)
     for parameter in model.method.hypernetwork.parameters():
         nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return model.double().eval()
 
 
 def answers(predictor: Predictor, task: str | None) -> list[Any]:
     return [
         (found.task, found.answer, found.probabilities, found.text, found.instance) for found in predictor(TEXTS, task)
     ]
+
+
+def same(found: list[Any], expected: list[Any]) -> bool:
+    """Whether answers are equal, numbers up to 1e-9; those of two tasks differ by more than a thousand times that.
+
+    A thread may get other kernels than the main one, and a model with another number of tasks has products of other
+    shapes; in float64 both change the last digits only.
+    """
+    return all(
+        one[:2] == other[:2]
+        and one[2] == (other[2] and pytest.approx(other[2], abs=1e-9))
+        and one[3] == other[3]
+        and one[4] == pytest.approx(other[4], abs=1e-9)
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def modes_and_state(model: HyperAdapterModel) -> tuple[Any, ...]:
@@ -60,7 +75,7 @@ def test_threads_that_share_a_model_get_the_answers_of_their_tasks(
     def ask(number: int) -> bool:
         task = tasks[number % len(tasks)]
         predictor = shared if one_predictor else Predictor(model, batch_size=2)
-        return answers(predictor, task) == expected[task]
+        return same(answers(predictor, task), expected[task])
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(40)))
@@ -73,7 +88,7 @@ def test_threads_that_share_a_model_in_training_mode_leave_it_as_it_was(tmp_path
     expected, before = answers(Predictor(model), "task1"), modes_and_state(model)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: answers(Predictor(model), "task1"), range(24)))
-    assert found == [expected] * 24
+    assert all(same(one, expected) for one in found)
     assert modes_and_state(model) == before
 
 
@@ -89,7 +104,8 @@ def test_forwards_and_gradients_of_threads_are_their_own(tmp_path: Path) -> None
     expected = [gradient(task_id) for task_id in range(NUM_TASKS)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda number: gradient(number % NUM_TASKS), range(60)))
-    assert all(torch.equal(gradient, expected[number % NUM_TASKS]) for number, gradient in enumerate(found))
+    for number, gradient_of_task in enumerate(found):
+        torch.testing.assert_close(gradient_of_task, expected[number % NUM_TASKS])
 
 
 def test_recomputation_in_one_thread_does_not_meet_the_forward_of_another(tmp_path: Path) -> None:
@@ -104,7 +120,8 @@ def test_recomputation_in_one_thread_does_not_meet_the_forward_of_another(tmp_pa
     expected = [gradient(task_id) for task_id in range(NUM_TASKS)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda number: gradient(number % NUM_TASKS), range(60)))
-    assert all(torch.equal(gradient, expected[number % NUM_TASKS]) for number, gradient in enumerate(found))
+    for number, gradient_of_task in enumerate(found):
+        torch.testing.assert_close(gradient_of_task, expected[number % NUM_TASKS])
 
 
 def test_tasks_come_and_go_while_threads_ask(tmp_path: Path) -> None:
@@ -114,7 +131,7 @@ def test_tasks_come_and_go_while_threads_ask(tmp_path: Path) -> None:
 
     def ask(_: int) -> bool:
         try:
-            return answers(Predictor(model), "task0") == expected
+            return same(answers(Predictor(model), "task0"), expected)
         except TaskError as error:  # between the look at the tasks and the turn of the batch
             return "removed or renamed" in str(error)
 
@@ -138,7 +155,7 @@ def test_a_pickled_model_answers_the_same_and_can_be_detached(
 ) -> None:
     model = make_model(tmp_path, kind, **settings)
     copied = pickle.loads(pickle.dumps(model))
-    assert answers(Predictor(copied), "task1") == answers(Predictor(model), "task1")
+    assert same(answers(Predictor(copied), "task1"), answers(Predictor(model), "task1"))
     assert copied.lock is not model.lock
     backbone, original = copied.detach(), model.detach()
     assert type(backbone) is type(original)
@@ -154,4 +171,4 @@ def test_a_model_reaches_another_process(tmp_path: Path) -> None:
 
 def test_a_pickled_predictor_answers_the_same(tmp_path: Path) -> None:
     predictor = Predictor(make_model(tmp_path, "gpt2"))
-    assert answers(pickle.loads(pickle.dumps(predictor)), "task2") == answers(predictor, "task2")
+    assert same(answers(pickle.loads(pickle.dumps(predictor)), "task2"), answers(predictor, "task2"))

@@ -18,7 +18,7 @@ from hyperadapters.config import Recipe, load_recipe, parse
 from hyperadapters.data.loading import load_tasks
 from hyperadapters.errors import HyperAdaptersError, MissingPackageError, OutputError, RecipeError
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.training.run import train
+from hyperadapters.training.run import remove_run, train
 
 
 def write_tasks(folder: Path, rows: int = 96) -> list[dict[str, Any]]:
@@ -190,6 +190,13 @@ def test_overwrite_replaces_a_run_and_keeps_other_files(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=5"])
     train(recipe, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
+    model = HyperAdapterModel.from_pretrained(tmp_path / "run")
+    model.tokenizer.model_max_length = 7
+    model.save_pretrained(tmp_path / "run")
+    assert list((tmp_path / "run").glob("tokenizer-*"))
+    remove_run(tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"README.md", "notes.txt"}
+    model.save_pretrained(tmp_path / "run")
     train(recipe.model_copy(update={"seed": 3}), tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     assert load_recipe(tmp_path / "run" / "resolved_recipe.yaml").seed == 3

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from efficiency.setting import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
 from efficiency.states import frozen_copy, key_of, missing_from
 from hyperadapters import HyperAdapterModel
 from hyperadapters.config import Lengths, Split
 from hyperadapters.data.examples import Example, TaskData
+from hyperadapters.heads.regression import STANDARDIZED_STRENGTHS, standardized_regression
 from hyperadapters.training.metrics import score
-from hyperadapters.training.probes import PROBE_STRENGTHS, frozen_features
+from hyperadapters.training.probes import frozen_features
 
 Features = np.ndarray[Any, Any]
 
@@ -46,7 +42,7 @@ def train_probe(setting: Setting, cell: Cell, rate: float | None) -> Trained:
     for data in cell.tasks:
         train, validation = features(data.splits["train"]), features(data.splits["validation"])
         started = time.monotonic()
-        found = [fit_probe(data, train, strength) for strength in PROBE_STRENGTHS]
+        found = [fit_probe(data, train, strength) for strength in STANDARDIZED_STRENGTHS]
         scores = [_score(data, probe, "validation", validation) for probe in found]
         best.append(max(scores))
         probes.append(found[scores.index(max(scores))])
@@ -71,11 +67,7 @@ def train_probe(setting: Setting, cell: Cell, rate: float | None) -> Trained:
 def fit_probe(data: TaskData, features: Features, strength: float) -> Any:
     """Fit as `hyperadapters.training.probes.linear_probe` does, on features [N, d] of the training rows."""
     targets = np.array([example.target for example in data.splits["train"]])
-    is_regression = data.task.kind == "regression"
-    regressor = Ridge(1.0 / strength) if is_regression else LogisticRegression(C=strength, max_iter=2000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return make_pipeline(StandardScaler(), regressor).fit(features, targets)
+    return standardized_regression(features, targets, strength, data.task.kind == "regression")
 
 
 def _score(data: TaskData, probe: Any, split: Split, features: Features) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hyperadapters.training.run import train as train
 
 _HOME = {
-    "HyperAdapterModel": "model",
+    "HyperAdapterModel": "model.model",
     "HyperAdaptersError": "errors",
     "ModelConfig": "config",
     "Predictor": "inference.predictor",

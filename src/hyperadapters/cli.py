@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -362,7 +363,8 @@ def main() -> None:
         finally:
             sys.stdout.flush()  # here, because the interpreter reports a failure at its end with a traceback
     except HyperAdaptersError as error:
-        typer.echo(f"error: {error}", err=True)
+        with suppress(OSError):  # the exit code says it too, where nobody reads the error stream any more
+            typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in UNWRITABLE:

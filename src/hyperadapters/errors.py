@@ -70,6 +70,20 @@ def check_int(name: str, value: object, least: int, error: type[HyperAdaptersErr
         raise error(f"{name}: expected an integer of {least} or more, found {value!r}")
 
 
+def check_seed(value: object) -> None:
+    """Check that an argument is an integer that PyTorch, NumPy and scikit-learn accept as a seed.
+
+    Args:
+        value: Value of the argument.
+
+    Raises:
+        DataError: If the value is not an integer from 0 to 2 ** 32 - 1.
+    """
+    check_int("seed", value, 0)
+    if int(value) >= 2**32:  # type: ignore[call-overload]
+        raise DataError(f"seed: expected an integer below 2 ** 32, found {value!r}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known name closest to a name, or `""` if none is close.
 

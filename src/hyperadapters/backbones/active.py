@@ -1,11 +1,12 @@
-"""What the wrapped modules of a backbone read while a batch passes through it.
+"""The state of a forward, which the adapted modules of a backbone read while a batch passes through it.
 
-A wrapped module deep inside the backbone cannot be given an argument, so the batch's generated weights are put here
-for the time of one forward. Three things make that delicate, and each has its answer here:
-recomputation under gradient checkpointing happens after the forward has ended, so the state is taken up again from
-`checkpoint_contexts`; beams multiply the rows after the weights were activated, which the grouping allows for;
-an exception must not leave a state behind, so it is only ever set in a context manager; and threads that share a model
-must not see each other's batches, so each thread has a state of its own.
+An adapted module deep inside the backbone cannot be given another argument, so the generated weights of the batch are
+stored here for the time of one forward. Four cases need care:
+
+- Gradient checkpointing recomputes layers after the forward has ended: `checkpoint_contexts` restores the state then.
+- Beam search multiplies the rows after the weights were generated: the grouping allows for that.
+- An exception must not leave a state behind: a state is only ever set by a context manager.
+- Threads that share a model must not see each other's batches: each thread has a state of its own.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ from hyperadapters.core import AdapterWeights, Grouping, bottleneck, lora
 
 @dataclass
 class BatchState:
-    """State of one forward: the `grouping` of its rows by task, and the `weights` of its groups [L, G, ...].
+    """The state of one forward.
 
-    `on_features` is called with the hidden states that enter the first adapted layer, before any adapter is used; it
-    may fill in the weights. `features` replaces these hidden states, where they are known already.
-    `here` are the weights of the layer that is under way [G, ...]. `skips_below` lets the layers below all adapters act
-    as the identity, where their output is known already.
+    Attributes:
+        weights: generated weights of the batch's groups, each tensor [L, G, ...].
+        grouping: the grouping of the batch's rows by task.
+        here: weights of the layer that is running, each tensor [G, ...].
+        on_features: called with the input of the first adapted layer [B, S, d], before any adapter is used; it may set
+            the weights.
+        features: input of the first adapted layer [B, S, d], if it was computed before; it replaces the actual input.
+        enabled: whether adapters are applied.
+        skips_below: whether the layers below all adapters act as the identity, since their output is given in
+            `features`.
     """
 
     weights: AdapterWeights | None = None
@@ -46,10 +53,10 @@ class _OfThread(threading.local):
 
 
 class ActiveAdapters:
-    """Holds the state of the forward that is under way in the current thread.
+    """Holds the state of the forward that is running in the current thread.
 
     Attributes:
-        is_merged: whether the adapters of a task are in the backbone's weights, so that none are put beside them.
+        is_merged: whether the adapters of a task are merged into the backbone's weights, so that none are applied.
     """
 
     def __init__(self) -> None:
@@ -57,7 +64,7 @@ class ActiveAdapters:
         self.is_merged = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the state of the thread: a copy has no forward under way."""
+        """Leave out the state of the thread: no forward is running in a copy."""
         return {"is_merged": self.is_merged}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
@@ -69,11 +76,19 @@ class ActiveAdapters:
         return self._of_thread.state
 
     def keep_entered(self, inputs: Tensor) -> None:
-        """Keep what enters a feed-forward of several modules for the last one of them."""
+        """Keep the input of a feed-forward that consists of several modules, for the last one of them.
+
+        Args:
+            inputs: the input of the first module [B, S, d].
+        """
         self._of_thread.entered = inputs
 
     def take_entered(self) -> Tensor:
-        """What `keep_entered` was given last; it is not kept any longer."""
+        """Return the tensor that `keep_entered` was given last, and drop it.
+
+        Returns:
+            The input of the feed-forward [B, S, d].
+        """
         entered, self._of_thread.entered = self._of_thread.entered, None
         assert entered is not None
         return entered
@@ -85,7 +100,14 @@ class ActiveAdapters:
 
     @contextmanager
     def use(self, state: BatchState) -> Iterator[None]:
-        """Make `state` the one that wrapped modules read; the one before is put back on leaving, however that is."""
+        """Make a context in which adapted modules read a state; on leaving it, the state before is restored.
+
+        Args:
+            state: the state of the forward.
+
+        Yields:
+            Nothing.
+        """
         before, self._of_thread.state = self._state, state
         try:
             yield
@@ -93,9 +115,15 @@ class ActiveAdapters:
             self._of_thread.state = before
 
     def at(self, index: int) -> AbstractContextManager[None]:
-        """A context for the layer of a site, in which its modules find the weights of their layer.
+        """Make a context in which the modules of a layer read the weights of that layer.
 
-        Modules do not know their site: a compiled layer can then be used for all layers.
+        The modules do not know the index of their layer, so that the compiled code of one layer serves all of them.
+
+        Args:
+            index: index of the layer among those with generated adapters.
+
+        Returns:
+            The context manager.
         """
         state = self._state
         if state is None or state.weights is None:
@@ -104,16 +132,27 @@ class ActiveAdapters:
 
     @property
     def enabled(self) -> bool:
-        """False while adapters are switched off, or merged."""
+        """Whether adapters are applied: they are neither disabled nor merged."""
         return not self.is_merged and (self._state is None or self._state.enabled)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Contexts for forward and recomputation of a checkpointed layer: the `context_fn` of torch's checkpoint."""
+        """Make the contexts of a checkpointed layer, as the `context_fn` of `torch.utils.checkpoint.checkpoint`.
+
+        Returns:
+            A context for the forward and one for its recomputation.
+        """
         state = self._state
         return nullcontext(), self.use(state) if state is not None else nullcontext()
 
     def enter_first_layer(self, hidden: Tensor) -> Tensor:
-        """What is to enter the first adapted layer: known features, or `hidden`, which is handed to `on_features`."""
+        """Return the features if they are given; otherwise call `on_features` with the layer's input and return that.
+
+        Args:
+            hidden: the input of the first adapted layer [B, S, d].
+
+        Returns:
+            What the layer is to read instead [B, S, d].
+        """
         state = self._state
         if state is None:
             return hidden
@@ -124,19 +163,33 @@ class ActiveAdapters:
         return hidden
 
     def adapt(self, inputs: Tensor) -> Tensor:
-        """The output of a layer's generated adapters for inputs [rows, S, d].
+        """Compute the output of the generated bottleneck adapters of the layer that is running.
+
+        Args:
+            inputs: the input of the layer's feed-forward [B, S, d].
+
+        Returns:
+            The adapters' output [B, S, d].
 
         Raises:
-            RuntimeError: no weights are active: the backbone was called by itself, not through its model.
+            RuntimeError: no weights are active, since the backbone was called by itself and not through its model.
         """
         weights, grouping = self._generated()
         return bottleneck(inputs, weights.to(inputs.dtype), grouping)
 
     def adapt_linear(self, inputs: Tensor, name: str, scale: float) -> Tensor:
-        """What the generated LoRAs add to a linear layer of a layer, for its inputs [rows, S, i].
+        """Compute what the generated LoRAs add to the output of a linear layer.
+
+        Args:
+            inputs: the input of the linear layer [B, S, i].
+            name: name of the linear layer in the names of its LoRA's tensors.
+            scale: factor of the LoRA's output.
+
+        Returns:
+            The scaled output of the LoRAs [B, S, o].
 
         Raises:
-            RuntimeError: as for `adapt`.
+            RuntimeError: no weights are active, since the backbone was called by itself and not through its model.
         """
         weights, grouping = self._generated()
         down, up = (weights[f"{side}_{name}"].to(inputs.dtype) for side in ("down", "up"))

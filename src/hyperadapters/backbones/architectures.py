@@ -1,4 +1,4 @@
-"""Where adapters go: a table row for each architecture, resolved completely before anything is touched."""
+"""The supported architectures: a table row for each, which is resolved completely before anything is changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hyperadapters.config import BackboneKind, ModuleNames
+from hyperadapters.config import BackboneKind, ModelConfig, ModuleNames
 from hyperadapters.errors import BackboneError, did_you_mean, unknown_name
 
 Placement = Literal["parallel", "before_residual"]
@@ -23,17 +23,19 @@ HOOKED_FORWARD = "_old_forward"
 
 @dataclass(frozen=True)
 class StackRow:
-    """One stack of layers.
+    """The names of the modules of one stack of layers.
 
     Attributes:
         layers: path of the list of layers in the model.
-        feed_forward: path, inside a layer, of the module that ends the feed-forward.
-        placement: "parallel": the adapter reads what enters the feed-forward, and its output is added to the
-            feed-forward's. "before_residual": the module takes (hidden, residual) and norms their sum; the adapter
-            reads the residual, which is what enters the feed-forward, and its output is added to it.
-        entry: path, inside a layer, of the module whose input enters the feed-forward; default: `feed_forward`.
-        norm: path, inside `feed_forward`, of the norm that it applies to its input first; default: it is normed before.
-        layer_output: what a layer returns: the hidden states, a tuple that begins with them, or what T5's blocks do.
+        feed_forward: path, inside a layer, of the last module of the feed-forward.
+        placement: "parallel" if the adapter reads the input of the feed-forward, and its output is added to the
+            feed-forward's. "before_residual" if the module takes (hidden, residual) and normalizes their sum: the
+            adapter reads the residual, which is the input of the feed-forward, and its output is added to it.
+        entry: path, inside a layer, of the first module of the feed-forward; default: `feed_forward`.
+        norm: path, inside `feed_forward`, of the layer norm that it applies to its input; default: the input has been
+            normalized before.
+        layer_output: what a layer returns: "hidden" for the hidden states, "tuple" for a tuple whose first element they
+            are, "t5" for what a block of T5 returns.
     """
 
     layers: str
@@ -49,17 +51,21 @@ class ArchitectureRow:
     """An architecture.
 
     Attributes:
-        kind: decides what is generated for which stack, and how the model answers.
-        generated, shared: the stack that gets generated adapters, and the one that gets learned ones.
-        target_modules: linear layers that form "lora" changes, by the ends of their paths in a layer.
+        kind: "encoder", "encoder-decoder" or "decoder".
+        generated: the stack of layers that gets generated adapters.
+        shared: the stack that gets adapters which are learned once for all tasks: an encoder-decoder's encoder. None
+            for the other kinds.
+        target_modules: the linear layers that form "lora" changes by default, as the last parts of their paths in a
+            layer.
         not_by_row: linear layers that are also applied to something else than the rows of a batch, so that form "lora"
-            cannot give each row its own change of them.
-        takes_pooler: whether loading it makes a pooler, which nothing here reads, unless it is told not to.
-        skips_padding_position: whether positions are counted from behind the padding token's id (RoBERTa), so that
-            as many fewer tokens fit than there are position embeddings.
-        is_pre_norm: whether hidden states between layers are sums that no norm has been applied to. A few of their
-            numbers can then be larger than all others by orders of magnitude, so tokens are normed before their mean
-            is taken as what the retriever reads.
+            cannot change them for each row.
+        takes_pooler: whether the model class has an unused pooling layer that the argument `add_pooling_layer` leaves
+            out.
+        skips_padding_position: whether the first position is the one after the padding token's id (RoBERTa), so that
+            not all position embeddings are for tokens.
+        is_pre_norm: whether the hidden states between layers have not been normalized. A few of their components can
+            then be larger than all others by orders of magnitude, so each token is normalized before the mean over the
+            tokens is taken for the retriever.
     """
 
     kind: BackboneKind
@@ -139,7 +145,12 @@ ARCHITECTURES: dict[str, ArchitectureRow] = {
 
 
 class LinearSize(NamedTuple):
-    """Sizes of a linear layer."""
+    """Sizes of a linear layer.
+
+    Attributes:
+        inputs: number of input features.
+        outputs: number of output features.
+    """
 
     inputs: int
     outputs: int
@@ -147,7 +158,12 @@ class LinearSize(NamedTuple):
 
 @dataclass(frozen=True)
 class Stack:
-    """A resolved stack: its row and its layers, each of which has the modules that the row names."""
+    """A stack of layers of a backbone.
+
+    Attributes:
+        row: the names of its modules.
+        layers: its layers, each of which has the modules that the row names.
+    """
 
     row: StackRow
     layers: nn.ModuleList
@@ -155,7 +171,16 @@ class Stack:
 
 @dataclass(frozen=True)
 class ResolvedArchitecture:
-    """The resolved sites of a backbone; `max_length` is the number of tokens it has positions for, None for any."""
+    """The architecture of a backbone, with the modules that were found in it.
+
+    Attributes:
+        kind: see `ArchitectureRow`.
+        hidden_size: d, size of the hidden states.
+        max_length: number of tokens that there are positions for; None if there is no limit.
+        generated: the stack that gets generated adapters.
+        shared: the stack that gets learned adapters; None if there is none.
+        target_modules, not_by_row, is_pre_norm: see `ArchitectureRow`.
+    """
 
     kind: BackboneKind
     hidden_size: int
@@ -171,16 +196,44 @@ class ResolvedArchitecture:
         """The first stack that a batch passes through."""
         return self.shared or self.generated
 
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stack with generated adapters, then the one with learned adapters if there is one."""
+        return (self.generated,) if self.shared is None else (self.generated, self.shared)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether task heads give the answers; if not, the backbone generates them as text."""
+        return self.kind == "encoder"
+
+    def first_adapted(self, stack: Stack, config: ModelConfig) -> int:
+        """Find the first layer of a stack that gets adapters. The lowest stack alone can have layers without.
+
+        Args:
+            stack: one of `stacks`.
+            config: settings with all defaults resolved (see `checks.plan`).
+
+        Returns:
+            The index of the layer, which is the number of layers without adapters below it.
+        """
+        if stack is not self.lowest:
+            return 0
+        return (config.feature_layer or 0) if self.shared is None else config.frozen_encoder_layers
+
 
 def resolve_architecture(backbone: nn.Module, modules: ModuleNames | None = None) -> ResolvedArchitecture:
-    """Resolve the row of the backbone's architecture, without changing anything.
+    """Find the modules of a backbone that its architecture's row names, without changing anything.
 
     Args:
-        backbone: of a known architecture, or any with `modules`.
-        modules: names of its modules, in place of a row.
+        backbone: a model of a supported architecture, or any model if `modules` are given.
+        modules: names of its modules; default: those of the table's row.
+
+    Returns:
+        The architecture and its modules.
 
     Raises:
-        BackboneError: the architecture has no row, or a module of its row is missing.
+        BackboneError: the architecture is not in the table, a module is missing, the hidden size is not known, or the
+            backbone already holds adapters.
     """
     config = getattr(backbone, "config", None)
     row = _find_row(backbone, config) if modules is None else _row_of(modules)
@@ -218,7 +271,10 @@ def _find_row(backbone: nn.Module, config: Any) -> ArchitectureRow:
     return row
 
 
-HOW_TO_NAME = "Name its modules (see ModelConfig.modules), or add a row to hosts/sites.py (see docs/backbones.md)."
+HOW_TO_NAME = (
+    "Name its modules (see ModelConfig.modules), or add a row to backbones/architectures.py (see docs/backbones.md)."
+)
+"""What an error about an unknown architecture advises."""
 
 
 def _row_of(modules: ModuleNames) -> ArchitectureRow:
@@ -266,31 +322,40 @@ def _module(root: nn.Module, path: str, before: str = "") -> nn.Module:
 
 
 def check_feed_forward(stack: Stack, hidden_size: int) -> None:
-    """Check that a feed-forward that was named takes and gives hidden states, as far as that can be seen.
+    """Check that the module named as feed-forward maps hidden states to hidden states, as far as its sizes are known.
+
+    Args:
+        stack: the stack whose layers are checked.
+        hidden_size: d, size of the hidden states.
 
     Raises:
-        BackboneError: it is a linear layer of other sizes.
+        BackboneError: the module is a linear layer of other sizes.
     """
     for index, layer in enumerate(stack.layers):
         size = _size(layer.get_submodule(stack.row.feed_forward))
         if size is not None and size != (hidden_size, hidden_size):
             raise BackboneError(
                 f"modules.feed_forward: '{stack.row.layers}.{index}.{stack.row.feed_forward}' is a linear layer from "
-                f"{size.inputs} to {size.outputs}; expected the one module that takes and gives hidden states, which "
-                f"have hidden_size {hidden_size}. Where a layer has none, take form 'lora'"
+                f"{size.inputs} to {size.outputs}; expected the one module that maps hidden states to hidden "
+                f"states, which have hidden_size {hidden_size}. If the layers have no such module, use form 'lora'"
             )
 
 
 def find_linears(stack: Stack, num_frozen: int, targets: Sequence[str]) -> dict[str, LinearSize]:
-    """The linear layers of each layer above the frozen ones that are named, by their paths in the layer.
+    """Find the linear layers that form "lora" changes in each adapted layer of a stack.
 
     Args:
-        stack: to look in; nothing is changed.
-        num_frozen: layers, from below, that get no adapter.
-        targets: ends of paths, as PEFT's `target_modules` are.
+        stack: the stack to search.
+        num_frozen: number of layers, from the bottom of the stack, that get no adapter.
+        targets: names of the linear layers, as the last parts of their paths, like PEFT's `target_modules`.
+
+    Returns:
+        The sizes of the linear layers by their paths in a layer, which are the same in each adapted layer. Empty if no
+        layer is adapted.
 
     Raises:
-        BackboneError: a name is that of no module, or of another one than a linear layer, or layers differ.
+        BackboneError: no module has one of the names, a module with such a name is not a linear layer, or the layers
+            of the stack differ.
     """
     found = [_linears(layer, targets) for layer in stack.layers[num_frozen:]]
     for index, linears in enumerate(found):

@@ -1,9 +1,10 @@
-"""Which tasks and settings a backbone can take."""
+"""Whether tasks and settings fit a backbone: `plan` resolves and checks everything before anything is changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,16 +17,90 @@ from hyperadapters.backbones.architectures import (
     resolve_architecture,
 )
 from hyperadapters.backbones.devices import execution_device
-from hyperadapters.backbones.injection import parameter_name
 from hyperadapters.config import Lengths, ModelConfig, Task, check_task_names
 from hyperadapters.errors import RecipeError, TaskError
 
 
-def check_tasks(tasks: Sequence[Task], architecture: ResolvedArchitecture) -> None:
-    """Check that a model of these tasks can be made on a backbone.
+class AdaptedLinears(NamedTuple):
+    """Sizes of the linear layers that form "lora" changes in each adapted layer, by their paths in the layer.
+
+    Attributes:
+        generated: those of the stack with generated adapters; empty for another form.
+        shared: those of the stack with learned adapters; empty if there is no such stack, or for another form.
+    """
+
+    generated: dict[str, LinearSize]
+    shared: dict[str, LinearSize]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a model of some tasks on a backbone is made from.
+
+    Attributes:
+        architecture: the backbone's architecture, with its modules.
+        tasks: the tasks; the index of each is its id.
+        config: the settings, with all defaults resolved.
+        lengths: maximum numbers of tokens.
+        linears: the linear layers that form "lora" changes.
+        num_layers: L, number of layers with generated adapters.
+        num_shared: number of layers with adapters that are learned once for all tasks.
+        device: the device that the backbone computes on.
+    """
+
+    architecture: ResolvedArchitecture
+    tasks: tuple[Task, ...]
+    config: ModelConfig
+    lengths: Lengths
+    linears: AdaptedLinears
+    num_layers: int
+    num_shared: int
+    device: torch.device
+
+
+def plan(
+    backbone: nn.Module, tasks: Sequence[Task], config: ModelConfig | None = None, lengths: Lengths | None = None
+) -> Plan:
+    """Check tasks and settings against a backbone, and resolve all defaults. Nothing is changed.
+
+    Args:
+        backbone: a model of a supported architecture, or any model if `config.modules` names its modules.
+        tasks: at least one task; their order determines their ids.
+        config: method, sizes and preset; default: `ModelConfig()`.
+        lengths: maximum numbers of tokens; default: those of `Lengths`, or fewer if the backbone has fewer positions.
+
+    Returns:
+        What the model is made from.
 
     Raises:
-        TaskError: no task, two of one name, a text-to-text task for a backbone with heads, or labels not known.
+        BackboneError: the architecture is not supported, a module is missing or of the wrong kind, the backbone
+            already holds adapters, or it does not compute on one device.
+        TaskError: there is no task, two have the same name, one does not fit the backbone, or its labels are not known.
+        RecipeError: a setting does not fit the backbone.
+    """
+    config = config or ModelConfig()
+    architecture = resolve_architecture(backbone, config.modules)
+    check_tasks(tasks, architecture)
+    device = execution_device(backbone)
+    config = _resolved(config, architecture)
+    lengths = _fitting(lengths, architecture)
+    if config.modules is not None and config.form == "bottleneck":
+        check_feed_forward(architecture.generated, architecture.hidden_size)
+    linears = _adapted_linears(config, architecture)
+    num_adapted = [len(stack.layers) - architecture.first_adapted(stack, config) for stack in architecture.stacks]
+    return Plan(architecture, tuple(tasks), config, lengths, linears, num_adapted[0], sum(num_adapted[1:]), device)
+
+
+def check_tasks(tasks: Sequence[Task], architecture: ResolvedArchitecture) -> None:
+    """Check that a backbone can answer tasks.
+
+    Args:
+        tasks: the tasks, in the order of their ids.
+        architecture: the architecture of the backbone.
+
+    Raises:
+        TaskError: there is no task, two have the same name, one is text-to-text and the backbone has task heads, or
+            the labels of one are not known.
     """
     if not isinstance(tasks, (list, tuple)):
         raise TaskError(f"tasks: expected a list of Task in the order of their ids, found {type(tasks).__name__}")
@@ -37,53 +112,61 @@ def check_tasks(tasks: Sequence[Task], architecture: ResolvedArchitecture) -> No
     except ValueError as error:
         raise TaskError(str(error)) from None
     for task in tasks:
-        if task.kind == "text-to-text" and architecture.kind == "encoder":
+        if task.kind == "text-to-text" and architecture.has_heads:
             raise TaskError(
                 f"task '{task.name}' is text-to-text, which needs an encoder-decoder backbone such as T5 or a "
                 "decoder-only one such as GPT-2; this backbone has classification and regression heads"
             )
         if task.kind == "classification" and not task.labels:
-            raise TaskError(f"task '{task.name}': labels are not known; give them")
+            raise TaskError(f"task '{task.name}': its labels are not known; give them")
 
 
-def place(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelConfig:
-    """Check the settings against a backbone, and fill in the preset, the layer of the features and target modules.
+def drop_settings_without_effect(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelConfig:
+    """Reset the settings that have no effect on a backbone. `plan` refuses them, but old checkpoints may have them.
 
-    Raises:
-        RecipeError: a setting does not fit the backbone.
+    Args:
+        config: the settings of a checkpoint.
+        architecture: the architecture of the backbone.
+
+    Returns:
+        The settings, with the default value of each that has no effect.
     """
-    for name, reason in without_effect(config, architecture).items():
+    defaults = {name: type(config).model_fields[name].default for name in _without_effect(config, architecture)}
+    return config.model_copy(update=defaults)
+
+
+def _without_effect(config: ModelConfig, architecture: ResolvedArchitecture) -> dict[str, str]:
+    """Settings that were given and have no effect on the backbone, each with the reason."""
+    useless = {
+        "adapter_norm_input": (
+            architecture.generated.row.norm is None,
+            "this backbone norms its hidden states outside of the feed-forward, and the setting is for T5, whose "
+            "feed-forward norms its own input",
+        ),
+        "label_names": (
+            not architecture.has_heads,
+            "is for encoders, which have task heads, and this backbone generates its answers as text",
+        ),
+        "shared_adapter_dim": (
+            architecture.shared is not None and config.frozen_encoder_layers >= len(architecture.shared.layers),
+            "with all encoder layers frozen there are no shared adapters",
+        ),
+    }
+    return {name: reason for name, (is_useless, reason) in useless.items() if is_useless and config.is_chosen(name)}
+
+
+def _resolved(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelConfig:
+    """Check the settings against the backbone, and resolve preset, target modules and feature layer."""
+    for name, reason in _without_effect(config, architecture).items():
         raise RecipeError(f"{name}: {reason}; remove it")
-    config = config.for_backbone(has_heads=architecture.kind == "encoder")
-    if architecture.kind != "encoder":
-        _check_text_to_text(config)
-    if config.form == "lora" and config.target_modules is None:
-        if not architecture.target_modules:
-            raise RecipeError(
-                "target_modules: which linear layers form 'lora' is to change is not known here; name them"
-            )
-        config = config.model_copy(update={"target_modules": architecture.target_modules})
-    for target in config.target_modules or ():
-        if target.rpartition(".")[2] in architecture.not_by_row:
-            raise RecipeError(
-                f"target_modules: '{target}' of this backbone also maps what is no row of a batch, so rows cannot "
-                f"differ in it; name others, by default: {', '.join(architecture.target_modules)}"
-            )
-    if architecture.kind == "encoder-decoder":
-        if config.feature_layer is not None:
-            raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
-        if config.preset == "official" and architecture.generated.row.norm is None:
-            raise RecipeError("preset 'official' is for T5, as the released code is; use 'paper'")
-        _check_frozen_layers(config, architecture)
+    config = config.for_backbone(architecture.has_heads)
+    if not architecture.has_heads:
+        _check_generates_text(config)
+    config = _with_target_modules(config, architecture)
+    if architecture.shared is not None:
+        _check_encoder_decoder(config, architecture, len(architecture.shared.layers))
         return config
-    if config.preset == "official":
-        raise RecipeError("preset 'official' is for encoder-decoder backbones, as the released code is; use 'paper'")
-    if config.shared_adapter_dim is not None:
-        raise RecipeError(f"shared_adapter_dim: {architecture.kind} backbones have no shared adapters; remove it")
-    if config.frozen_encoder_layers:
-        raise RecipeError(
-            f"frozen_encoder_layers: this {architecture.kind} is frozen below its feature_layer; set that instead"
-        )
+    _check_one_stack(config, architecture)
     num_layers = len(architecture.generated.layers)
     feature_layer = num_layers // 2 if config.feature_layer is None else config.feature_layer
     if feature_layer >= num_layers:
@@ -94,133 +177,100 @@ def place(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelConfi
     return config.model_copy(update={"feature_layer": feature_layer})
 
 
-def without_effect(config: ModelConfig, architecture: ResolvedArchitecture) -> dict[str, str]:
-    """Settings that were chosen and change nothing on a backbone, each with the reason."""
-    num_shared = len(architecture.shared.layers) if architecture.shared else 0
-    useless = {
-        "adapter_norm_input": (
-            architecture.generated.row.norm is None,
-            "this backbone norms its hidden states outside of the feed-forward, and the setting is for T5, whose "
-            "feed-forward norms its own input",
-        ),
-        "label_names": (
-            architecture.kind != "encoder",
-            "is for encoders, which have task heads, and this backbone writes its answers",
-        ),
-        "shared_adapter_dim": (
-            architecture.kind == "encoder-decoder" and config.frozen_encoder_layers >= num_shared,
-            "with all encoder layers frozen there are no shared adapters",
-        ),
-    }
-    return {name: reason for name, (is_useless, reason) in useless.items() if is_useless and config.is_chosen(name)}
-
-
-def drop_settings_without_effect(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelConfig:
-    """The settings of a checkpoint without those that are refused now because they have no effect on its backbone."""
-    defaults = {name: type(config).model_fields[name].default for name in without_effect(config, architecture)}
-    return config.model_copy(update=defaults)
-
-
-def _check_text_to_text(config: ModelConfig) -> None:
-    """Check what only backbones with heads have."""
+def _check_generates_text(config: ModelConfig) -> None:
+    """Refuse what only backbones with task heads have."""
     if config.head_inputs != "adapted":
         raise RecipeError(
             f"head_inputs: '{config.head_inputs}' (preset 'plus' sets it) is for encoders, which have task heads; "
-            "this backbone writes its answers: use preset 'paper'"
+            "this backbone generates its answers as text: use preset 'paper'"
         )
     if config.features != "layer":
-        raise RecipeError(f"features: '{config.features}' is for encoders, found a backbone that writes its answers")
-
-
-def _check_frozen_layers(config: ModelConfig, architecture: ResolvedArchitecture) -> None:
-    num_layers = len(architecture.shared.layers) if architecture.shared else 0
-    if config.frozen_encoder_layers > num_layers:
         raise RecipeError(
-            f"frozen_encoder_layers: expected 0 to {num_layers}, the encoder's layers, "
+            f"features: '{config.features}' is for encoders, and this backbone generates its answers as text; remove it"
+        )
+
+
+def _with_target_modules(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelConfig:
+    """Resolve and check the names of the linear layers that form "lora" changes."""
+    if config.form == "lora" and config.target_modules is None:
+        if not architecture.target_modules:
+            raise RecipeError(
+                "target_modules: which linear layers form 'lora' is to change is not known here; name them"
+            )
+        config = config.model_copy(update={"target_modules": architecture.target_modules})
+    for target in config.target_modules or ():
+        if target.rpartition(".")[2] in architecture.not_by_row:
+            raise RecipeError(
+                f"target_modules: '{target}' of this backbone is also applied to inputs that are not rows of the "
+                "batch, so it cannot be changed for each row; name others, by default: "
+                f"{', '.join(architecture.target_modules)}"
+            )
+    return config
+
+
+def _check_encoder_decoder(config: ModelConfig, architecture: ResolvedArchitecture, num_encoder_layers: int) -> None:
+    """Refuse what an encoder-decoder does not have."""
+    if config.feature_layer is not None:
+        raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
+    if config.preset == "official" and architecture.generated.row.norm is None:
+        raise RecipeError("preset 'official' is for T5, as the released code is; use 'paper'")
+    if config.frozen_encoder_layers > num_encoder_layers:
+        raise RecipeError(
+            f"frozen_encoder_layers: expected 0 to {num_encoder_layers}, the encoder's layers, "
             f"found {config.frozen_encoder_layers}"
         )
     if config.preset == "official" and config.frozen_encoder_layers:
         raise RecipeError("frozen_encoder_layers: preset 'official' adapts every encoder layer; remove it")
 
 
-def check_rank(config: ModelConfig, linears: Mapping[str, LinearSize]) -> None:
-    """Check the rank of form "lora" against the linear layers that it changes.
+def _check_one_stack(config: ModelConfig, architecture: ResolvedArchitecture) -> None:
+    """Refuse what only encoder-decoders have."""
+    if config.preset == "official":
+        raise RecipeError("preset 'official' is for encoder-decoder backbones, as the released code is; use 'paper'")
+    if config.shared_adapter_dim is not None:
+        raise RecipeError(f"shared_adapter_dim: {architecture.kind} backbones have no shared adapters; remove it")
+    if config.frozen_encoder_layers:
+        raise RecipeError(
+            f"frozen_encoder_layers: this {architecture.kind} is frozen below its feature_layer; set that instead"
+        )
 
-    Raises:
-        RecipeError: it is larger than one of them.
-    """
+
+def _adapted_linears(config: ModelConfig, architecture: ResolvedArchitecture) -> AdaptedLinears:
+    """Find the linear layers that form "lora" changes, and check their sizes."""
+    if config.form != "lora":
+        return AdaptedLinears({}, {})
+    assert config.target_modules is not None
+    found: list[dict[str, LinearSize]] = []
+    for stack in architecture.stacks:
+        found.append(find_linears(stack, architecture.first_adapted(stack, config), config.target_modules))
+    for linears in found:
+        _check_rank(config.lora_rank, linears)
+    return AdaptedLinears(found[0], found[1] if len(found) > 1 else {})
+
+
+def _check_rank(rank: int, linears: Mapping[str, LinearSize]) -> None:
+    """Refuse a rank that is larger than a side of a linear layer that is to be changed."""
     for path, size in linears.items():
-        if config.lora_rank > min(size):
+        if rank > min(size):
             raise RecipeError(
                 f"lora_rank: expected at most {min(size)}, the smaller side of '{path}' "
-                f"({size.inputs} inputs, {size.outputs} outputs), found {config.lora_rank}"
+                f"({size.inputs} inputs, {size.outputs} outputs), found {rank}"
             )
 
 
-def fit_lengths(lengths: Lengths | None, architecture: ResolvedArchitecture) -> Lengths:
-    """Check lengths against a backbone, or choose them.
-
-    Raises:
-        RecipeError: the backbone has no positions for inputs of that length.
-    """
-    most = architecture.max_length
+def _fitting(lengths: Lengths | None, architecture: ResolvedArchitecture) -> Lengths:
+    """Check lengths against the number of positions that the backbone has, or choose lengths that fit it."""
+    most, has_target = architecture.max_length, architecture.kind == "decoder"  # its target follows the input
     if lengths is None:
         default = Lengths()
         if most is None:
             return default
-        target = min(default.target, most // 4) if architecture.kind == "decoder" else default.target
-        room = most - target if architecture.kind == "decoder" else most
+        target = min(default.target, most // 4) if has_target else default.target
+        room = most - target if has_target else most
         return default.model_copy(update={"input": min(default.input, room), "target": target})
-    taken, what = lengths.input, "data.max_length"
-    if architecture.kind == "decoder":  # the answer follows the input
-        taken, what = lengths.input + lengths.target, "data.max_length + data.max_target_length"
+    taken, name = lengths.input, "data.max_length"
+    if has_target:
+        taken, name = lengths.input + lengths.target, "data.max_length + data.max_target_length"
     if most is not None and taken > most:
-        raise RecipeError(f"{what}: the backbone takes at most {most} tokens, found {taken}; lower it")
+        raise RecipeError(f"{name}: the backbone takes at most {most} tokens, found {taken}; lower it")
     return lengths
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a model will be, resolved and checked before anything is changed."""
-
-    architecture: ResolvedArchitecture
-    tasks: tuple[Task, ...]
-    config: ModelConfig
-    lengths: Lengths
-    linears: tuple[dict[str, LinearSize], dict[str, LinearSize]]
-    num_layers: int
-    num_shared: int
-    device: torch.device
-
-    def linears_by_parameter(self, stack: int) -> dict[str, LinearSize]:
-        return {parameter_name(path): size for path, size in self.linears[stack].items()}
-
-
-def plan(backbone: nn.Module, tasks: Sequence[Task], config: ModelConfig, lengths: Lengths | None) -> Plan:
-    """Resolve and check."""
-    architecture = resolve_architecture(backbone, config.modules)
-    check_tasks(tasks, architecture)
-    tasks, device = tuple(tasks), execution_device(backbone)
-    config, lengths = place(config, architecture), fit_lengths(lengths, architecture)
-    if config.modules is not None and config.form == "bottleneck":
-        check_feed_forward(architecture.generated, architecture.hidden_size)
-    num_layers = len(architecture.generated.layers) - (config.feature_layer or 0)
-    linears = _linears(config, architecture)
-    num_shared = len(architecture.shared.layers) - config.frozen_encoder_layers if architecture.shared else 0
-    return Plan(architecture, tasks, config, lengths, linears, num_layers, num_shared, device)
-
-
-def _linears(
-    config: ModelConfig, architecture: ResolvedArchitecture
-) -> tuple[dict[str, LinearSize], dict[str, LinearSize]]:
-    """The linear layers that form "lora" changes in the stack with generated adapters, and in the shared one."""
-    if config.form != "lora":
-        return {}, {}
-    assert config.target_modules is not None
-    generated = find_linears(architecture.generated, config.feature_layer or 0, config.target_modules)
-    shared: dict[str, LinearSize] = {}
-    if architecture.shared is not None:
-        shared = find_linears(architecture.shared, config.frozen_encoder_layers, config.target_modules)
-    for linears in (generated, shared):
-        check_rank(config, linears)
-    return generated, shared

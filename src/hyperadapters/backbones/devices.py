@@ -1,7 +1,7 @@
-"""Where a backbone computes, and the values of its weights, also of one that accelerate has dispatched.
+"""The device that a backbone computes on and the values of its weights, also if accelerate has dispatched it.
 
 With a `device_map`, accelerate attaches a hook to each module. The hook moves the inputs to the device that the module
-is executed on and, where weights were offloaded to the CPU or the disk, loads them for the time of the call; in between
+is executed on. Weights that are offloaded to the CPU or the disk are loaded for the time of the call; between calls
 these parameters are on the meta device.
 """
 
@@ -17,10 +17,16 @@ from hyperadapters.errors import BackboneError
 
 
 def execution_device(backbone: nn.Module) -> torch.device:
-    """The device that a backbone computes on.
+    """Find the device that a backbone computes on.
+
+    Args:
+        backbone: the model.
+
+    Returns:
+        The device.
 
     Raises:
-        BackboneError: it computes on several devices, or its weights are on the meta device, without values.
+        BackboneError: it computes on several devices, or its weights are on the meta device, where they have no values.
     """
     devices = {
         torch.device(hook.execution_device)
@@ -44,12 +50,26 @@ def execution_device(backbone: nn.Module) -> torch.device:
 
 
 def is_offloaded(backbone: nn.Module) -> bool:
-    """Whether accelerate keeps weights of a backbone elsewhere than on the device that it computes on."""
+    """Tell whether accelerate has offloaded weights of a backbone to the CPU or the disk.
+
+    Args:
+        backbone: the model.
+
+    Returns:
+        True if at least one weight is offloaded.
+    """
     return any(parameter.is_meta for parameter in backbone.parameters())
 
 
 def named_weights(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of all parameters, ordered by name. Offloaded ones are loaded one after the other."""
+    """Iterate over the names and values of all parameters, ordered by name. Offloaded ones are loaded one by one.
+
+    Args:
+        backbone: the model.
+
+    Yields:
+        Name and value of a parameter.
+    """
     for name, parameter in sorted(backbone.named_parameters()):
         if not parameter.is_meta:
             yield name, parameter.detach()

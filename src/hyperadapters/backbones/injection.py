@@ -1,8 +1,8 @@
-"""Freeze a backbone, put adapters beside its modules, and give it back exactly as it was.
+"""Freeze a backbone, put adapters beside its modules, and restore it exactly.
 
-A module that an adapter is beside gets another class, which inherits its own and adds to what its forward returns. All
-modules stay where they are, with their names and attributes; and torch.compile, which does not look at hooks again once
-it has compiled a layer, tells an adapted layer from one that is not.
+The class of an adapted module is replaced by a subclass of it whose forward also applies the adapter. All modules keep
+their places, names and attributes. Forward hooks would not do: torch.compile does not look at hooks again once it has
+compiled a layer, but it does tell modules of different classes apart.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Adapter = Callable[[Tensor], Tensor]
 
 
 class _Beside:
-    """What a module of another class reads: the adapter beside it, and the state of the batch."""
+    """What an adapted module reads: its adapter, and the state of the batch."""
 
     def __init__(self, active: ActiveAdapters, adapter: Adapter | None = None, norm: nn.Module | None = None) -> None:
         self.active, self.adapter, self.norm = active, adapter, norm
@@ -43,12 +43,12 @@ class _Beside:
 
 
 class _Adapted(nn.Module):
-    """A module with something beside it."""
+    """A module whose class was replaced. What belongs to its adapter is in `beside`."""
 
     beside: _Beside
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle by the two classes that the class is made of, since pickle finds classes by their module and name."""
+        """Pickle the two base classes, since pickle cannot find the class that was made of them by its name."""
         return _unpickled, type(self).__bases__, self.__dict__
 
 
@@ -70,7 +70,7 @@ class _BeforeResidual(_Adapted):
 
 
 class _Entry(_Adapted):
-    """The first module of a feed-forward: remembers its input for the last one."""
+    """The first module of a feed-forward: keeps its input for the last one."""
 
     def forward(self, inputs: Tensor) -> Any:
         self.beside.active.keep_entered(inputs)
@@ -78,7 +78,7 @@ class _Entry(_Adapted):
 
 
 class _Exit(_Adapted):
-    """The last module of a feed-forward: adds the adapter's output for what entered the first one."""
+    """The last module of a feed-forward: adds the adapter's output for the input of the first one."""
 
     def forward(self, inputs: Tensor) -> Any:
         entered = self.beside.active.take_entered()
@@ -87,7 +87,11 @@ class _Exit(_Adapted):
 
 
 class _BesideLayer(_Beside):
-    """What an adapted layer reads: its site, if it has generated adapters, and whether it is the first one adapted."""
+    """What an adapted layer reads.
+
+    `index` is its index among the layers with generated adapters, None if its adapter is learned. `is_first` tells
+    whether it is the first adapted layer of the backbone.
+    """
 
     def __init__(self, active: ActiveAdapters, index: int | None, is_first: bool) -> None:
         super().__init__(active)
@@ -95,11 +99,11 @@ class _BesideLayer(_Beside):
 
 
 class _Layer(_Adapted):
-    """A layer whose modules find the weights of its site.
+    """An adapted layer: makes its generated weights the current ones for its modules.
 
-    What enters the first one gives the features, or is replaced by features known before. All of it happens before the
-    layer is called, not in its forward: gradient checkpointing would do it a second time, and torch.compile would
-    compile the layer anew for each site.
+    The input of the first adapted layer is what the retriever reads, or is replaced by features computed before. All
+    of this is done before the layer's forward and not in it: gradient checkpointing would repeat it, and torch.compile
+    would compile the forward again for each layer.
     """
 
     beside: _BesideLayer
@@ -113,33 +117,33 @@ class _Layer(_Adapted):
 
 
 class _BesideLayerBelow(_Beside):
-    """What a layer below all adapters reads: how it acts as the identity."""
+    """What a layer below all adapters reads: the function that takes its place when it acts as the identity."""
 
-    def __init__(self, active: ActiveAdapters, hand_on: Callable[..., Any]) -> None:
+    def __init__(self, active: ActiveAdapters, identity: Callable[..., Any]) -> None:
         super().__init__(active)
-        self.hand_on = hand_on
+        self.identity = identity
 
 
 class _LayerBelow(_Adapted):
-    """A layer below all adapters. It acts as the identity where the output of the last such layer is known already."""
+    """A layer below all adapters. It acts as the identity if the output of the last such layer is known already."""
 
     beside: _BesideLayerBelow
 
     def __call__(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
         if self.beside.active.skips_below:
-            return self.beside.hand_on(self, hidden, *args, **options)
+            return self.beside.identity(self, hidden, *args, **options)
         return super().__call__(hidden, *args, **options)
 
 
-def _hand_on(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> Tensor:
+def _identity(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> Tensor:
     return hidden
 
 
-def _hand_on_in_tuple(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
+def _identity_in_tuple(layer: nn.Module, hidden: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
     return hidden, None
 
 
-def _hand_on_block(
+def _identity_block(
     block: Any,
     hidden: Tensor,
     mask: Tensor | None = None,
@@ -147,7 +151,7 @@ def _hand_on_block(
     *args: Any,
     **options: Any,
 ) -> tuple[Tensor, Tensor, None]:
-    """As `_hand_on` for a block of T5's encoder, the first of which makes the position bias for all."""
+    """Act as the identity as a block of T5's encoder; the first block computes the position bias of all blocks."""
     if position_bias is None:
         length = hidden.shape[1]
         position_bias = block.layer[0].SelfAttention.compute_bias(length, length, device=hidden.device)
@@ -155,10 +159,11 @@ def _hand_on_block(
 
 
 _IDENTITIES: dict[LayerOutput, Callable[..., Any]] = {
-    "hidden": _hand_on,
-    "tuple": _hand_on_in_tuple,
-    "t5": _hand_on_block,
+    "hidden": _identity,
+    "tuple": _identity_in_tuple,
+    "t5": _identity_block,
 }
+"""For each kind of layer output, the function with which a layer acts as the identity."""
 
 
 @cache
@@ -178,25 +183,24 @@ class Injection:
         self,
         backbone: nn.Module,
         architecture: ResolvedArchitecture,
-        num_frozen: int,
         linears: Sequence[dict[str, LinearSize]],
         shared: nn.ModuleList,
         active: ActiveAdapters,
         config: ModelConfig,
     ) -> None:
-        """Freeze, and put adapters in.
+        """Freeze the backbone and put adapters into it.
 
         Args:
-            backbone: the model that `architecture` were found in.
-            architecture: where.
-            num_frozen: layers of the lowest stack that get no adapter.
-            linears: of the stack with generated adapters, and of the shared one, see `architecture.find_linears`.
-            shared: learned adapters, one for each further layer of the shared stack; empty for none.
-            active: state that generated adapters read.
-            config: form and settings of the adapters.
+            backbone: the model to adapt, in place.
+            architecture: the resolved architecture of `backbone`.
+            linears: the linear layers that form "lora" changes, of the stack with generated adapters and of the one
+                with learned adapters (see `architectures.find_linears`).
+            shared: learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
+            active: the state of the batch, which generated adapters read.
+            config: settings with all defaults resolved (see `checks.plan`).
 
         Raises:
-            BackboneError: the forward of a module was replaced by another library. Nothing has been changed then.
+            BackboneError: another library has replaced the forward of a module. Nothing has been changed then.
         """
         self._backbone = backbone
         self._modes = {module: module.training for module in backbone.modules()}
@@ -204,20 +208,7 @@ class Injection:
         self._planned: list[tuple[nn.Module, type[_Adapted], _Beside]] = []
         self._changed: list[tuple[nn.Module, type[nn.Module]]] = []
         self._active, self._config = active, config
-        for layer in architecture.lowest.layers[:num_frozen]:
-            self._change(
-                layer, _LayerBelow, _BesideLayerBelow(active, _IDENTITIES[architecture.lowest.row.layer_output])
-            )
-        first = num_frozen if architecture.shared is None else 0
-        for index, layer in enumerate(architecture.generated.layers[first:]):
-            self._put_generated(architecture.generated, layer, linears[0])
-            is_first = index == 0 and architecture.shared is None
-            self._change(layer, _Layer, _BesideLayer(active, index, is_first))
-        if architecture.shared is not None:
-            for layer, adapter in zip(architecture.shared.layers[num_frozen:], shared, strict=True):
-                self._put_shared(architecture.shared, layer, adapter, linears[1])
-            for layer in architecture.shared.layers[num_frozen:][:1]:
-                self._change(layer, _Layer, _BesideLayer(active, None, True))
+        self._plan(architecture, linears, shared)
         # A layer is adapted by its __call__, which comes before any forward.
         _check_forwards(backbone, [module for module, adapted, _ in self._planned if "forward" in vars(adapted)])
         backbone.requires_grad_(False)
@@ -226,7 +217,7 @@ class Injection:
             self._carry_out(*change)
 
     def restore(self) -> None:
-        """Give every module its class back, and put modes and `requires_grad` of the backbone back."""
+        """Give every module its class and its mode back, and every parameter its `requires_grad`."""
         for module, own_class in reversed(self._changed):
             _change_class(module, own_class)
             del module.__dict__["beside"]
@@ -235,6 +226,26 @@ class Injection:
             parameter.requires_grad_(True)
         for module, training in self._modes.items():
             module.training = training
+
+    def _plan(
+        self, architecture: ResolvedArchitecture, linears: Sequence[dict[str, LinearSize]], shared: nn.ModuleList
+    ) -> None:
+        """Plan the change of every module, without carrying it out."""
+        generated, lowest = architecture.generated, architecture.lowest
+        identity = _IDENTITIES[lowest.row.layer_output]
+        for layer in lowest.layers[: architecture.first_adapted(lowest, self._config)]:
+            self._change(layer, _LayerBelow, _BesideLayerBelow(self._active, identity))
+        for index, layer in enumerate(generated.layers[architecture.first_adapted(generated, self._config) :]):
+            self._put_generated(generated, layer, linears[0])
+            is_first = index == 0 and generated is lowest
+            self._change(layer, _Layer, _BesideLayer(self._active, index, is_first))
+        if architecture.shared is None:
+            return
+        layers = architecture.shared.layers[architecture.first_adapted(architecture.shared, self._config) :]
+        for layer, adapter in zip(layers, shared, strict=True):
+            self._put_shared(architecture.shared, layer, adapter, linears[1])
+        for layer in layers[:1]:
+            self._change(layer, _Layer, _BesideLayer(self._active, None, True))
 
     def _put_generated(self, stack: Stack, layer: nn.Module, linears: dict[str, LinearSize]) -> None:
         if self._config.form == "bottleneck":
@@ -280,10 +291,10 @@ class Injection:
 
 
 def _check_forwards(backbone: nn.Module, changed: Sequence[nn.Module]) -> None:
-    """Check that the class of each module decides what its forward does.
+    """Check that no instance has a forward of its own, which would be called instead of that of its class.
 
     Raises:
-        BackboneError: another library has replaced the forward of an instance, so that adapters would not be called.
+        BackboneError: another library has replaced the forward of an instance.
     """
     names = {module: name for name, module in backbone.named_modules()}
     for module in changed:
@@ -307,7 +318,7 @@ def _change_class(module: nn.Module, new_class: type[nn.Module]) -> None:
 
 
 class _ScaledLora:
-    """The part of a learned LoRA that belongs to one linear layer."""
+    """The part of a learned LoRA that belongs to one linear layer, with its scale."""
 
     def __init__(self, adapter: LearnedLora, name: str, scale: float) -> None:
         self.adapter, self.name, self.scale = adapter, name, scale
@@ -318,5 +329,12 @@ class _ScaledLora:
 
 
 def parameter_name(path: str) -> str:
-    """A module's path as a part of the name of a parameter."""
+    """Turn the path of a module into a part of the name of a parameter.
+
+    Args:
+        path: the path, such as "self_attn.q_proj".
+
+    Returns:
+        The path with underscores for its dots.
+    """
     return path.replace(".", "_")

@@ -37,7 +37,13 @@ _TRACES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class PackagedBackbone:
-    """A model that a Python package carries, used in place of the Hub when the package is installed."""
+    """A model in an installed Python package, used instead of the same one on the Hub.
+
+    Attributes:
+        module: name of the package's module.
+        folder: folder of the model in the package.
+        sha256: expected SHA-256 of the weights.
+    """
 
     module: str
     folder: str
@@ -54,10 +60,17 @@ PACKAGED = {
 
 
 def locate(name: str) -> str:
-    """Return the folder of a packaged model if there is one for this name, else the name.
+    """Find the folder of a packaged model.
+
+    Args:
+        name: name of a model on the Hub, or a folder.
+
+    Returns:
+        The folder of the packaged model of this name if one is installed, otherwise the name.
 
     Raises:
-        BackboneError: the weights of a model listed in `PACKAGED` are not the expected ones.
+        BackboneError: the weights of a model that is listed in `PACKAGED` are not the expected ones, or cannot be
+            fetched.
     """
     packaged = PACKAGED.get(name)
     if packaged is None:
@@ -89,16 +102,19 @@ def _check_weights(path: Path, expected: str) -> None:
 
 
 def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | None = None) -> nn.Module:
-    """Load the model for a Hub name or folder, as the class its architecture's adapters need, in evaluation mode.
+    """Load a model of the class that the adapters of its architecture need, in evaluation mode.
 
     Args:
-        name: on the Hub, or a folder.
-        modules: names of the modules, where the architecture has no row in `hosts.sites`.
-        dtype: of its weights; default: that of its files.
+        name: name of the model on the Hub, or a folder.
+        modules: names of its modules, needed if its architecture is not in `architectures.ARCHITECTURES`.
+        dtype: floating-point type of its weights; default: the type in its files.
+
+    Returns:
+        The model.
 
     Raises:
-        BackboneError: it cannot be loaded, or its architecture has no row and no modules are named; or there is no such
-            dtype.
+        BackboneError: the model cannot be loaded, its architecture is not supported and no modules are named, or there
+            is no such dtype.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -130,9 +146,12 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Load or save a model without the progress bar of transformers and its report of keys.
+    """Make a context in which transformers shows neither a progress bar nor a report of keys.
 
-    Keys that are missing raise an error of their own, and heads that are left over are expected.
+    Missing keys raise an error of this library, and unused weights of task heads are expected.
+
+    Yields:
+        Nothing.
     """
     from transformers.utils import logging
 
@@ -148,10 +167,16 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer for a Hub name or folder.
+    """Load the tokenizer of a model.
+
+    Args:
+        name: name of the model on the Hub, or a folder.
+
+    Returns:
+        The tokenizer.
 
     Raises:
-        BackboneError: it cannot be loaded.
+        BackboneError: the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -162,18 +187,39 @@ def load_tokenizer(name: str) -> Any:
 
 
 def absolute_name(name: str) -> str:
-    """The name of a backbone, or the absolute path if it is a folder, which is then found from anywhere."""
+    """Make the name of a backbone independent of the current directory.
+
+    Args:
+        name: name of a model on the Hub, or a folder.
+
+    Returns:
+        The absolute path of a folder; any other name as it is.
+    """
     is_folder = name not in PACKAGED and Path(name).is_dir()
     return str(Path(name).absolute()) if is_folder else name
 
 
 def is_quantised(backbone: nn.Module) -> bool:
-    """Whether torchao has quantised weights of a backbone."""
+    """Tell whether torchao has quantised weights of a backbone.
+
+    Args:
+        backbone: the model.
+
+    Returns:
+        True if at least one weight is quantised.
+    """
     return any(is_traceable_wrapper_subclass(parameter) for parameter in backbone.parameters())
 
 
 def num_embeddings(backbone: nn.Module) -> int | None:
-    """Number of token ids that a backbone has an input embedding for; None where transformers cannot tell."""
+    """Count the token ids that a backbone has an input embedding for.
+
+    Args:
+        backbone: the model.
+
+    Returns:
+        The number of embeddings; None if the model does not tell which module its input embedding is.
+    """
     try:
         embeddings: Any = backbone.get_input_embeddings()  # type: ignore[operator]
         return int(embeddings.weight.shape[0])
@@ -182,7 +228,13 @@ def num_embeddings(backbone: nn.Module) -> int | None:
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    """The files that a tokenizer's `save_pretrained` writes, by name, without traces of how it was loaded and called.
+    """Serialise a tokenizer, without values that tell how it was loaded and called last.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+
+    Returns:
+        The contents of the files that its `save_pretrained` writes, by name.
 
     Raises:
         BackboneError: it is not a tokenizer of transformers.
@@ -204,15 +256,19 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 
 
 def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -> str:
-    """A hash that tells one set of weights from another, the same for float32 weights loaded in a half precision.
+    """Compute a hash that tells one set of weights from another.
 
-    Taken over names, shapes and up to 256 evenly spaced values of each parameter: it takes milliseconds for billions
-    of parameters, and recognises another model or revision. It is no proof against somebody who changes single values
-    on purpose. The pooler is left out: nothing here uses it, and loading may initialise it at random.
+    The hash is the same if float32 weights are loaded in the half precision `rounded_to`. It covers names, shapes and
+    up to 256 evenly spaced values of each parameter, so it takes milliseconds for billions of parameters. It recognises
+    another model or revision; it is no protection against somebody who changes single values on purpose. The pooler is
+    left out: nothing here uses it, and loading may initialise it at random.
 
     Args:
         backbone: the model.
-        rounded_to: bfloat16 or float16, to which the values are rounded first.
+        rounded_to: bfloat16 or float16; the values are rounded to it first.
+
+    Returns:
+        The SHA-256 as hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, values in named_weights(backbone):

@@ -1,5 +1,39 @@
-"""Choice of the runner for a backbone."""
+"""The runner that a backbone needs."""
 
-from hyperadapters.backbones.passes import PassRunner as make_runner
+from __future__ import annotations
 
-__all__ = ["make_runner"]
+from collections.abc import Sequence
+
+from torch import nn
+
+from hyperadapters.backbones.architectures import LinearSize, ResolvedArchitecture
+from hyperadapters.backbones.encoder_decoder import EncoderDecoderRunner
+from hyperadapters.backbones.passes import PassRunner
+from hyperadapters.config import ModelConfig
+
+
+def make_runner(
+    backbone: nn.Module,
+    architecture: ResolvedArchitecture,
+    config: ModelConfig,
+    linears: Sequence[dict[str, LinearSize]],
+    shared: nn.ModuleList,
+) -> PassRunner:
+    """Freeze a backbone, put adapters into it, and return what runs it.
+
+    Args:
+        backbone: the model to adapt. It is changed in place, until the runner's `detach`.
+        architecture: the resolved architecture of `backbone`.
+        config: settings with all defaults resolved (see `checks.plan`).
+        linears: the linear layers that form "lora" changes, of the stack with generated adapters and of the one with
+            learned adapters.
+        shared: learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
+
+    Returns:
+        A runner for one stack of layers, or for an encoder-decoder.
+
+    Raises:
+        BackboneError: another library has replaced the forward of a module. Nothing has been changed then.
+    """
+    runner = PassRunner if architecture.shared is None else EncoderDecoderRunner
+    return runner(backbone, architecture, config, linears, shared)

@@ -1,4 +1,4 @@
-"""The texts of a batch by themselves, as the frozen backbone sees them: unchanged by adapters and each other."""
+"""Features of the single texts of a batch, which the frozen backbone encodes one by one, without adapters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from hyperadapters.core import masked_mean
 from hyperadapters.errors import TaskError
 
 Encode = Callable[[Tensor, Tensor], Tensor]
-"""Last hidden states [R, S, d] of token ids and attention mask [R, S]."""
+"""Returns the last hidden states [R, S, d] for token ids and attention mask [R, S]."""
 
 
 def features_size(hidden_size: int, compared: bool) -> int:
-    """Size F of `text_features` for hidden states of size d."""
+    """Compute the number of features that `text_features` returns.
+
+    Args:
+        hidden_size: d, size of the hidden states.
+        compared: whether the features compare the texts of a pair.
+
+    Returns:
+        F.
+    """
     return 2 * hidden_size + 1 if compared else hidden_size
 
 
@@ -28,27 +36,28 @@ def text_features(
     compared: bool = True,
     sequence_ids: Tensor | None = None,
 ) -> Tensor:
-    """What the frozen backbone makes of each text by itself, and how like the texts of a pair are.
+    """Encode each text by itself with the frozen backbone, and compare the texts of a pair.
 
     With u and v the directions of the mean last hidden states of the first and the second text:
 
         [u + v, |u - v|, u . v]     for a pair
         [u, 0, 0]                   for a single text
 
-    A pair that is read as one text, as cross-encoders do, mixes its texts from the first layer on. How alike they are
-    then has to be learned from the task's few rows; an encoder of sentences already knows it of the texts by themselves
-    (compare Reimers and Gurevych 2019, Sentence-BERT, whose heads read |u - v| too).
+    If a pair is encoded as one sequence, as in cross-encoders, its texts are mixed from the first layer on, and how
+    similar they are has to be learned from the few rows of the task. The embeddings of a sentence encoder already show
+    it (compare Reimers and Gurevych 2019, Sentence-BERT, whose heads read |u - v| too).
 
     Args:
         encode: the frozen backbone.
-        input_ids, attention_mask: [B, S], padded on the right.
-        is_pair: which rows are pairs [B]; or whether all of them are. Then no shape depends on what a tensor holds, so
-            that the function can be exported.
-        compared: whether the parts that compare the texts of a pair are there.
-        sequence_ids: see `split_pairs`; needed where there are pairs.
+        input_ids: token ids [B, S], padded on the right.
+        attention_mask: 1 for tokens, 0 for padding [B, S].
+        is_pair: which rows are pairs [B], or whether all of them are. With the latter no shape depends on the values
+            of a tensor, so that the function can be exported.
+        compared: whether the features compare the texts of a pair. If not, they are u + v.
+        sequence_ids: which text a token belongs to [B, S], see `split_pairs`; needed if there are pairs.
 
     Returns:
-        [B, F] in float32, see `features_size`.
+        The features [B, F] in float32; F is that of `features_size`.
     """
     if isinstance(is_pair, bool):
         first, second = _of_like_rows(encode, input_ids, attention_mask, is_pair, sequence_ids)
@@ -89,10 +98,19 @@ def _directions(encode: Encode, input_ids: Tensor, attention_mask: Tensor) -> Te
 def sequence_ids_of(
     attention_mask: Tensor, is_pair: Tensor | bool, sequence_ids: Tensor | None, token_type_ids: Tensor | None
 ) -> Tensor | None:
-    """Which text of a pair each token belongs to, as `split_pairs` takes it; None where there are no pairs.
+    """Find out which text of a pair each token belongs to.
 
-    A caller that tokenises without the library's collator may give token types alone. They serve where each pair has
-    tokens of type 1, as on BERT; its first token and its separators then belong to the text that they are beside.
+    Callers that do not use the library's collator may have token types only. These suffice if each pair has tokens of
+    type 1, as with BERT; separators then belong to the text that they end.
+
+    Args:
+        attention_mask: 1 for tokens, 0 for padding [B, S].
+        is_pair: which rows are pairs [B], or whether all of them are.
+        sequence_ids: the result, if it is known [B, S].
+        token_type_ids: token types [B, S]; None if the backbone has none.
+
+    Returns:
+        Sequence ids [B, S], as `split_pairs` takes them; None if there are no pairs.
 
     Raises:
         TaskError: there are pairs, and neither tensor tells their texts apart.
@@ -119,20 +137,21 @@ def sequence_ids_of(
 def split_pairs(
     input_ids: Tensor, attention_mask: Tensor, is_pair: Tensor, sequence_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Make each text of a batch a row of its own.
+    """Split the pairs of a batch, so that each text has a row of its own.
 
-    The first text keeps the special tokens around it, of which one at most follows it; the second text keeps those
-    after it, and gets the special token that starts the row, if one does. Special tokens that are spelt in a text are
-    part of the text.
+    The first text keeps the special tokens before it and at most one after it. The second text keeps those after it,
+    and gets the special token at the start of the row, if there is one. Special tokens that are written out in a text
+    belong to the text.
 
     Args:
-        input_ids, attention_mask: [B, S], padded on the right.
+        input_ids: token ids [B, S], padded on the right.
+        attention_mask: 1 for tokens, 0 for padding [B, S].
         is_pair: which rows are pairs [B], P of them.
         sequence_ids: 0 for tokens of the first text, 1 for those of the second, -1 for special tokens that the
             tokenizer adds and for padding [B, S].
 
     Returns:
-        Token ids and attention mask [B + P, S'] of the B first texts, then the P second ones.
+        Token ids and attention mask [B + P, S'] of the B first texts, followed by the P second ones.
     """
     own_first_mask, second_ids, second_mask = _halves(
         input_ids[is_pair], attention_mask[is_pair], sequence_ids[is_pair]

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hyperadapters._version import __version__
-from hyperadapters.backbones import checks as placement
+from hyperadapters.backbones import checks
 from hyperadapters.backbones.architectures import resolve_architecture
 from hyperadapters.backbones.loading import absolute_name, fingerprint, load_backbone, load_tokenizer, tokenizer_files
 from hyperadapters.checkpoints.conversion import (
@@ -166,7 +166,7 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         OutputError: the folder cannot be written.
         BackboneError: the model's tokenizer is not one of transformers.
     """
-    tokenizer = _changed_tokenizer(model)
+    tokenizer = changed_tokenizer(model)
     reference = BackboneReference.of(model)
     config = CheckpointConfig(
         format_version=FORMAT_VERSION,
@@ -191,6 +191,12 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         _remove_old(folder, {name, config.tokenizer.folder if config.tokenizer else ""})
 
 
+def remove_checkpoint(folder: Path) -> None:
+    """Remove the files of a checkpoint, if there is one; other files in the folder stay."""
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    _remove_old(folder, kept=set())
+
+
 def _remove_old(folder: Path, kept: set[str]) -> None:
     """Remove what belongs to earlier states; what cannot be removed does no harm, for the new state is current."""
     for path in (*folder.glob(WEIGHTS_PATTERN), *folder.glob(TOKENIZER_PATTERN)):
@@ -199,7 +205,7 @@ def _remove_old(folder: Path, kept: set[str]) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _changed_tokenizer(model: HyperAdapterModel) -> dict[str, bytes] | None:
+def changed_tokenizer(model: HyperAdapterModel) -> dict[str, bytes] | None:
     """The files of the model's tokenizer; None if it is the one that the backbone's name leads to.
 
     Raises:
@@ -262,12 +268,14 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
         BackboneError: the backbone cannot be loaded.
     """
+    if not isinstance(backbone, nn.Module | None):
+        raise BackboneError(f"backbone: expected a model, found {backbone!r}; load it first, or leave it out")
     config, state = read_checkpoint(folder)
     name = _backbone_name(config.backbone.name, folder)
     if backbone is None:
         backbone = _load_backbone(folder, name, config.model, dtype)
     try:
-        settings = placement.drop_settings_without_effect(
+        settings = checks.drop_settings_without_effect(
             config.model, resolve_architecture(backbone, config.model.modules)
         )
         model = HyperAdapterModel(backbone, config.tasks, settings, name, config.lengths)

@@ -100,7 +100,7 @@ class ModelConfig(StrictModel):
     form: Literal["bottleneck", "lora"] = "bottleneck"
     adapter_dim: Int = Field(64, ge=1)
     lora_rank: Int = Field(8, ge=1)
-    lora_alpha: Float = Field(16.0, gt=0, allow_inf_nan=False)
+    lora_alpha: Float = Field(16.0, gt=0)
     target_modules: tuple[str, ...] | None = Field(None, min_length=1)
     modules: ModuleNames | None = None
     shared_adapter_dim: Int | None = Field(None, ge=1)
@@ -109,8 +109,8 @@ class ModelConfig(StrictModel):
     frozen_encoder_layers: Int = Field(0, ge=0)
     features: Literal["layer", "backbone"] = "layer"
     centroids_per_task: Int = Field(1, ge=1)
-    temperature: Float = Field(0.1, gt=0, allow_inf_nan=False)
-    contrastive_weight: Float = Field(0.1, ge=0, allow_inf_nan=False)
+    temperature: Float = Field(0.1, gt=0)
+    contrastive_weight: Float = Field(0.1, ge=0)
     contrast: Literal["both", "instance", "prototype", "none"] = "both"
     codes: Literal["trunk", "orthogonal"] = "trunk"
     head_inputs: Literal["adapted", "text_features", "pair_features"] = "adapted"

@@ -138,7 +138,7 @@ class DataConfig(StrictModel):
     k_per_label: Int | None = Field(None, ge=1)
     n_validation: Int | None = Field(None, ge=1)
     sampling: Literal["proportional", "temperature", "balanced"] = "proportional"
-    temperature: Float = Field(10.0, ge=1, allow_inf_nan=False)
+    temperature: Float = Field(10.0, ge=1)
     group_by_length: bool = True
     max_length: Int = Field(128, ge=4)
     max_target_length: Int = Field(32, ge=2)
@@ -203,14 +203,14 @@ class TrainingConfig(StrictModel):
     """
 
     max_steps: Int | None = Field(None, ge=1)
-    num_train_epochs: Float | None = Field(None, gt=0, allow_inf_nan=False)
+    num_train_epochs: Float | None = Field(None, gt=0)
     batch_size: Int = Field(32, ge=1)
     eval_batch_size: Int = Field(64, ge=1)
     gradient_accumulation_steps: Int = Field(1, ge=1)
-    learning_rate: Float = Field(3e-4, gt=0, allow_inf_nan=False)
-    head_learning_rate: Float | None = Field(None, gt=0, allow_inf_nan=False)
-    retriever_learning_rate: Float | None = Field(None, gt=0, allow_inf_nan=False)
-    weight_decay: Float = Field(0.0, ge=0, allow_inf_nan=False)
+    learning_rate: Float = Field(3e-4, gt=0)
+    head_learning_rate: Float | None = Field(None, gt=0)
+    retriever_learning_rate: Float | None = Field(None, gt=0)
+    weight_decay: Float = Field(0.0, ge=0)
     warmup_steps: Int = Field(0, ge=0)
     max_grad_norm: Float = Field(1.0, gt=0)
     label_smoothing: Float = Field(0.0, ge=0, lt=1)
@@ -224,7 +224,7 @@ class TrainingConfig(StrictModel):
     gradient_checkpointing: bool = False
     prefix_cache: Literal["auto", "memory", "file", "none"] = "auto"
     prefix_cache_dtype: Literal["float32", "float16"] = "float32"
-    prefix_cache_gb: Float = Field(4.0, ge=0, allow_inf_nan=False)
+    prefix_cache_gb: Float = Field(4.0, ge=0)
     optimizer: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch_fused"
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     report_to: tuple[str, ...] = ()
@@ -260,7 +260,7 @@ class Recipe(StrictModel):
 
     backbone: str
     backbone_dtype: Dtype | None = None
-    seed: Int = Field(0, ge=0)
+    seed: Int = Field(0, ge=0, lt=2**32)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig

@@ -60,7 +60,7 @@ class Task(StrictModel):
     metrics: tuple[str, ...] = ()
     template: str | None = None
     verbalizer: dict[str, str] | None = None
-    step: Float | None = Field(None, gt=0, allow_inf_nan=False)
+    step: Float | None = Field(None, gt=0)
 
     @classmethod
     def classification(cls, name: str, labels: list[str] | tuple[str, ...], **options: Any) -> Task:
@@ -138,6 +138,8 @@ class Task(StrictModel):
             raise ValueError(f"labels must be strings, found {labels!r}; put them in quotation marks")
         names = [normalize_label(label) for label in labels]
         for place, name in enumerate(names):
+            if not name:
+                raise ValueError(f"labels must have a visible character, found {labels[place]!r}")
             if names.index(name) < place:
                 found = f"{labels[names.index(name)]!r} and {labels[place]!r}"
                 raise ValueError(f"labels must be different from each other, found {found}")

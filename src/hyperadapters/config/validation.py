@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import (
+    AllowInfNan,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -39,14 +40,14 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
-Float = Annotated[float, BeforeValidator(_refuse_bool)]
-"""A number, or a string such as "1e-3", which YAML does not read as a number. Booleans are refused."""
+Float = Annotated[float, AllowInfNan(False), BeforeValidator(_refuse_bool)]
+"""A finite number, or a string such as "1e-3", which YAML does not read as a number. Booleans are refused."""
 
 
 class StrictModel(BaseModel):
     """Base class of all configurations: immutable, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     @model_validator(mode="wrap")
     @classmethod

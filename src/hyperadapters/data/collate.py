@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from hyperadapters.data.examples import Example
 from hyperadapters.errors import BackboneError, TaskError
 
 CHUNK_ROWS = 1000
+SHOWN_CHARACTERS = 40
+logger = logging.getLogger(__name__)
 
 
 class Collator:
@@ -118,16 +121,21 @@ class Collator:
     def check_targets(self, task: Task, examples: Sequence[Example]) -> None:
         """Check that a text-to-text backbone can generate the targets of a task and that they are parsed correctly.
 
-        The targets of text-to-text tasks are not checked.
+        The targets of text-to-text tasks may be truncated. A warning is logged if the tokenizer has no tokens for
+        parts of them.
 
         Args:
             task: Task, whose labels are checked if it is a classification task.
-            examples: Examples of the task, whose targets are checked if it is a regression task.
+            examples: Examples of the task, whose targets are checked if it is a regression or text-to-text task.
 
         Raises:
-            TaskError: If the tokenizer loses a part of a label or number, or `max_target_length` truncates it.
+            TaskError: If the tokenizer loses a part of a label or number, or `max_target_length` truncates it, or if a
+                text contains a special token, which is removed from generated texts.
         """
-        if self.kind == "encoder" or task.kind == "text-to-text":
+        if self.kind == "encoder":
+            return
+        if task.kind == "text-to-text":
+            self._check_texts(task, examples)
             return
         is_label = task.kind == "classification"
         targets = range(len(task.labels)) if is_label else {example.target for example in examples}
@@ -143,6 +151,32 @@ class Collator:
             raise TaskError(
                 f"task '{task.name}': expected {what} that the tokenizer can write, found {', '.join(wrong[:10])}; "
                 f"{advice}, or raise max_target_length if they are too long"
+            )
+
+    def _check_texts(self, task: Task, examples: Sequence[Example]) -> None:
+        """Check the targets of a text-to-text task as `check_targets` describes."""
+        unknown, ends = self.tokenizer.unk_token_id, (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        special = {*self.tokenizer.all_special_ids} - ({unknown} - {*ends})
+        unwritable = []
+        for start in range(0, len(examples), CHUNK_ROWS):
+            part = examples[start : start + CHUNK_ROWS]
+            texts = [target_text(task, example.target) for example in part]
+            option = {"text": texts} if self.kind == "decoder" else {"text_target": texts}
+            rows = self.tokenizer(**option, add_special_tokens=False)["input_ids"]
+            for example, text, tokens in zip(part, texts, rows, strict=True):
+                if found := special.intersection(tokens):
+                    token = self.tokenizer.convert_ids_to_tokens(min(found))
+                    raise TaskError(
+                        f"task '{task.name}': expected target texts without special tokens of the tokenizer, found "
+                        f"{token!r} in {_shortened(text)}, the target of {_shortened(example.text)}: it would be "
+                        "missing in the generated text, or end it; remove it from the target"
+                    )
+                if unknown in tokens:
+                    unwritable.append(text)
+        if unwritable:
+            logger.warning(
+                f"task '{task.name}': {len(unwritable)} of {len(examples)} target texts have parts for which the "
+                f"tokenizer has no tokens, so that generated texts lack them; the first is {_shortened(unwritable[0])}"
             )
 
     def _word_ids(self, words: list[str]) -> list[list[int]]:
@@ -218,6 +252,10 @@ class Collator:
         if template is not None:
             return template.format(text=example.text, text_pair=example.text_pair)
         return " ".join(text for text in (example.text, example.text_pair) if text is not None)
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "...")
 
 
 def _texts(example: Example) -> str | tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ def read_label(row: Row) -> str:
 
 
 def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
-    """Log a warning if rows spell a label in several ways, and one if labels differ only in case.
+    """Log a warning if rows spell a label in several ways, and one if labels look almost alike.
 
     Args:
         task: Task of the rows. Only classification tasks are examined.
@@ -135,7 +136,7 @@ def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
         if isinstance(label, str):
             spellings[normalize_label(label)].add(label)
     for name in task.labels:
-        cases[name.casefold()].append(name)
+        cases[_folded(name)].append(name)
     # ASCII, because the difference between two spellings may be invisible.
     merged = [" and ".join(map(ascii, sorted(found))) for found in spellings.values() if len(found) > 1]
     if merged:
@@ -143,12 +144,18 @@ def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
             f"task '{task.name}': the rows spell a label in several ways, which are read as one label: "
             f"{'; '.join(merged)}"
         )
-    kept = [" and ".join(map(repr, found)) for found in cases.values() if len(found) > 1]
+    kept = [" and ".join(map(ascii, found)) for found in cases.values() if len(found) > 1]
     if kept:
         logger.warning(
-            f"task '{task.name}': labels differ only in upper and lower case, and remain different labels: "
-            f"{'; '.join(kept)}; if they are one label, spell it in one way"
+            f"task '{task.name}': labels differ only in case, spaces or characters that look alike or are invisible, "
+            f"and remain different labels: {'; '.join(kept)}; if they are one label, spell it in one way"
         )
+
+
+def _folded(label: str) -> str:
+    """Return a label without differences in case, spaces, format characters and compatibility characters."""
+    compatible = unicodedata.normalize("NFKC", label).casefold()
+    return " ".join("".join(char for char in compatible if unicodedata.category(char) != "Cf").split())
 
 
 def label_examples(tasks: Sequence[Task]) -> list[Example]:

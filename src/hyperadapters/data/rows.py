@@ -11,8 +11,8 @@ import numpy as np
 
 from hyperadapters.errors import DataError
 
-MAX_WHOLE = 2**53
-"""Limit below which a whole number of decimal type is read as an integer, since a float represents it exactly."""
+MAX_WHOLE = 10**76
+"""Limit of whole numbers of decimal type that are read as integers, the largest that a column of decimals can hold."""
 
 
 def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
@@ -41,7 +41,7 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
         columns = _different([str(column) for column in inputs.columns], what)
         return (dict(zip(columns, row, strict=True)) for row in inputs.itertuples(index=False, name=None))
     if "pandas" in libraries and "text" in getattr(inputs, "index", ()):
-        raise DataError(f"{what}: expected rows, found a {name} that is one row of a DataFrame; put its dict in a list")
+        raise DataError(f"{what}: expected rows, found a {name} that is one row of a DataFrame; put it in a list")
     if "polars" in libraries and hasattr(inputs, "iter_rows"):
         rows: Iterator[Any] = inputs.iter_rows(named=True)
         return rows
@@ -70,6 +70,23 @@ def _of_array(array: np.ndarray[Any, Any], what: str) -> Iterator[Any]:
     raise DataError(f"{what}: expected an array of shape [rows] or [rows, 2], found {list(array.shape)}")
 
 
+def by_column(row: Any) -> Any:
+    """Return a row with named values as a mapping, and any other row unchanged.
+
+    Args:
+        row: Row of any kind. Those with named values are Series of pandas, named tuples, records of NumPy and structs
+            of Arrow.
+    """
+    libraries = {parent.__module__.partition(".")[0] for parent in type(row).__mro__}
+    if isinstance(row, tuple) and hasattr(row, "_asdict"):
+        return row._asdict()
+    if isinstance(row, np.void) and row.dtype.names:
+        return dict(zip(row.dtype.names, row.item(), strict=True))
+    if "pandas" in libraries and all(isinstance(name, str) for name in getattr(row, "index", [None])):
+        return dict(zip(_different(list(row.index), "row"), row, strict=True))
+    return row.as_py() if "pyarrow" in libraries and hasattr(row, "as_py") else row
+
+
 def plain(value: Any) -> Any:
     """Return a scalar of NumPy, Arrow or pandas as a plain Python value, and a missing value as None.
 
@@ -92,4 +109,4 @@ def is_absent(value: Any) -> bool:
     Args:
         value: Plain Python value.
     """
-    return value is None or value == "" or (isinstance(value, float) and value != value)
+    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -266,12 +267,22 @@ def _parse_jsonl(lines: Iterable[str], source: str) -> Iterator[Row]:
             continue
         place = f"{source}, line {number}"
         try:
-            values = json.loads(line, object_pairs_hook=_unique)
+            values = json.loads(
+                line, object_pairs_hook=_unique, parse_float=_finite_number, parse_constant=_finite_number
+            )
         except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: expected a JSON object on each line: {error}") from None
         if not isinstance(values, dict):
             raise DataError(f"{place}: expected a JSON object, found {type(values).__name__}")
         yield Row(values, place)
+
+
+def _finite_number(text: str) -> float:
+    """Read a number of JSON, which has none that is not finite; Python would read NaN, Infinity and 1e999."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, found {text}; write null where a number is missing")
+    return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""New tasks from a handful of examples: retrieve a prototype, start from its adapter, fit as far as the examples carry.
+"""Adding a task to a trained model from a few examples.
 
-Zhao et al. 2023, section 3 (few-shot transfer by retrieval), which the released code leaves out.
+The prototypes of the known tasks that are most similar to the examples are retrieved, the new task starts from the
+adapter of the nearest one, and it is then fitted to the examples with early stopping (see `fewshot.fit`). The transfer
+by retrieval follows Zhao et al. 2023, section 3; their released code does not contain it.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from hyperadapters.data.examples import (
     warn_of_spellings,
 )
 from hyperadapters.data.loading import subset
-from hyperadapters.data.rows import iterate_rows
+from hyperadapters.data.rows import by_column, iterate_rows
 from hyperadapters.data.sources import Row
-from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
+from hyperadapters.errors import DataError, TaskError, check_int, check_seed, unknown_name
 from hyperadapters.fewshot.fit import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import ROUNDING, Candidate, centroids, instance_vectors
@@ -40,18 +42,22 @@ from hyperadapters.model.tasks import TaskState
 Init = Literal["nearest", "mixture", "mean_instance", "random", "current"]
 FITS = ("prototype", "adapter", "shared", "none")
 INITS = ("nearest", "mixture", "mean_instance", "random")
+Examples = Iterable[Example | Mapping[str, Any] | Row]
+"""Examples with targets: mappings with the keys "text", "text_pair" (for tasks on pairs) and "label", or `Example` or
+`Row` objects."""
 NUM_NEIGHBOURS = 3
+"""Maximum number of similar tasks in a report."""
 NUM_KNOWN_HEADS = 8
-"""Most heads of other tasks that a new one may learn from."""
+"""Maximum number of known tasks whose heads the head of a new task can learn from."""
 
 
 @dataclass(frozen=True)
 class TaskChange:
-    """How far another task moved when the shared parts were trained.
+    """How much another task changed because the hypernetwork was trained.
 
     Attributes:
-        adapter: change of its adapter's weights, relative to their size (Frobenius norms).
-        output: mean absolute change of its logits on the new task's examples.
+        adapter: Frobenius norm of the change of its adapter's weights, divided by the norm of the weights before.
+        output: Mean absolute change of its logits for the examples of the fitted task.
     """
 
     adapter: float
@@ -60,17 +66,21 @@ class TaskChange:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What was done for a task.
+    """Result of `add_task` or `refit_task`.
 
     Attributes:
-        task: its name.
-        fit, init: as asked for.
-        neighbours: the known tasks most similar to the examples, up to three; the first is "nearest".
-        examples: how many there were.
-        steps: of training, as many as stopping chose.
-        stopping: how the number of steps was chosen.
-        seconds: all of it took.
-        changes: of the other tasks, by name; empty unless the shared parts were trained.
+        task: Name of the fitted task.
+        fit: The argument of the same name.
+        init: The argument of the same name.
+        neighbours: Known tasks that are most similar to the examples, at most `NUM_NEIGHBOURS`, in descending order of
+            similarity.
+        examples: Number of examples.
+        steps: Number of training steps.
+        stopping: How the number of steps was chosen: on one example of each label that was left out in turn
+            ("leave-one-out"), on a quarter of the examples that was left out once ("held-out quarter"), not at all
+            because no example could be left out ("fixed"), or not at all because nothing was to be trained ("none").
+        seconds: Duration of the whole call in seconds.
+        changes: Changes of the other tasks by name. Empty unless the hypernetwork was trained.
     """
 
     task: str
@@ -87,42 +97,56 @@ class FitReport:
 def add_task(
     model: HyperAdapterModel,
     task: Task,
-    examples: Iterable[Example | Mapping[str, Any] | Row],
+    examples: Examples,
     fit: Fit = "adapter",
     init: Init = "nearest",
     k_per_label: int | None = None,
     max_steps: int | None = None,
     seed: int = 0,
 ) -> FitReport:
-    """Add a task from a handful of examples.
+    """Add a task to a trained model from a few examples.
 
-    The prototype starts from those of the known tasks most similar to the examples, a head from the means of the labels
-    (of a regression, from a ridge regression); heads are wide ones (see `TaskHeads`). Where heads of known tasks read
-    the texts (preset "plus"), the new head also learns from what those of similar tasks make of them (see `make_head`).
-    The number of steps is chosen on examples that are left out, and may be 0. The new task gets the last id. No other
-    task changes in any bit, unless `fit` is "shared".
+    The prototype is initialised from those of similar known tasks. The head is initialised by a regularised regression
+    on the examples; it is a wide head (see `heads.task_heads.TaskHeads`). If the heads of known tasks read text
+    features, as with the preset "plus", the new head also learns from those of similar tasks (see
+    `heads.regression.make_head`). The number of training steps is chosen on left-out examples and can be zero.
+
+    The new task gets the last task id. The outputs of the other tasks stay the same bit for bit, unless `fit` is
+    "shared". If an error is raised, the model has not changed.
 
     Args:
-        model: changed in place, when all went well.
-        task: the new one; a classification without labels gets those of the examples, sorted.
-        examples: with targets: mappings of `text`, `text_pair` and `label`, or `Example`s. Their hidden states are held
-            in memory: rows * tokens * hidden_size * 4 bytes.
-        fit: what is trained: "prototype" (its p numbers and the head), "adapter" (weights of the task's own, which
-            start from the generated ones, on encoders at half their strength, and the head), "shared" (prototype, head
-            and the hypernetwork: other tasks change, and the report says by how much), or "none" (zero steps; the
-            most similar task's own adapter, if it has one, is copied).
-        init: of the prototype: "nearest" (the most similar task's), "mixture" (of all, weighted by similarity),
-            "mean_instance" (the direction of the mean instance vector, at the prototypes' mean length), "random".
-        k_per_label: use so many examples of each label (or in all, without labels); default: all.
-        max_steps: of training, at most; default: see `fitting`.
-        seed: of the subset, random start, left-out examples and batches.
+        model: Trained model of the method "pha"; it is changed in place.
+        task: The new task. A classification task without labels gets the sorted labels of the examples.
+        examples: Examples with targets. Their hidden states are held in memory, which takes
+            examples * tokens * hidden_size * 4 bytes.
+        fit: Which parameters are trained besides the head.
+
+            - "prototype": the prototype, from which the hypernetwork generates the adapter.
+            - "adapter": the weights of an adapter that belongs to this task. They start from the generated weights,
+              which for encoders are first scaled down to half their effect.
+            - "shared": the prototype and the hypernetwork. This changes all other tasks without an adapter of their
+              own; the report says by how much.
+            - "none": nothing. The head is that of the class means, or a ridge regression. If `init` is "nearest" and
+              the most similar task has an adapter of its own, that adapter is copied.
+        init: How the prototype is initialised.
+
+            - "nearest": with the prototype of the most similar task.
+            - "mixture": with the mean of all prototypes, weighted by similarity.
+            - "mean_instance": with the direction of the mean instance vector and the mean norm of the prototypes.
+            - "random": with a random direction and the mean norm of the prototypes.
+        k_per_label: Number of examples of each label to use, or of all examples for a task without labels. Default:
+            all examples are used.
+        max_steps: Maximum number of training steps. Default: `fewshot.fit.MAX_STEPS`.
+        seed: Seed of the subset of examples, the random direction, the left-out examples and the order of the batches.
+
+    Returns:
+        The most similar tasks, the number of steps, and how it was chosen.
 
     Raises:
-        TaskError: the name is taken, the kind or a setting does not fit the backbone, there is no such `fit` or `init`,
-            `max_steps` is negative, or the model is of another method than "pha".
-        DataError: no examples, one of them is wrong, or there is none for a label. Nothing has changed then.
-        NotFiniteError: what the model computes for an example, or what was fitted, is not finite. Nothing has changed
-            then.
+        TaskError: If the name is taken, the kind or a setting of the task does not suit the backbone, `fit` or `init`
+            is unknown, `max_steps` is negative, or the model has another method than "pha".
+        DataError: If there are no examples, an example is invalid, or a label has no example.
+        NotFiniteError: If an output of the model for an example, a fitted weight or the loss is not finite.
     """
     if not isinstance(task, Task):
         raise TaskError(f"expected a Task, such as Task.classification(name, labels); found {task!r}")
@@ -143,25 +167,38 @@ def add_task(
 def refit_task(
     model: HyperAdapterModel,
     name: str,
-    examples: Iterable[Example | Mapping[str, Any] | Row],
+    examples: Examples,
     fit: Fit = "adapter",
     init: Init = "current",
     k_per_label: int | None = None,
     max_steps: int | None = None,
     seed: int = 0,
 ) -> FitReport:
-    """Fit a task anew, to other examples for instance. It keeps its id; no other task changes (see `add_task`).
+    """Fit an existing task again, for example to more examples.
 
-    Head, centroid and threshold are made anew from these examples. An adapter that the task has of its own is dropped
-    when `fit` is "prototype" or "shared".
+    The task keeps its id. Its head, routing centroids and threshold are replaced by those of these examples. An adapter
+    that belongs to the task is removed if `fit` is "prototype" or "shared". The outputs of the other tasks stay the
+    same bit for bit, unless `fit` is "shared". If an error is raised, the model has not changed.
 
     Args:
-        model, examples, fit, k_per_label, max_steps, seed: as in `add_task`.
-        name: of the task.
-        init: also "current": its present prototype, and with "adapter" and "none" its present adapter.
+        model: Trained model of the method "pha"; it is changed in place.
+        name: Name of the task.
+        examples: Examples with targets; see `add_task`.
+        fit: Which parameters are trained besides the head; see `add_task`.
+        init: How the prototype is initialised: as in `add_task`, or "current" for the present prototype. With
+            "current", the values "adapter" and "none" of `fit` also start from the task's present adapter.
+        k_per_label: Number of examples of each label to use; see `add_task`.
+        max_steps: Maximum number of training steps; see `add_task`.
+        seed: Seed of all random choices; see `add_task`.
+
+    Returns:
+        The most similar tasks, the number of steps, and how it was chosen.
 
     Raises:
-        TaskError, DataError: as in `add_task`, or the task is unknown.
+        TaskError: If the task, `fit` or `init` is unknown, `max_steps` is negative, or the model has another method
+            than "pha".
+        DataError: If there are no examples, an example is invalid, or a label has no example.
+        NotFiniteError: If an output of the model for an example, a fitted weight or the loss is not finite.
     """
     model.method.check_can_change_tasks()
     _check_choice("fit", fit, FITS)
@@ -183,12 +220,13 @@ def _fit(
     seed: int,
     task_id: int | None,
 ) -> FitReport:
+    """Fit a task, and add it to the model or replace the one of the given id."""
     started = time.monotonic()
     if max_steps is not None:
         check_int("max_steps", max_steps, 0, TaskError)
         max_steps = int(max_steps)
-    check_int("seed", seed, 0)
-    seed = int(seed)  # the random module takes no integers of NumPy
+    check_seed(seed)
+    seed = int(seed)  # The random module does not accept NumPy integers.
     if k_per_label is not None:
         check_int("k_per_label", k_per_label, 1)
         examples = subset(examples, task, DataConfig(k_per_label=int(k_per_label)), seed)
@@ -212,8 +250,8 @@ def _fit(
         )
         neighbours = _neighbours(model, similarity, task_id)
         parts = model.task_table.states()
-        place = len(parts) if task_id is None else task_id
-        parts[place : place + 1] = [fitted_parts]
+        position = len(parts) if task_id is None else task_id
+        parts[position : position + 1] = [fitted_parts]
         if fitted.hypernetwork is None:
             changes = {}
             model.task_table.replace(parts)
@@ -226,26 +264,34 @@ def _fit(
 
 
 def _known_heads(model: HyperAdapterModel, task: Task, similarity: Tensor, task_id: int | None) -> list[Tensor]:
-    """What the heads of the most similar tasks of the same kind of input make of the frozen features [C, F + d]."""
+    """Get the weights for frozen features of the heads of similar tasks.
+
+    Only tasks that have the same kind of input (single texts or pairs) are considered.
+
+    Returns:
+        Weights of at most `NUM_KNOWN_HEADS` heads, each of shape [C', F + d], with zeros for the adapted hidden states.
+        They are empty if no head of the model reads frozen features.
+    """
     if model.heads is None or not model.heads.reads_features:
         return []
-    alike = [
+    similar = [
         index
         for index in similarity.argsort(descending=True).tolist()
         if index != task_id and model.tasks[index].is_pair == task.is_pair
     ]
-    wide = (model.heads.head(index).weight for index in alike[:NUM_KNOWN_HEADS])
+    wide = (model.heads.head(index).weight for index in similar[:NUM_KNOWN_HEADS])
     kept = torch.arange(model.heads.features_size + model.heads.hidden_size) < model.heads.features_size
     return [(weight * kept.to(weight)).float() for weight in wide if weight.shape[1] == len(kept)]
 
 
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
+    """Raise a TaskError that names the nearest known value unless the value is known."""
     if value not in known:
         raise TaskError(unknown_name(what, str(value), known))
 
 
-def _read_examples(task: Task, examples: Iterable[Any], task_id: int) -> tuple[Task, list[Example]]:
-    """Check the examples, and take the labels of a new classification from them."""
+def _read_examples(task: Task, examples: Examples, task_id: int) -> tuple[Task, list[Example]]:
+    """Validate the examples, and infer the labels of a classification task that has none."""
     given = iterate_rows(examples, "examples")
     rows = [_row(example, f"example {number}", task) for number, example in enumerate(given, start=1)]
     if not rows:
@@ -266,7 +312,8 @@ def _read_examples(task: Task, examples: Iterable[Any], task_id: int) -> tuple[T
     return task, read
 
 
-def _row(example: Any, place: str, task: Task) -> Row:
+def _row(example: object, place: str, task: Task) -> Row:
+    """Convert an example of any accepted type to a row; `place` describes its position for error messages."""
     if isinstance(example, Row):
         return example
     if isinstance(example, Example):
@@ -274,12 +321,14 @@ def _row(example: Any, place: str, task: Task) -> Row:
         if task.kind == "classification" and isinstance(target, int) and 0 <= target < len(task.labels):
             target = task.labels[target]
         return Row({"text": example.text, "text_pair": example.text_pair, "label": target}, place)
+    example = by_column(example)
     if isinstance(example, Mapping):
         return Row(dict(example), place)
-    raise DataError(f"{place}: expected a mapping with text and label, found {example!r}")
+    raise DataError(f"{place}: expected a mapping with text and label, found {example!r}; pass a dict for each example")
 
 
 def _neighbours(model: HyperAdapterModel, similarity: Tensor, task_id: int | None) -> tuple[Candidate, ...]:
+    """Get the tasks that are most similar to the examples, except for the fitted one."""
     order = [index for index in similarity.argsort(descending=True).tolist() if index != task_id]
     return tuple(Candidate(model.tasks[i].name, float(similarity[i])) for i in order[:NUM_NEIGHBOURS])
 
@@ -294,7 +343,7 @@ def _start(
     task_id: int | None,
     seed: int,
 ) -> Start:
-    """Prototype to start from; and an adapter where a task that has its own is the start, and the fit can keep it."""
+    """Choose the initial prototype, and the initial adapter if the task is to get weights of its own."""
     prototypes = model.pha.prototypes.weight
     known = similarity.clone()
     if task_id is not None and len(known) > 1:
@@ -321,19 +370,23 @@ def _start(
 
 
 def _generated(model: HyperAdapterModel, fit: Fit, prototype: Tensor) -> Start:
-    """Start from a prototype that no task has."""
+    """Start from a new prototype; only the fit "adapter" needs the weights that are generated from it."""
     return Start(prototype, _damped(model, model.pha.hypernetwork(prototype[None])) if fit == "adapter" else None)
 
 
 def _damped(model: HyperAdapterModel, weights: AdapterWeights) -> AdapterWeights:
-    """An adapter of less effect, which keeps more of the frozen features; a generated text needs all of it."""
+    """Reduce the effect of an encoder's adapter by `DAMPING`; text-to-text models need the full effect."""
     if model.text_to_text:
         return weights
     return weights.scaled(DAMPING)
 
 
 def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
-    """Lowest similarity of an example to the centroid of the others; of a single example, the known tasks' mean."""
+    """Compute the similarity below which an input that is routed to the task is declined.
+
+    It is the lowest cosine similarity between an example and the centroid of all other examples. A single example gets
+    the mean threshold of the known tasks.
+    """
     if len(instances) < 2:
         known = model.pha.thresholds[model.pha.thresholds.isfinite()]
         return float(known.mean()) if len(known) else -torch.inf
@@ -344,7 +397,7 @@ def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
 
 @contextmanager
 def _kept_on_failure(model: HyperAdapterModel) -> Iterator[None]:
-    """A context that puts the hypernetwork back as it was when it is left by an exception."""
+    """Context manager that restores the hypernetwork if an exception is raised."""
     module, state = model.pha.hypernetwork, copy.deepcopy(model.pha.hypernetwork.state_dict())
     try:
         yield
@@ -358,7 +411,7 @@ def _kept_on_failure(model: HyperAdapterModel) -> Iterator[None]:
 def _share(
     model: HyperAdapterModel, data: FitExamples, hypernetwork: Hypernetwork, task_id: int | None
 ) -> dict[str, TaskChange]:
-    """Give the model the trained hypernetwork, and measure what that does to its other tasks."""
+    """Replace the weights of the hypernetwork by the trained ones, and measure how much the other tasks change."""
     old = model.pha.hypernetwork
     changes = {}
     for index in range(len(model.tasks)):
@@ -381,7 +434,10 @@ def _share(
 def _output_change(
     model: HyperAdapterModel, data: FitExamples, task_id: int, before: AdapterWeights, after: AdapterWeights
 ) -> float:
-    """Mean absolute difference of a task's logits on the examples under two adapters; of T5, at real target tokens."""
+    """Compute the mean absolute difference between a task's logits with two adapters, over the examples.
+
+    For text-to-text models, these are the logits of the target tokens without padding.
+    """
     total, count = 0.0, 0
     for rows in batches_by_length(data.examples, BATCH_SIZE):
         outputs = []

@@ -1,17 +1,20 @@
-"""Fitting one task to a handful of examples, and knowing when to stop."""
+"""Gradient-based fit of one task to a few examples, with early stopping.
+
+`fit_task` trains copies of a task's prototype, adapter or head, and never changes the model. The linear head that the
+fit starts from is made by `heads.regression.make_head`.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
 from hyperadapters.backbones.passes import LowerOutput
@@ -19,7 +22,8 @@ from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import NotFiniteError
-from hyperadapters.heads.task_heads import Head, target_scale, wide_inputs
+from hyperadapters.heads.regression import make_head
+from hyperadapters.heads.task_heads import Head, wide_inputs
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.model.model import HyperAdapterModel
@@ -28,26 +32,31 @@ Fit = Literal["prototype", "adapter", "shared", "none"]
 Stopping = Literal["leave-one-out", "held-out quarter", "fixed", "none"]
 
 MAX_STEPS = 16
+"""Default maximum number of training steps."""
 EVALUATION_INTERVAL = 4
+"""Number of training steps between two evaluations on the left-out examples."""
 BATCH_SIZE = 8
+"""Number of examples in a batch."""
 FOLDS = 3
+"""Maximum number of folds of the leave-one-out cross-validation."""
 FEW_ROWS = 8
-"""Rows a label below which one of each label is left out in turn, instead of a quarter once."""
+"""Number of examples of the rarest label below which one example of each label is left out in turn. With at least as
+many, a quarter of the examples is left out once."""
 LEARNING_RATES = {"prototype": 1e-2, "adapter": 1e-3, "hypernetwork": 1e-4, "head": 1e-3}
+"""Learning rates of AdamW for each group of parameters."""
 DAMPING = 0.5
-"""Strength at which an encoder's own adapter starts from another task's: half keeps more of the frozen features."""
-HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-SAME = 1e-6
-"""Mean square below which the rows of a label count as one and the same."""
-HEAD_PENALTIES = (0.01, 0.1, 1.0, 10.0)
-MANY_LOGITS = 2_000_000
-"""Rows times labels above which one penalty is tried, on one fold, so that thousands of labels take seconds."""
-MIDDLE_PENALTY = 1.0
-RIDGE_STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Factor by which the effect of an encoder's adapter is reduced where it starts from that of another task, so that more
+of the frozen features is kept."""
 
 
 class Start(NamedTuple):
-    """Where a fit starts: a prototype [p], and an adapter if it is not to be the one generated from the prototype."""
+    """Initial values of a fit.
+
+    Attributes:
+        prototype: Prototype of shape [p].
+        adapter: Adapter weights of one task, each of shape [L, 1, ...], or None if the hypernetwork is to generate them
+            from the prototype.
+    """
 
     prototype: Tensor
     adapter: AdapterWeights | None = None
@@ -55,7 +64,17 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """Result of a fit; `adapter` is None where the hypernetwork generates it from the prototype."""
+    """Result of a fit. All tensors are detached from the autograd graph.
+
+    Attributes:
+        prototype: Prototype of shape [p].
+        adapter: Adapter weights of the task, each of shape [L, 1, ...], or None if the hypernetwork generates them from
+            the prototype.
+        head: Head of the task, or None for a text-to-text model.
+        hypernetwork: Trained copy of the hypernetwork, or None if it was not trained.
+        steps: Number of training steps.
+        stopping: How the number of steps was chosen (see `fewshot.add_task.FitReport`).
+    """
 
     prototype: Tensor
     adapter: AdapterWeights | None
@@ -66,19 +85,32 @@ class Fitted:
 
 
 class _Batch(NamedTuple):
+    """Collated examples, their cached hidden states, and their labels."""
+
     inputs: dict[str, Tensor]
     lower_output: LowerOutput
     labels: Tensor
 
 
 class FitExamples:
-    """Examples of one task with what the frozen layers make of them, computed once."""
+    """Examples of one task with their cached hidden states of the frozen layers below the first adapter.
+
+    Attributes:
+        model: Model whose frozen layers are used.
+        task: Task of the examples.
+        examples: The N examples.
+    """
 
     def __init__(self, model: HyperAdapterModel, task: Task, examples: Sequence[Example]) -> None:
-        """Args: examples: with targets; their task ids are not read.
+        """Compute the hidden states of the examples.
+
+        Args:
+            model: Model in evaluation mode.
+            task: Task of the examples; the model need not have it.
+            examples: N examples with targets. Their task ids are ignored.
 
         Raises:
-            NotFiniteError: hidden states of an example are not finite.
+            NotFiniteError: If a hidden state of an example is not finite.
         """
         self.model, self.task = model, task
         self._collator = model.collator_of([task])
@@ -92,7 +124,7 @@ class FitExamples:
                 lower_output = model.forward_lower_layers(**inputs)  # type: ignore[arg-type]
                 real = inputs["attention_mask"].bool()
                 usable = torch.stack([h[m].isfinite().all() for h, m in zip(lower_output.hidden, real, strict=True)])
-                what = "what the frozen layers compute"
+                what = "the output of the frozen layers"
                 check_answers(model, usable, [self.examples[row] for row in rows], [row + 1 for row in rows], what)
                 self._hidden.update(
                     zip(rows, (h[m] for h, m in zip(lower_output.hidden, real, strict=True)), strict=True)
@@ -104,19 +136,36 @@ class FitExamples:
                 self._pooled.update(zip(rows, lower_output.pooled, strict=True))
 
     def __len__(self) -> int:
+        """Return the number N of examples."""
         return len(self.examples)
 
     @property
     def targets(self) -> list[int | float | str | None]:
-        """The targets, in order."""
+        """Target of each example, of length N."""
         return [example.target for example in self.examples]
 
     def features(self, rows: Sequence[int]) -> Tensor:
-        """What wide heads read of some rows besides the adapted hidden states [B, F]."""
+        """Get the features of some examples that do not depend on adapters.
+
+        Args:
+            rows: Indices of B examples.
+
+        Returns:
+            Features of shape [B, F], as used by wide heads (see `heads.task_heads.TaskHeads`).
+        """
         return torch.stack([self._features[row] for row in rows])
 
     def outputs(self, rows: Sequence[int], weights: AdapterWeights) -> tuple[Tensor, Tensor]:
-        """Pooled last hidden states [B, d], or logits [B, T, V], of some rows under an adapter; and their labels."""
+        """Run the layers that follow the cached hidden states, with an adapter.
+
+        Args:
+            rows: Indices of B examples.
+            weights: Adapter weights of one task, each of shape [L, 1, ...].
+
+        Returns:
+            A pair of outputs and labels. The outputs are the pooled last hidden states, of shape [B, d], or the logits
+            of a text-to-text model, of shape [B, S, V]. The labels have the shape [B] or [B, S].
+        """
         batch = self._batch(rows)
         decoder_input_ids = None
         if self.model.kind == "encoder-decoder":
@@ -125,13 +174,14 @@ class FitExamples:
         return outputs, batch.labels
 
     def _tensors(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
-        """Arguments of `model.encode` for some rows, and their labels."""
+        """Collate some examples into the arguments of `model.forward_lower_layers`, and their labels."""
         batch = to_device(self._collator([self.examples[row] for row in rows]), device_of(self.model))
         labels = batch.pop("labels")
         del batch["task_ids"]
         return batch, labels
 
     def _batch(self, rows: Sequence[int]) -> _Batch:
+        """Collate some examples, and pad their cached hidden states to the same length."""
         batch, labels = self._tensors(rows)
         real = batch["attention_mask"].bool()
         kept = torch.cat([self._hidden[row] for row in rows])
@@ -141,7 +191,10 @@ class FitExamples:
 
 
 class _Student(nn.Module):
-    """What is trained for a task: some of prototype, adapter and hypernetwork, and the head."""
+    """The trainable parameters of a fit: the head, and the prototype, the adapter or the hypernetwork.
+
+    `fit` determines which of them are trained; see `fewshot.add_task.add_task`.
+    """
 
     def __init__(self, model: HyperAdapterModel, start: Start, head: Head | None, fit: Fit) -> None:
         super().__init__()
@@ -153,6 +206,7 @@ class _Student(nn.Module):
         self.scale = (0.0, 1.0) if head is None else (head.target_mean, head.target_std)
 
     def weights(self) -> AdapterWeights:
+        """Get the present adapter weights, each of shape [L, 1, ...]."""
         if self.adapter is not None:
             found: AdapterWeights = self.adapter()
             return found
@@ -160,6 +214,7 @@ class _Student(nn.Module):
         return generated
 
     def loss(self, data: FitExamples, rows: Sequence[int]) -> Tensor:
+        """Compute the mean loss of some examples."""
         outputs, labels = data.outputs(rows, self.weights())
         if self.head is None:
             return data.model.task_loss(outputs, labels, labels)
@@ -170,6 +225,7 @@ class _Student(nn.Module):
         return F.cross_entropy(values, labels.long())
 
     def optimizer(self, fit: Fit) -> torch.optim.Optimizer:
+        """Create an optimizer of the trainable parameters."""
         trained = {"prototype": [self.prototype] if fit in ("prototype", "shared") else []}
         trained["adapter"] = list(self.adapter.parameters()) if self.adapter is not None and fit == "adapter" else []
         trained["hypernetwork"] = list(self.hypernetwork.parameters()) if fit == "shared" else []
@@ -178,6 +234,7 @@ class _Student(nn.Module):
         return torch.optim.AdamW(groups, weight_decay=0.0)
 
     def result(self, steps: int, stopping: Stopping, fit: Fit) -> Fitted:
+        """Collect the present values of the parameters."""
         head = None if self.head is None else Head(self.head[0].detach(), self.head[1].detach(), *self.scale)
         adapter = None if self.adapter is None else self.adapter().detach()
         hypernetwork = self.hypernetwork if fit == "shared" else None
@@ -193,49 +250,42 @@ def fit_task(
     seed: int = 0,
     known: Sequence[Tensor] = (),
 ) -> Fitted:
-    """Fit a task without touching the model.
+    """Fit a task to examples without changing the model.
 
-    The number of steps is the one with the lowest loss on rows that are left out: one of each label in turn where there
-    are few, a quarter of the rows once where there are more. The task is then fitted to all rows for so many steps.
+    The number of training steps is the one with the lowest loss of left-out examples. With few examples of each label,
+    one example of each label is left out in turn; otherwise, a quarter of the examples is left out once (see
+    `FEW_ROWS`). The task is then fitted to all examples with that number of steps.
 
     Args:
-        model: gives the start; in evaluation mode.
-        data: the examples.
-        start: prototype and adapter.
-        fit: what is trained, see `fewshot.add_task`.
-        max_steps: at most; default `MAX_STEPS`.
-        seed: of left-out rows and batches.
-        known: see `make_head`.
+        model: Model in evaluation mode.
+        data: Examples of the task.
+        start: Prototype and adapter to start from.
+        fit: Which parameters are trained; see `fewshot.add_task.add_task`.
+        max_steps: Maximum number of training steps. Default: `MAX_STEPS`.
+        seed: Seed of the choice of left-out examples and of the order of the batches.
+        known: Weights of other tasks' heads to learn from, each of shape [C', F + d]; see `heads.regression.make_head`.
+
+    Returns:
+        The fitted parameters, the number of steps, and how it was chosen.
 
     Raises:
-        NotFiniteError: what an example gives is not finite, or the fitted weights or the loss are not.
+        NotFiniteError: If the input of the head is not finite for an example, or if a fitted weight or the loss is not
+            finite.
     """
 
     def head_of(rows: Sequence[int]) -> Head | None:
         return make_head(data.task, inputs, data.targets, rows, fit != "none", seed, known)
 
-    everything = list(range(len(data)))
     with torch.no_grad():
         inputs = None if model.text_to_text else _head_inputs(data, _generate(model, start))
     if inputs is not None:
         numbers = range(1, len(data) + 1)
-        check_answers(model, inputs.isfinite().all(dim=1), data.examples, numbers, "what the head reads")
-    most = 0 if fit == "none" else MAX_STEPS if max_steps is None else max_steps
-    folds, stopping = _folds(data, seed) if most else ([], "none")
-    curves: list[list[float]] = []
-    evaluations: list[int] = []
-    for left_out in folds:
-        kept = [row for row in everything if row not in left_out]
-        student = _Student(model, start, head_of(kept), fit)
-        seen = [(step, _loss(student, data, sorted(left_out))) for step in _train(student, data, kept, fit, most, seed)]
-        evaluations, curve = map(list, zip(*seen, strict=True))
-        curves.append(curve)
-    steps = most
-    if curves:
-        losses = torch.tensor(curves).mean(dim=0).nan_to_num(nan=torch.inf)
-        if not losses.isfinite().any():
-            raise _not_fitted(model, data, "the loss of the examples that are left out")
-        steps = evaluations[int(losses.argmin())]
+        check_answers(model, inputs.isfinite().all(dim=1), data.examples, numbers, "the input of the head")
+    steps = 0 if fit == "none" else MAX_STEPS if max_steps is None else max_steps
+    folds, stopping = _folds(data, seed) if steps else ([], "none")
+    if folds:
+        steps = _best_steps(model, data, start, fit, folds, steps, seed, head_of)
+    everything = list(range(len(data)))
     student = _Student(model, start, head_of(everything), fit)
     for _ in _train(student, data, everything, fit, steps, seed):
         pass
@@ -246,11 +296,37 @@ def fit_task(
     return student.result(steps, stopping, fit)
 
 
+def _best_steps(
+    model: HyperAdapterModel,
+    data: FitExamples,
+    start: Start,
+    fit: Fit,
+    folds: Sequence[set[int]],
+    max_steps: int,
+    seed: int,
+    head_of: Callable[[Sequence[int]], Head | None],
+) -> int:
+    """Choose the number of steps with the lowest loss of the left-out examples, averaged over the folds."""
+    curves: list[list[float]] = []
+    evaluations: list[int] = []
+    for left_out in folds:
+        kept = [row for row in range(len(data)) if row not in left_out]
+        student, checked = _Student(model, start, head_of(kept), fit), sorted(left_out)
+        seen = [(step, _loss(student, data, checked)) for step in _train(student, data, kept, fit, max_steps, seed)]
+        evaluations, curve = map(list, zip(*seen, strict=True))
+        curves.append(curve)
+    losses = torch.tensor(curves).mean(dim=0).nan_to_num(nan=torch.inf)
+    if not losses.isfinite().any():
+        raise _not_fitted(model, data, "the loss of the left-out examples")
+    return evaluations[int(losses.argmin())]
+
+
 def _not_fitted(model: HyperAdapterModel, data: FitExamples, what: str) -> NotFiniteError:
     return NotFiniteError(f"task '{data.task.name}': {what} is not a finite number; {likely_cause(model)}")
 
 
 def _generate(model: HyperAdapterModel, start: Start) -> AdapterWeights:
+    """Get the initial adapter, generated from the prototype if there is none."""
     if start.adapter is not None:
         return start.adapter
     weights: AdapterWeights = model.pha.hypernetwork(start.prototype[None])
@@ -258,7 +334,7 @@ def _generate(model: HyperAdapterModel, start: Start) -> AdapterWeights:
 
 
 def _train(student: _Student, data: FitExamples, rows: Sequence[int], fit: Fit, steps: int, seed: int) -> Iterator[int]:
-    """Train, and stop for a look at the start and after every few steps."""
+    """Train, and yield the number of steps done whenever an evaluation is due: at step 0, and at regular intervals."""
     yield 0
     if not steps:
         return
@@ -267,7 +343,7 @@ def _train(student: _Student, data: FitExamples, rows: Sequence[int], fit: Fit, 
     for step in range(1, steps + 1):
         loss = student.loss(data, next(batches))
         optimizer.zero_grad()
-        # Gradients for these only: the hypernetwork is the model's own, unless it is trained too.
+        # The student may share the hypernetwork with the model, which must not accumulate gradients.
         loss.backward(inputs=[parameter for group in optimizer.param_groups for parameter in group["params"]])
         optimizer.step()
         if step % EVALUATION_INTERVAL == 0 or step == steps:
@@ -275,6 +351,7 @@ def _train(student: _Student, data: FitExamples, rows: Sequence[int], fit: Fit, 
 
 
 def _batches(rows: Sequence[int], seed: int) -> Iterator[list[int]]:
+    """Yield batches of shuffled rows without end."""
     generator = random.Random(seed)
     while True:
         order = generator.sample(list(rows), len(rows))
@@ -284,17 +361,22 @@ def _batches(rows: Sequence[int], seed: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def _loss(student: _Student, data: FitExamples, rows: Sequence[int]) -> float:
+    """Compute the mean loss of any number of examples in batches."""
     parts = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
     return sum(float(student.loss(data, part)) * len(part) for part in parts) / len(rows)
 
 
 def _folds(data: FitExamples, seed: int) -> tuple[list[set[int]], Stopping]:
-    """Rows to leave out: sets of one row of each label, or one set of a quarter of the rows of each."""
+    """Choose the examples of each fold: one of each label, or a single fold with a quarter of each label's examples.
+
+    Returns:
+        The row indices of each fold, and the name of the procedure.
+    """
     groups: dict[object, list[int]] = {}
     for row, target in enumerate(data.targets):
         groups.setdefault(target if data.task.kind == "classification" else None, []).append(row)
     generator = random.Random(seed)
-    # A label's only row stays: without it nothing would be known of the label.
+    # The only example of a label is never left out, because nothing else is known of that label.
     shuffled = [generator.sample(rows, len(rows)) for rows in groups.values() if len(rows) > 1]
     if not shuffled:
         return [], "fixed"
@@ -305,168 +387,8 @@ def _folds(data: FitExamples, seed: int) -> tuple[list[set[int]], Stopping]:
 
 
 def _head_inputs(data: FitExamples, weights: AdapterWeights) -> Tensor:
+    """Compute the input [N, F + d] of a wide head for all examples, with an adapter."""
     found: dict[int, Tensor] = {}
     for rows in batches_by_length(data.examples, BATCH_SIZE):
         found.update(zip(rows, wide_inputs(data.outputs(rows, weights)[0], data.features(rows)), strict=True))
     return torch.stack([found[row] for row in range(len(data))])
-
-
-def make_head(
-    task: Task,
-    inputs: Tensor | None,
-    targets: Sequence[int | float | str | None],
-    rows: Sequence[int],
-    fitted: bool = True,
-    seed: int = 0,
-    known: Sequence[Tensor] = (),
-) -> Head | None:
-    """A head from what heads read [N, F + d] of some rows: from the means of the labels, or a ridge regression.
-
-    Args:
-        task: kind and labels.
-        inputs: of all rows; None gives None.
-        targets: of all rows.
-        rows: to use.
-        fitted: whether a classification goes on from the means (see `mean_head`) to a logistic regression, with a
-            penalty on the distance from there. The penalty, or none of this, is chosen on rows that are left out. Above
-            `MANY_LOGITS` there is one penalty to choose.
-        seed: of the left-out rows.
-        known: weights [C', F + d] of other tasks' heads. What these say of an input can be worth more than what a few
-            examples show, or nothing: a second head is made, which reads that too, and the result is the mean of both
-            heads, each weighted by how likely the rows are under it that were left out.
-    """
-    if inputs is None:
-        return None
-    chosen = inputs[list(rows)].detach().float()
-    values = [targets[row] for row in rows]
-    head, cost = _make_head(task, chosen, values, fitted, seed)
-    directions = _scaled(known, chosen)
-    if directions is None or cost is None:
-        return head
-    informed, informed_cost = _make_head(task, torch.cat([chosen, chosen @ directions.T], dim=1), values, fitted, seed)
-    if informed_cost is None or not math.isfinite(informed_cost):
-        return head
-    width, share = chosen.shape[1], float(torch.tensor(cost - informed_cost).sigmoid())
-    weight = informed.weight[:, :width] + informed.weight[:, width:] @ directions
-    return head._replace(
-        weight=(1 - share) * head.weight + share * weight, bias=(1 - share) * head.bias + share * informed.bias
-    )
-
-
-def _scaled(known: Sequence[Tensor], inputs: Tensor) -> Tensor | None:
-    """Rows of the known weights, by which the inputs vary as much in all as by themselves, by each weight alike."""
-    varied = [(weight, _variance(inputs @ weight.T)) for weight in known]
-    varied = [(weight, variance) for weight, variance in varied if variance > SAME]
-    if not varied:
-        return None
-    each = _variance(inputs) / len(varied)
-    return torch.cat([weight * (each / variance) ** 0.5 for weight, variance in varied])
-
-
-def _variance(values: Tensor) -> float:
-    return float((values - values.mean(dim=0)).square().sum(dim=1).mean())
-
-
-class _Candidate(NamedTuple):
-    """A head, and its negative log-likelihood of rows while they are left out; None if none were."""
-
-    head: Head
-    cost: float | None = None
-
-
-def _make_head(
-    task: Task, chosen: Tensor, values: Sequence[int | float | str | None], fitted: bool, seed: int
-) -> _Candidate:
-    if task.kind == "regression":
-        return _ridge_head(chosen, torch.tensor([float(value) for value in values]))  # type: ignore[arg-type]
-    labels = torch.tensor([int(value) for value in values], device=chosen.device)  # type: ignore[arg-type]
-    start = mean_head(chosen, labels, len(task.labels))
-    groups = [(labels == label).nonzero()[:, 0].tolist() for label in range(len(task.labels))]
-    generator = random.Random(seed)
-    shuffled = [generator.sample(group, len(group)) for group in groups if len(group) > 1]
-    if not fitted or not shuffled:
-        return _Candidate(start)
-    folds = min(FOLDS, *map(len, shuffled))
-    is_large = len(labels) * len(task.labels) > MANY_LOGITS
-    losses = dict.fromkeys([None, MIDDLE_PENALTY] if is_large else [None, *HEAD_PENALTIES], 0.0)
-    for fold in range(1 if is_large else folds):
-        left_out = sorted(row for group in shuffled for row in group[fold::folds])
-        kept = sorted(set(range(len(labels))) - set(left_out))
-        head = mean_head(chosen[kept], labels[kept], len(task.labels))
-        for penalty in losses:
-            trained = head if penalty is None else _logistic_head(chosen[kept], labels[kept], head, penalty)
-            logits = F.linear(chosen[left_out], trained.weight, trained.bias)
-            losses[penalty] += float(F.cross_entropy(logits, labels[left_out], reduction="sum"))
-    losses = {penalty: loss for penalty, loss in losses.items() if math.isfinite(loss)} or {None: math.inf}
-    best = min(losses, key=losses.__getitem__)
-    head = start if best is None else _logistic_head(chosen, labels, start, best)
-    return _Candidate(head, losses[best])
-
-
-def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
-    """The head that goes by the distance of inputs [N, d] to the labels' means; each label has at least one row.
-
-    With m_c the mean of label c's inputs and m that of these means, the logits are
-    s * (x - m) . (m_c - m) - s * |m_c - m|^2 / 2. The scale s is the one of `HEAD_SCALES`, over the inputs' variance
-    around their labels' means, under which each row is most likely when its label's mean is taken without it.
-    """
-    means, counts = _label_means(inputs, labels, num_labels)
-    spread = (inputs - means[labels]).square().sum() / max(1, len(inputs) - num_labels)
-    if spread < SAME:  # one row a label: how far the labels are apart is all that is known
-        spread = (means - means.mean(dim=0)).square().sum(dim=1).mean()
-    base = 1.0 / float(spread.clamp(min=1e-6))
-    if int(counts.min()) < 2:
-        return _mean_head(means, base)
-    without = (means[labels] * counts[labels, None] - inputs) / (counts[labels, None] - 1)
-    logits, middle = F.linear(inputs, *_mean_head(means, base)[:2]), means.mean(dim=0)
-    # Without a row its label's mean, and with it m, is another one; m changes the logits of all labels by the same.
-    offsets = without - middle
-    own = base * (((inputs - middle) * offsets).sum(dim=1) - 0.5 * offsets.square().sum(dim=1))
-    logits = logits.scatter(1, labels[:, None], own[:, None])
-    likelihoods = {
-        scale: float((scale * logits).log_softmax(dim=1).gather(1, labels[:, None]).sum()) for scale in HEAD_SCALES
-    }
-    return _mean_head(means, base * max(likelihoods, key=likelihoods.__getitem__))
-
-
-def _logistic_head(inputs: Tensor, labels: Tensor, start: Head, penalty: float) -> Head:
-    """Minimise the cross-entropy, plus penalty / 2 times the squared distance of the weight from the start's."""
-    weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=50, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(inputs, weight, bias), labels, reduction="sum")
-        loss = loss + penalty / 2 * (weight - start.weight).square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return start._replace(weight=weight.detach(), bias=bias.detach())
-
-
-def _label_means(features: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    counts = torch.bincount(labels, minlength=count)
-    sums = features.new_zeros(count, features.shape[1]).index_add_(0, labels, features)
-    return sums / counts.clamp(min=1)[:, None], counts
-
-
-def _mean_head(means: Tensor, scale: float) -> Head:
-    middle = means.mean(dim=0)
-    offsets = means - middle
-    weight = scale * offsets
-    return Head(weight, -(weight @ middle) - 0.5 * scale * offsets.square().sum(dim=1))
-
-
-def _ridge_head(features: Tensor, targets: Tensor) -> _Candidate:
-    mean, std = target_scale(targets.tolist())
-    if len(targets) < 2:
-        return _Candidate(Head(features.new_zeros(1, features.shape[1]), features.new_zeros(1), mean, std))
-    middle = features.mean(dim=0)
-    found = RidgeCV(RIDGE_STRENGTHS).fit((features - middle).cpu().numpy(), ((targets - mean) / std).numpy())
-    weight = torch.as_tensor(found.coef_, dtype=torch.float32, device=features.device)[None]
-    bias = torch.as_tensor([found.intercept_], dtype=torch.float32, device=features.device) - weight @ middle
-    # Of normally distributed errors: the score is minus the mean square of the rows' errors, each left out in turn.
-    cost = len(targets) / 2 * math.log(max(-found.best_score_, SAME))
-    return _Candidate(Head(weight, bias, mean, std), cost)

@@ -15,7 +15,15 @@ from hyperadapters.core import Reduction
 
 
 class Head(NamedTuple):
-    """A head's weight [C, d], or [C, F + d] of a wide one, its bias [C], and the scale of a regression's targets."""
+    """The head of one task.
+
+    Attributes:
+        weight: Weight of shape [C, d], or [C, F + d] for a wide head (see `TaskHeads`).
+        bias: Bias of shape [C].
+        target_mean: Mean of a regression task's training targets, in their units; 0 for a classification task.
+        target_std: Standard deviation of a regression task's training targets, in their units; 1 for a classification
+            task.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -23,25 +31,42 @@ class Head(NamedTuple):
     target_std: float = 1.0
 
     def logits(self, pooled: Tensor, features: Tensor) -> Tensor:
-        """Logits [B, C] of rows that are all of this head's task; arguments as of `TaskHeads.forward`."""
+        """Compute the logits of rows that all belong to the task of this head.
+
+        Args:
+            pooled: Pooled last hidden states of shape [B, d], in float32.
+            features: Features of the rows that do not depend on adapters, of shape [B, F], in float32. They are only
+                used by a wide head.
+
+        Returns:
+            Logits of shape [B, C], or predicted targets of shape [B, 1] in their units.
+        """
         inputs = pooled if self.weight.shape[1] == pooled.shape[1] else wide_inputs(pooled, features)
         return F.linear(inputs, self.weight, self.bias) * self.target_std + self.target_mean
 
 
 class TaskHeads(nn.Module):
-    """One linear head a task, all of them packed into three tensors.
+    """One linear head per task, with the parameters of all heads in three tensors.
 
-    A head reads the pooled last hidden states [B, d]. A wide head reads [B, F + d]: features of the row that
-    no adapter has changed, and the direction of the pooled last hidden states (see `wide_inputs`). With few examples
-    the first keep what an adapter has lost or not yet learned.
+    There are two kinds of heads. The input of a plain head is the pooled last hidden state, of shape [B, d]. The input
+    of a wide head has shape [B, F + d]: features of the row that do not depend on adapters, followed by the normalised
+    pooled last hidden state (see `wide_inputs`). The features retain what an adapter that was trained on few examples
+    has lost or not learned yet.
 
-    A regression head predicts the target in units of the training targets' standard deviation from their mean
-    (`set_target_scale`), so that tasks with large numbers do not drown the others.
+    A regression head predicts standardised targets, so that the losses of tasks with large targets do not dominate
+    (see `set_target_scale`).
 
-    The N outputs of all tasks are in the order of the task ids, first those of plain heads, then those of wide ones:
-    `weight` [N plain, d], `wide_weight` [N wide, F + d], `bias` [N]; `starts` [T] has the first output of each task. In
-    training, the head of a task that is absent from a batch has gradients of zero, not none, so an optimizer's
-    momentum moves it on.
+    The heads have N outputs in all. Those of plain heads come first, then those of wide heads, each in the order of the
+    task ids. The head of a task that has no row in a batch receives zero gradients rather than none, so that an
+    optimizer with momentum still updates it.
+
+    Attributes:
+        weight: Weights of the plain heads, of shape [N_plain, d].
+        wide_weight: Weights of the wide heads, of shape [N_wide, F + d].
+        bias: Biases of all heads, of shape [N].
+        starts: Index of the first output of each task, of shape [T].
+        target_mean: Mean of the training targets of each task, of shape [T]; 0 for a classification task.
+        target_std: Standard deviation of the training targets of each task, of shape [T]; 1 for a classification task.
     """
 
     starts: Tensor
@@ -57,32 +82,39 @@ class TaskHeads(nn.Module):
         is_wide: Sequence[bool] | None = None,
         features_size: int | None = None,
     ) -> None:
-        """Make fresh heads.
+        """Initialise the weights at random and the biases to zero.
 
         Args:
-            hidden_size: d of the pooled hidden states.
-            tasks: in the order of their ids.
-            is_wide: of each task; default: none is.
-            features_size: F, of the features that wide heads read; default: d.
+            hidden_size: Size d of the pooled hidden states.
+            tasks: The T tasks, in the order of their ids.
+            is_wide: Whether the head of each task is wide, of length T. By default, all heads are plain.
+            features_size: Size F of the features that wide heads read. Default: `hidden_size`.
         """
         super().__init__()
         self.hidden_size, self.features_size = hidden_size, hidden_size if features_size is None else features_size
         self.sizes = tuple(head_size(task) for task in tasks)
         self.is_regression = tuple(task.kind == "regression" for task in tasks)
-        starts, num_plain = _places(self.sizes, is_wide or [False] * len(tasks))
+        starts, num_plain = _first_outputs(self.sizes, is_wide or [False] * len(tasks))
         self.weight = nn.Parameter(torch.empty(num_plain, hidden_size).normal_(std=0.02))
         adapted = torch.empty(sum(self.sizes) - num_plain, hidden_size).normal_(std=0.02)
         self.wide_weight = nn.Parameter(F.pad(adapted, (self.features_size, 0)))
         self.bias = nn.Parameter(torch.zeros(sum(self.sizes)))
         self.register_buffer("starts", torch.tensor(starts, dtype=torch.long))
-        # A classification keeps 0 and 1, which change nothing.
+        # Classification tasks keep 0 and 1, with which the logits are not changed.
         self.register_buffer("target_mean", torch.zeros(len(tasks)))
         self.register_buffer("target_std", torch.ones(len(tasks)))
         self.register_buffer("_sizes", torch.tensor(self.sizes, dtype=torch.long), persistent=False)
         self.register_buffer("_is_regression", torch.tensor(self.is_regression, dtype=torch.bool), persistent=False)
 
     def head(self, task_id: int) -> Head:
-        """The head of a task; the tensors are the model's, not copies."""
+        """Get the head of a task.
+
+        Args:
+            task_id: Id of the task.
+
+        Returns:
+            The head, whose tensors share memory with the parameters and are detached from the autograd graph.
+        """
         start, size = int(self.starts[task_id]), self.sizes[task_id]
         is_wide = start >= len(self.weight)
         weight, row = (self.wide_weight, start - len(self.weight)) if is_wide else (self.weight, start)
@@ -90,9 +122,13 @@ class TaskHeads(nn.Module):
         return Head(weight.detach()[row : row + size], self.bias.detach()[start : start + size], *scale)
 
     def unpack(self) -> list[Head]:
-        """The heads of all tasks, as `head` gives them."""
+        """Get the heads of all tasks.
+
+        Returns:
+            The heads in the order of the task ids, as returned by `head`.
+        """
         numbers = (self.starts, self.target_mean, self.target_std)
-        starts, means, stds = (tensor.tolist() for tensor in numbers)  # one copy from the device, not one a task
+        starts, means, stds = (tensor.tolist() for tensor in numbers)  # one copy from the device instead of one a task
         order = sorted(range(len(starts)), key=starts.__getitem__)
         sizes = [self.sizes[task_id] for task_id in order]
         num_plain = bisect_left([starts[task_id] for task_id in order], len(self.weight))
@@ -104,7 +140,7 @@ class TaskHeads(nn.Module):
 
     @property
     def reads_features(self) -> bool:
-        """Whether any wide head has weights other than 0 for features."""
+        """Whether any wide head has a non-zero weight for the features."""
         return bool(self.wide_weight[:, : self.features_size].any())
 
     @classmethod
@@ -116,16 +152,19 @@ class TaskHeads(nn.Module):
         hidden_size: int | None = None,
         features_size: int | None = None,
     ) -> TaskHeads:
-        """Heads of tasks with given weights, copied.
+        """Create the heads of several tasks from copies of single heads.
 
         Args:
-            tasks: in the order of their ids.
-            heads: of each task.
-            hidden_size: d of the pooled hidden states; default: what the narrowest head reads.
-            features_size: F, of the features that wide heads read; default: d.
+            tasks: The T tasks, in the order of their ids.
+            heads: The head of each task, of length T.
+            hidden_size: Size d of the pooled hidden states. Default: the smallest input size of the heads.
+            features_size: Size F of the features that wide heads read. Default: `hidden_size`.
+
+        Returns:
+            The heads, on the device of the first one.
 
         Raises:
-            ValueError: a head has another shape than its task's.
+            ValueError: If the shape of a head does not match its task or the sizes.
         """
         hidden_size = min(head.weight.shape[1] for head in heads) if hidden_size is None else hidden_size
         is_wide = [head.weight.shape[1] > hidden_size for head in heads]
@@ -134,26 +173,33 @@ class TaskHeads(nn.Module):
         made = cls(0, tasks, is_wide).to(heads[0].weight.device)
         for task_id, (head, size) in enumerate(zip(heads, made.sizes, strict=True)):
             if head.weight.shape not in ((size, hidden_size), (size, wide_size)) or head.bias.shape != (size,):
-                raise ValueError(f"the head of task {task_id} has shape {tuple(head.weight.shape)}, not {size} outputs")
+                raise ValueError(
+                    f"the head of task {task_id}: expected a weight of shape {(size, hidden_size)} or "
+                    f"{(size, wide_size)} and a bias of shape {(size,)}, found {tuple(head.weight.shape)} and "
+                    f"{tuple(head.bias.shape)}; make a head with one output for each label of the task"
+                )
         made.hidden_size, made.features_size = hidden_size, features_size
         plain = [head for head, wide in zip(heads, is_wide, strict=True) if not wide]
         wide = [head for head, wide in zip(heads, is_wide, strict=True) if wide]
-        made.weight = _joined([head.weight for head in plain], made.weight.new_empty(0, hidden_size))
-        made.wide_weight = _joined([head.weight for head in wide], made.weight.new_empty(0, wide_size))
-        made.bias = _joined([head.bias for head in (*plain, *wide)], made.bias)
+        made.weight = _concatenated([head.weight for head in plain], made.weight.new_empty(0, hidden_size))
+        made.wide_weight = _concatenated([head.weight for head in wide], made.weight.new_empty(0, wide_size))
+        made.bias = _concatenated([head.bias for head in (*plain, *wide)], made.bias)
         made.target_mean.copy_(torch.tensor([head.target_mean for head in heads]))
         made.target_std.copy_(torch.tensor([head.target_std for head in heads]))
         return made
 
     def replace(self, tasks: Sequence[Task], heads: Sequence[Head]) -> None:
-        """Take other tasks and their heads, copied; the parameters are new ones then.
+        """Replace all tasks and their heads by copies of given ones.
+
+        The parameters are replaced by new ones, which an existing optimizer does not know.
 
         Args:
-            tasks: In the order of their ids.
-            heads: Of each task.
+            tasks: The T tasks, in the order of their ids.
+            heads: The head of each task, of length T.
 
         Raises:
-            ValueError: A head has another shape than its task's. Nothing has changed then.
+            ValueError: If the shape of a head does not match its task or the sizes of these heads. Nothing has changed
+                then.
         """
         made = TaskHeads.of(tasks, heads, self.hidden_size, self.features_size).to(self.weight.device)
         for name, tensor in (*made.named_parameters(), *made.named_buffers()):
@@ -161,37 +207,52 @@ class TaskHeads(nn.Module):
         self.sizes, self.is_regression = made.sizes, made.is_regression
 
     def set_target_scale(self, task_id: int, targets: Sequence[float]) -> None:
-        """Remember mean and standard deviation of a regression task's training targets (1 where they are constant)."""
+        """Store the mean and the standard deviation of a regression task's training targets.
+
+        Args:
+            task_id: Id of the task.
+            targets: Training targets in their units; see `target_scale` for constant ones.
+        """
         self.target_mean[task_id], self.target_std[task_id] = target_scale(targets)
 
     def forward(self, pooled: Tensor, features: Tensor, task_ids: Tensor) -> Tensor:
-        """Logits of each row under its own task.
+        """Compute the logits of each row with the head of its task.
 
         Args:
-            pooled: last hidden states [B, d] in float32.
-            features: of the rows, unchanged by adapters [B, F] in float32.
-            task_ids: [B].
+            pooled: Pooled last hidden states of shape [B, d], in float32.
+            features: Features of the rows that do not depend on adapters, of shape [B, F], in float32.
+            task_ids: Task id of each row, of shape [B].
 
         Returns:
-            [B, C] with C the largest head among the batch's tasks: the task's logits (a regression's one value, in the
-            units of its targets), then minus infinity.
+            Logits of shape [B, C], with C the number of outputs of the largest head among the tasks of the batch. A
+            regression task has one logit, the predicted target in its units. The columns that the task of a row does
+            not have contain minus infinity.
         """
         sizes = self._sizes[task_ids, None]
         columns = torch.arange(int(sizes.max()), device=sizes.device)
         is_own = columns < sizes
-        # [B, C]: which of the N outputs; where a row's task has no more of them, its first once more.
+        # [B, C] indices into the N outputs. Columns that the task does not have repeat its first output.
         outputs = self.starts[task_ids, None] + columns * is_own
-        distinct, places = outputs.unique(return_inverse=True)
-        values = self._values(pooled, features, distinct).gather(1, places)
+        distinct, columns_of_outputs = outputs.unique(return_inverse=True)
+        values = self._values(pooled, features, distinct).gather(1, columns_of_outputs)
         values = values * self.target_std[task_ids, None] + self.target_mean[task_ids, None]
         return values.to(pooled.dtype).masked_fill(~is_own, -torch.inf)
 
     def _values(self, pooled: Tensor, features: Tensor, outputs: Tensor) -> Tensor:
-        """Some of the N outputs [L], distinct and in ascending order, for every row: [B, L]."""
+        """Compute some outputs for every row, before the target scale is applied.
+
+        Args:
+            pooled: Pooled last hidden states of shape [B, d].
+            features: Features of shape [B, F].
+            outputs: Indices of the outputs, distinct and in ascending order, of shape [L].
+
+        Returns:
+            Values of shape [B, L].
+        """
         num_plain = int((outputs < len(self.weight)).sum()) if len(self.wide_weight) else len(outputs)
         plain, wide = outputs[:num_plain], outputs[num_plain:] - len(self.weight)
         inputs = wide_inputs(pooled, features)
-        values = torch.cat([_product(pooled, self.weight, plain), _product(inputs, self.wide_weight, wide)], dim=1)
+        values = torch.cat([_linear(pooled, self.weight, plain), _linear(inputs, self.wide_weight, wide)], dim=1)
         return values + self.bias.index_select(0, outputs)
 
     def loss(
@@ -202,60 +263,95 @@ class TaskHeads(nn.Module):
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
     ) -> Tensor:
-        """Cross-entropy for classification, squared error in standard deviations for regression, over rows.
+        """Compute the loss of a batch.
+
+        The loss of a row is the cross-entropy for a classification task, and the squared error of the standardised
+        target for a regression task.
 
         Args:
-            logits: result of `forward`, [B, C].
-            labels: index of the label or number [B], float32.
-            task_ids: [B].
-            label_smoothing: of classification.
-            reduction: "mean" or "sum" over the rows of the batch.
+            logits: Result of `forward`, of shape [B, C].
+            labels: Label index or target of each row, of shape [B], in float32.
+            task_ids: Task id of each row, of shape [B].
+            label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
+            reduction: Whether to return the "mean" or the "sum" of the losses of the rows.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            RuntimeError: If a label index is not one of its task's.
         """
         is_regression, sizes = self._is_regression[task_ids], self._sizes[task_ids]
-        # An index that is none of the row's own labels becomes -1, which `gather` refuses.
+        # `gather` would accept an index that only a larger task of the batch has, but it raises an error for -1.
         targets = labels.masked_fill(is_regression, 0).long()
         targets = targets.masked_fill(targets >= sizes, -1)
-        log_shares = logits.log_softmax(dim=1)
-        of_target = log_shares.gather(1, targets[:, None])[:, 0]
+        log_probabilities = logits.log_softmax(dim=1)
+        of_target = log_probabilities.gather(1, targets[:, None])[:, 0]
         is_own = torch.arange(logits.shape[1], device=logits.device) < sizes[:, None]
-        of_own = log_shares.masked_fill(~is_own, 0).sum(dim=1) / sizes
-        cross_entropy = (label_smoothing - 1) * of_target - label_smoothing * of_own
+        mean_of_labels = log_probabilities.masked_fill(~is_own, 0).sum(dim=1) / sizes
+        cross_entropy = (label_smoothing - 1) * of_target - label_smoothing * mean_of_labels
         errors = ((logits[:, 0] - labels) / self.target_std[task_ids]).square()
         losses = torch.where(is_regression, errors, cross_entropy)
         return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def target_scale(targets: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of a regression's targets; 1 in the place of the latter where they are constant."""
+    """Compute the mean and the standard deviation of the targets of a regression task.
+
+    Args:
+        targets: Targets in their units; at least one.
+
+    Returns:
+        The mean and the population standard deviation. The latter is 1 if all targets are equal in float32.
+    """
     values = torch.tensor(targets, dtype=torch.float64)
-    # Labels are float32, and the mean of equal numbers need not be exactly that number.
+    # The computed standard deviation of equal numbers need not be exactly zero, and labels are stored in float32.
     is_constant = len(values.float().unique()) == 1
     return float(values.mean()), 1.0 if is_constant else float(values.std(correction=0))
 
 
 def head_size(task: Task) -> int:
-    """Number of outputs of a task's head: one for each label, or one for a number."""
+    """Get the number of outputs of a task's head.
+
+    Args:
+        task: A classification or regression task.
+
+    Returns:
+        The number of labels, or 1 for a regression task.
+    """
     return len(task.labels) or 1
 
 
 def wide_inputs(pooled: Tensor, features: Tensor) -> Tensor:
-    """What a wide head reads [B, F + d]: features, and the direction of the pooled last hidden states.
+    """Compute the input of a wide head.
 
     Args:
-        pooled: last hidden states [B, d].
-        features: [B, F], F at least d.
+        pooled: Pooled last hidden states of shape [B, d].
+        features: Features of shape [B, F], with F at least d.
+
+    Returns:
+        The features as returned by `scaled_features`, followed by the pooled last hidden states normalised to unit
+        length, of shape [B, F + d], in float32.
     """
     return torch.cat([scaled_features(features, pooled.shape[-1]), F.normalize(pooled.float(), dim=-1)], dim=-1)
 
 
 def scaled_features(features: Tensor, hidden_size: int) -> Tensor:
-    """Features [B, F] as a wide head reads them: the first d in their direction only, the others as they are."""
+    """Normalise the first d features of each row to unit length.
+
+    Args:
+        features: Features of shape [B, F], with F at least d.
+        hidden_size: Size d of the hidden states.
+
+    Returns:
+        Features of shape [B, F], in float32. Those after the first d are not changed.
+    """
     features = features.float()
     return torch.cat([F.normalize(features[:, :hidden_size], dim=-1), features[:, hidden_size:]], dim=-1)
 
 
-def _places(sizes: Sequence[int], is_wide: Sequence[bool]) -> tuple[list[int], int]:
-    """The first output of each task, see `TaskHeads`, and the number of outputs of plain heads."""
+def _first_outputs(sizes: Sequence[int], is_wide: Sequence[bool]) -> tuple[list[int], int]:
+    """Compute the index of the first output of each task (see `TaskHeads`), and the number of plain heads' outputs."""
     num_plain = sum(size for size, wide in zip(sizes, is_wide, strict=True) if not wide)
     following, starts = [0, num_plain], []
     for size, wide in zip(sizes, is_wide, strict=True):
@@ -264,11 +360,12 @@ def _places(sizes: Sequence[int], is_wide: Sequence[bool]) -> tuple[list[int], i
     return starts, num_plain
 
 
-def _joined(tensors: Sequence[Tensor], default: Tensor) -> nn.Parameter:
+def _concatenated(tensors: Sequence[Tensor], default: Tensor) -> nn.Parameter:
+    """Concatenate tensors along their first dimension, or return the default if there are none."""
     return nn.Parameter(torch.cat(list(tensors)) if tensors else default)
 
 
-def _product(inputs: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
-    """Inputs [B, i] times some distinct rows [L] of a weight [N, i]: [B, L] in the type of the inputs."""
-    # index_select and not weight[rows]: the gradient of the latter adds up in an order that varies from run to run.
+def _linear(inputs: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """Multiply inputs [B, i] by distinct rows [L] of a weight [N, i]; the result [B, L] has the dtype of the inputs."""
+    # The backward pass of weight[rows] would accumulate gradients in an order that differs from run to run.
     return F.linear(inputs.to(weight.dtype), weight.index_select(0, rows)).to(inputs.dtype)

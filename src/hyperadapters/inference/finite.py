@@ -97,7 +97,9 @@ def likely_cause(model: HyperAdapterModel) -> str:
     """
     if not _is_finite(model.backbone):
         return "the weights of the backbone are not finite; load it again in bfloat16 or float32"
-    if not all(value.isfinite().all() for name, value in model.adapter_state_dict().items() if name != "method.thresholds"):
+    if not all(
+        value.isfinite().all() for name, value in model.adapter_state_dict().items() if name != "method.thresholds"
+    ):
         return "the trained weights are not finite, because training diverged; train with a lower learning rate"
     if any(parameter.dtype == torch.float16 for parameter in model.backbone.parameters()):
         return (

@@ -7,7 +7,7 @@ from typing import Any
 
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, read_fields
-from hyperadapters.data.rows import is_absent, iterate_rows, plain
+from hyperadapters.data.rows import by_column, is_absent, iterate_rows, plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, unknown_name
 
@@ -20,7 +20,8 @@ def read_inputs(inputs: Any, tasks: Sequence[Task], task: str | None) -> Iterato
 
     Args:
         inputs: List, iterator, DataFrame, data set, Arrow table or array. Each row is a string, a pair of strings, a
-            mapping with `text` and optionally `text_pair` and `task`, a `Row` with such values, or an `Example`.
+            mapping with `text` and optionally `text_pair` and `task`, a `Row`, Series or named tuple with such values,
+            or an `Example`.
         tasks: Tasks of the model.
         task: Name of the task of all inputs. If None, inputs have their own task, or none.
 
@@ -40,8 +41,8 @@ def _read_all(
 ) -> Iterator[Example]:
     for number, value in enumerate(rows, start=1):
         if isinstance(value, Example):
-            if value.task_id is not None and not 0 <= value.task_id < len(tasks):
-                raise TaskError(f"input {number}: task_id: expected 0 to {len(tasks) - 1}, found {value.task_id}")
+            if value.task_id is not None and not is_index(value.task_id, len(tasks)):
+                raise TaskError(f"input {number}: task_id: expected 0 to {len(tasks) - 1}, found {value.task_id!r}")
             example = value if task is None else Example(names[task], value.text, value.text_pair, value.target)
             row = Row({"text": example.text, "text_pair": example.text_pair}, f"input {number}")
             known = None if example.task_id is None else tasks[example.task_id]
@@ -51,10 +52,20 @@ def _read_all(
             yield _read(_row(value, f"input {number}"), tasks, names, task)
 
 
+def is_index(value: Any, count: int) -> bool:
+    """Return whether a value is an integer of Python or NumPy from 0 to `count - 1`.
+
+    Args:
+        value: Value to examine.
+        count: Number of valid indices.
+    """
+    return not isinstance(value, bool) and hasattr(value, "__index__") and 0 <= int(value) < count
+
+
 def _row(value: Any, place: str) -> Row:
     if isinstance(value, Row):
         return value
-    value = plain(value)
+    value = plain(by_column(value))
     if isinstance(value, Mapping):
         return Row(dict(value), place)
     if isinstance(value, str):

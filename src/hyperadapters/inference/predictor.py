@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from math import isfinite
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ class Predictor:
         examples = read_inputs(inputs, tasks, task)
         total = len(inputs) if isinstance(inputs, Sized) else None
         if progress:
-            console = Console(stderr=True)
+            console = Console(file=cast(IO[str], _Tolerant(sys.stderr)))
             hidden = not console.is_terminal
             stream = self._stream(examples, tasks, frozen)
             return iter(track(stream, "Predicting", total, console=console, transient=True, disable=hidden))
@@ -284,6 +285,27 @@ class Predictor:
             )
         ]
         return predictions, usable
+
+
+class _Tolerant:
+    """A stream that ignores errors in writing, for example because the terminal was closed."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text if possible."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream if possible."""
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _before_end(tokens: list[int], ends: Sequence[int]) -> list[int]:

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from hyperadapters.backbones.passes import evaluating
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import DataError, NotFiniteError, TaskError, check_int
+from hyperadapters.errors import DataError, NotFiniteError, TaskError, check_int, check_seed
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.inference.inputs import read_inputs
@@ -202,7 +202,7 @@ def calibrate(
         TaskError: If the method of the model cannot route, or an example does not have a task of the model.
     """
     model.method.check_can_route()
-    check_int("seed", seed, 0)
+    check_seed(seed)
     is_number = isinstance(false_decline_rate, Real) and not isinstance(false_decline_rate, bool)
     if not is_number or not 0 <= false_decline_rate < 1:
         raise DataError(f"false_decline_rate: expected a number in [0, 1), found {false_decline_rate!r}")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hyperadapters.errors import ExportError, unknown_name
-from hyperadapters.interop.task_files import HEAD_FILE, write_task_files
+from hyperadapters.interop.task_files import HEAD_FILE, write_changed_tokenizer, write_task_files
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import new_folder
 
@@ -73,6 +73,7 @@ def export_adapterhub(model: HyperAdapterModel, task: str, folder: str | Path) -
         config = json.dumps(_config(model, name, list(adapters.values())), ensure_ascii=False, indent=2) + "\n"
         (new / CONFIG_FILE).write_text(config, encoding="utf-8")
         write_task_files(model, task, new)
+        write_changed_tokenizer(model, new)
     if model.heads is None:
         return []
     return [f"AdapterHub has no head that reads the mean of the tokens: apply {HEAD_FILE} as docs/export.md says"]

@@ -16,7 +16,7 @@ from hyperadapters._version import __version__
 from hyperadapters.checkpoints.format import BackboneReference
 from hyperadapters.core import AdapterWeights
 from hyperadapters.errors import CheckpointError, did_you_mean
-from hyperadapters.interop.task_files import read_backbone, write_task_files
+from hyperadapters.interop.task_files import read_backbone, write_changed_tokenizer, write_task_files
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import new_folder
 from hyperadapters.utils.optional import require
@@ -72,6 +72,7 @@ def export_peft(model: HyperAdapterModel, task: str, folder: str | Path) -> list
         config.save_pretrained(str(new))
         safetensors.torch.save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt"})
         write_task_files(model, task, new)
+        write_changed_tokenizer(model, new)
     return serving_notes(model)
 
 

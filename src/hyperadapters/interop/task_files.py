@@ -9,7 +9,7 @@ from typing import Any
 import safetensors.torch
 
 from hyperadapters._version import __version__
-from hyperadapters.checkpoints.format import BackboneReference
+from hyperadapters.checkpoints.format import BackboneReference, changed_tokenizer
 from hyperadapters.config import parse
 from hyperadapters.errors import CheckpointError
 from hyperadapters.heads.task_heads import Head
@@ -44,6 +44,18 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
         safetensors.torch.save_file(tensors, folder / HEAD_FILE)
     text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
     (folder / TASK_FILE).write_text(text, encoding="utf-8")
+
+
+def write_changed_tokenizer(model: HyperAdapterModel, folder: Path) -> None:
+    """Write the tokenizer, if it is not the one that the backbone's name leads to.
+
+    Raises:
+        BackboneError: it is not a tokenizer of transformers.
+    """
+    for name, contents in (changed_tokenizer(model) or {}).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents)
 
 
 def read_backbone(folder: Path) -> BackboneReference | None:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters.backbones.active import BatchState
+from hyperadapters.backbones.architectures import LinearSize
 from hyperadapters.backbones.checks import plan
 from hyperadapters.backbones.devices import execution_device, is_offloaded
+from hyperadapters.backbones.injection import parameter_name
 from hyperadapters.backbones.loading import (
     absolute_name,
     fingerprint,
@@ -38,13 +40,21 @@ from hyperadapters.core import (
     lora_tensors,
 )
 from hyperadapters.data.collate import Collator
-from hyperadapters.errors import BackboneError, TaskError
+from hyperadapters.errors import BackboneError, RecipeError, TaskError
 from hyperadapters.heads.task_heads import TaskHeads
 from hyperadapters.methods import PHA, make_method
 from hyperadapters.methods.base import Method, Route
 from hyperadapters.methods.objective import objective, text_loss
+from hyperadapters.model.inputs import (
+    before_labels,
+    check_labels,
+    check_loss_settings,
+    check_task_ids,
+    check_token_ids,
+    prepare_inputs,
+)
 from hyperadapters.model.merging import Lora, Merged, task_loras
-from hyperadapters.model.output import Generated, HyperAdapterOutput, check_labels, check_task_ids
+from hyperadapters.model.output import Generated, HyperAdapterOutput
 from hyperadapters.model.tasks import TaskTable
 
 if TYPE_CHECKING:
@@ -115,7 +125,11 @@ class HyperAdapterModel(nn.Module):
             RecipeError: A setting does not fit the backbone.
         """
         super().__init__()
-        planned = plan(backbone, tasks, config or ModelConfig(), lengths)
+        config = ModelConfig() if config is None else config
+        if not isinstance(config, ModelConfig) or not isinstance(lengths, Lengths | None):
+            wrong = lengths if isinstance(config, ModelConfig) else config
+            raise RecipeError(f"expected config as a ModelConfig, and lengths as Lengths; found {wrong!r}")
+        planned = plan(backbone, tasks, config, lengths)
         config, architecture, hidden_size = planned.config, planned.architecture, planned.architecture.hidden_size
         self.adapter_config, self.lengths, self.hidden_size = config, planned.lengths, hidden_size
         self._architecture = architecture
@@ -131,14 +145,14 @@ class HyperAdapterModel(nn.Module):
 
         tensors = bottleneck_tensors(hidden_size, config.adapter_dim)
         if config.form == "lora":
-            tensors = lora_tensors(planned.linears_by_parameter(0), config.lora_rank)
+            tensors = lora_tensors(_by_parameter(planned.linears.generated), config.lora_rank)
         num_tasks, num_layers = len(planned.tasks), planned.num_layers
         self.method: Method = make_method(config, num_tasks, num_layers, hidden_size, tensors)
         shared_dim = config.shared_adapter_dim or config.adapter_dim
         self.shared_adapters = nn.ModuleList(
             LearnedBottleneck(hidden_size, shared_dim)
             if config.form == "bottleneck"
-            else LearnedLora(planned.linears_by_parameter(1), config.lora_rank)
+            else LearnedLora(_by_parameter(planned.linears.shared), config.lora_rank)
             for _ in range(planned.num_shared)
         )
         self.unused_adapters = nn.ModuleList()
@@ -408,16 +422,20 @@ class HyperAdapterModel(nn.Module):
                 derived from `token_type_ids`, where these are 1 for the second text.
 
         Raises:
-            TaskError: `task_ids` has a wrong shape or type or is out of range, or is missing where labels are given or
-                the method cannot route; `labels` has a wrong shape or type; or a head reads the texts of pairs, and no
-                argument tells these apart.
+            TaskError: An input has a wrong shape or type, or `input_ids`, `task_ids` or `labels` are out of range;
+                `task_ids` is missing where labels are given or the method cannot route; or a head reads the texts of
+                pairs, and no argument tells these apart.
         """
-        if prompt_mask is None and labels is not None and self.kind == "decoder":
-            prompt_mask = _before_labels(input_ids, labels)
-        inputs = self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
+        inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
+        limit = num_embeddings(self.backbone)
+        check_token_ids("input_ids", input_ids, limit)
         if labels is not None:
-            check_labels(labels, len(input_ids), self.text_to_text)
+            assert task_ids is not None
+            check_labels(labels, input_ids, task_ids, self.tasks, self.kind, limit)
+            check_loss_settings(label_smoothing, reduction)
+            if prompt_mask is None and self.kind == "decoder":
+                inputs["prompt_mask"] = before_labels(labels) * inputs["attention_mask"]
         if decoder_input_ids is None:
             decoder_input_ids = self.passes.default_decoder_input_ids(labels)
         selector = _Selector(self.method, task_ids, route)
@@ -529,10 +547,9 @@ class HyperAdapterModel(nn.Module):
         """Generate as `generate` does, and return the tasks and the instance vectors too."""
         if not self.text_to_text:
             raise TaskError("generate needs a backbone that writes its answers; this one has task heads: use forward")
-        inputs = self._inputs(input_ids, attention_mask)
+        inputs = prepare_inputs(self.kind, input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
-        if lower_output is None and not self.passes.generates_in_one_pass(options):
-            lower_output = self.passes.forward_lower_layers(inputs)
+        check_token_ids("input_ids", input_ids, num_embeddings(self.backbone))
         selector = _Selector(self.method, task_ids, route)
         tokens = self.passes.generate(inputs, selector, lower_output, options)
         return Generated(tokens, selector.selected, selector.instances)
@@ -551,7 +568,7 @@ class HyperAdapterModel(nn.Module):
 
         The arguments are those of `forward`.
         """
-        inputs = self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
+        inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
         return self.passes.forward_lower_layers(inputs, frozen_output=frozen_output)
 
     @_exclusive
@@ -564,7 +581,7 @@ class HyperAdapterModel(nn.Module):
         sequence_ids: Tensor | None = None,
     ) -> FrozenOutput:
         """Run the layers below everything that is trained; the arguments are those of `forward`."""
-        inputs = self._inputs(input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
+        inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
         return self.passes.forward_frozen_layers(inputs)
 
     @property
@@ -606,7 +623,7 @@ class HyperAdapterModel(nn.Module):
         if head_inputs == "adapted":
             return pooled
         pairs = is_pair if isinstance(is_pair, bool) else torch.tensor(is_pair, device=inputs["input_ids"].device)
-        return self.passes.text_features(self._inputs(**inputs), pairs, head_inputs == "pair_features")
+        return self.passes.text_features(prepare_inputs(self.kind, **inputs), pairs, head_inputs == "pair_features")
 
     def _features_of(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:
         """`head_features` of a batch [B, F]; zeros where no head has weights for them yet."""
@@ -635,7 +652,7 @@ class HyperAdapterModel(nn.Module):
             Pooled last hidden states [B, d], or logits of a text-to-text backbone, as in `forward`; and the pooled
             hidden states that the retriever reads [B, d].
         """
-        inputs = self._inputs(**inputs)
+        inputs = prepare_inputs(self.kind, **inputs)
         rows = inputs["input_ids"]
         features = []
 
@@ -646,30 +663,6 @@ class HyperAdapterModel(nn.Module):
         output, _ = self.passes.run_batch(inputs, choose, decoder_input_ids, lower_output=lower_output)
         values: Tensor = output.logits if self.text_to_text else pool(output, inputs)
         return values, features[0]
-
-    def _inputs(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        prompt_mask: Tensor | None = None,
-        sequence_ids: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The inputs that this backbone and its heads read, checked."""
-        inputs = {"input_ids": input_ids}
-        inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if token_type_ids is not None and not self.text_to_text:
-            inputs["token_type_ids"] = token_type_ids
-        if prompt_mask is not None:
-            inputs["prompt_mask"] = prompt_mask * inputs["attention_mask"]
-        if sequence_ids is not None and not self.text_to_text:
-            if sequence_ids.shape != input_ids.shape:
-                raise TaskError(
-                    f"sequence_ids: expected the shape {tuple(input_ids.shape)} of input_ids, found "
-                    f"{tuple(sequence_ids.shape)}"
-                )
-            inputs["sequence_ids"] = sequence_ids
-        return inputs
 
     def _check_task_ids(self, task_ids: Tensor | None, rows: int, has_labels: bool) -> None:
         check_task_ids(task_ids, rows, len(self.tasks), has_labels)
@@ -1020,18 +1013,8 @@ def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     return tensor.to(converted.device, torch.promote_types(converted.dtype, torch.float32))
 
 
-def _before_labels(input_ids: Tensor, labels: Tensor) -> Tensor:
-    """1 for the tokens before the first label of a row, otherwise 0 [B, S].
-
-    Raises:
-        TaskError: There is not a label, or -100, for each token of the input.
-    """
-    if labels.shape != input_ids.shape:
-        raise TaskError(
-            f"labels: expected the shape {tuple(input_ids.shape)} of input_ids, which hold input and answer of a "
-            f"language model, with -100 for what is no answer; found {tuple(labels.shape)}"
-        )
-    return ((labels != -100).cumsum(dim=1) == 0).long()
+def _by_parameter(linears: Mapping[str, LinearSize]) -> dict[str, LinearSize]:
+    return {parameter_name(path): size for path, size in linears.items()}
 
 
 def _make_heads(hidden_size: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:

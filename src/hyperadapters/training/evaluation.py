@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError
+from hyperadapters.inference.inputs import is_index
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
@@ -50,7 +53,7 @@ def evaluate(
         DataError: there are no examples, one of them has no task or no target, or the prefix has room for another
             number of examples.
     """
-    _check_examples(examples)
+    _check_examples(model, examples)
     if prefix is not None:
         if len(prefix) != len(examples):
             raise DataError(f"expected a prefix of the {len(examples)} examples, found one of {len(prefix)}")
@@ -74,10 +77,31 @@ def evaluate(
     return Evaluation(scores, sum(main) / len(main), sum(routed) / len(routed) if routed else None, predictions)
 
 
-def _check_examples(examples: Sequence[Example]) -> None:
+def _check_examples(model: HyperAdapterModel, examples: Sequence[Example]) -> None:
+    if not isinstance(examples, Sequence) or not all(isinstance(example, Example) for example in examples):
+        raise DataError(f"evaluate: expected a list of Example, found {examples!r:.100}")
     if not examples:
         raise DataError("evaluate: expected at least one example, found none")
     for number, example in enumerate(examples, start=1):
         if example.task_id is None or example.target is None:
             missing = "task_id" if example.task_id is None else "target"
             raise DataError(f"evaluate: example {number} has no {missing}; without one it cannot be scored")
+        if not is_index(example.task_id, len(model.tasks)):
+            continue  # the predictor names what is expected
+        task, target = model.tasks[example.task_id], example.target
+        is_number = isinstance(target, Real) and not isinstance(target, bool) and isfinite(target)
+        fits = {
+            "classification": is_index(target, len(task.labels)),
+            "regression": is_number,
+            "text-to-text": isinstance(target, str),
+        }
+        if not fits[task.kind]:
+            expected = {
+                "classification": f"the index of a label, 0 to {len(task.labels) - 1}",
+                "regression": "a finite number",
+                "text-to-text": "a text",
+            }
+            raise DataError(
+                f"evaluate: example {number}: expected {expected[task.kind]} as target of task '{task.name}', "
+                f"found {target!r}"
+            )

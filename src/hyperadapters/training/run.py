@@ -15,7 +15,7 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hyperadapters.backbones.loading import load_backbone
-from hyperadapters.checkpoints.format import CONFIG_FILE, WEIGHTS_PATTERN, is_checkpoint
+from hyperadapters.checkpoints.format import is_checkpoint, remove_checkpoint
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
@@ -209,9 +209,9 @@ def remove_run(folder: Path) -> None:
     """Remove a run and its logs; other files in the folder stay."""
     _remove_checkpoints(folder)
     shutil.rmtree(folder / LOGS_FOLDER, ignore_errors=True)
-    for pattern in (CONFIG_FILE, WEIGHTS_PATTERN, METRICS_FILE, RECIPE_FILE):
-        for path in folder.glob(pattern):
-            path.unlink()
+    remove_checkpoint(folder)
+    for name in (METRICS_FILE, RECIPE_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,40 +1,37 @@
-"""Heads of a trained model that also read the texts as the frozen backbone sees them (`model.head_inputs`).
+"""Fitting of heads that also read frozen text features (`head_inputs` "text_features" or "pair_features").
 
-While the adapters are trained, heads read the adapted hidden states alone. Then, for each task, a regularised
-regression is fitted to the frozen features of the training rows, and the validation rows say how much of each goes
-into the answer. With few rows the regression carries the task, with many rows the adapters add to it.
+While the adapters are trained, heads read the adapted hidden states only. Afterwards, a regularised regression is
+fitted for each task to the frozen features of its training rows (see `heads.regression.fit_feature_head`). The logits
+of the task are then a weighted sum of the logits of the regression and of the trained head. Their weights, called
+shares, are chosen on the validation rows: with few rows the regression is usually better, and with many rows the
+adapted hidden states improve on it. The sum is stored as one linear head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from hyperadapters.backbones.passes import evaluating
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, label_examples
-from hyperadapters.errors import DataError
+from hyperadapters.heads.regression import fit_feature_head, minimize
 from hyperadapters.heads.task_heads import Head, scaled_features
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.training.probes import logistic_regression
 
-RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 PRIOR = (1.0, 0.0)
-"""Shares of the regression's logits and of the trained head's, from which the validation rows have to argue away: a
-head that was trained on few rows is too sure of itself."""
+"""Shares of the regression and of the trained head towards which the fitted shares are regularised. A head that was
+trained on few rows is overconfident, so its prior share is zero."""
 PRIOR_STRENGTH = 4.0
-"""Half of it is what a distance of 1 from the prior costs, in nats."""
+"""Strength of that regularisation: half of it times the squared distance from the prior is the penalty, in nats."""
 SHARES_UNCHECKED = (1.0, 0.5)
-"""Shares for a task without validation rows."""
+"""Shares of the regression and of the trained head for a task without validation rows."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,10 @@ class HeadRows:
     """Rows to fit heads to.
 
     Attributes:
-        examples: with task and target [N].
-        features: of each, result of `HyperAdapterModel.head_features` [F].
-        logits: of each, by the trained model, at least as many as its task has; none for rows that only the
-            regressions are fitted to.
+        examples: N examples with task ids and targets.
+        features: Frozen features of each row, of shape [F], as returned by `HyperAdapterModel.head_features`.
+        logits: Logits of each row from the trained model, of shape [C] or longer if other tasks have more labels.
+            They are empty for rows that only the regressions are fitted to.
     """
 
     examples: Sequence[Example]
@@ -53,53 +50,85 @@ class HeadRows:
     logits: Sequence[Tensor] = ()
 
     def by_task(self, num_tasks: int) -> list[HeadRows]:
-        """The rows of each task, by task id."""
+        """Group the rows by task.
+
+        Args:
+            num_tasks: Number of tasks of the model.
+
+        Returns:
+            The rows of each task, in the order of the task ids.
+        """
         rows_of: list[list[int]] = [[] for _ in range(num_tasks)]
         for row, example in enumerate(self.examples):
             assert example.task_id is not None
             rows_of[example.task_id].append(row)
-        return [self._chosen(rows) for rows in rows_of]
+        return [self._subset(rows) for rows in rows_of]
 
-    def _chosen(self, rows: Sequence[int]) -> HeadRows:
+    def _subset(self, rows: Sequence[int]) -> HeadRows:
         logits = [self.logits[row] for row in rows] if self.logits else ()
         return HeadRows([self.examples[row] for row in rows], [self.features[row] for row in rows], logits)
 
     @property
     def targets(self) -> list[float]:
-        """Index of the label or number of each row."""
+        """Label index or number of each row, of length N."""
         return [float(example.target or 0) for example in self.examples]
+
+    def inputs(self, hidden_size: int) -> Tensor:
+        """Stack the features of the rows, scaled as wide heads read them.
+
+        Args:
+            hidden_size: Hidden size d of the backbone.
+
+        Returns:
+            Features of shape [N, F] in float32.
+        """
+        return scaled_features(torch.stack(list(self.features)), hidden_size)
 
 
 def fit_text_heads(
     model: HyperAdapterModel, train: Sequence[Example], validation: Sequence[Example], batch_size: int = 64
 ) -> None:
-    """Fit the heads of a trained model to what its frozen backbone makes of the texts.
+    """Fit the heads of a trained model to the frozen text features.
 
     Args:
-        model: with `head_inputs` other than "adapted"; its heads are replaced.
-        train, validation: examples of all its tasks. A task without validation examples gets `SHARES_UNCHECKED`.
-        batch_size: of the passes that make the features.
+        model: Trained model with `head_inputs` other than "adapted". Its heads are replaced.
+        train: Training examples of all tasks, with task ids and targets.
+        validation: Validation examples, with task ids and targets. A task without any gets `SHARES_UNCHECKED`.
+        batch_size: Number of examples in a forward pass.
 
     Raises:
-        DataError: a label of a task has no training example.
-        NotFiniteError: the features of an example are not finite.
-        ValueError: the heads have been fitted already; what they had learned before is no longer apart.
+        DataError: If a label of a task has no training example.
+        NotFiniteError: If the features of an example are not finite.
+        ValueError: If the heads of the model have been fitted already, so that the logits of the trained heads can no
+            longer be separated from those of the regressions.
     """
     assert model.heads is not None
     if model.heads.reads_features:
-        raise ValueError("heads that read the texts already cannot be fitted again; train a new model")
+        raise ValueError(
+            "expected heads that have been trained on the adapted hidden states only; these heads have been fitted to "
+            "text features already and cannot be fitted again: train a new model"
+        )
     checked = _head_rows(model, validation, batch_size, with_logits=True)
     rows = regression_examples(model, train)
     set_text_heads(model, _head_rows(model, rows, batch_size, with_logits=False), checked)
 
 
 def regression_examples(model: HyperAdapterModel, train: Sequence[Example]) -> list[Example]:
-    """What the regressions are fitted to: training examples, and names of labels if the model takes them for some."""
+    """List the examples that the regressions are fitted to.
+
+    Args:
+        model: Model whose `label_names` setting says whether the names of labels are examples, too.
+        train: Training examples of all tasks.
+
+    Returns:
+        The training examples, followed by one example for the name of each label if the setting is True.
+    """
     return [*train, *label_examples(model.tasks)] if model.adapter_config.label_names else list(train)
 
 
 @torch.no_grad()
 def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int, with_logits: bool) -> HeadRows:
+    """Compute the frozen features of examples, and the logits of the trained heads if `with_logits` is True."""
     features = [torch.empty(0)] * len(examples)
     logits = list(features)
     with model.lock, evaluating(model):
@@ -108,7 +137,7 @@ def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size
             is_pair = [examples[row].text_pair is not None for row in rows]
             found = model.head_features(inputs, torch.empty(0), is_pair)
             numbers = [row + 1 for row in rows]
-            what = "what the frozen backbone computes"
+            what = "the output of the frozen backbone"
             check_answers(model, found.isfinite().all(dim=1), [examples[row] for row in rows], numbers, what)
             for row, of_row in zip(rows, found.cpu(), strict=True):
                 features[row] = of_row
@@ -122,7 +151,16 @@ def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size
 
 @torch.no_grad()
 def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRows) -> None:
-    """As `fit_text_heads`, for rows whose features are known, and logits of heads that read none of them."""
+    """Fit the heads of a trained model to frozen text features that have been computed already.
+
+    Args:
+        model: Trained model with `head_inputs` other than "adapted". Its heads are replaced.
+        train: Rows of all tasks to fit the regressions to.
+        validation: Rows to choose the shares on, with the logits of heads that do not read the features yet.
+
+    Raises:
+        DataError: If a label of a task has no row in `train`.
+    """
     assert model.heads is not None
     hidden_size = model.heads.hidden_size
     made = []
@@ -130,7 +168,9 @@ def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRo
     for task, trained, fitted_to, rows in zip(
         model.tasks, model.heads.unpack(), train.by_task(num_tasks), validation.by_task(num_tasks), strict=True
     ):
-        regression = _regression(task, fitted_to, trained, hidden_size)
+        regression = fit_feature_head(
+            task, fitted_to.inputs(hidden_size).numpy(), fitted_to.targets, trained.target_mean, trained.target_std
+        )
         if not (trained.weight.isfinite().all() and trained.bias.isfinite().all()):
             shares = PRIOR
         else:
@@ -139,37 +179,23 @@ def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRo
     model.task_table.set_heads(made)
 
 
-def _regression(task: Task, rows: HeadRows, trained: Head, hidden_size: int) -> Head:
-    """A ridge or logistic regression on features; its strength is chosen on rows that are left out."""
-    inputs = scaled_features(torch.stack(list(rows.features)), hidden_size).numpy()
-    scale = trained.target_mean, trained.target_std
-    if task.kind == "regression":
-        if len(rows.targets) < 2:  # one row: its target is all that is known
-            return _head(np.zeros((1, inputs.shape[1])), np.zeros(1), *scale)
-        ridge = RidgeCV(RIDGE_STRENGTHS).fit(inputs, (np.array(rows.targets) - scale[0]) / scale[1])
-        return _head(ridge.coef_[None], np.array([ridge.intercept_]), *scale)
-    labels = [int(target) for target in rows.targets]
-    if unseen := [label for index, label in enumerate(task.labels) if index not in labels]:
-        raise DataError(f"task '{task.name}': no training example of label(s) {', '.join(unseen)}; add one of each")
-    found = logistic_regression(inputs, labels)
-    weight, bias = found.coef_, found.intercept_
-    if len(weight) == 1:  # scikit-learn has one output for two labels
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return _head(weight, bias)
-
-
-def _head(weight: Any, bias: Any, *scale: float) -> Head:
-    return Head(torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32), *scale)
-
-
 def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_size: int) -> tuple[float, float]:
-    """How much of the regression's and of the trained logits makes the validation rows most likely, given `PRIOR`.
+    """Choose the shares of the regression's and the trained head's logits by regularised maximum likelihood.
 
-    Neither is below 0; a trained head that diverged has no share. A regression task's numbers are taken as normally
-    distributed, with the spread that the regression leaves.
+    The shares are constrained to be non-negative, and the share of a trained head that diverged is zero. The targets of
+    a regression task are assumed to be normally distributed, with the variance of the regression's residuals.
+
+    Args:
+        task: Task of the rows.
+        rows: N validation rows of the task, with logits.
+        regression: Head of the features, with a weight of shape [C, F].
+        trained: Head that was trained together with the adapters.
+        hidden_size: Hidden size d of the backbone.
+
+    Returns:
+        The shares of the regression and of the trained head.
     """
-    inputs = scaled_features(torch.stack(list(rows.features)), hidden_size)
-    first = F.linear(inputs, regression.weight, regression.bias)
+    first = F.linear(rows.inputs(hidden_size), regression.weight, regression.bias)
     second = torch.stack([logits[: len(trained.bias)] for logits in rows.logits]).float()
     targets = torch.tensor(rows.targets)
     if not second.isfinite().all():
@@ -177,48 +203,51 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
     if task.kind == "regression":
         second = (second - trained.target_mean) / trained.target_std
         targets = (targets - trained.target_mean) / trained.target_std
-        spread = float((first[:, 0] - targets).square().mean().clamp(min=1e-6))
+        variance = float((first[:, 0] - targets).square().mean().clamp(min=1e-6))
 
     def cost(shares: Tensor) -> Tensor:
         logits = shares[0] * first + shares[1] * second
         if task.kind == "regression":
-            return (logits[:, 0] - targets).square().sum() / (2 * spread)
+            return (logits[:, 0] - targets).square().sum() / (2 * variance)
         return F.cross_entropy(logits, targets.long(), reduction="sum")
 
-    found = _minimum(cost, torch.ones(2))
-    if (found < 0).any():  # of a convex cost: where one share is below 0, the best without it is at 0
-        found = _minimum(cost, (found >= 0).float())
+    found = _best_shares(cost, torch.ones(2))
+    if (found < 0).any():  # The cost is convex: if a share is negative, its best non-negative value is zero.
+        found = _best_shares(cost, (found >= 0).float())
     if not found.isfinite().all():
         return PRIOR
     first_share, second_share = found.clamp(min=0).tolist()
     return first_share, second_share
 
 
-def _minimum(cost: Callable[[Tensor], Tensor], free: Tensor) -> Tensor:
-    """The shares [2] with the lowest cost, that of their distance from `PRIOR` included; 0 where they are not free."""
+def _best_shares(cost: Callable[[Tensor], Tensor], free: Tensor) -> Tensor:
+    """Minimise the cost of the shares plus the penalty on their distance from `PRIOR`.
+
+    Args:
+        cost: Function of the shares [2].
+        free: 1 for each share that may vary, 0 for one that is fixed at zero, of shape [2].
+
+    Returns:
+        The best shares, of shape [2].
+    """
     prior = torch.tensor(PRIOR)
     shares = prior.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([shares], max_iter=50, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = cost(free * shares) + PRIOR_STRENGTH / 2 * (free * (shares - prior)).square().sum()
-        loss.backward()
-        return loss
+    def penalized() -> Tensor:
+        return cost(free * shares) + PRIOR_STRENGTH / 2 * (free * (shares - prior)).square().sum()
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+    minimize(penalized, [shares])
     return free * shares.detach()
 
 
 def _combined(regression: Head, trained: Head, shares: tuple[float, float]) -> Head:
-    """The wide head whose logits are the sum of both heads', each times its share."""
+    """Make the wide head whose logits are the sum of both heads' logits, each multiplied by its share."""
     features_size = regression.weight.shape[1]
     adapted, bias = trained.weight.cpu()[:, features_size:], trained.bias.cpu()
-    if not shares[1]:  # also where it is not finite
+    if not shares[1]:  # Zero times infinity or nan would be nan.
         adapted, bias = torch.zeros_like(adapted), torch.zeros_like(bias)
     weight = torch.cat([shares[0] * regression.weight, shares[1] * adapted], dim=1)
-    rounded = weight.half().float()  # so that a checkpoint can keep it in half the bytes and lose nothing
+    rounded = weight.half().float()  # so that a checkpoint can store the weight in float16 without loss
     weight = rounded if rounded.isfinite().all() else weight
     bias = shares[0] * regression.bias + shares[1] * bias
     return trained._replace(weight=weight, bias=bias)

@@ -6,8 +6,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,36 @@ class _TolerantLog(TrainerCallback):
 
 
 class TolerantProgress(_TolerantLog, ProgressCallback):
-    """The Trainer's progress bar and log, for terminals."""
+    """The Trainer's progress bar and log, for terminals; the bar ends when its terminal has gone."""
+
+    training_bar: Any
+
+    def on_train_begin(self, *arguments: Any, **options: Any) -> None:
+        """Show the bar."""
+        self.current_step = 0
+        with self._until_gone():
+            super().on_train_begin(*arguments, **options)
+
+    def on_step_end(self, *arguments: Any, **options: Any) -> None:
+        """Move the bar on."""
+        with self._until_gone():
+            if self.training_bar is not None:
+                super().on_step_end(*arguments, **options)
+
+    def on_train_end(self, *arguments: Any, **options: Any) -> None:
+        """Leave the bar as it is at the end."""
+        with self._until_gone():
+            if self.training_bar is not None:
+                super().on_train_end(*arguments, **options)
+
+    @contextmanager
+    def _until_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            if self.training_bar is not None:
+                self.training_bar.disable = True  # or else it would write once more when it is deleted
+            self.training_bar = None
 
 
 class TolerantPrinter(_TolerantLog, PrinterCallback):

@@ -1,0 +1,457 @@
+"""Fitting linear heads to fixed features.
+
+Every linear layer that is fitted in closed form or by a convex optimizer, rather than trained together with the
+adapters, is fitted in this module:
+
+- `fit_feature_head` fits the head of a trained task to the features of all its training rows.
+- `make_head` fits the head of a new task to the features of a few examples.
+- `few_shot_probe` and `standardized_regression` are the baselines that the library is compared with.
+
+All of them choose the strength of their L2 penalty from `RIDGE_STRENGTHS` or `LOGISTIC_PENALTIES`. The only exception
+is `standardized_regression`, whose inputs have another scale.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.dummy import DummyClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShuffleSplit
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
+from torch import Tensor
+
+from hyperadapters.config import Task
+from hyperadapters.errors import DataError
+from hyperadapters.heads.task_heads import Head, target_scale
+
+Array = np.ndarray[Any, Any]
+
+RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Candidates for the L2 penalty of a ridge regression, chosen by the leave-one-out error of the rows."""
+LOGISTIC_PENALTIES = (0.01, 0.1, 1.0, 10.0)
+"""Candidates for the L2 penalty of a logistic regression, that is for 1 / C of scikit-learn, chosen by the log loss of
+left-out rows."""
+DEFAULT_PENALTY = 0.1
+"""Penalty of `logistic_regression` where it cannot be chosen by cross-validation or where that would take too long."""
+DEFAULT_MEAN_PENALTY = 1.0
+"""The only penalty that `make_head` tries for very large tasks. It is larger than `DEFAULT_PENALTY` because it pulls
+the weight towards the class means, which are a good solution already, and not towards zero."""
+MEAN_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Candidates for the factor on the logits of `mean_head`."""
+STANDARDIZED_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
+"""Candidates for C = 1 / penalty of `standardized_regression`. They are smaller than those of `LOGISTIC_PENALTIES`
+because the squared norm of a standardised input is about d, and that of the inputs of a head is about 1 or 2."""
+
+FOLDS = 4
+"""Maximum number of folds in the cross-validation of `logistic_regression`."""
+FEW_SHOT_FOLDS = 3
+"""Maximum number of folds in the cross-validation of `make_head`."""
+MANY_ROWS = 1000
+"""Number of rows above which `logistic_regression` evaluates each penalty on one split instead of all folds."""
+MANY_LOGITS = 5_000_000
+"""Number of rows times labels above which `logistic_regression` uses `DEFAULT_PENALTY`."""
+FEW_SHOT_MANY_LOGITS = 2_000_000
+"""Number of rows times labels above which `make_head` evaluates `DEFAULT_MEAN_PENALTY` only, on one fold, so that a
+task with thousands of labels is fitted within seconds. It is lower than `MANY_LOGITS` because adding a task fits such a
+head for each of several folds, with and without the heads of other tasks."""
+MIN_VARIANCE = 1e-6
+"""Variance, in squared units of the inputs, below which rows are treated as identical."""
+
+
+class _Candidate(NamedTuple):
+    """A head, and the negative log-likelihood in nats of rows that were left out of its fit (None if none were)."""
+
+    head: Head
+    cost: float | None = None
+
+
+# Heads of trained tasks
+
+
+def fit_feature_head(
+    task: Task, inputs: Array, targets: Sequence[float], target_mean: float = 0.0, target_std: float = 1.0
+) -> Head:
+    """Fit the head of a task to the features of its training rows.
+
+    A classification task gets a logistic regression (see `logistic_regression`). A regression task gets a ridge
+    regression on its standardised targets; with a single row it gets a weight and a bias of zero, so that it predicts
+    the mean of the targets.
+
+    Args:
+        task: Task whose kind and labels determine the form of the head.
+        inputs: Features of the rows, of shape [N, F].
+        targets: Label index or number of each row, of length N.
+        target_mean: Mean of the targets of a regression task, in their units.
+        target_std: Standard deviation of the targets of a regression task, in their units.
+
+    Returns:
+        A head with a weight of shape [C, F] and a bias of shape [C], in float32 on the CPU.
+
+    Raises:
+        DataError: If a label of a classification task has no row.
+    """
+    if task.kind == "regression":
+        if len(targets) < 2:
+            return _numpy_head(np.zeros((1, inputs.shape[1])), np.zeros(1), target_mean, target_std)
+        ridge = _ridge(inputs, (np.array(targets) - target_mean) / target_std)
+        return _numpy_head(ridge.coef_[None], np.array([ridge.intercept_]), target_mean, target_std)
+    labels = [int(target) for target in targets]
+    present = set(labels)
+    if missing := [label for index, label in enumerate(task.labels) if index not in present]:
+        raise DataError(
+            f"task '{task.name}': expected a training example of each label, found none of {', '.join(missing)}; "
+            "add at least one of each"
+        )
+    found = logistic_regression(inputs, labels)
+    weight, bias = found.coef_, found.intercept_
+    if len(weight) == 1:  # scikit-learn has one output for two labels
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return _numpy_head(weight, bias)
+
+
+def _numpy_head(weight: Array, bias: Array, target_mean: float = 0.0, target_std: float = 1.0) -> Head:
+    return Head(
+        torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32), target_mean, target_std
+    )
+
+
+def logistic_regression(inputs: Array, labels: Sequence[int]) -> LogisticRegression:
+    """Fit a logistic regression whose L2 penalty is chosen by cross-validation.
+
+    The penalty is the one of `LOGISTIC_PENALTIES` with the lowest log loss in stratified cross-validation, with
+    `FOLDS` folds or as many as the rarest label has rows. With more than `MANY_ROWS` rows, one split that leaves a
+    quarter of the rows out takes the place of the folds. The penalty is `DEFAULT_PENALTY` if a label has only one row,
+    or if the number of rows times labels is above `MANY_LOGITS`.
+
+    Args:
+        inputs: Features of the rows, of shape [N, F].
+        labels: Label index of each row, of length N.
+
+    Returns:
+        The fitted scikit-learn estimator. Its outputs are the labels that occur, in ascending order.
+
+    Raises:
+        ValueError: If all rows have the same label.
+    """
+    counts = Counter(labels)
+    folds = min(FOLDS, min(counts.values()))
+    plain = LogisticRegression(C=1 / DEFAULT_PENALTY, max_iter=2000)
+    with _expected_warnings():
+        if folds < 2 or len(labels) * len(counts) > MANY_LOGITS:
+            return plain.fit(inputs, labels)
+        cv: Any = StratifiedKFold(folds, shuffle=True, random_state=0)
+        if len(labels) > MANY_ROWS:
+            cv = [_one_split(np.asarray(labels), folds)]
+        # In descending order, so that the largest of several equally good penalties is chosen.
+        strengths = [1 / penalty for penalty in reversed(LOGISTIC_PENALTIES)]
+        search = GridSearchCV(plain, {"C": strengths}, scoring="neg_log_loss", cv=cv)
+        found: LogisticRegression = search.fit(inputs, labels).best_estimator_
+    return found
+
+
+def _one_split(labels: Array, folds: int) -> tuple[Array, Array]:
+    """Split rows into a training and a validation part that both have all labels.
+
+    The validation part is a quarter of the rows. If a quarter lacks a label, because there are many labels or a rare
+    one, it is the first of the folds, each of which has a row of each label.
+
+    Args:
+        labels: Label index of each row, of shape [N].
+        folds: Number of folds; no label has fewer rows.
+
+    Returns:
+        The row indices of the training part and of the validation part.
+    """
+    num_labels = len(np.unique(labels))
+    if len(labels) >= 4 * num_labels:
+        quarter = StratifiedShuffleSplit(1, test_size=0.25, random_state=0)
+        kept, left_out = next(quarter.split(labels, labels))
+        if len(np.unique(labels[kept])) == len(np.unique(labels[left_out])) == num_labels:
+            return kept, left_out
+    kept, left_out = next(StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels))
+    return kept, left_out
+
+
+@contextmanager
+def _expected_warnings() -> Iterator[None]:
+    """Ignore scikit-learn's warnings about slow convergence and about many labels with few rows each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _ridge(inputs: Array, targets: Array) -> RidgeCV:
+    """Fit a ridge regression whose penalty has the lowest leave-one-out error."""
+    return RidgeCV(RIDGE_STRENGTHS).fit(inputs, targets)
+
+
+# Heads of new tasks
+
+
+def make_head(
+    task: Task,
+    inputs: Tensor | None,
+    targets: Sequence[int | float | str | None],
+    rows: Sequence[int],
+    fitted: bool = True,
+    seed: int = 0,
+    known: Sequence[Tensor] = (),
+) -> Head | None:
+    """Fit the head of a new task to a few examples.
+
+    A classification task starts from the class means (see `mean_head`). If `fitted` is True, a logistic regression is
+    fitted from there, with an L2 penalty on the distance from the start. Its penalty is the one of
+    `LOGISTIC_PENALTIES` with the highest likelihood of left-out rows, unless the start itself is better. With more
+    than `FEW_SHOT_MANY_LOGITS` rows times labels, `DEFAULT_MEAN_PENALTY` is the only candidate.
+
+    A regression task gets a ridge regression on its standardised targets, with one of `RIDGE_STRENGTHS`.
+
+    If weights of other tasks' heads are given, a second head is fitted whose inputs also contain the logits of those
+    heads, because a few examples rarely suffice to find their directions anew. The result is the mean of both heads,
+    weighted by the likelihood of left-out rows under each, so that heads of unrelated tasks have little influence.
+
+    Args:
+        task: Task whose kind and labels determine the form of the head.
+        inputs: Inputs of the head for all rows, of shape [N, F + d], or None for a model without heads.
+        targets: Label index or number of all rows, of length N.
+        rows: Indices of the rows to fit the head to. Each label needs at least one of them.
+        fitted: Whether the head of a classification task is fitted further than to the class means.
+        seed: Seed of the choice of left-out rows.
+        known: Weights of other tasks' heads, each of shape [C', F + d].
+
+    Returns:
+        A head with a weight of shape [C, F + d] and a bias of shape [C], or None if `inputs` is None.
+    """
+    if inputs is None:
+        return None
+    chosen = inputs[list(rows)].detach().float()
+    values = [targets[row] for row in rows]
+    head, cost = _make_head(task, chosen, values, fitted, seed)
+    directions = _scaled_directions(known, chosen)
+    if directions is None or cost is None:
+        return head
+    informed, informed_cost = _make_head(task, torch.cat([chosen, chosen @ directions.T], dim=1), values, fitted, seed)
+    if informed_cost is None or not math.isfinite(informed_cost):
+        return head
+    input_size, share = chosen.shape[1], float(torch.tensor(cost - informed_cost).sigmoid())
+    weight = informed.weight[:, :input_size] + informed.weight[:, input_size:] @ directions
+    return head._replace(
+        weight=(1 - share) * head.weight + share * weight, bias=(1 - share) * head.bias + share * informed.bias
+    )
+
+
+def _scaled_directions(known: Sequence[Tensor], inputs: Tensor) -> Tensor | None:
+    """Rescale weights so that their logits together have the variance of the inputs, in equal parts.
+
+    Args:
+        known: Weights of heads, each of shape [C', i].
+        inputs: Inputs of shape [N, i].
+
+    Returns:
+        The rescaled weights one below the other, or None if the logits of each are constant over the rows.
+    """
+    varied = [(weight, _variance(inputs @ weight.T)) for weight in known]
+    varied = [(weight, variance) for weight, variance in varied if variance > MIN_VARIANCE]
+    if not varied:
+        return None
+    each = _variance(inputs) / len(varied)
+    return torch.cat([weight * (each / variance) ** 0.5 for weight, variance in varied])
+
+
+def _variance(values: Tensor) -> float:
+    """Mean squared distance of rows [N, i] from their mean."""
+    return float((values - values.mean(dim=0)).square().sum(dim=1).mean())
+
+
+def _make_head(
+    task: Task, chosen: Tensor, values: Sequence[int | float | str | None], fitted: bool, seed: int
+) -> _Candidate:
+    if task.kind == "regression":
+        return _ridge_head(chosen, torch.tensor([float(value) for value in values]))  # type: ignore[arg-type]
+    labels = torch.tensor([int(value) for value in values], device=chosen.device)  # type: ignore[arg-type]
+    return _classification_head(chosen, labels, len(task.labels), fitted, seed)
+
+
+def _classification_head(chosen: Tensor, labels: Tensor, num_labels: int, fitted: bool, seed: int) -> _Candidate:
+    """Fit a head from the class means; a penalty of None stands for the class means themselves."""
+    start = mean_head(chosen, labels, num_labels)
+    groups = [(labels == label).nonzero()[:, 0].tolist() for label in range(num_labels)]
+    generator = random.Random(seed)
+    # The only row of a label is never left out.
+    shuffled = [generator.sample(group, len(group)) for group in groups if len(group) > 1]
+    if not fitted or not shuffled:
+        return _Candidate(start)
+    folds = min(FEW_SHOT_FOLDS, *map(len, shuffled))
+    is_large = len(labels) * num_labels > FEW_SHOT_MANY_LOGITS
+    losses = dict.fromkeys([None, DEFAULT_MEAN_PENALTY] if is_large else [None, *LOGISTIC_PENALTIES], 0.0)
+    for fold in range(1 if is_large else folds):
+        left_out = sorted(row for group in shuffled for row in group[fold::folds])
+        kept = sorted(set(range(len(labels))) - set(left_out))
+        head = mean_head(chosen[kept], labels[kept], num_labels)
+        for penalty in losses:
+            trained = head if penalty is None else _logistic_head(chosen[kept], labels[kept], head, penalty)
+            logits = F.linear(chosen[left_out], trained.weight, trained.bias)
+            losses[penalty] += float(F.cross_entropy(logits, labels[left_out], reduction="sum"))
+    losses = {penalty: loss for penalty, loss in losses.items() if math.isfinite(loss)} or {None: math.inf}
+    best = min(losses, key=losses.__getitem__)
+    head = start if best is None else _logistic_head(chosen, labels, start, best)
+    return _Candidate(head, losses[best])
+
+
+def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
+    r"""Make a nearest-class-mean classifier with calibrated logits.
+
+    With :math:`\mu_c` the mean of the inputs of label c and :math:`\mu` the mean of all :math:`\mu_c`, the logit of
+    label c for an input x is
+
+    .. math::
+        s \, (x - \mu)^\top (\mu_c - \mu) - \frac{s}{2} \, \lVert \mu_c - \mu \rVert^2 .
+
+    The differences between these logits are those of :math:`-\frac{s}{2} \lVert x - \mu_c \rVert^2`. The scale s is one
+    of `MEAN_SCALES` divided by the variance of the inputs around their class means: the one with the highest
+    likelihood of the rows, where each row is left out of the mean of its own label.
+
+    Args:
+        inputs: Inputs of shape [N, i].
+        labels: Label index of each row, of shape [N]. Each label needs at least one row.
+        num_labels: Number C of labels.
+
+    Returns:
+        A head with a weight of shape [C, i] and a bias of shape [C].
+    """
+    means, counts = _label_means(inputs, labels, num_labels)
+    spread = (inputs - means[labels]).square().sum() / max(1, len(inputs) - num_labels)
+    if spread < MIN_VARIANCE:  # With one row a label, the distance between labels is the only known scale.
+        spread = (means - means.mean(dim=0)).square().sum(dim=1).mean()
+    base = 1.0 / float(spread.clamp(min=1e-6))
+    if int(counts.min()) < 2:
+        return _mean_head(means, base)
+    without = (means[labels] * counts[labels, None] - inputs) / (counts[labels, None] - 1)
+    logits, middle = F.linear(inputs, *_mean_head(means, base)[:2]), means.mean(dim=0)
+    # Leaving a row out changes the mean of its label and so the middle, but the middle shifts all logits equally.
+    offsets = without - middle
+    own = base * (((inputs - middle) * offsets).sum(dim=1) - 0.5 * offsets.square().sum(dim=1))
+    logits = logits.scatter(1, labels[:, None], own[:, None])
+    likelihoods = {
+        scale: float((scale * logits).log_softmax(dim=1).gather(1, labels[:, None]).sum()) for scale in MEAN_SCALES
+    }
+    return _mean_head(means, base * max(likelihoods, key=likelihoods.__getitem__))
+
+
+def _label_means(inputs: Tensor, labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
+    """Compute the mean input [C, i] and the number of rows [C] of each label."""
+    counts = torch.bincount(labels, minlength=num_labels)
+    sums = inputs.new_zeros(num_labels, inputs.shape[1]).index_add_(0, labels, inputs)
+    return sums / counts.clamp(min=1)[:, None], counts
+
+
+def _mean_head(means: Tensor, scale: float) -> Head:
+    """Make the head of `mean_head` from the class means [C, i] and the scale s."""
+    middle = means.mean(dim=0)
+    offsets = means - middle
+    weight = scale * offsets
+    return Head(weight, -(weight @ middle) - 0.5 * scale * offsets.square().sum(dim=1))
+
+
+def _logistic_head(inputs: Tensor, labels: Tensor, start: Head, penalty: float) -> Head:
+    """Minimise the summed cross-entropy plus penalty / 2 times the squared distance of the weight from the start's."""
+    weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
+
+    def cost() -> Tensor:
+        loss = F.cross_entropy(F.linear(inputs, weight, bias), labels, reduction="sum")
+        return loss + penalty / 2 * (weight - start.weight).square().sum()
+
+    minimize(cost, [weight, bias])
+    return start._replace(weight=weight.detach(), bias=bias.detach())
+
+
+def _ridge_head(inputs: Tensor, targets: Tensor) -> _Candidate:
+    """Fit a ridge regression to standardised targets."""
+    mean, std = target_scale(targets.tolist())
+    if len(targets) < 2:
+        return _Candidate(Head(inputs.new_zeros(1, inputs.shape[1]), inputs.new_zeros(1), mean, std))
+    middle = inputs.mean(dim=0)
+    found = _ridge((inputs - middle).cpu().numpy(), ((targets - mean) / std).numpy())
+    weight = torch.as_tensor(found.coef_, dtype=torch.float32, device=inputs.device)[None]
+    bias = torch.as_tensor([found.intercept_], dtype=torch.float32, device=inputs.device) - weight @ middle
+    # For normally distributed errors. The score is minus the mean squared leave-one-out error.
+    cost = len(targets) / 2 * math.log(max(-found.best_score_, MIN_VARIANCE))
+    return _Candidate(Head(weight, bias, mean, std), cost)
+
+
+def minimize(cost: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:
+    """Minimise a convex differentiable cost with L-BFGS, also inside `torch.no_grad`.
+
+    Args:
+        cost: Function that computes the cost, a scalar, from the present values of the parameters.
+        parameters: Leaf tensors that require gradients; they are changed in place.
+    """
+    optimizer = torch.optim.LBFGS(list(parameters), max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = cost()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+
+
+# Baselines
+
+
+def few_shot_probe(features: Array, labels: Sequence[int], inputs: Array) -> list[int]:
+    """Fit a logistic regression to a few examples and predict the labels of other inputs.
+
+    All features are scaled to unit norm first. `logistic_regression` says how the penalty is chosen. If all examples
+    have the same label, that label is predicted for each input.
+
+    Args:
+        features: Features of the examples, of shape [N, F].
+        labels: Label index of each example, of length N.
+        inputs: Features of the inputs to classify, of shape [M, F].
+
+    Returns:
+        The predicted label index of each input, of length M.
+    """
+    if len(set(labels)) == 1:
+        return [labels[0]] * len(inputs)
+    answers: list[int] = logistic_regression(normalize(features), labels).predict(normalize(inputs)).tolist()
+    return answers
+
+
+def standardized_regression(features: Array, targets: Array, strength: float, is_regression: bool) -> Pipeline:
+    """Fit a logistic or ridge regression to features with zero mean and unit variance.
+
+    Args:
+        features: Features of the training rows, of shape [N, F]; they are standardised here.
+        targets: Label index or number of each row, of shape [N].
+        strength: Inverse of the L2 penalty, C of scikit-learn.
+        is_regression: Whether the targets are numbers. Otherwise they are label indices; if all of them are equal, the
+            pipeline predicts that label.
+
+    Returns:
+        The fitted scikit-learn pipeline of scaler and regression, in this order.
+    """
+    if is_regression:
+        regressor: Any = Ridge(1.0 / strength)
+    elif len(np.unique(targets)) == 1:
+        regressor = DummyClassifier()
+    else:
+        regressor = LogisticRegression(C=strength, max_iter=2000)
+    with _expected_warnings():
+        return make_pipeline(StandardScaler(), regressor).fit(features, targets)

@@ -1,0 +1,181 @@
+"""The inputs of a forward pass, checked where they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from hyperadapters.config import BackboneKind, Task
+from hyperadapters.core import Reduction
+from hyperadapters.errors import TaskError, unknown_name
+
+
+def prepare_inputs(
+    kind: BackboneKind,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Collect the inputs that a backbone and its heads read.
+
+    The arguments besides `kind` are those of `HyperAdapterModel.forward`.
+
+    Args:
+        kind: Kind of the backbone; `token_type_ids` and `sequence_ids` are for encoders and left out for others.
+
+    Returns:
+        The inputs by name, all [B, S], with an attention mask.
+
+    Raises:
+        TaskError: `input_ids` are not token ids [B, S], or another input has another shape.
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "prompt_mask": prompt_mask}
+    if kind == "encoder":
+        inputs.update(token_type_ids=token_type_ids, sequence_ids=sequence_ids)
+    given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+    _check_inputs(given)
+    given.setdefault("attention_mask", torch.ones_like(input_ids))
+    if prompt_mask is not None:
+        given["prompt_mask"] = prompt_mask * given["attention_mask"]
+    return given
+
+
+def _check_inputs(inputs: Mapping[str, Tensor]) -> None:
+    """Raise TaskError unless `input_ids` are integers [B, S], and all other inputs are tensors of their shape."""
+    ids = inputs["input_ids"]
+    is_tensor = isinstance(ids, Tensor)
+    if not is_tensor or ids.dtype not in (torch.long, torch.int) or ids.ndim != 2 or ids.shape[1] == 0:
+        found = f"{ids.dtype} of shape {tuple(ids.shape)}" if is_tensor else f"a {type(ids).__name__}"
+        raise TaskError(f"input_ids: expected token ids of shape [rows, tokens], found {found}")
+    for name, tensor in inputs.items():
+        if not isinstance(tensor, Tensor) or tensor.shape != ids.shape:
+            found = str(tuple(tensor.shape)) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise TaskError(f"{name}: expected the shape {tuple(ids.shape)} of input_ids, found {found}")
+
+
+def check_task_ids(task_ids: Tensor | None, rows: int, num_tasks: int, has_labels: bool) -> None:
+    """Check the task ids of a batch.
+
+    Args:
+        task_ids: [B], or None.
+        rows: Number B of rows.
+        num_tasks: Number of tasks of the model.
+        has_labels: Whether labels were given.
+
+    Raises:
+        TaskError: There are no rows; labels come without task ids; or the task ids have another shape or type, or are
+            out of range.
+    """
+    if rows == 0:
+        raise TaskError("expected at least one row in the batch, found none")
+    if task_ids is None:
+        if has_labels:
+            raise TaskError("labels need task_ids: a loss is not computed for tasks that were guessed")
+        return
+    if not isinstance(task_ids, Tensor) or task_ids.dtype != torch.long or task_ids.shape != (rows,):
+        found = f"{task_ids.dtype} of shape {tuple(task_ids.shape)}" if isinstance(task_ids, Tensor) else repr(task_ids)
+        raise TaskError(f"task_ids: expected a LongTensor of shape ({rows},), one task a row; found {found}")
+    low, high = int(task_ids.min()), int(task_ids.max())
+    if low < 0 or high >= num_tasks:
+        raise TaskError(
+            f"task_ids: expected 0 to {num_tasks - 1} ({num_tasks} tasks), found {low if low < 0 else high}"
+        )
+
+
+def check_labels(
+    labels: Tensor,
+    input_ids: Tensor,
+    task_ids: Tensor,
+    tasks: Sequence[Task],
+    kind: BackboneKind,
+    num_embeddings: int | None,
+) -> None:
+    """Check the labels of a batch.
+
+    Args:
+        labels: See `HyperAdapterModel.forward`.
+        input_ids: [B, S].
+        task_ids: Task of each row [B].
+        tasks: The tasks of the model.
+        kind: Kind of the backbone.
+        num_embeddings: Number of token ids that the backbone has embeddings for; None if it is not known.
+
+    Raises:
+        TaskError: The labels have another shape or type, or one is out of range.
+    """
+    rows, text_to_text = len(input_ids), kind != "encoder"
+    expected = f"token ids of shape ({rows}, T), T at least 1" if text_to_text else f"a tensor of shape ({rows},)"
+    found = f"shape {tuple(labels.shape)}, {labels.dtype}" if isinstance(labels, Tensor) else repr(labels)
+    fits = isinstance(labels, Tensor) and labels.shape[:1] == (rows,) and labels.ndim == (2 if text_to_text else 1)
+    if not fits or 0 in labels.shape or labels.dtype == torch.bool or (text_to_text and labels.is_floating_point()):
+        raise TaskError(f"labels: expected {expected}, found {found}")
+    if not text_to_text:
+        _check_label_values(labels, task_ids, tasks)
+        return
+    if kind == "decoder" and labels.shape != input_ids.shape:
+        raise TaskError(
+            f"labels: expected the shape {tuple(input_ids.shape)} of input_ids, which hold input and answer of a "
+            f"language model, with -100 for what is no answer; found {tuple(labels.shape)}"
+        )
+    check_token_ids("labels", labels, num_embeddings)
+
+
+def _check_label_values(labels: Tensor, task_ids: Tensor, tasks: Sequence[Task]) -> None:
+    for row, (label, task_id) in enumerate(zip(labels.tolist(), task_ids.tolist(), strict=True)):
+        task = tasks[task_id]
+        is_index = 0 <= label < len(task.labels) and label == int(label)
+        if not (isfinite(label) if task.kind == "regression" else is_index):
+            expected = "a finite number" if task.kind == "regression" else f"an index from 0 to {len(task.labels) - 1}"
+            raise TaskError(f"labels[{row}]: expected {expected} for task '{task.name}', found {label}")
+
+
+def check_token_ids(name: str, ids: Tensor, num_embeddings: int | None) -> None:
+    """Check that a backbone has embeddings for token ids.
+
+    Args:
+        name: Name of the argument: "input_ids" or "labels", which may also be -100.
+        ids: [B, S].
+        num_embeddings: Number of embeddings; None if it is not known.
+
+    Raises:
+        TaskError: An id is out of range.
+    """
+    wrong = ids < 0 if num_embeddings is None else (ids < 0) | (ids >= num_embeddings)
+    if name == "labels":
+        wrong &= ids != -100
+    if bool(wrong.any()):
+        row, place = wrong.nonzero()[0].tolist()
+        below = "" if num_embeddings is None else f" to {num_embeddings - 1}, which the backbone has embeddings for"
+        ignored = "-100 or " if name == "labels" else ""
+        raise TaskError(f"{name}[{row}, {place}]: expected {ignored}a token id from 0{below}; found {ids[row, place]}")
+
+
+def check_loss_settings(label_smoothing: float, reduction: str) -> None:
+    """Check the settings of the task loss.
+
+    Args:
+        label_smoothing: From 0 to 1.
+        reduction: "mean" or "sum".
+
+    Raises:
+        TaskError: One of them is something else.
+    """
+    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
+        raise TaskError(f"label_smoothing: expected a number from 0 to 1, found {label_smoothing!r}")
+    if reduction not in get_args(Reduction):
+        raise TaskError(unknown_name("reduction", str(reduction), get_args(Reduction)))
+
+
+def before_labels(labels: Tensor) -> Tensor:
+    """Return 1 for the tokens before the first label of a row, and 0 for the others [B, S].
+
+    Args:
+        labels: Token ids [B, S], -100 except for the answer.
+    """
+    return ((labels != -100).cumsum(dim=1) == 0).long()
