@@ -141,7 +141,7 @@ def test_export_writes_a_task(cli: Cli, run: Path, lora_run: Path, tmp_path: Pat
 def test_export_says_what_serving_engines_would_not_take(cli: Cli, lora_run: Path, tmp_path: Path) -> None:
     result = cli("export", lora_run, "--task", "mood", "--format", "peft-lora", "--output", tmp_path / "out")
     assert result.err == (
-        "note: vLLM and LoRAX serve LoRAs of decoder-only language models; this backbone is an encoder\n"
+        "note: vLLM and LoRAX only serve LoRAs of decoder-only language models; this backbone is an encoder\n"
     )
 
 

@@ -290,7 +290,7 @@ def test_an_unknown_task_is_named_with_the_nearest_one(tmp_path: Path) -> None:
 
 
 def test_text_to_text_backbones_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="for encoder backbones, which answer with a head"):
+    with pytest.raises(ExportError, match="for encoder backbones, which have task heads"):
         export_onnx(make_paper("t5"), "size", tmp_path / "out")
 
 

@@ -91,7 +91,7 @@ def main(folder: Path) -> None:
     add_new(whole)
     whole.rename_task("new", "type")
     write(folder / "bert-added-backbone", "bert", whole, "type")
-    for head_inputs in ("texts", "text"):
+    for head_inputs in ("pair_features", "text_features"):
         plus = stirred(make_plus(head_inputs=head_inputs))
         for task in PAIR_TASKS:
             write(folder / f"bert-plus-{head_inputs}-{task.name}", "bert", plus, task.name)
