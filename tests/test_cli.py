@@ -671,7 +671,7 @@ def test_evaluate_refuses_a_split_without_rows(cli: Cli, tmp_path: Path, run: Pa
     path = run / "resolved_recipe.yaml"
     path.write_text(path.read_text().replace("../data/{split}.jsonl", "{train: ../data/train.jsonl}"))
     result = cli("evaluate", run, "--output", tmp_path / "scores.json")
-    assert_refused(result, "has no test rows")
+    assert_refused(result, "expected test rows in the recipe")
     assert not (tmp_path / "scores.json").exists()
 
 

@@ -38,10 +38,10 @@ def features(model: Any, given: dict[str, Tensor], head: dict[str, Any], output:
         return alone(model, given["input_ids"], mask)
     u = alone(model, given["text_ids"], given["text_mask"])
     if "text_pair_ids" not in given:
-        return u if kind == "text" else F.pad(u, (0, u.shape[1] + 1))
+        return u if kind == "text_features" else F.pad(u, (0, u.shape[1] + 1))
     v = alone(model, given["text_pair_ids"], given["text_pair_mask"])
     both, apart, product = F.normalize(u + v, dim=-1), (u - v).abs(), (u * v).sum(dim=1, keepdim=True)
-    return both if kind == "text" else torch.cat([both, apart, product], dim=1)
+    return both if kind == "text_features" else torch.cat([both, apart, product], dim=1)
 
 
 def encoder_logits(model: Any, given: dict[str, Tensor], folder: Path, head: dict[str, Any]) -> Tensor:
