@@ -217,7 +217,7 @@ def test_tasks_that_swap_their_names_are_not_scored_on_the_data_of_each_other(
     assert_refused(cli("evaluate", run), "none of the tasks that its recipe describes")
 
     model = HyperAdapterModel.from_pretrained(run)
-    assert model.task_table.task_table.renamed == {"mood": "colour", "colour": "mood"}
+    assert model.task_table.renamed == {"mood": "colour", "colour": "mood"}
     for name, new_name in (("mood", "x"), ("colour", "mood"), ("place", "here")):
         model.rename_task(name, new_name)
     model.save_pretrained(run)
@@ -226,7 +226,7 @@ def test_tasks_that_swap_their_names_are_not_scored_on_the_data_of_each_other(
     assert "mood" in result.out
     assert [line.split("'")[1] for line in result.err.splitlines()] == ["colour", "here", "x"]
     model.remove_task("x")
-    assert model.task_table.task_table.renamed == {"here": "place"}
+    assert model.task_table.renamed == {"here": "place"}
 
 
 @pytest.mark.parametrize("command", ["add-task", "refit-task", "remove-task", "rename-task"])

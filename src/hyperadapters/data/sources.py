@@ -365,7 +365,7 @@ def _csv_cells(path: Path, delimiter: str) -> Iterator[Cells]:
             yield line
 
     rows = csv.reader(taking(), delimiter=delimiter, strict=True)
-    width, warned = 0, False
+    num_columns, warned = 0, False
     while True:
         start = rows.line_num + 1
         taken.clear()
@@ -375,8 +375,8 @@ def _csv_cells(path: Path, delimiter: str) -> Iterator[Cells]:
             raise DataError(f"{path}, line {start}: {_csv_fault(str(error), start, rows.line_num)}") from None
         if cells is None:
             return
-        width = width or len(cells)
-        if not warned and len(taken) > 1 and all(line.count(delimiter) == width - 1 for line in taken):
+        num_columns = num_columns or len(cells)
+        if not warned and len(taken) > 1 and all(line.count(delimiter) == num_columns - 1 for line in taken):
             warned = True
             logger.warning(
                 "%s, line %d: a quotation mark opens a cell that ends in line %d; these lines are read as one row. "
