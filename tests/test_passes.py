@@ -49,7 +49,8 @@ def test_a_batch_runs_as_the_models_forward_does(kind: str, settings: dict[str, 
 
     def choose(features: Tensor) -> BatchState:
         pooled.append(features)
-        return model.choose(batch["task_ids"], model.retrieve(features), "nearest")[1]
+        _, weights, grouping = model.method.select(batch["task_ids"], model.method.instance_vectors(features))
+        return BatchState(weights, grouping)
 
     decoder_input_ids = runner.default_decoder_input_ids(batch["labels"])
     output, lower = runner.run_batch(inputs, choose, decoder_input_ids)
@@ -73,7 +74,8 @@ def test_an_encoder_whose_hidden_states_were_not_kept_runs_again_if_they_are_ask
     model, runner, batch, inputs = _parts("t5")
 
     def choose(features: Tensor) -> BatchState:
-        return model.choose(batch["task_ids"], model.retrieve(features), "nearest")[1]
+        _, weights, grouping = model.method.select(batch["task_ids"], model.method.instance_vectors(features))
+        return BatchState(weights, grouping)
 
     given = runner.forward_lower_layers(inputs)
     ids = runner.default_decoder_input_ids(batch["labels"])

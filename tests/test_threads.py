@@ -57,7 +57,7 @@ def same(found: list[Any], expected: list[Any]) -> bool:
 
 
 def modes_and_state(model: HyperAdapterModel) -> tuple[Any, ...]:
-    return [module.training for module in model.modules()], model.passes._active._state, model._adapter_source
+    return [module.training for module in model.modules()], model.passes._active._state, model.method._adapter_source
 
 
 @pytest.mark.parametrize("one_predictor", [True, False])

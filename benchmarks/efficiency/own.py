@@ -176,7 +176,7 @@ class OwnLearner(Learner):
     def _run(self, examples: Sequence[Example], labels: Tensor | None = None) -> HyperAdapterOutput:
         inputs, task_ids = self._texts.batch(examples), self._task_ids(examples)
         output: HyperAdapterOutput = self.model(
-            **inputs, task_ids=task_ids, labels=labels, frozen=self._frozen(examples)
+            **inputs, task_ids=task_ids, labels=labels, frozen_output=self._frozen(examples)
         )
         return output
 

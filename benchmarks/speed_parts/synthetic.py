@@ -53,7 +53,7 @@ def steps(setting: Setting) -> Iterator[Row]:
         _update(nn.functional.cross_entropy(head(pooled), labels.long()), peft_optimizer)
 
     functions: dict[str, Callable[[], Any]] = {
-        "kept": lambda: _update(model(**told, frozen=prefix(range(setting.rows), batch)).loss, optimizer),
+        "kept": lambda: _update(model(**told, frozen_output=prefix(range(setting.rows), batch)).loss, optimizer),
         "anew": lambda: _update(model(**told).loss, optimizer),
         "peft": peft_step,
     }
