@@ -99,7 +99,7 @@ def _draw_map(run: Run, path: Path) -> None:
 
 
 def _print_comparison(comparison: dict[str, Any], console: Console) -> None:
-    table = Table(title="Accuracy on test rows in per cent")
+    table = Table(title="Accuracy on test rows, per cent")
     table.add_column("task")
     for title in ("majority class", "linear probe", "PHA"):
         table.add_column(title, justify="right")
