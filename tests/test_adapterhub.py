@@ -197,13 +197,15 @@ def test_the_model_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_normed_inputs_are_refused_with_the_setting_that_makes_tasks_exportable(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"layer-normed input .* train with .* model.adapter_norm_input: false"):
+    with pytest.raises(ExportError, match=r"after the layer norm.* train with .* model.adapter_norm_input: false"):
         export_adapterhub(make_model("t5"), "mood", tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
 def test_another_form_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"bottlenecks, and this model's are of form 'lora'; export to PEFT"):
+    with pytest.raises(
+        ExportError, match=r"form 'bottleneck', but those of this model have form 'lora'; export to PEFT"
+    ):
         export_adapterhub(make_form("bert", "lora"), "mood", tmp_path / "out")
 
 

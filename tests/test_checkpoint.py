@@ -168,7 +168,7 @@ def test_several_that_save_to_one_folder_leave_one_of_their_states_and_readers_f
 def test_a_save_that_fails_is_not_the_folder_of_the_model(tmp_path: Path) -> None:
     model = make_model("bert")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="the folder cannot be made"):
+    with pytest.raises(OutputError, match="the folder cannot be created"):
         model.save_pretrained(tmp_path / "file" / "run")
     assert model.folder is None
     (tmp_path / "made").mkdir()
@@ -199,9 +199,7 @@ def test_a_token_without_an_embedding_is_refused_by_name(kind: str, tmp_path: Pa
     model = _from_folder(tmp_path / kind, kind)
     model.tokenizer.add_tokens(["unused", "neu"])
     list(Predictor(model)(["good w1"], task="mood"))  # only what occurs has to be there
-    message = (
-        rf"the token 'neu' with id {len(VOCABULARY) + 1}, .* ids below {len(VOCABULARY)}: .*resize_token_embeddings"
-    )
+    message = rf"the token 'neu' of the tokenizer has id {len(VOCABULARY) + 1}, .* ids below {len(VOCABULARY)}; .*resize_token_embeddings"
     with pytest.raises(BackboneError, match=message):
         list(Predictor(model)(["good neu"], task="mood"))
     rows = [{"text": "neu", "label": "bad"}, {"text": "w1", "label": "good"}] * 4
@@ -217,7 +215,7 @@ def test_a_label_without_an_embedding_is_refused_by_name(tmp_path: Path) -> None
     model.tokenizer.add_tokens(["neu"])
     labels = HyperAdapterModel(tiny_backbone("t5"), [Task.classification("new", ["neu", "good"])], ModelConfig())
     labels.tokenizer = model.tokenizer
-    with pytest.raises(BackboneError, match="makes the token 'neu'"):
+    with pytest.raises(BackboneError, match="the token 'neu' of the tokenizer"):
         labels.collator([Example(0, "good", None, 0)])
 
 

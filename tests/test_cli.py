@@ -141,7 +141,7 @@ def test_export_writes_a_task(cli: Cli, run: Path, lora_run: Path, tmp_path: Pat
 def test_export_says_what_serving_engines_would_not_take(cli: Cli, lora_run: Path, tmp_path: Path) -> None:
     result = cli("export", lora_run, "--task", "mood", "--format", "peft-lora", "--output", tmp_path / "out")
     assert result.err == (
-        "note: vLLM and LoRAX serve LoRAs of decoder-only language models; this backbone is an encoder\n"
+        "note: vLLM and LoRAX only serve LoRAs of decoder-only language models; this backbone is an encoder\n"
     )
 
 
@@ -336,7 +336,7 @@ def test_train_refuses_labels_in_the_data_that_do_not_fit_the_metric(cli: Cli, t
     values = yaml.safe_load(recipe.read_text())
     values["tasks"][0] |= {"labels": [], "metrics": ["f1"]}
     result = cli("train", write_recipe(recipe, **values), "--output", tmp_path / "out")
-    assert_refused(result, "f1 needs two labels, found 3: use macro_f1")
+    assert_refused(result, "f1 requires two labels, found 3; use macro_f1")
     assert not (tmp_path / "out").exists()
 
 
@@ -604,11 +604,11 @@ def test_predict_refuses_an_unknown_task(cli: Cli, tmp_path: Path, run: Path, te
         ('{"text": "a"}\n{"text": "b", "task": "mod"}\n', ["line 2: Unknown task 'mod'. Did you mean 'mood'?"]),
         ('{"text": "a", "task": ["mood"]}\n', ["line 1: Unknown task"]),
         ('{"sentence": "a"}\n', ["line 1: no column 'text'. Found: sentence."]),
-        ('{"text": "a"}\n{"text": 3}\n', ["line 2: expected a text in 'text', found 3"]),
-        ('{"text": "a", "text_pair": 3}\n', ["line 1: expected a text in 'text_pair', found 3"]),
-        ('{"text": "a"}\nb\n', ["line 2: expected one JSON object a line"]),
+        ('{"text": "a"}\n{"text": 3}\n', ["line 2: expected a string in 'text', found 3"]),
+        ('{"text": "a", "text_pair": 3}\n', ["line 1: expected a string in 'text_pair', found 3"]),
+        ('{"text": "a"}\nb\n', ["line 2: expected a JSON object on each line"]),
         ('{"text": "half \\ud83d"}\n', ["line 1: 'text' is not valid Unicode"]),
-        ("", ["no rows; expected at least one"]),
+        ("", ["expected at least one row, found none"]),
     ],
 )
 def test_predict_refuses_wrong_rows(
@@ -639,7 +639,7 @@ def test_predict_refuses_an_output_in_a_folder_that_does_not_exist(
     cli: Cli, tmp_path: Path, run: Path, texts: Path
 ) -> None:
     result = cli("predict", run, "--input", texts, "--output", tmp_path / "gone" / "answers.jsonl")
-    assert_refused(result, "gone does not exist; make it first")
+    assert_refused(result, "gone does not exist; create it first")
     assert not (tmp_path / "gone").exists()
 
 
@@ -671,7 +671,7 @@ def test_evaluate_refuses_a_split_without_rows(cli: Cli, tmp_path: Path, run: Pa
     path = run / "resolved_recipe.yaml"
     path.write_text(path.read_text().replace("../data/{split}.jsonl", "{train: ../data/train.jsonl}"))
     result = cli("evaluate", run, "--output", tmp_path / "scores.json")
-    assert_refused(result, "has no test rows")
+    assert_refused(result, "expected test rows in the recipe")
     assert not (tmp_path / "scores.json").exists()
 
 

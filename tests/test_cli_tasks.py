@@ -83,7 +83,7 @@ def test_an_added_task_is_reported_saved_and_answers(
     result = cli("add-task", run, "--name", "place", "--examples", examples, "--fit", fit)
     assert result.code == 0
     assert ("the other tasks of this run will change" in result.err) == (fit == "shared")
-    assert "'place': 3 examples, started from nearest" in result.out
+    assert "'place': 3 examples, initialised with nearest" in result.out
     similar = ", ".join(f"{known.task} ({known.similarity:.3f})" for known in expected.neighbours)
     assert f"most similar tasks: {similar}\n" in result.out
     stopping = "none" if fit == "none" else "leave-one-out"
@@ -150,7 +150,7 @@ def test_kind_metric_and_subset_are_those_asked_for(cli: Cli, tmp_path: Path, ru
     options = ["--kind", "regression", "--metric", "spearman", "--k-per-label", "4", "--fit", "none", "--seed", "1"]
     result = cli("add-task", run, "--name", "price", "--examples", rows, "--init", "random", *options)
     assert result.code == 0
-    assert "'price': 4 examples, started from random" in result.out
+    assert "'price': 4 examples, initialised with random" in result.out
     assert HyperAdapterModel.from_pretrained(run).tasks[2] == Task.regression("price", metrics=["spearman"])
 
 
@@ -169,7 +169,7 @@ def test_a_refitted_task_keeps_its_place(cli: Cli, tmp_path: Path, run: Path) ->
     rows = write_examples(tmp_path / "rows.jsonl", ROWS["train"][:3])
     result = cli("refit-task", run, "--name", "mood", "--examples", rows)
     assert result.code == 0
-    assert "'mood': 3 examples, started from current" in result.out
+    assert "'mood': 3 examples, initialised with current" in result.out
     assert "most similar tasks: colour (" in result.out
     assert names_in(run) == ["mood", "colour"]
 
@@ -281,13 +281,13 @@ def test_a_task_that_cannot_be_is_refused(
         ('{"text": "a", "lable": "in"}\n', ["examples.jsonl, line 1: no column 'label'. Did you mean 'lable'?"]),
         (
             '{"text": "a", "label": "in"}\n{"text": 3, "label": "out"}\n',
-            ["examples.jsonl, line 2: expected a text in 'text', found 3"],
+            ["examples.jsonl, line 2: expected a string in 'text', found 3"],
         ),
         (
             '{"text": "a", "label": "in"}\n{"text": "b", "label": null}\n',
             ["examples.jsonl, line 2: expected a label, found None"],
         ),
-        ('{"text": "a", "label": "in"}\nb\n', ["examples.jsonl, line 2: expected one JSON object a line"]),
+        ('{"text": "a", "label": "in"}\nb\n', ["examples.jsonl, line 2: expected a JSON object on each line"]),
         (
             '{"text": "a", "label": "in"}\n{"text": "b", "label": "\\ud83d"}\n',
             ["examples.jsonl, line 2: ", "not valid Unicode"],

@@ -79,6 +79,53 @@ def test_unknown_key_that_resembles_nothing_gets_no_suggestion() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "place", "name"),
+    [
+        ({"tasks": [one_task(label_words={"no": "0"})]}, "tasks.0.label_words", "verbalizer"),
+        ({"tasks": [one_task(source={"path": "x", "cut": {}})]}, "tasks.0.source.cut", "held_out"),
+        ({"model": {"prototypes_per_task": 3}}, "model.prototypes_per_task", "centroids_per_task"),
+        (
+            {"model": {"modules": {"layers": "h", "feed_forward": "mlp", "width": 8}}},
+            "model.modules.width",
+            "hidden_size",
+        ),
+    ],
+)
+def test_key_of_an_earlier_version_is_named_with_its_new_name(changes: dict[str, Any], place: str, name: str) -> None:
+    assert f"  {place}: this key was renamed; use '{name}' instead" in faults_of(**changes)
+
+
+@pytest.mark.parametrize(("value", "name"), [("text", "text_features"), ("texts", "pair_features")])
+def test_value_of_an_earlier_version_is_named_with_its_new_name(value: str, name: str) -> None:
+    expected = f"  model.head_inputs: the value '{value}' was renamed; use '{name}' instead"
+    assert faults_of(model={"head_inputs": value}) == ["Recipe: 1 fault(s)", expected]
+
+
+def test_renamed_key_is_reported_together_with_other_faults() -> None:
+    faults = faults_of(model={"prototypes_per_task": 3, "adapter_dim": 0}, sed=1)
+    assert [fault.split(":")[0].strip() for fault in faults[1:]] == [
+        "model.adapter_dim",
+        "model.prototypes_per_task",
+        "sed",
+    ]
+
+
+def test_renamed_key_is_only_known_where_its_new_name_is() -> None:
+    assert "  data.width: unknown key." in faults_of(data={"width": 8})
+
+
+def test_fields_given_from_python_are_named_with_their_new_names() -> None:
+    with pytest.raises(ValidationError, match="this key was renamed; use 'centroids_per_task' instead"):
+        ModelConfig(prototypes_per_task=3)  # type: ignore[call-arg]
+    with pytest.raises(ValidationError, match="the value 'texts' was renamed; use 'pair_features' instead"):
+        ModelConfig(head_inputs="texts")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="this key was renamed; use 'verbalizer' instead"):
+        Task(name="mood", labels=("no", "yes"), label_words={"no": "0", "yes": "1"})  # type: ignore[call-arg]
+    with pytest.raises(TaskError, match="label_words: this key was renamed; use 'verbalizer' instead"):
+        Task.classification("mood", ["no", "yes"], label_words={"no": "0", "yes": "1"})
+
+
+@pytest.mark.parametrize(
     ("changes", "place", "found"),
     [
         ({"seed": "many"}, "seed", "'many'"),
@@ -188,7 +235,7 @@ def test_metric_of_the_wrong_kind_is_named_with_the_known_ones() -> None:
 
 
 def test_f1_of_three_labels_is_refused() -> None:
-    with pytest.raises(TaskError, match="f1 needs two labels, found 3: use macro_f1"):
+    with pytest.raises(TaskError, match="f1 requires two labels, found 3; use macro_f1"):
         Task.classification("mood", ["a", "b", "c"], metrics=["f1"])
 
 
@@ -244,12 +291,12 @@ def test_template_that_leaves_out_a_field_is_refused() -> None:
         Task.text_to_text("mood", fields=["text", "text_pair"], template="only {text}")
 
 
-def test_label_words_must_cover_the_labels() -> None:
-    with pytest.raises(TaskError, match=r"verbalizer must have one word for each of \['no', 'yes'\]"):
+def test_verbalizer_must_cover_the_labels() -> None:
+    with pytest.raises(TaskError, match=r"verbalizer must have one text for each of \['no', 'yes'\]"):
         Task.classification("mood", ["no", "yes"], verbalizer={"no": "0"})
 
 
-def test_label_words_that_cannot_be_told_apart_are_refused() -> None:
+def test_verbalizer_with_equal_texts_is_refused() -> None:
     with pytest.raises(TaskError, match="verbalizer"):
         Task.classification("mood", ["no", "yes"], verbalizer={"no": "0", "yes": "0"})
 
@@ -312,7 +359,7 @@ def test_source_with_two_origins_is_refused() -> None:
 
 @pytest.mark.parametrize("extra", [{"subset": "sst2"}, {"splits": {"train": "train"}}])
 def test_settings_of_a_data_set_need_one(extra: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match="subset and splits belong to dataset, which is not given"):
+    with pytest.raises(RecipeError, match="subset and splits are only for dataset, which is not given"):
         parse(Source, {"path": "a.jsonl", **extra})
 
 
@@ -516,8 +563,8 @@ def test_override_may_contain_equals_signs(recipe_file: Path) -> None:
     ("override", "message"),
     [
         ("seed", r"override 'seed': expected key\.of\.setting=value"),
-        ("seed.deep=1", "override 'seed.deep=1': 'seed' holds no settings"),
-        ("tasks.0.name=x", "'tasks' holds no settings"),
+        ("seed.deep=1", "override 'seed.deep=1': 'seed' has a value and no settings"),
+        ("tasks.0.name=x", "'tasks' has a value and no settings"),
         ("modle.adapter_dim=3", r"modle: unknown key\. Did you mean 'model'\?"),
         ("data.n_trian=3", r"data\.n_trian: unknown key\. Did you mean 'n_train'\?"),
         ("seed=soon", r"seed: .*found 'soon'"),
@@ -558,9 +605,9 @@ def test_enumerated_values_get_a_suggestion() -> None:
 
 
 def test_settings_of_another_kind_of_task_are_refused() -> None:
-    with pytest.raises(TaskError, match="step belongs to a regression task"):
+    with pytest.raises(TaskError, match="a step is only for regression tasks"):
         Task.classification("a", ["x", "y"], step=0.5)
-    with pytest.raises(TaskError, match="verbalizer belong to a classification task"):
+    with pytest.raises(TaskError, match="a verbalizer is only for classification tasks"):
         Task.regression("a", verbalizer={"x": "y"})
 
 
@@ -626,8 +673,8 @@ def test_recipe_is_the_same_when_dumped_and_parsed(mode: Literal["python", "json
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"path": "a.jsonl", "delimiter": ";"}, "delimiter belongs to a path that ends in .csv or .tsv"),
-        ({"demo": "message_spam", "delimiter": ";"}, "delimiter belongs to a path that ends in .csv or .tsv"),
+        ({"path": "a.jsonl", "delimiter": ";"}, "delimiter is only for a path that ends in .csv or .tsv"),
+        ({"demo": "message_spam", "delimiter": ";"}, "delimiter is only for a path that ends in .csv or .tsv"),
         ({"path": "a.csv", "delimiter": ";;"}, "at most 1 character"),
         ({"path": "a.csv", "delimiter": '"'}, "must not be a quotation mark or a line end"),
     ],

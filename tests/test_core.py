@@ -114,13 +114,13 @@ def test_every_row_has_a_place_in_a_group_of_its_task_and_little_is_left_over(ro
     num_tasks = max(rows) + 1
     grouping = Grouping.of(torch.tensor(rows), num_tasks)
     if num_tasks == 1:
-        assert (grouping.tasks.tolist(), grouping.rows, grouping.places) == ([0], None, None)
+        assert (grouping.tasks.tolist(), grouping.rows, grouping.slots) == ([0], None, None)
         return
     assert grouping.rows is not None
-    assert grouping.places is not None
+    assert grouping.slots is not None
     size = len(grouping.rows) // len(grouping.tasks)
-    assert grouping.rows[grouping.places].tolist() == list(range(len(rows)))
-    assert grouping.tasks[grouping.places // size].tolist() == rows
+    assert grouping.rows[grouping.slots].tolist() == list(range(len(rows)))
+    assert grouping.tasks[grouping.slots // size].tolist() == rows
     # What is left over holds rows of the same task: weights of another could overflow on them, and spoil its gradient.
     assert [rows[row] for row in grouping.rows.tolist()] == grouping.tasks.repeat_interleave(size).tolist()
     assert len(grouping.tasks) < 2 * num_tasks
@@ -142,7 +142,7 @@ def test_gradients_through_a_grouping_are_those_of_finite_differences(rows: list
 
 
 def test_a_number_of_rows_that_fits_no_grouping_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="5 rows reached the adapters of a batch of 2"):
+    with pytest.raises(RuntimeError, match=r"expected a multiple of 2 rows, .*found 5"):
         Grouping.of(torch.tensor([0, 1]), 2).gather(torch.zeros(5, 1, 3))
 
 

@@ -77,7 +77,7 @@ def test_the_demo_runs_on_the_real_backbone(tmp_path: Path, monkeypatch: pytest.
     assert comparison["test"].keys() == {"majority", "linear_probe", "pha"}
     assert comparison["mean"]["linear_probe"] > comparison["mean"]["majority"]
     assert (tmp_path / "run" / "task_map.png").read_bytes().startswith(b"\x89PNG")
-    for text in ("linear probe", "support_intent", "Routing:", "New inputs, task not told"):
+    for text in ("linear probe", "support_intent", "Routing:", "New inputs without a task"):
         assert text in printed.getvalue()
 
 

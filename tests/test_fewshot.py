@@ -930,7 +930,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "no label": (TWO, [{"text": "w"}], {}, DataError, "example 1: no column 'label'"),
     "no second text": (PAIR, GOOD, {}, DataError, "example 1: no column 'text_pair'"),
-    "text is a number": (TWO, [{"text": 3, "label": "a"}], {}, DataError, "expected a text in 'text', found 3"),
+    "text is a number": (TWO, [{"text": 3, "label": "a"}], {}, DataError, "expected a string in 'text', found 3"),
     "label is nothing": (TWO, [{"text": "w", "label": None}], {}, DataError, "expected a label, found None"),
     "label is no text": (
         Task(name="new"),
@@ -963,7 +963,7 @@ WRONG: dict[str, Wrong] = {
         [*GOOD, {"text": "w", "label": "c"}],
         {},
         DataError,
-        "f1 needs two labels, found 3",
+        "f1 requires two labels, found 3",
     ),
     "text for heads": (
         Task.text_to_text("new"),
@@ -1009,7 +1009,7 @@ def test_a_wrong_refit_is_refused_and_nothing_has_changed(
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(3, "example 1: expected a target text, found 3"), ("half \ud83d", "example 1: .*not valid Unicode")],
+    [(3, "example 1: expected a string as target, found 3"), ("half \ud83d", "example 1: .*not valid Unicode")],
 )
 def test_a_wrong_target_text_is_refused_and_nothing_has_changed(label: Any, message: str) -> None:
     model = lived_in("t5")

@@ -106,7 +106,7 @@ def test_a_relative_name_is_of_the_working_directory(tmp_path: Path, monkeypatch
         (lambda path: path.mkdir(), "expected a file, found a folder"),
         (lambda path: path.symlink_to(path.parent), "expected a file, found a folder"),
         (lambda path: path.symlink_to(path), "Too many levels of symbolic links|does not exist"),
-        (lambda path: path.symlink_to("gone/scores.json"), "the folder .*gone does not exist; make it first"),
+        (lambda path: path.symlink_to("gone/scores.json"), "the folder .*gone does not exist; create it first"),
     ],
 )
 def test_a_name_that_cannot_be_a_file_is_refused_before_and_on_writing(make: Any, message: str, tmp_path: Path) -> None:
@@ -294,9 +294,9 @@ def test_what_was_there_before_or_came_meanwhile_stays(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="something was written into the folder meanwhile"):
         _fill(folder, beside=folder / "other")
     assert os.listdir(folder) == ["other"]
-    with pytest.raises(OutputError, match="already there; choose another name, or remove it"):
+    with pytest.raises(OutputError, match="already exists; choose another name, or remove it"):
         _fill(folder)
-    with pytest.raises(OutputError, match="already there"):
+    with pytest.raises(OutputError, match="already exists"):
         _fill(folder / "other")
 
 
@@ -305,11 +305,11 @@ def test_a_folder_that_cannot_be_made_is_refused(name: str, tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(OutputError, match=r"cannot be (written|made): "):
+    with pytest.raises(OutputError, match=r"cannot be (written|created): "):
         _fill(tmp_path / name)
-    with pytest.raises(OutputError, match="the folder cannot be made: "):
+    with pytest.raises(OutputError, match="the folder cannot be created: "):
         make_folder(tmp_path / name)
-    with pytest.raises(OutputError, match="the folder cannot be written: "):
+    with pytest.raises(OutputError, match="the folder cannot be written to: "):
         check_folder(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -319,7 +319,7 @@ def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_computed
         check_folder(folder / "a" / "b")
         (folder / "closed").mkdir(mode=0o555)
         for name in ("closed", "closed/new", "closed/a/b"):
-            with pytest.raises(OutputError, match=r"the folder cannot be written: .*Permission denied"):
+            with pytest.raises(OutputError, match=r"the folder cannot be written to: .*Permission denied"):
                 check_folder(folder / name)
         assert os.listdir(folder) == ["closed"]
 

@@ -78,7 +78,7 @@ def test_rows_whose_values_have_names_are_read_by_these(rows_of: Any) -> None:
 
 @pytest.mark.parametrize("cell", [np.array(["a", "b"]), pd.Series(["a", "b"]), ["a", "b"]])
 def test_a_cell_that_holds_several_values_is_refused(cell: Any) -> None:
-    with pytest.raises(DataError, match="input 1: expected a text in 'text_pair', found"):
+    with pytest.raises(DataError, match="input 1: expected a string in 'text_pair', found"):
         list(read_inputs([{"text": "a", "text_pair": cell}], TASKS, None))
     with pytest.raises(TaskError, match="input 1: Unknown task"):
         list(read_inputs([{"text": "a", "task": cell}], TASKS, None))
@@ -93,9 +93,9 @@ def test_an_empty_cell_is_no_task_and_no_second_text(empty: Any) -> None:
 
 @pytest.mark.parametrize("empty", [None, float("nan"), pd.NA])
 def test_an_empty_cell_is_no_text(empty: Any) -> None:
-    with pytest.raises(DataError, match=r"input 1: expected a text in 'text_pair', found (None|nan)"):
+    with pytest.raises(DataError, match=r"input 1: expected a string in 'text_pair', found (None|nan)"):
         list(read_inputs([("a", empty)], TASKS, "alike"))
-    with pytest.raises(DataError, match=r"input 1: expected a text in 'text', found (None|nan)"):
+    with pytest.raises(DataError, match=r"input 1: expected a string in 'text', found (None|nan)"):
         list(read_inputs([{"text": empty}], TASKS, "mood"))
 
 
@@ -110,7 +110,7 @@ def test_a_column_of_another_name_is_named(row: dict[str, str], advice: str) -> 
 
 @pytest.mark.parametrize("make", [DatasetDict, IterableDatasetDict])
 def test_a_data_set_of_several_splits_is_refused_by_name(make: Any) -> None:
-    with pytest.raises(DataError, match=rf"found {make.__name__}: pass one of its splits"):
+    with pytest.raises(DataError, match=rf"found {make.__name__}; pass one of its splits"):
         read_inputs(make(train=Dataset.from_dict(COLUMNS)), TASKS, None)
 
 
@@ -127,7 +127,7 @@ def test_what_has_no_rows_is_refused_at_the_call(wrong: Any) -> None:
 
 @pytest.mark.parametrize("pair", [("a", "b"), {"text": "a", "text_pair": "b"}, Example(None, "a", "b")])
 def test_a_second_text_that_the_task_does_not_read_is_refused(pair: Any) -> None:
-    with pytest.raises(DataError, match="input 1: has a text_pair, which task 'mood' does not read"):
+    with pytest.raises(DataError, match="input 1: found a text_pair, which task 'mood' does not read"):
         list(read_inputs([pair], TASKS, "mood"))
 
 
@@ -224,15 +224,15 @@ def test_target_texts_that_the_tokenizer_cannot_write_are_told(kind: str, caplog
     examples = [Example(0, "w1", None, target) for target in ("w1", "w2 other", "unheard", "")]
     collator.check_targets(task, examples)
     assert caplog.messages == [
-        "task 'copy': 2 of 4 target texts have parts that the tokenizer has no tokens for, and answers will lack "
-        "these; the first is 'w2 other'"
+        "task 'copy': 2 of 4 target texts have parts for which the tokenizer has no tokens, so that generated "
+        "texts lack them; the first is 'w2 other'"
     ]
 
 
 @pytest.mark.parametrize("other", ["x\u00a0y", "x  y", "x\u2009y", "x\u00ad y", "x \u200dy", "\uff38 y"])
 def test_labels_that_look_alike_are_told_with_both_spellings(other: str, caplog: pytest.LogCaptureFixture) -> None:
     warn_of_spellings(Task.classification("mood", ["x y", "z", other]), [])
-    assert f"stay labels of their own: 'x y' and {other!a}; if they are one label" in caplog.text
+    assert f"remain different labels: 'x y' and {other!a}; if they are one label" in caplog.text
 
 
 SPELLINGS = ["Spam", "spam", "spam\u00a0", "caf\u00e9", "cafe\u0301"]
@@ -247,8 +247,8 @@ def test_spellings_of_one_label_are_told(tmp_path: Path, caplog: pytest.LogCaptu
         r"'spam' and 'spam\xa0'; 'cafe\u0301' and 'caf\xe9'"
     )
     kept = (
-        "task 'mood': labels differ only in case, spaces or characters that look alike or cannot be seen, and "
-        "stay labels of their own: 'Spam' and 'spam'"
+        "task 'mood': labels differ only in case, spaces or characters that look alike or are invisible, and "
+        "remain different labels: 'Spam' and 'spam'"
     )
     expected = [merged, f"{kept}; if they are one label, spell it in one way"]
     assert load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0).task.labels == (
@@ -288,7 +288,7 @@ def test_a_cut_keeps_a_row_of_each_label_for_training(
     assert [len(data.splits[split]) for split in ("train", "validation", "test")] == [12, 4, 4]
     for split in ("validation", "test"):
         assert sorted(example.target for example in data.splits[split]) == [0, 0, 0, 1]
-        assert f"the {split} rows have no example of rare" in caplog.text
+        assert f"there are no {split} rows with label rare" in caplog.text
 
 
 @pytest.mark.parametrize(("size", "wanted", "found"), [(4, 4, 2), (0.8, 4, 2), (3, 3, 2), (2, 2, 2), (1, 1, 1)])
@@ -301,8 +301,8 @@ def test_a_cut_leaves_the_last_row_of_each_label_and_says_so(
     assert len(data.splits["validation"]) == found
     assert {example.target for example in data.splits["train"]} == {0, 1, 2}
     message = (
-        f"task 'mood': only {found} rows were cut from train for validation, not {wanted}, so that one row of each "
-        "label stays in the training rows"
+        f"task 'mood': only {found} rows of train were held out for validation, not {wanted}, so that one row of each "
+        "label remains in the training rows"
     )
     assert (message in caplog.messages) == (wanted > found)
 
@@ -316,8 +316,8 @@ def test_a_cut_from_other_rows_than_those_of_training_may_take_every_row_of_a_la
     source = {"path": path, "held_out": {"test": {"from": "validation", "size": 2}}}
     data = load_task(parse(TaskEntry, {"name": "mood", "source": source}), 0, DataConfig(), 0)
     assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 3, "validation": 1, "test": 2}
-    lacking = [message.partition(" rows have no example of ")[::2] for message in caplog.messages]
-    assert [start for start, _ in lacking] == ["task 'mood': the validation", "task 'mood': the test"]
+    lacking = [message.partition(" rows with label ")[::2] for message in caplog.messages]
+    assert [start for start, _ in lacking] == ["task 'mood': there are no validation", "task 'mood': there are no test"]
     assert [len(labels.split(", ")) for _, labels in lacking] == [2, 1]
 
 
@@ -375,8 +375,8 @@ ONE = Example(0, "w1")
         ([ONE], None, {}, "validation_examples: expected a list of Example, found None"),
         ([Example(None, "w1")], [], {}, "train_examples: expected task_id from 0 to 1, found None"),
         ([ONE], [Example(7, "w1")], {}, "validation_examples: expected task_id from 0 to 1, found 7"),
-        ([ONE], [], {"false_decline_rate": False}, "false_decline_rate: expected 0 to below 1, found False"),
-        ([ONE], [], {"false_decline_rate": "0.1"}, "false_decline_rate: expected 0 to below 1, found '0.1'"),
+        ([ONE], [], {"false_decline_rate": False}, r"false_decline_rate: expected a number in \[0, 1\), found False"),
+        ([ONE], [], {"false_decline_rate": "0.1"}, r"false_decline_rate: expected a number in \[0, 1\), found '0.1'"),
         ([ONE], [], {"seed": 1.0}, "seed: expected an integer of 0 or more, found 1.0"),
     ],
 )
@@ -553,7 +553,7 @@ def test_a_table_with_two_columns_of_one_name_is_refused(table: Any) -> None:
 
 
 def test_one_row_of_a_data_frame_is_not_taken_for_two_texts() -> None:
-    with pytest.raises(DataError, match="one row of a DataFrame: put it in a list"):
+    with pytest.raises(DataError, match="one row of a DataFrame; put it in a list"):
         iterate_rows(pd.DataFrame({"text": ["w1"], "task": ["mood"]}).iloc[0])
     with pytest.raises(DataError, match="found memoryview"):
         iterate_rows(memoryview(b"w1"))

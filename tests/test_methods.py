@@ -321,7 +321,7 @@ def test_what_a_method_does_not_have_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "official"}, "preset 'official' is the released code's PHA; with method 'hyperformer' use 'paper'"),
+        ({"preset": "official"}, "preset 'official' is only for method 'pha'; use preset 'paper' with 'hyperformer'"),
         ({"centroids_per_task": 2}, "is for routing, and method 'hyperformer' cannot route; remove it"),
     ],
 )

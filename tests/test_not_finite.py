@@ -86,7 +86,9 @@ def test_mixtures_and_similarities_are_not_given_either(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_backbone_that_exceeds_float16_is_the_likely_cause(kind: str) -> None:
-    with pytest.raises(NotFiniteError, match=r"computes in float16, which ends at 65,504: load it with dtype='bfloat"):
+    with pytest.raises(
+        NotFiniteError, match=r"computes in float16, whose largest number is 65,504; load it with dtype='bfloat"
+    ):
         list(Predictor(overflow(kind))(INPUTS, task="mood"))
 
 

@@ -211,7 +211,7 @@ def test_wrong_checkpoints_are_refused_with_the_name_of_what_is_wrong(golden: Go
     state = golden.under("params/")
     with pytest.raises(CheckpointError, match="expected 4 tasks, one for each prototype, found 2"):
         _loaded(golden, tasks=["cola", "rte"])
-    with pytest.raises(CheckpointError, match="decoder_adapter must be 'pro-hyper', found 'task'"):
+    with pytest.raises(CheckpointError, match="expected decoder_adapter to be 'pro-hyper', found 'task'"):
         _loaded(golden, config={**golden.facts["config"], "decoder_adapter": "task"})
     with pytest.raises(CheckpointError, match=r"unknown tensor 'decoder\.mlp\.3\.bias'.*Did you mean"):
         _loaded(golden, state_dict={**state, "decoder.mlp.3.bias": torch.zeros(1)})
@@ -240,5 +240,5 @@ def test_config_and_tasks_of_a_wrong_type_are_refused(golden: Golden) -> None:
 def test_an_output_layer_of_its_own_under_a_tied_config_is_refused(golden: Golden) -> None:
     state = golden.under("params/")
     state["lm_head.weight"] = state["shared.weight"] + 1.0
-    with pytest.raises(CheckpointError, match="set tie_word_embeddings to false"):
+    with pytest.raises(CheckpointError, match="sets tie_word_embeddings to true for T5, set it to false"):
         _loaded(golden, state_dict=state, config={**golden.facts["config"], "tie_word_embeddings": True})

@@ -290,7 +290,7 @@ def test_an_unknown_task_is_named_with_the_nearest_one(tmp_path: Path) -> None:
 
 
 def test_text_to_text_backbones_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="for encoder backbones, which answer with a head"):
+    with pytest.raises(ExportError, match="for encoder backbones, which have task heads"):
         export_onnx(make_paper("t5"), "size", tmp_path / "out")
 
 
@@ -307,7 +307,7 @@ def test_other_floating_point_types_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_with_files_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(OutputError, match="already there; choose another name, or remove it"):
+    with pytest.raises(OutputError, match="already exists; choose another name, or remove it"):
         export_onnx(make_paper("bert"), "size", tmp_path)
     assert (tmp_path / "notes").read_text() == "mine"
 

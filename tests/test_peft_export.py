@@ -113,7 +113,7 @@ def test_what_servers_would_refuse_or_leave_out_is_said() -> None:
         layer.self_attn.other = nn.Linear(16, 16)
     config = ModelConfig(preset="paper", form="lora", target_modules=("q_proj", "other"), lora_rank=2)
     (note,) = serving_notes(HyperAdapterModel(model.detach(), TEXT_TASKS, config))
-    assert "leave out the changes of other" in note
+    assert "ignore the LoRAs of other" in note
 
 
 def test_all_tasks_become_folders_with_an_index(tmp_path: Path) -> None:
@@ -199,12 +199,12 @@ def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> No
             (
                 {"modules_to_save": ["lm_head"]},
                 tensors,
-                r"modules_to_save is \['lm_head'\], which is more than a plain",
+                r"modules_to_save is \['lm_head'\], expected a plain LoRA",
             ),
             ({"use_dora": True}, tensors, "use_dora is True"),
-            ({"init_lora_weights": "pissa"}, tensors, "init_lora_weights is 'pissa', which is more than a plain LoRA"),
-            ({"r": 1}, tensors, "expected rank 1, as adapter_config.json says"),
-            ({}, {}, "holds no tensors"),
+            ({"init_lora_weights": "pissa"}, tensors, "init_lora_weights is 'pissa', expected a plain LoRA"),
+            ({"r": 1}, tensors, "expected rank 1, as in adapter_config.json"),
+            ({}, {}, "contains no tensors"),
             ({}, {**tensors, first: torch.full_like(tensors[first], torch.nan)}, "values that are not finite"),
             ({"r": 0}, tensors, "expected r and lora_alpha above 0"),
             (
@@ -212,8 +212,12 @@ def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> No
                 {**tensors, "base_model.model.lm_head.weight": torch.zeros(2, 2)},
                 "'base_model.model.lm_head.weight'",
             ),
-            ({}, {name: tensor for name, tensor in tensors.items() if name != first}, "alone; the file is damaged"),
-            ({}, {name.replace(".h.2.", ".h.0."): t for name, t in tensors.items()}, "changes 'transformer.h.0.attn"),
+            (
+                {},
+                {name: tensor for name, tensor in tensors.items() if name != first},
+                "only one of lora_A and lora_B; the file is damaged",
+            ),
+            ({}, {name.replace(".h.2.", ".h.0."): t for name, t in tensors.items()}, "adapts 'transformer.h.0.attn"),
             (
                 {},
                 {name: torch.zeros((2, 5) if "lora_A" in name else (5, 2)) for name in tensors},
@@ -235,7 +239,7 @@ def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> No
     assert all(torch.equal(model.method.adapters(torch.tensor([2]))[name], expected[name]) for name in expected)
     shared = make_model("t5", "lora")
     export_peft(shared, "mood", tmp_path / "t5")
-    with pytest.raises(CheckpointError, match="of the encoder, whose adapters all tasks share"):
+    with pytest.raises(CheckpointError, match="of the encoder, whose adapters are shared by all tasks"):
         import_peft(shared, "mood", tmp_path / "t5")
 
 
@@ -270,7 +274,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="already there"):
+    with pytest.raises(OutputError, match="already exists"):
         export_peft(make_model("gpt2", "lora"), "mood", tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
 

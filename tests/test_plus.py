@@ -109,7 +109,7 @@ def test_a_backbone_without_heads_is_refused() -> None:
 
 
 def test_the_released_codes_network_is_fixed() -> None:
-    with pytest.raises(RecipeError, match="codes: preset 'official' has the released code's trunk"):
+    with pytest.raises(RecipeError, match="codes: preset 'official' only has 'trunk'"):
         parse(ModelConfig, {"preset": "official", "codes": "orthogonal"}, RecipeError)
 
 

@@ -345,15 +345,15 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (7, "input 41: expected a text"),
+        (7, "input 41: expected a string"),
         ({"txt": "w1"}, "input 41: no column 'text'"),
-        ({"text": None}, "input 41: expected a text in 'text', found None"),
+        ({"text": None}, "input 41: expected a string in 'text', found None"),
         ({"text": "w1", "task": "colours"}, "input 41: Unknown task 'colours'. Did you mean 'colour'"),
         ({"text": "w1", "task": 1}, "input 41: Unknown task '1'"),
         ({"text": "w1", "task": 0}, "input 41: Unknown task '0'"),
         ({"text": "w1", "task": "mood"}, "input 41: no column 'text_pair'"),
-        ({"text": "w1", "text_pair": 0}, "input 41: expected a text in 'text_pair', found 0"),
-        (("w1", "w2", "w3"), "input 41: expected a text, a pair"),
+        ({"text": "w1", "text_pair": 0}, "input 41: expected a string in 'text_pair', found 0"),
+        (("w1", "w2", "w3"), "input 41: expected a string, a pair"),
         ("w1 \ud800", "input 41: 'text' is not valid Unicode"),
         (Example(3, "w1"), "input 41: "),
     ],
@@ -1024,7 +1024,9 @@ def test_other_columns_of_parquet_are_valid_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["answer", "routed", "candidates"])
 def test_other_column_with_the_name_of_an_output_is_refused(tmp_path: Path, name: str) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [{"text": "w1", name: "x"}])
-    with pytest.raises(DataError, match=f"in.jsonl, line 1: the column '{name}' is one of the output too; rename it"):
+    with pytest.raises(
+        DataError, match=f"in.jsonl, line 1: the column '{name}' is also a column of the output; rename it"
+    ):
         predict_file(Predictor(predictor_model("bert")), source, None, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -1047,7 +1049,7 @@ def test_predict_reads_json_lines_from_standard_input(
     assert [row["text"] for row in read_jsonl(tmp_path / "out.jsonl")] == ["w1 ü", "w2"]
     give(b"text,label\nw1,a\n")
     assert predict(monkeypatch, runs["bert"], "-i", "-") == 2
-    assert "standard input, line 1: expected one JSON object a line" in capsys.readouterr().err
+    assert "standard input, line 1: expected a JSON object on each line" in capsys.readouterr().err
     give(b'{"text": "\xff"}')
     assert predict(monkeypatch, runs["bert"], "-i", "-") == 2
     assert "standard input, line 1: not UTF-8" in capsys.readouterr().err

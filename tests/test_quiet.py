@@ -16,7 +16,7 @@ from test_cli import ROWS, write_recipe, write_rows
 
 COLOURS = [("red w1", "red"), ("blue w2", "blue"), ("red w3", "red"), ("blue w4", "blue")]
 FROZEN = r"Frozen layers: the states of \d+ rows, \d+ tokens, are kept in memory \(\d+\.\d\d GiB when full\)\."
-NOTE = r"note: vLLM and LoRAX serve LoRAs of decoder-only language models; this backbone is an encoder"
+NOTE = r"note: vLLM and LoRAX only serve LoRAs of decoder-only language models; this backbone is an encoder"
 LORA = {"preset": "paper", "form": "lora", "lora_rank": 2}
 
 

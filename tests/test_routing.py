@@ -321,7 +321,7 @@ def test_route_of_nothing_is_nothing_and_a_single_text_is_refused() -> None:
     for single in ("w1 w2", {"text": "w1"}, Example(None, "w1")):
         with pytest.raises(DataError, match="put it in a list"):
             model.route(single)
-    with pytest.raises(DataError, match="input 2: expected a text"):
+    with pytest.raises(DataError, match="input 2: expected a string"):
         model.route(["w1", 7])
 
 

@@ -134,10 +134,10 @@ def test_invalid_utf8_is_reported_with_its_line(tmp_path: Path, ending: str) -> 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "a"', "expected one JSON object a line"),
-        ("{'text': 'a'}", "expected one JSON object a line"),
-        ("[" * 100_000, "expected one JSON object a line"),
-        ('{"label": ' + "1" * 5000 + "}", "expected one JSON object a line"),
+        ('{"text": "a"', "expected a JSON object on each line"),
+        ("{'text': 'a'}", "expected a JSON object on each line"),
+        ("[" * 100_000, "expected a JSON object on each line"),
+        ('{"label": ' + "1" * 5000 + "}", "expected a JSON object on each line"),
         ('["a", "no"]', "expected a JSON object, found list"),
         ('"a"', "expected a JSON object, found str"),
         ("null", "expected a JSON object, found NoneType"),
@@ -214,7 +214,7 @@ def test_training_file_of_a_pattern_must_exist(tmp_path: Path) -> None:
 
 def test_source_without_training_rows_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", GOOD)
-    with pytest.raises(DataError, match="task 'mood': no training rows; its source must have a train split"):
+    with pytest.raises(DataError, match="task 'mood': found no training rows; its source must have a train split"):
         load({"test": str(path)})
 
 
@@ -224,7 +224,7 @@ def test_source_without_training_rows_is_refused(tmp_path: Path) -> None:
 def test_file_without_rows_is_refused(tmp_path: Path, ending: str, content: str) -> None:
     path = tmp_path / f"a.{ending}"
     path.write_text(content)
-    with pytest.raises(DataError, match=rf"a\.{ending}: no rows in the train data; expected at least one"):
+    with pytest.raises(DataError, match=rf"a\.{ending}: expected at least one row in the train data, found none"):
         load(path)
 
 
@@ -373,7 +373,7 @@ def test_labels_of_the_task_keep_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [3, None, 1.5, ["a"], True])
 def test_text_that_is_no_string_is_reported(tmp_path: Path, value: Any) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, {"text": value, "label": "no"}])
-    expected = f"a.jsonl, line 3: expected a text in 'text', found {value!r}"
+    expected = f"a.jsonl, line 3: expected a string in 'text', found {value!r}"
     with pytest.raises(DataError, match=re.escape(expected)):
         load(path)
 
@@ -451,7 +451,10 @@ def test_label_that_is_no_name_or_whole_number_is_reported(tmp_path: Path, label
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"metrics": ("f1",)}, "f1 needs two labels, found 3"), ({"verbalizer": {"no": "0", "yes": "1"}}, "verbalizer")],
+    [
+        ({"metrics": ("f1",)}, "f1 requires two labels, found 3"),
+        ({"verbalizer": {"no": "0", "yes": "1"}}, "verbalizer"),
+    ],
 )
 def test_labels_found_in_the_data_must_fit_the_task(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, {"text": "c", "label": "maybe"}])
@@ -538,7 +541,7 @@ def test_target_that_no_float_can_hold_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", [None, 3, ["a"]])
 def test_target_that_is_no_text_is_reported(tmp_path: Path, label: Any) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "b"}, {"text": "b", "label": label}])
-    with pytest.raises(DataError, match=re.escape(f"a.jsonl, line 2: expected a target text, found {label!r}")):
+    with pytest.raises(DataError, match=re.escape(f"a.jsonl, line 2: expected a string as target, found {label!r}")):
         load(path, kind="text-to-text")
 
 
@@ -592,7 +595,9 @@ def test_quotation_mark_that_is_never_closed_is_named_with_its_line(tmp_path: Pa
 def test_quotation_mark_that_closes_in_another_row_is_named_with_both_lines(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.csv, line 2: a quotation mark .* in line 4"):
         texts_of(tmp_path / "a.csv", 'text,label\n"Hello,no\nw1,no\nand "left,no\n')
-    with pytest.raises(DataError, match=r"line 3: expected 2 cells .*; the row begins in line 2, with a quotation"):
+    with pytest.raises(
+        DataError, match=r"line 3: expected 2 cells .*; the row begins in line 2, which contains a quotation"
+    ):
         texts_of(tmp_path / "a.csv", 'text,label\n"Hello,no\nleft",a,b\n')
 
 
@@ -611,7 +616,7 @@ def test_blank_line_in_place_of_column_names_is_refused(tmp_path: Path, ending: 
 def test_carriage_return_in_a_csv_line_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2: a carriage return inside the line"):
         texts_of(tmp_path / "a.csv", "text\na\rb\n")
-    with pytest.raises(DataError, match="line 1: a carriage return inside the line"):
+    with pytest.raises(DataError, match="line 1: found a carriage return in the line"):
         texts_of(tmp_path / "a.tsv", "text\ra\rb\r")
 
 

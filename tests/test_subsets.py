@@ -206,7 +206,7 @@ def test_cut_rows_do_not_depend_on_the_size_of_the_training_subset(tmp_path: Pat
 
 @pytest.mark.parametrize("size", [40, 41, 0.99])
 def test_cut_that_leaves_nothing_is_refused(tmp_path: Path, size: float) -> None:
-    with pytest.raises(DataError, match=f"cutting {size} rows of train for test leaves one of them empty"):
+    with pytest.raises(DataError, match=f"with {size} rows of train held out for test, one of them is empty"):
         load(tmp_path, {"test": ("train", size)})
 
 
@@ -216,12 +216,12 @@ def test_cut_of_a_split_that_the_source_gives_is_refused(tmp_path: Path) -> None
     source = Source.model_validate(
         {"path": {"train": str(path), "test": str(path)}, "held_out": {"test": {"from": "train", "size": 1}}}
     )
-    with pytest.raises(DataError, match="test is given by the source and also cut; remove one of them"):
+    with pytest.raises(DataError, match="test is in the source and also in held_out; remove one of them"):
         load_task(TaskEntry(name="mood", source=source), 0, DataConfig(), seed=0)
 
 
 def test_cut_from_a_split_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="validation is to be cut from test, which has no rows"):
+    with pytest.raises(DataError, match="validation is to be held out from test, which has no rows"):
         load(tmp_path, {"validation": ("test", 3)})
 
 

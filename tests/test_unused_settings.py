@@ -41,11 +41,11 @@ PLACES: dict[str, dict[str, Any]] = {
             {"method": "task_adapter", "temperature": 0.2},
             "temperature: method 'task_adapter' has no contrastive losses",
         ),
-        ({"method": "hyperformer", "centroids_per_task": 2}, "centroids_per_task: is for routing"),
+        ({"method": "hyperformer", "centroids_per_task": 2}, "centroids_per_task: this setting is for routing"),
         ({"method": "shared_adapter", "codes": "orthogonal"}, "codes: method 'shared_adapter' has no hypernetwork"),
         ({"method": "hyperformer", "features": "backbone"}, "features: method 'hyperformer' has no retriever"),
-        ({"method": "hyperformer", "label_names": True}, "label_names: method 'hyperformer' adds no tasks"),
-        ({"form": "lora", "adapter_norm_input": False}, "adapter_norm_input: form 'lora' has no adapters"),
+        ({"method": "hyperformer", "label_names": True}, "label_names: method 'hyperformer' cannot add tasks"),
+        ({"form": "lora", "adapter_norm_input": False}, "adapter_norm_input: form 'lora' has no bottleneck adapters"),
         ({"form": "lora", "shared_adapter_dim": 8}, "shared_adapter_dim: form 'lora' has no bottleneck"),
     ],
 )
@@ -119,14 +119,17 @@ def recipe(folder: Path, kind: str = "bert", splits: tuple[str, ...] = ("train",
         ),
         (
             {"model": {"preset": "official"}, "training": {"optimizer": "adamw_torch"}},
-            "optimizer: preset 'official' has the released code's optimizer",
+            "optimizer: preset 'official' uses the released code's optimizer",
         ),
-        ({"training": {"prefix_cache": "file", "prefix_cache_gb": 1.0}}, "prefix_cache_gb: is for prefix_cache 'auto'"),
+        (
+            {"training": {"prefix_cache": "file", "prefix_cache_gb": 1.0}},
+            "prefix_cache_gb is only for prefix_cache 'auto'",
+        ),
         (
             {"training": {"prefix_cache": "none", "prefix_cache_dtype": "float16"}},
-            "prefix_cache_dtype: with prefix_cache 'none' nothing is kept",
+            "prefix_cache_dtype has no effect with prefix_cache 'none'",
         ),
-        ({"data": {"temperature": 2.0}}, "temperature: is for sampling 'temperature', found 'proportional'"),
+        ({"data": {"temperature": 2.0}}, "temperature is only for sampling 'temperature', found 'proportional'"),
     ],
 )
 def test_settings_of_a_recipe_that_exclude_each_other_are_refused(

@@ -1,6 +1,6 @@
 """Prototype-based HyperAdapter: one frozen language model, one small hypernetwork, sixty-four numbers per task.
 
-The names below load torch and transformers when first used, so that importing the package stays fast.
+The public names import PyTorch and transformers when they are first used, so that importing the package is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The command line: a thin layer, which loads torch only inside the commands."""
+"""The command line. PyTorch is imported only inside the commands, so that the help appears quickly."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ app = typer.Typer(
 JSON_ESCAPES = "hyperadapters.json_escapes"
 """Name of the error handler of the output streams."""
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG)
-"""Errors of an output that takes no more, rather than of the program."""
+"""Errors of an output that cannot be written to any more, which are not failures of the program."""
 
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, see recipes/.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe in YAML, see recipes/.")]
 ExamplesFile = Annotated[Path, typer.Option(help="JSON-lines, CSV, TSV or Parquet file.")]
 Delimiter = Annotated[
-    str | None, typer.Option(help="Character between the cells of a CSV or TSV file; default: a comma or a tab.")
+    str | None, typer.Option(help="Delimiter of a CSV or TSV file; default: a comma for CSV and a tab for TSV.")
 ]
-PerLabel = Annotated[int | None, typer.Option(min=1, help="Use so many examples of each label; default: all.")]
-FitOption = Annotated[str, typer.Option(help="What is trained: prototype, adapter, shared or none.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the subset, the left-out examples and the batches.")]
+PerLabel = Annotated[int | None, typer.Option(min=1, help="Number of examples of each label to use; default: all.")]
+FitOption = Annotated[str, typer.Option(help="Parameters to train: prototype, adapter, shared or none.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the subset, the held-out examples and the batches.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; can be repeated."),
@@ -74,12 +74,12 @@ def _root(
 )
 def train(
     recipe: RecipeFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint and metrics.json.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in the folder.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint and metrics.json.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Train on the tasks of a recipe and measure the result."""
+    """Train a model on the tasks of a recipe and evaluate it."""
     from hyperadapters.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
@@ -99,10 +99,12 @@ def train(
 )
 def evaluate(
     folder: RunFolder,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the scores as JSON.")] = None,
+    split: Annotated[str, typer.Option(help="Split to evaluate: train, validation or test.")] = "test",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file to which the scores are written too.")
+    ] = None,
 ) -> None:
-    """Score a run on the data of its recipe."""
+    """Evaluate the model of a run on the data of its recipe."""
     import time
 
     from hyperadapters.config import SPLITS
@@ -124,7 +126,7 @@ def evaluate(
     started = time.monotonic()
     found = runs.evaluate_splits(model, tasks, recipe.training.eval_batch_size, [split])
     if not found:
-        raise DataError(f"the recipe of {folder} has no {split} rows")
+        raise DataError(f"expected {split} rows in the recipe of {folder}, found none; choose another split")
     metrics = runs.metrics_of(found, model.num_trainable_parameters(), time.monotonic() - started)
     if output is not None:
         write_atomically(output, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
@@ -136,26 +138,28 @@ def evaluate(
     "hyperadapters predict runs/helpdesk --input texts.jsonl\n\n"
     "hyperadapters predict runs/helpdesk --input texts.csv --task refunds --output answers.csv\n\n"
     "The input has a column 'text' (and 'text_pair' for pairs). A column 'task' names the task of each row; "
-    "rows without one go to the most similar task, or are declined when no task claims them. Other columns are kept."
+    "rows without one are routed to the most similar task, or declined if none is similar. Other columns are kept."
 )
 def predict(
     folder: RunFolder,
     input_file: Annotated[
         Path,
-        typer.Option("--input", "-i", help="JSON-lines, CSV, TSV or Parquet file; '-': standard input, JSON-lines."),
+        typer.Option("--input", "-i", help="JSON-lines, CSV, TSV or Parquet file, or - for JSON-lines from stdin."),
     ],
-    task: Annotated[str | None, typer.Option(help="Task of all rows; default: each row's own, or routed.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task of all rows; default: the row's own, or routed.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON-lines or CSV file; default: JSON-lines to the screen.")
+        Path | None, typer.Option("--output", "-o", help="JSON-lines or CSV file; default: JSON-lines to stdout.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 64,
-    route: Annotated[str, typer.Option(help="Adapters of routed rows: nearest or soft (a mixture).")] = "nearest",
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of rows in a batch.")] = 64,
+    route: Annotated[
+        str, typer.Option(help="Adapters of routed rows: nearest, or soft for a mixture of tasks.")
+    ] = "nearest",
     decline: Annotated[
-        bool, typer.Option("--decline/--no-decline", help="Whether rows that no task claims get no answer.")
+        bool, typer.Option("--decline/--no-decline", help="Whether to decline rows that are not similar to any task.")
     ] = True,
     delimiter: Delimiter = None,
 ) -> None:
-    """Answer new inputs, routing those whose task is not named."""
+    """Predict the targets of new inputs, and route those without a task."""
     from hyperadapters.inference.predict_files import OUTPUT_ENDINGS, predict_file
     from hyperadapters.inference.predictor import Predictor
     from hyperadapters.utils.files import check_target
@@ -176,16 +180,22 @@ def add_task(
     folder: RunFolder,
     name: Annotated[str, typer.Option(help="Name of the new task.")],
     examples: ExamplesFile,
-    kind: Annotated[str, typer.Option(help="classification, regression or text-to-text.")] = "classification",
+    kind: Annotated[
+        str, typer.Option(help="Kind of the task: classification, regression or text-to-text.")
+    ] = "classification",
     metric: Annotated[list[str] | None, typer.Option(help="Metric of the task; can be repeated.")] = None,
-    template: Annotated[str | None, typer.Option(help="Prompt, for text-to-text backbones: '{text} ...'.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt for text-to-text backbones, such as '{text} ...'.")
+    ] = None,
     k_per_label: PerLabel = None,
     fit: FitOption = "adapter",
-    init: Annotated[str, typer.Option(help="nearest, mixture, mean_instance or random.")] = "nearest",
+    init: Annotated[
+        str, typer.Option(help="Initial prototype: nearest, mixture, mean_instance or random.")
+    ] = "nearest",
     seed: Seed = 0,
     delimiter: Delimiter = None,
 ) -> None:
-    """Add a task to a run from a handful of examples; no other task changes, unless --fit shared."""
+    """Add a task to a run from a few examples. Other tasks only change with --fit shared."""
     from hyperadapters.config import Task, parse
     from hyperadapters.data.sources import read_file
     from hyperadapters.errors import TaskError
@@ -212,11 +222,13 @@ def refit_task(
     examples: ExamplesFile,
     k_per_label: PerLabel = None,
     fit: FitOption = "adapter",
-    init: Annotated[str, typer.Option(help="current, nearest, mixture, mean_instance or random.")] = "current",
+    init: Annotated[
+        str, typer.Option(help="Initial prototype: current, nearest, mixture, mean_instance or random.")
+    ] = "current",
     seed: Seed = 0,
     delimiter: Delimiter = None,
 ) -> None:
-    """Fit a task of a run anew to examples; no other task changes, unless --fit shared."""
+    """Fit a task of a run to new examples. Other tasks only change with --fit shared."""
     from hyperadapters.data.sources import read_file
     from hyperadapters.inference.batches import best_device
     from hyperadapters.model.model import HyperAdapterModel
@@ -231,7 +243,7 @@ def refit_task(
 
 @app.command(epilog="[bold]Example[/bold]\n\nhyperadapters remove-task runs/helpdesk --name refunds")
 def remove_task(folder: RunFolder, name: Annotated[str, typer.Option(help="Name of the task.")]) -> None:
-    """Remove a task from a run; the others stay as they are."""
+    """Remove a task from a run. Other tasks do not change."""
     from hyperadapters.model.model import HyperAdapterModel
 
     model = HyperAdapterModel.from_pretrained(folder)
@@ -244,9 +256,9 @@ def remove_task(folder: RunFolder, name: Annotated[str, typer.Option(help="Name 
 def rename_task(
     folder: RunFolder,
     name: Annotated[str, typer.Option(help="Name of the task.")],
-    to: Annotated[str, typer.Option(help="Its new name.")],
+    to: Annotated[str, typer.Option(help="New name of the task.")],
 ) -> None:
-    """Give a task of a run another name."""
+    """Rename a task of a run."""
     from hyperadapters.model.model import HyperAdapterModel
 
     model = HyperAdapterModel.from_pretrained(folder)
@@ -262,12 +274,12 @@ def rename_task(
 )
 def export(
     folder: RunFolder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
-    target: Annotated[str, typer.Option("--format", help="peft-lora, merged, adapterhub or onnx.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
+    target: Annotated[str, typer.Option("--format", help="Format: peft-lora, merged, adapterhub or onnx.")],
     task: Annotated[str | None, typer.Option(help="Name of the task.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All tasks, each into a folder of its name.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Export all tasks, each to a folder with its name.")] = False,
 ) -> None:
-    """Write a task in the format of another library, with its labels and its head."""
+    """Export a task to the format of another library, with its labels and its head."""
     from hyperadapters.interop.export import export as export_tasks
 
     for note in export_tasks(folder, target, output, task, every):
@@ -305,7 +317,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")] = Path("runs/demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
 ) -> None:
-    """Train on six small tasks that come with the package, and show what was learned."""
+    """Train a model on six small tasks that come with the package, and show the results."""
     from rich.console import Console
 
     from hyperadapters.demo.run import run_demo
@@ -336,12 +348,14 @@ def _print_scores(metrics: dict[str, Any]) -> None:
 
 def _announce(fit: str) -> None:
     if fit == "shared":
-        typer.echo("--fit shared trains what all tasks share: the other tasks of this run will change.", err=True)
+        typer.echo(
+            "--fit shared trains parameters that all tasks share; the other tasks of this run will change.", err=True
+        )
 
 
 def _print_report(report: FitReport) -> None:
     similar = ", ".join(f"{known.task} ({known.similarity:.3f})" for known in report.neighbours)
-    typer.echo(f"'{report.task}': {report.examples} examples, started from {report.init}")
+    typer.echo(f"'{report.task}': {report.examples} examples, initialised with {report.init}")
     typer.echo(f"  most similar tasks: {similar or 'none'}")
     typer.echo(f"  fit {report.fit}: {report.steps} steps ({report.stopping}), {report.seconds:.1f} s")
     for name, change in report.changes.items():
@@ -349,45 +363,46 @@ def _print_report(report: FitReport) -> None:
 
 
 def main() -> None:
-    r"""Run the command line; what a user did wrong ends with a message and exit code 2.
+    r"""Run the command line. An error of the user ends the command with a message and exit code 2.
 
-    Characters that an output stream cannot encode are written as in JSON, like \u00f6. An output that takes no more
-    ends the command with exit code 1: with a message where the disk is full, quietly where a reader closed the pipe.
+    Characters that an output stream cannot encode are written as in JSON, such as \u00f6. An output that cannot be
+    written to any more ends the command with exit code 1, with a message if the disk is full, and without one if the
+    reader has closed the pipe.
     """
     _prepare_streams()
-    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao, which warns of what no command uses
+    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao, which logs irrelevant warnings
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()  # here, because the interpreter reports a failure at its end with a traceback
+            sys.stdout.flush()  # here, because the interpreter prints a traceback if it fails at exit
     except HyperAdaptersError as error:
-        with suppress(OSError):  # the exit code says it too, where nobody reads the error stream any more
+        with suppress(OSError):  # the error stream may be closed, and the exit code is sufficient then
             typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in its buffer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards the rest of the buffer
         if error.errno != errno.EPIPE:
             typer.echo(f"error: the output cannot be written: {error}", err=True)
         sys.exit(1)
 
 
 def _prepare_streams() -> None:
-    """Make the output streams take every character, and what is written to a closed one disappear."""
+    """Let the output streams accept every character, and discard the output to a closed stream."""
     codecs.register_error(JSON_ESCAPES, _json_escapes)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # the interpreter's way to say that it was closed before
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        if stream is None:  # the stream was closed before the interpreter started
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=JSON_ESCAPES)
 
 
 def _json_escapes(error: UnicodeError) -> tuple[str, int]:
-    """Escape what cannot be lower_output as JSON does, so that JSON stays valid JSON."""
+    """Escape characters that cannot be encoded as JSON does, so that JSON remains valid."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end

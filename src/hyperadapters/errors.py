@@ -1,7 +1,7 @@
-"""Errors caused by what came from outside: a recipe, a data file, a checkpoint, an argument.
+"""Errors caused by input from outside, such as a recipe, a data file, a checkpoint or an argument.
 
-Each message says what was expected, what was found and what to do. The command line ends with the exit code of the
-error (2: the call or what it was given is wrong); any other exception is a failure of the program (1).
+Each message says what was expected, what was found and what to do. The command line exits with the code of the error,
+which is 2 for a wrong call or wrong input. Any other exception is a failure of the program, with exit code 1.
 """
 
 from __future__ import annotations
@@ -11,70 +11,98 @@ from collections.abc import Iterable
 
 
 class HyperAdaptersError(Exception):
-    """Base of all errors this library raises on purpose."""
+    """Base class of all errors that this library raises deliberately."""
 
     exit_code = 2
 
 
 class RecipeError(HyperAdaptersError):
-    """A recipe or a model configuration is wrong."""
+    """A recipe or a model configuration is invalid."""
 
 
 class DataError(HyperAdaptersError):
-    """A data file or one of its rows is wrong."""
+    """A data file, one of its rows, or an argument that holds data is invalid."""
 
 
 class TaskError(HyperAdaptersError):
-    """A task is defined wrongly, unknown, or addressed by a wrong index."""
+    """The definition of a task is invalid, or a task is unknown or does not support what is asked of it."""
 
 
 class BackboneError(HyperAdaptersError):
-    """A backbone cannot be loaded or is not one that adapters can be put into."""
+    """A backbone cannot be loaded, or adapters cannot be inserted into it."""
 
 
 class CheckpointError(HyperAdaptersError):
-    """A checkpoint is missing, damaged, of another format, or of another backbone."""
+    """A checkpoint is missing, is damaged, has an unknown format, or belongs to another backbone."""
 
 
 class OutputError(HyperAdaptersError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the given path."""
 
 
 class ExportError(HyperAdaptersError):
-    """A model cannot be expressed in the format it is to be exported to."""
+    """The format of an export cannot represent the model."""
 
 
 class NotFiniteError(HyperAdaptersError):
-    """A loss, a gradient or an answer is not a finite number."""
+    """A loss, a gradient or a prediction is not a finite number."""
 
 
 class MissingPackageError(HyperAdaptersError):
-    """An optional package is needed and not installed."""
+    """An optional package is required but not installed."""
 
     exit_code = 1
 
 
 def check_int(name: str, value: object, least: int, error: type[HyperAdaptersError] = DataError) -> None:
-    """Raise `error` unless `value` is an integer of at least `least`."""
+    """Check that an argument is an integer and not too small.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: Value of the argument.
+        least: Smallest valid value.
+        error: Class of the error to raise. Default: `DataError`.
+
+    Raises:
+        error: If the value is not an integer or is less than `least`.
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
         raise error(f"{name}: expected an integer of {least} or more, found {value!r}")
 
 
 def check_seed(value: object) -> None:
-    """Raise DataError unless `value` is an integer that PyTorch, NumPy and scikit-learn take as a seed."""
+    """Check that an argument is an integer that PyTorch, NumPy and scikit-learn accept as a seed.
+
+    Args:
+        value: Value of the argument.
+
+    Raises:
+        DataError: If the value is not an integer from 0 to 2 ** 32 - 1.
+    """
     check_int("seed", value, 0)
     if int(value) >= 2**32:  # type: ignore[call-overload]
         raise DataError(f"seed: expected an integer below 2 ** 32, found {value!r}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the known name closest to `name`, or `""` if none is close."""
+    """Return `" Did you mean 'x'?"` for the known name closest to a name, or `""` if none is close.
+
+    Args:
+        name: Unknown name.
+        known: Known names.
+    """
     close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """Return the sentence for an unknown name: what it is, the nearest known one, and all known ones."""
+    """Return the error message for an unknown name, with the closest known name and all known names.
+
+    Args:
+        what: What the name denotes, such as "task".
+        name: Unknown name.
+        known: Known names.
+    """
     names = sorted(str(item) for item in known)
     listed = ", ".join(names) if names else "none"
     return f"Unknown {what} '{name}'.{did_you_mean(name, names)} Known: {listed}."

@@ -1,6 +1,6 @@
-"""Configurations: validated on reading, unknown keys refused, never code.
+"""Configurations of tasks, models and training runs, which are validated strictly and never execute code.
 
-`Task`, `ModelConfig` and `Lengths` travel with a checkpoint; `Recipe` describes a training run.
+`Task`, `ModelConfig` and `Lengths` are stored in a checkpoint. `Recipe` describes a training run.
 """
 
 from hyperadapters.config.model import (

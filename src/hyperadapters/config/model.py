@@ -1,4 +1,4 @@
-"""Settings of a model; they travel with its checkpoint."""
+"""Settings of a model, which are stored in its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from pydantic import Field, model_validator
 from hyperadapters.config.validation import Float, Int, StrictModel
 
 BackboneKind = Literal["encoder", "encoder-decoder", "decoder"]
-"""Of a backbone: task heads answer for an encoder; the others write their answers."""
+"""Kind of a backbone. Task heads read the hidden states of an encoder; the other kinds generate text."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 
 PRESETS = {"plus": {"codes": "orthogonal", "head_inputs": "pair_features", "label_names": True}}
-"""Settings of a preset where they are not the defaults."""
+"""For each preset, its settings that differ from the defaults."""
 
 
 class ModuleNames(StrictModel):
-    """Where the parts of a backbone are whose architecture has no row in `hosts/sites.py`.
+    """Names of the modules of a backbone whose architecture has no row in `backbones/architectures.py`.
 
     Attributes:
-        kind: "encoder", whose answers task heads give, or "decoder", a language model that goes on with its input.
-        layers: path of the list of layers.
-        feed_forward: path, inside a layer, of the module that maps its feed-forward's input [B, S, d] to the output.
-        hidden_size: d; default: `hidden_size` of the backbone's config.
+        kind: "encoder" (default) for a backbone with task heads, or "decoder" for a language model that continues its
+            input.
+        layers: Path of the list of layers in the backbone.
+        feed_forward: Path in a layer of the module that computes the output of the feed-forward block from its input
+            [B, S, d].
+        hidden_size: Hidden size d. Default: `hidden_size` in the configuration of the backbone.
     """
 
     kind: Literal["encoder", "decoder"] = "encoder"
@@ -42,47 +44,53 @@ RETRIEVING: tuple[Method, ...] = ("pha", "hyperdecoder")
 
 
 class ModelConfig(StrictModel):
-    """Sizes of the method and the preset that fixes its arithmetic.
+    """Settings of the method, with sizes, variants and the preset.
 
     Attributes:
-        method: where the adapters come from: "pha", or one of the methods it is compared with (see docs/methods.md).
-            Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
-        preset: "paper"; "official", which repeats the released code number by number (see docs/faithfulness.md); or
-            "plus", which sets `codes`, `head_inputs` and `label_names` where they are not given (docs/plus.md).
-            Default: "plus" for encoder backbones with method "pha", "paper" for all others.
-        prototype_dim: p, numbers in a prototype, an instance vector, a layer embedding and a hypernetwork code.
-        hidden_dim: hidden units of the retriever and of the hypernetwork's trunk.
-        form: what is generated: "bottleneck", adapters parallel to each feed-forward (the paper), or "lora", low-rank
-            changes of linear layers, which can be merged into the backbone and exported to PEFT.
-        adapter_dim: bottleneck of the generated adapters of form "bottleneck".
-        lora_rank: rank r of form "lora".
-        lora_alpha: form "lora": what is added to a linear layer is multiplied by `lora_alpha / lora_rank`.
-        target_modules: form "lora": the linear layers, by the ends of their paths in a layer, such as "q_proj";
-            default: those that PEFT chooses for the architecture.
-        modules: names of the backbone's modules, where its architecture is not a known one.
-        shared_adapter_dim: bottleneck of the learned adapters in the encoder of an encoder-decoder; default:
-            `adapter_dim`. Other backbones have none.
-        adapter_norm_input: whether an adapter reads the layer-normed input of its feed-forward (T5 only).
-        feature_layer: backbones of one stack only: m, the number of layers below the hidden states that the retriever
-            reads; adapters are generated for the layers above. Default: half of the layers.
-        frozen_encoder_layers: encoder-decoder backbones only: number of encoder layers, from below, without a learned
-            adapter. What they compute never changes and can be kept between epochs; all of them: a frozen encoder.
-        features: encoder backbones only: "layer", the retriever reads the hidden states at m, so that one pass routes
-            and answers; or "backbone", it reads the last hidden states of the whole frozen pass, and the layers above m
-            run once more with adapters.
-        centroids_per_task: points by which the inputs of a task are recognised when routing. 1: its prototype. More,
-            for tasks whose inputs form several clumps: so many centroids of its training instances, by k-means.
-        temperature: of both contrastive losses.
-        contrastive_weight: lambda, weight of each contrastive loss.
-        contrast: which contrastive losses there are: "both", one of "instance" and "prototype", or "none". Without
-            "prototype" nothing teaches the retriever where the prototypes are, so inputs cannot be routed well.
-        codes: what the hypernetwork makes of a prototype and a site: "trunk", the published network, or "orthogonal",
-            a rotation of the prototype for each site, so that tasks and sites start independent of each other.
-        head_inputs: encoder backbones only: what the heads of trained tasks read: "adapted", the last hidden states;
-            "texts", these and how the frozen backbone by itself sees the text, or each text of a pair, and how like
-            they are; or "text", the same without the comparison of a pair.
-        label_names: encoder backbones only: whether the name of a label counts as one more example of it, in
-            classifications of single texts: for what is fitted to the inputs named by `head_inputs`, and for new tasks.
+        method: Source of the adapters: "pha" (default), or one of the methods that it is compared with (see
+            docs/methods.md). Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
+        preset: "paper"; "official", which reproduces the arithmetic of the released code (see docs/faithfulness.md); or
+            "plus", which changes the defaults of `codes`, `head_inputs` and `label_names` (see docs/plus.md). Default:
+            "plus" for encoder backbones with method "pha", "paper" otherwise.
+        prototype_dim: Size p of a prototype, an instance vector, a layer embedding and a code of the hypernetwork.
+            Default: 64.
+        hidden_dim: Number of hidden units of the retriever and of the hypernetwork's trunk. Default: 128.
+        form: Form of the adapters: "bottleneck" (default) for adapters parallel to each feed-forward block, as in the
+            paper, or "lora" for low-rank updates of linear layers, which can be merged into the backbone and exported
+            to PEFT.
+        adapter_dim: Size a of the bottleneck of generated adapters. For form "bottleneck". Default: 64.
+        lora_rank: Rank r. For form "lora". Default: 8.
+        lora_alpha: Numerator of the factor `lora_alpha / lora_rank` of the outputs. For form "lora". Default: 16.
+        target_modules: Linear layers to adapt, as the ends of their paths in a layer, such as "q_proj". For form
+            "lora". Default: those that PEFT chooses for the architecture.
+        modules: Names of the modules of a backbone whose architecture is not in the table of architectures.
+        shared_adapter_dim: Size of the bottleneck of the learned adapters in the encoder. For encoder-decoder
+            backbones. Default: `adapter_dim`.
+        adapter_norm_input: If True (default), an adapter reads the input of its feed-forward block after the layer
+            norm, otherwise before it. For T5.
+        feature_layer: Number m of layers below the hidden states that the retriever reads. Adapters are generated for
+            the layers above. For encoder and decoder backbones. Default: half of the layers.
+        frozen_encoder_layers: Number of encoder layers without a learned adapter, counted from the first layer. Their
+            outputs never change and can be stored between epochs. For encoder-decoder backbones. Default: 0.
+        features: Hidden states that the retriever reads: "layer" (default) for those of layer m, so that one pass
+            routes and predicts, or "backbone" for the last hidden states of the frozen backbone, after which the layers
+            above m run again with adapters. For encoder backbones.
+        centroids_per_task: Number of vectors to which an input is compared for each task in routing. With 1 (default)
+            it is compared to the prototype; with more, to so many k-means centroids of the instance vectors of the
+            task's training rows, which suits tasks whose inputs form several clusters.
+        temperature: Temperature of both contrastive losses. Default: 0.1.
+        contrastive_weight: Weight lambda of each contrastive loss. Default: 0.1.
+        contrast: Contrastive losses to use: "both" (default), "instance", "prototype" or "none". Without "prototype"
+            the retriever is not trained to place inputs near their prototypes, so that routing is poor.
+        codes: Computation of the codes of the hypernetwork: "trunk" (default) for the published network, or
+            "orthogonal" for a rotation of the prototype in each layer, so that the codes of different tasks and layers
+            are nearly orthogonal at first.
+        head_inputs: Inputs of the heads of trained tasks: "adapted" (default) for the mean of the last hidden states;
+            "pair_features" for this and the features of the frozen backbone for each text, and a comparison of the two
+            texts of a pair; or "text_features" for the same without the comparison. For encoder backbones.
+        label_names: If True, the name of a label is an additional example of it in classification tasks with single
+            texts, for the head weights that are fitted to features of the frozen backbone and for new tasks. For
+            encoder backbones. Default: False.
     """
 
     method: Method = "pha"
@@ -117,36 +125,44 @@ class ModelConfig(StrictModel):
 
     @property
     def lora_scale(self) -> float:
-        """What a LoRA's output is multiplied by."""
+        """Factor of the outputs of a LoRA."""
         return self.lora_alpha / self.lora_rank
 
     @model_validator(mode="after")
     def _check_form(self) -> Self:
         if self.form == "lora" and self.preset == "official":
-            raise ValueError("form: preset 'official' has the released code's bottleneck adapters; use 'paper'")
+            raise ValueError(
+                "form: preset 'official' only has bottleneck adapters; use form 'bottleneck' or preset 'paper'"
+            )
         others = {"bottleneck": ("lora_rank", "lora_alpha", "target_modules"), "lora": ("adapter_dim",)}[self.form]
         for name in others:
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: form '{self.form}' does not have it; remove it, or change the form")
+                raise ValueError(
+                    f"{name}: form '{self.form}' does not have this setting; remove it, or change the form"
+                )
         return self
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
         if self.method != "pha" and self.preset == "official":
-            raise ValueError(f"preset 'official' is the released code's PHA; with method '{self.method}' use 'paper'")
+            raise ValueError(f"preset 'official' is only for method 'pha'; use preset 'paper' with '{self.method}'")
         if self.preset == "official" and self.codes != "trunk":
-            raise ValueError(f"codes: preset 'official' has the released code's trunk, found '{self.codes}'; remove it")
+            raise ValueError(f"codes: preset 'official' only has 'trunk', found '{self.codes}'; remove it")
         for name, reason in self.without_effect().items():
             raise ValueError(f"{name}: {reason}; remove it")
         return self
 
     def is_chosen(self, setting: str) -> bool:
-        """Whether a setting has a value other than its default and the one that the preset gives it."""
+        """Return whether a setting has a value other than its default and the value of the preset.
+
+        Args:
+            setting: Name of the setting.
+        """
         preset = PRESETS.get(str(self.preset), {})
         return getattr(self, setting) not in (type(self).model_fields[setting].default, preset.get(setting))
 
     def without_effect(self) -> dict[str, str]:
-        """Settings that were chosen and change nothing, each with the reason."""
+        """Return the settings that were chosen although they have no effect, each with the reason."""
         return {
             effect.setting: effect.reason.format(method=self.method, form=self.form)
             for effect in EFFECTS
@@ -154,10 +170,10 @@ class ModelConfig(StrictModel):
         }
 
     def for_backbone(self, has_heads: bool) -> ModelConfig:
-        """These settings with the default preset, where none is given.
+        """Return these settings with the default preset for a kind of backbone if no preset is given.
 
         Args:
-            has_heads: whether it is an encoder, whose answers task heads give.
+            has_heads: Whether the backbone is an encoder, which has task heads.
         """
         if self.preset is not None:
             return self
@@ -166,7 +182,13 @@ class ModelConfig(StrictModel):
 
 
 class Effect(NamedTuple):
-    """When a setting has an effect, and what is said where it has none."""
+    """Condition under which a setting has an effect.
+
+    Attributes:
+        setting: Name of the setting.
+        is_there: Function that returns whether the setting has an effect in a configuration.
+        reason: Reason why it has none, for the error message.
+    """
 
     setting: str
     is_there: Callable[[ModelConfig], bool]
@@ -188,32 +210,37 @@ EFFECTS = (
     Effect(
         "centroids_per_task",
         lambda config: config.method == "pha",
-        "is for routing, and method '{method}' cannot route",
+        "this setting is for routing, and method '{method}' cannot route",
     ),
     Effect("codes", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
     Effect("features", lambda config: config.method in RETRIEVING, "method '{method}' has no retriever"),
     Effect(
         "label_names",
         lambda config: config.method == "pha" or config.head_inputs != "adapted",
-        "method '{method}' adds no tasks, and with head_inputs 'adapted' nothing else is fitted to the names",
+        "method '{method}' cannot add tasks, and no weights are fitted to label names with head_inputs 'adapted'",
     ),
     Effect(
-        "adapter_norm_input", lambda config: config.form == "bottleneck", "form '{form}' has no adapters to norm for"
+        "adapter_norm_input", lambda config: config.form == "bottleneck", "form '{form}' has no bottleneck adapters"
     ),
     Effect(
         "shared_adapter_dim",
         lambda config: config.form == "bottleneck",
-        "form '{form}' has no bottleneck; lora_rank is the size of the shared ones too",
+        "form '{form}' has no bottleneck; lora_rank is also the rank of shared adapters",
     ),
 )
-"""Settings that only some methods or forms have; those that depend on the backbone are in `hosts.placement`.
+"""Settings that only have an effect with some methods or forms.
 
-The sizes `prototype_dim` and `hidden_dim` are taken with every method, so that a comparison may change `method` alone.
+Settings that depend on the backbone are checked in `backbones.checks`. The sizes `prototype_dim` and `hidden_dim` are
+accepted with every method, so that methods can be compared by changing `method` alone.
 """
 
 
 def drop_settings_without_effect(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a stored `ModelConfig` without those that are refused now because they have no effect."""
+    """Return the values of a stored `ModelConfig` without settings that have no effect, which are refused now.
+
+    Args:
+        values: Values by the names of the settings.
+    """
     config = ModelConfig.model_construct(
         **{key: value for key, value in values.items() if key in ModelConfig.model_fields}
     )
@@ -221,11 +248,11 @@ def drop_settings_without_effect(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class Lengths(StrictModel):
-    """Where texts are cut.
+    """Maximum lengths of texts; longer texts are truncated.
 
     Attributes:
-        input: tokens of an input.
-        target: tokens of a target text; also the most that are generated.
+        input: Maximum number of tokens of an input. Default: 128.
+        target: Maximum number of tokens of a target text and of a generated text. Default: 32.
     """
 
     input: Int = Field(128, ge=4)

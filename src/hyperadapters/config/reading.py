@@ -1,4 +1,4 @@
-"""Reading YAML so that everything means what is written."""
+"""Reading YAML without its surprising conversions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, keeps keys as they are written, and reads yes, no, on and off as texts (YAML 1.2)."""
+    """Loader that refuses duplicate keys and reads keys, and yes, no, on and off, as strings (YAML 1.2)."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL]
@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.composer.ComposerError(None, None, "expected a text as a key", key.start_mark)
+                raise yaml.composer.ComposerError(None, None, "expected a string as a key", key.start_mark)
             if key.tag == MERGE:
                 continue
             key.tag = "tag:yaml.org,2002:str"
@@ -40,9 +40,15 @@ _Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|
 
 
 def load_yaml(text: str) -> Any:
-    """Read a YAML document.
+    """Parse a YAML document.
+
+    Args:
+        text: The document.
+
+    Returns:
+        The value of the document, which consists of mappings, lists and scalars.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or a key is given twice in one mapping; the message has line and column.
+        YAMLError: If the text is not YAML or a mapping has a duplicate key. The message contains the line and column.
     """
     return yaml.load(text, _Loader)  # a SafeLoader

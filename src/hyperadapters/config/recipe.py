@@ -1,4 +1,4 @@
-"""Recipes: a training run, read from YAML and never code."""
+"""Recipes, which describe training runs in YAML."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 RECIPE_FILE = "resolved_recipe.yaml"
 METRICS_FILE = "metrics.json"
-"""The recipe and the scores of a run, in its folder."""
+"""Names of the files with the recipe and the scores in the folder of a run."""
 
 
 def _is_set(config: StrictModel, name: str) -> bool:
-    """Whether a setting has another value than its default."""
+    """Return whether a setting has a value other than its default."""
     return bool(getattr(config, name) != type(config).model_fields[name].default)
 
 
 class HeldOut(StrictModel, populate_by_name=True):
-    """A split taken out of another one: `size` rows of `from`, or that fraction of them when below 1."""
+    """A split that consists of rows held out from another split.
+
+    Attributes:
+        from_split: Split from which the rows are held out; the key is `from`. Default: "train".
+        size: Number of rows, or their fraction if it is below 1.
+    """
 
     from_split: Split = Field("train", alias="from")
     size: Int | Annotated[float, Strict()] = Field(gt=0, allow_inf_nan=False)
@@ -36,25 +41,27 @@ class HeldOut(StrictModel, populate_by_name=True):
     @classmethod
     def _check_whole(cls, size: float) -> float:
         if size >= 1 and size != int(size):
-            raise ValueError(f"expected a whole number of rows, or a share below 1; found {size}")
+            raise ValueError(f"expected a whole number of rows, or a fraction below 1; found {size}")
         return size
 
 
 class Source(StrictModel):
-    """Where the rows of a task are: files, a data set of the Hugging Face Hub, or the demo data of this package.
+    """Origin of the rows of a task: files, a data set of the Hugging Face Hub, or the demo data of this package.
+
+    Exactly one of `path`, `dataset` and `demo` is required.
 
     Attributes:
-        path: JSON-lines, CSV, TSV or Parquet: a name with `{split}` in it (all three files must be there, or be
-            cut), one file for everything (then `cut` makes the splits), or a file for each split that there is.
+        path: JSON-lines, CSV, TSV or Parquet files: a path that contains `{split}`, where the files of all splits that
+            are not held out must exist; one file, from which the other splits are held out; or a file for each split.
             Relative paths are relative to the recipe.
-        dataset: name of a Hub data set, or a folder that `datasets.load_dataset` reads.
-        subset: its configuration name, for example "sst2" of "nyu-mll/glue".
-        splits: its split for each of ours, for example `{train: train, test: validation_matched}`.
-        demo: name of a task of the package's demo data.
-        columns: column for each of text, text_pair and label, where they are named differently.
-        label_names: replaces the labels found in the data, for example `{"0": negative, "1": positive}`.
-        cut: splits that are cut out of others, with the recipe's seed.
-        delimiter: character between the cells of CSV and TSV files; default: a comma, or a tab in a TSV file.
+        dataset: Name of a data set on the Hub, or a folder that `datasets.load_dataset` reads.
+        subset: Configuration name of the data set, for example "sst2" of "nyu-mll/glue".
+        splits: Name of the data set's split for each split, for example `{train: train, test: validation_matched}`.
+        demo: Name of a task of the demo data.
+        columns: Names of the columns for text, text_pair and label, if they differ from these.
+        label_names: New names of the labels in the data, for example `{"0": negative, "1": positive}`.
+        held_out: Splits that are held out from other splits, at random with the seed of the recipe.
+        delimiter: Delimiter of CSV and TSV files. Default: a comma for CSV and a tab for TSV.
     """
 
     path: str | dict[Split, str] | None = None
@@ -70,7 +77,7 @@ class Source(StrictModel):
     @field_validator("label_names", mode="before")
     @classmethod
     def _name_as_in_data(cls, names: object) -> object:
-        """YAML reads the keys 0 and true as what they are; the data are compared as texts."""
+        """Convert keys such as 0 and true, which YAML does not read as strings, to strings as they are in the data."""
         if not isinstance(names, dict):
             return names
         return {str(key).lower() if isinstance(key, bool) else str(key): name for key, name in names.items()}
@@ -81,41 +88,49 @@ class Source(StrictModel):
         if len(given) != 1:
             raise ValueError(f"expected exactly one of path, dataset, demo; found {given or 'none'}")
         if self.dataset is None and (self.subset is not None or self.splits is not None):
-            raise ValueError("subset and splits belong to dataset, which is not given")
+            raise ValueError("subset and splits are only for dataset, which is not given; remove them")
         paths = self.path.values() if isinstance(self.path, dict) else [self.path or ""]
         if self.delimiter is not None and not all(path.lower().endswith((".csv", ".tsv")) for path in paths):
-            raise ValueError("delimiter belongs to a path that ends in .csv or .tsv, which is not given")
+            raise ValueError("delimiter is only for a path that ends in .csv or .tsv, which is not given; remove it")
         if self.delimiter is not None and self.delimiter in '"\r\n':
             raise ValueError(f"delimiter must not be a quotation mark or a line end, found {self.delimiter!r}")
         return self
 
 
 class TaskEntry(Task):
-    """A task of a recipe: the task and its source."""
+    """A task of a recipe, which has a source in addition to the attributes of `Task`.
+
+    Attributes:
+        source: Origin of the rows.
+    """
 
     source: Source
 
     @property
     def task(self) -> Task:
-        """The task without its source."""
+        """Definition of the task, without its source."""
         return Task(**{name: getattr(self, name) for name in Task.model_fields})
 
 
 class DataConfig(StrictModel):
-    """How much of the data is used, and how batches are drawn.
+    """Size of the training data, sampling of batches, and maximum lengths of texts.
+
+    At most one of `n_train`, `fraction` and `k_per_label` is allowed. The subset of the training rows is stratified and
+    drawn with the seed of the recipe. A smaller subset is part of a larger one. With `n_train` and `fraction` a
+    classification task keeps at least two rows of each label.
 
     Attributes:
-        n_train, fraction, k_per_label: at most one of them: rows a task, share of its rows, rows for each label
-            (rows a task where there are no labels). Subsets are stratified, seeded and nested: the smaller one is
-            part of the larger one. With n_train and fraction a classification task keeps two rows of each label.
-        n_validation: at most so many validation rows a task.
-        group_by_length: whether batches are made of rows of like length, so that little is padded (see
+        n_train: Number of training rows of each task. Default: all rows.
+        fraction: Fraction of the training rows of each task.
+        k_per_label: Number of training rows of each label, or of each task that has no labels.
+        n_validation: Maximum number of validation rows of each task. Default: all rows.
+        sampling: Probability of a task in a batch: "proportional" (default) to its number of rows, as in the released
+            code; by "temperature", proportional to rows ** (1 / temperature); or "balanced", equal for all tasks.
+        temperature: Temperature of the sampling. Default: 10.
+        group_by_length: If True (default), a batch consists of rows of similar length, which reduces padding (see
             `data.sampling.MixedTaskBatchSampler`).
-        sampling: "proportional" to the number of rows (what the released code does), by "temperature"
-            (rows ** (1 / temperature)), or "balanced" (all tasks alike).
-        temperature: of the sampling.
-        max_length: tokens of an input, longer ones are cut.
-        max_target_length: tokens of a target text.
+        max_length: Maximum number of tokens of an input; longer ones are truncated. Default: 128.
+        max_target_length: Maximum number of tokens of a target text and of a generated text. Default: 32.
     """
 
     n_train: Int | None = Field(None, ge=1)
@@ -130,7 +145,7 @@ class DataConfig(StrictModel):
 
     @property
     def lengths(self) -> Lengths:
-        """Where texts are cut."""
+        """Maximum lengths of texts."""
         return Lengths(input=self.max_length, target=self.max_target_length)
 
     @model_validator(mode="after")
@@ -139,38 +154,52 @@ class DataConfig(StrictModel):
         if len(given) > 1:
             raise ValueError(f"expected at most one of n_train, fraction, k_per_label; found {given}")
         if self.sampling != "temperature" and _is_set(self, "temperature"):
-            raise ValueError(f"temperature: is for sampling 'temperature', found '{self.sampling}'; remove it")
+            raise ValueError(f"temperature is only for sampling 'temperature', found '{self.sampling}'; remove it")
         return self
 
 
 class TrainingConfig(StrictModel):
-    """The training run. Names are those of `transformers.TrainingArguments` where it has the setting.
+    """Settings of training, with the names of `transformers.TrainingArguments` where it has the same setting.
+
+    Exactly one of `max_steps` and `num_train_epochs` is required.
 
     Attributes:
-        max_steps, num_train_epochs: how long; exactly one of them.
-        batch_size: rows of a step on each device (before accumulation).
-        learning_rate: of the hypernetwork, prototypes and shared adapters.
-        head_learning_rate: of the task heads; default: 1e-2 where they read directions, as those of the preset "plus"
-            do, otherwise `learning_rate`.
-        retriever_learning_rate: of the retriever, which with method "pha" only the contrastive losses reach; default:
-            `learning_rate`.
-        warmup_steps: of the linear schedule.
-        label_smoothing: of the task loss.
-        reduction: of the task loss over tokens (text-to-text) or rows (heads): "mean" or "sum".
-        eval_steps: steps between evaluations on the validation rows; the checkpoint with the best mean is kept.
-        false_decline_rate: share of a task's own inputs that may be declined when they are routed; sets the similarity
-            below which an input is (see `inference.routing`).
-        early_stopping_patience: evaluations without a better mean after which training stops.
-        prefix_cache: where the hidden states of the frozen layers below everything trained are kept, so that these run
-            once for each training row and validation row: "memory", "file" (in the run's folder while it trains),
-            "none", or "auto": memory up to `prefix_cache_gb`, a file above that if it takes less than half of the free
-            disk, else none.
-        prefix_cache_dtype: in which they are kept; "float16" halves them, and rounds.
-        prefix_cache_gb: GiB of memory that "auto" may take in all.
-        optimizer: as `optim` of `transformers.TrainingArguments`.
-        attention: implementation of the backbone's attention during training, as transformers names them; default: its
-            own choice.
-        report_to: any of "tensorboard", "wandb", "trackio" and what else transformers knows.
+        max_steps: Number of training steps.
+        num_train_epochs: Number of epochs.
+        batch_size: Number of rows in a batch on each device, before gradient accumulation. Default: 32.
+        eval_batch_size: Number of rows in a batch of an evaluation. Default: 64.
+        gradient_accumulation_steps: Number of batches in a training step. Default: 1.
+        learning_rate: Learning rate of the hypernetwork, the prototypes and the shared adapters. Default: 3e-4.
+        head_learning_rate: Learning rate of the task heads. Default: 1e-2 for heads that read normalised features, such
+            as those of preset "plus", and `learning_rate` otherwise.
+        retriever_learning_rate: Learning rate of the retriever, which receives gradients only from the contrastive
+            losses with method "pha". Default: `learning_rate`.
+        weight_decay: Weight decay. Default: 0.
+        warmup_steps: Number of warm-up steps of the linear schedule. Default: 0.
+        max_grad_norm: Norm to which gradients are clipped. Default: 1.
+        label_smoothing: Label smoothing of the task loss in [0, 1). Default: 0.
+        reduction: Reduction of the task loss over tokens of a generated text or rows of a head, "mean" (default) or
+            "sum".
+        eval_steps: Number of steps between evaluations on the validation rows. The checkpoint with the best mean score
+            is kept. Default: 500.
+        false_decline_rate: Fraction of the inputs of a task that may be declined in routing, which determines the
+            similarity threshold (see `inference.routing`). Default: 0.05.
+        early_stopping_patience: Number of evaluations without improvement after which training stops. Default: never.
+        logging_steps: Number of steps between log entries. Default: 50.
+        bf16: Whether to train with mixed precision in bfloat16. Default: False.
+        fp16: Whether to train with mixed precision in float16. Default: False.
+        gradient_checkpointing: Whether to recompute activations in the backward pass to save memory. Default: False.
+        prefix_cache: Storage of the hidden states of the frozen layers below all trained ones, which then run only once
+            for each row: "memory"; "file" in the folder of the run during training; "none"; or "auto" (default) for
+            memory up to `prefix_cache_gb`, otherwise a file if it takes less than half of the free disk space,
+            otherwise none.
+        prefix_cache_dtype: Data type of the stored hidden states. "float16" halves their size and rounds them. Default:
+            "float32".
+        prefix_cache_gb: Maximum memory for "auto" in GiB. Default: 4.
+        optimizer: Optimizer, as `optim` of `transformers.TrainingArguments`. Default: "adamw_torch_fused".
+        attention: Attention implementation of the backbone in training, as in transformers. Default: the choice of
+            transformers.
+        report_to: Integrations to report to, such as "tensorboard", "wandb" and "trackio". Default: none.
     """
 
     max_steps: Int | None = Field(None, ge=1)
@@ -209,19 +238,24 @@ class TrainingConfig(StrictModel):
     @model_validator(mode="after")
     def _check_prefix_cache(self) -> Self:
         if self.prefix_cache != "auto" and _is_set(self, "prefix_cache_gb"):
-            raise ValueError(f"prefix_cache_gb: is for prefix_cache 'auto', found '{self.prefix_cache}'; remove it")
+            raise ValueError(f"prefix_cache_gb is only for prefix_cache 'auto', found '{self.prefix_cache}'; remove it")
         if self.prefix_cache == "none" and _is_set(self, "prefix_cache_dtype"):
-            raise ValueError("prefix_cache_dtype: with prefix_cache 'none' nothing is kept; remove it")
+            raise ValueError("prefix_cache_dtype has no effect with prefix_cache 'none'; remove it")
         return self
 
 
 class Recipe(StrictModel):
-    """A training run: backbone, tasks with their data, model and training settings.
+    """Description of a training run.
 
     Attributes:
-        backbone: name on the Hub, or a folder; a relative path is looked for beside the recipe first.
-        backbone_dtype: of the backbone's weights; default: that of its files. What is trained is in float32.
-        seed: of subsets, cuts, sampling, initial weights and dropout.
+        backbone: Name of the backbone on the Hub, or its folder, relative to the recipe if it exists there.
+        backbone_dtype: Data type of the backbone's weights. Trained weights are always in float32. Default: the data
+            type of the backbone's files.
+        seed: Seed of subsets, held-out splits, sampling, initial weights and dropout. Default: 0.
+        model: Settings of the model.
+        data: Settings of the data.
+        training: Settings of training.
+        tasks: Tasks with their sources.
     """
 
     backbone: str
@@ -245,22 +279,26 @@ class Recipe(StrictModel):
         if method != "pha" and _is_set(training, "false_decline_rate"):
             raise ValueError(f"training.false_decline_rate: method '{method}' cannot route; remove it")
         if self.model.preset == "official" and _is_set(training, "optimizer"):
-            raise ValueError("training.optimizer: preset 'official' has the released code's optimizer; remove it")
+            raise ValueError("training.optimizer: preset 'official' uses the released code's optimizer; remove it")
         return self
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe from a YAML file.
+    """Load a recipe from a YAML file.
 
-    A recipe may name another one in `extends`; its own keys then replace or add to the other's. Relative paths are
-    resolved against the file that holds them.
+    A recipe may name another recipe in `extends`, whose settings it replaces or extends. Relative paths are relative to
+    the file that contains them.
 
     Args:
-        path: the file.
-        overrides: `key.of.setting=value` each, the value read as YAML; applied last.
+        path: Path of the file.
+        overrides: Settings that replace those of the file, each in the form "key.of.setting=value" with a value in
+            YAML. Default: none.
+
+    Returns:
+        The recipe.
 
     Raises:
-        RecipeError: a file is missing, is not UTF-8 YAML, or does not describe a recipe.
+        RecipeError: If a file is missing, is not YAML in UTF-8, or does not describe a recipe.
     """
     values = _read_yaml(Path(path), ())
     for override in overrides:
@@ -275,7 +313,7 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 
     path = path.resolve()
     if path in chain:
-        raise RecipeError(f"{path}: extends itself through {' -> '.join(map(str, chain))}")
+        raise RecipeError(f"{path}: extends itself through {' -> '.join(map(str, chain))}; remove one extends")
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -295,7 +333,12 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make the relative paths in the values of a recipe absolute, in place, taking them relative to a folder."""
+    """Replace the relative paths in the values of a recipe by absolute paths, in place.
+
+    Args:
+        values: Values of the recipe.
+        folder: Folder to which the paths are relative.
+    """
     if isinstance(backbone := values.get("backbone"), str):
         values["backbone"] = _name_or_path(backbone, folder)
     tasks = values.get("tasks")
@@ -314,7 +357,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
 
 
 def _name_or_path(name: str, folder: Path) -> str:
-    """A name on the Hub as it is; what is a path, because it starts with a dot or is there, as an absolute path."""
+    """Return a name on the Hub unchanged, and a path, which starts with a dot or exists, as an absolute path."""
     is_path = name.startswith(".") or (bool(name) and os.path.isdir(folder / name))
     return str((folder / name).resolve()) if is_path else name
 
@@ -339,7 +382,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         nested = values.setdefault(parent, {})
         if not isinstance(nested, dict):
-            raise RecipeError(f"override '{override}': '{parent}' holds no settings")
+            raise RecipeError(f"override '{override}': '{parent}' has a value and no settings below it")
         values = nested
     try:
         values[last] = load_yaml(text)

@@ -1,4 +1,4 @@
-"""Tasks: what travels with a checkpoint and stands in a recipe."""
+"""Definitions of tasks, which are part of checkpoints and recipes."""
 
 from __future__ import annotations
 
@@ -24,26 +24,33 @@ METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
 
 
 def normalize_label(label: str) -> str:
-    """Return a label in Unicode's composed form, without spaces at its ends and without invisible characters."""
+    """Return a label in the composed normal form of Unicode, without invisible characters and surrounding spaces.
+
+    Args:
+        label: Name of the label.
+    """
     visible = label.translate(dict.fromkeys(map(ord, "\u200b\u2060\ufeff")))
     return unicodedata.normalize("NFC", visible).strip()
 
 
 class Task(StrictModel):
-    """What is to be predicted from which texts, and how it is measured.
+    """Definition of a task: its inputs, its targets and its metrics.
 
     Attributes:
-        name: unique within a model; no path separators or control characters.
-        kind: "classification" (one of `labels`), "regression" (a number) or "text-to-text" (any text).
-        fields: `("text",)` or `("text", "text_pair")`.
-        labels: of a classification task, in the order of the head's outputs. In a recipe they may be left out:
-            they are then the sorted labels of the training rows.
-        metrics: the first one is the task's score. "f1" is of the last of two labels; "macro_f1" is the mean over the
-            labels that occur among the targets or the answers.
-        template: how a text-to-text backbone reads the fields, for example "premise: {text} hypothesis: {text_pair}".
-            Default: the fields with a space between them, which a row to be routed gets in any case.
-        verbalizer: what a text-to-text backbone writes for each label. Default: the label itself.
-        step: of a regression task: a text-to-text backbone writes the nearest multiple of it, for example 0.2.
+        name: Name, which is unique in a model and contains no path separators or control characters.
+        kind: "classification" (default) to predict one of `labels`, "regression" to predict a number, or "text-to-text"
+            to generate any text.
+        fields: Fields of an input, `("text",)` (default) or `("text", "text_pair")`.
+        labels: Labels of a classification task in the order of the head's outputs. In a recipe the default is the
+            sorted labels of the training rows.
+        metrics: Metrics, of which the first is the score of the task. "f1" is that of the second of two labels.
+            "macro_f1" is the mean over the labels that occur among the targets or the predictions. Default: "accuracy",
+            "pearson" or "exact_match", depending on the kind.
+        template: Prompt of a text-to-text backbone, for example "premise: {text} hypothesis: {text_pair}". Default: the
+            fields separated by a space, which is always the prompt of an input whose task is not given.
+        verbalizer: Text that a text-to-text backbone generates for each label. Default: the label itself.
+        step: Resolution of a regression task: a text-to-text backbone generates the nearest multiple of it, for
+            example 0.2.
     """
 
     name: str
@@ -57,31 +64,56 @@ class Task(StrictModel):
 
     @classmethod
     def classification(cls, name: str, labels: list[str] | tuple[str, ...], **options: Any) -> Task:
-        """A task whose answer is one of `labels`."""
+        """Return the definition of a classification task.
+
+        Args:
+            name: Name of the task.
+            labels: Labels in the order of the head's outputs.
+            **options: Further attributes of the task.
+
+        Raises:
+            TaskError: If the definition is invalid.
+        """
         return parse(cls, {"name": name, "kind": "classification", "labels": labels, **options}, TaskError)
 
     @classmethod
     def regression(cls, name: str, **options: Any) -> Task:
-        """A task whose answer is a number."""
+        """Return the definition of a regression task.
+
+        Args:
+            name: Name of the task.
+            **options: Further attributes of the task.
+
+        Raises:
+            TaskError: If the definition is invalid.
+        """
         return parse(cls, {"name": name, "kind": "regression", **options}, TaskError)
 
     @classmethod
     def text_to_text(cls, name: str, **options: Any) -> Task:
-        """A task whose answer is a text."""
+        """Return the definition of a text-to-text task.
+
+        Args:
+            name: Name of the task.
+            **options: Further attributes of the task.
+
+        Raises:
+            TaskError: If the definition is invalid.
+        """
         return parse(cls, {"name": name, "kind": "text-to-text", **options}, TaskError)
 
     @property
     def is_pair(self) -> bool:
-        """Whether the input is a pair of texts."""
+        """Whether an input is a pair of texts."""
         return len(self.fields) == 2
 
     @property
     def main_metric(self) -> str:
-        """The metric that is the task's score."""
+        """Metric that is the score of the task."""
         return self.metrics[0]
 
     def settings_of_texts(self) -> list[str]:
-        """Settings that this task has and only backbones read that write their answers."""
+        """Return the names of the given settings that only have an effect with backbones that generate text."""
         return [name for name in ("template", "verbalizer", "step") if getattr(self, name) is not None]
 
     @field_validator("name")
@@ -89,7 +121,7 @@ class Task(StrictModel):
     def _check_name(cls, name: str) -> str:
         if not name.strip() or name != name.strip() or len(name) > 100:
             raise ValueError("expected 1 to 100 characters without spaces at the ends")
-        # `isprintable` is quick, and false where any character has a category C.
+        # `isprintable` is fast, and False if any character has a category that begins with C.
         has_control = not name.isprintable() and any(unicodedata.category(char).startswith("C") for char in name)
         if has_control or "/" in name or "\\" in name or name in (".", ".."):
             raise ValueError("must not contain path separators or control characters")
@@ -123,30 +155,32 @@ class Task(StrictModel):
         if self.fields not in (("text",), ("text", "text_pair")):
             raise ValueError(f"fields must be [text] or [text, text_pair], found {list(self.fields)}")
         if self.labels and self.kind != "classification":
-            raise ValueError(f"a {self.kind} task has no labels, found {len(self.labels)}: remove them or set kind")
+            raise ValueError(f"a {self.kind} task has no labels, found {len(self.labels)}; remove them or change kind")
         if len(self.labels) == 1:
             raise ValueError(f"a classification task needs at least two labels, found only '{self.labels[0]}'")
         if self.verbalizer is not None and self.kind != "classification":
-            raise ValueError(f"verbalizer belong to a classification task, not to {self.kind}")
+            raise ValueError(f"a verbalizer is only for classification tasks, found kind '{self.kind}'; remove it")
         if self.step is not None and self.kind != "regression":
-            raise ValueError(f"step belongs to a regression task, not to {self.kind}")
+            raise ValueError(f"a step is only for regression tasks, found kind '{self.kind}'; remove it")
         known = METRICS_OF_KIND[self.kind]
         for metric in self.metrics:
             if metric not in known:
                 raise ValueError(unknown_name(f"metric of a {self.kind} task", metric, known))
         if "f1" in self.metrics and len(self.labels) > 2:
-            raise ValueError(f"f1 needs two labels, found {len(self.labels)}: use macro_f1")
+            raise ValueError(f"f1 requires two labels, found {len(self.labels)}; use macro_f1")
         if self.template is not None:
             _check_template(self.template, self.fields)
         if self.verbalizer is not None and self.labels and set(self.verbalizer) != set(self.labels):
-            raise ValueError(f"verbalizer must have one word for each of {list(self.labels)}")
+            raise ValueError(
+                f"verbalizer must have one text for each of {list(self.labels)}, found {list(self.verbalizer)}"
+            )
         words = [word.strip() for word in (self.verbalizer or {}).values()]
         if len(set(words)) != len(words):
-            raise ValueError("verbalizer must be different from each other")
-        # In a model of thousands of tasks these take more memory than their prototypes: what is equal is kept once.
+            raise ValueError(f"the texts of a verbalizer must be different from each other, found {words}")
+        # In a model with thousands of tasks these take more memory than the prototypes, so that equal ones are shared.
         object.__setattr__(self, "labels", _shared(self.labels))
         object.__setattr__(self, "metrics", _shared(self.metrics or (known[0],)))
-        if type(self) is Task:  # a subclass has fields of its own
+        if type(self) is Task:  # a subclass has further fields
             object.__setattr__(self, "__pydantic_fields_set__", _FIELDS)
         return self
 
@@ -164,7 +198,7 @@ def _check_template(template: str, fields: tuple[str, ...]) -> None:
         used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
         if unknown := [name for name in used if name not in fields]:
             raise ValueError(f"found {{{unknown[0]}}}")
-        template.format(**dict.fromkeys(fields, ""))  # whatever else follows the name
+        template.format(**dict.fromkeys(fields, ""))  # fails for anything that follows the name of a field
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"template may only use {{{'}, {'.join(fields)}}}: {error}") from error
     missing = [field for field in fields if field not in used]
@@ -173,7 +207,14 @@ def _check_template(template: str, fields: tuple[str, ...]) -> None:
 
 
 def check_task_names(tasks: tuple[Task, ...]) -> None:
-    """Raise ValueError when there is no task or two have the same name."""
+    """Check that there is at least one task and that all names are different.
+
+    Args:
+        tasks: The tasks of a recipe or a model.
+
+    Raises:
+        ValueError: If there is no task or two tasks have the same name.
+    """
     names = [task.name for task in tasks]
     if not names:
         raise ValueError("expected at least one task, found none")

@@ -1,16 +1,37 @@
-"""Validation of whatever comes from outside: unknown keys refused, all faults reported together."""
+"""Strict validation of recipes, tasks and model configurations, which refuses unknown keys and reports all faults."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar, cast
 
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    Strict,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from hyperadapters.errors import HyperAdaptersError, RecipeError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 Int = Annotated[int, Strict()]
+
+RENAMED_KEYS = {
+    "label_words": "verbalizer",
+    "cut": "held_out",
+    "prototypes_per_task": "centroids_per_task",
+    "width": "hidden_size",
+}
+"""Keys of earlier versions and their present names."""
+
+RENAMED_VALUES = {"head_inputs": {"text": "text_features", "texts": "pair_features"}}
+"""Values of earlier versions and their present names, for each key."""
 
 
 def _refuse_bool(value: object) -> object:
@@ -20,20 +41,53 @@ def _refuse_bool(value: object) -> object:
 
 
 Float = Annotated[float, AllowInfNan(False), BeforeValidator(_refuse_bool)]
-"""A finite number; also a text such as "1e-3", which YAML does not read as a number, but not a truth value."""
+"""A finite number, or a string such as "1e-3", which YAML does not read as a number. Booleans are refused."""
 
 
 class StrictModel(BaseModel):
-    """Immutable, refuses unknown keys."""
+    """Base class of all configurations: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain_renamed(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Name the new key or value in the error for a renamed one."""
+        try:
+            return handler(values)
+        except ValidationError as invalid:
+            faults = [_renamed(cls, fault) for fault in invalid.errors(include_url=False)]
+            raise ValidationError.from_exception_data(invalid.title, faults) from None
+
+
+def _renamed(model: type[BaseModel], fault: Any) -> InitErrorDetails:
+    """Return the details of a fault, with the new name in the message if it is a renamed key or value."""
+    key, value, message = str(next(iter(fault["loc"]), "")), fault["input"], None
+    if fault["type"] == "extra_forbidden" and RENAMED_KEYS.get(key) in model.model_fields:
+        message = f"this key was renamed; use '{RENAMED_KEYS[key]}' instead"
+    elif fault["type"] == "literal_error" and isinstance(value, str) and value in RENAMED_VALUES.get(key, {}):
+        message = f"the value '{value}' was renamed; use '{RENAMED_VALUES[key][value]}' instead"
+    details: dict[str, Any] = {name: fault[name] for name in InitErrorDetails.__annotations__ if name in fault}
+    if message is not None:
+        details |= {"type": "value_error", "ctx": {"error": ValueError(message)}}
+    return cast(InitErrorDetails, details)
+
 
 def parse(model: type[Model], values: object, error: type[HyperAdaptersError] = RecipeError, where: str = "") -> Model:
-    """Validate `values` as `model`, reporting all faults together with the nearest known keys.
+    """Validate values from outside as a configuration and report all faults together.
+
+    Args:
+        model: Class of the configuration.
+        values: Mapping of keys to values.
+        error: Class of the error to raise.
+        where: Name of the origin of the values, such as a file name, for the message. Default: the name of `model`.
+
+    Returns:
+        The configuration.
 
     Raises:
-        error: with one line a fault: where it is, what is wrong, what was found.
+        error: If the values are invalid. The message has one line for each fault, which names its location, what is
+            wrong and what was found, and the nearest known key for an unknown one.
     """
     try:
         return model.model_validate(values)

@@ -1,8 +1,8 @@
-"""The method in one sitting: pure torch, tensors in, tensors out.
+"""The method in pure PyTorch: every function and module takes tensors and returns tensors.
 
-Read in this order: `retriever` (hidden states to instance vectors), `prototypes` (one vector a task),
-`hypernetwork` (prototype and site to adapter weights), `forms` (what these weights do), `losses` (what trains it).
-
+Read the modules in this order: `retriever` (hidden states to instance vectors), `prototypes` (one vector per task),
+`hypernetwork` (prototype and layer to adapter weights), `forms` (the functions that these weights parameterise),
+`losses` (the training objective).
 """
 
 from hyperadapters.core.forms import (

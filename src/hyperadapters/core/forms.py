@@ -1,6 +1,7 @@
-"""The forms of an adapter, with weights generated for several tasks or learned once for all.
+"""The two forms of an adapter, bottleneck and LoRA, with generated weights for each task or learned shared weights.
 
-Shapes: B rows, S positions, d hidden_size of the backbone, a bottleneck, r rank, L layers, U generated tasks.
+Shapes: B rows, S positions, d hidden size of the backbone, a size of the bottleneck, r rank, L layers, U tasks whose
+adapters are generated, G groups of rows (see `Grouping`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from hyperadapters.core.grouping import Grouping
 
 
 class AdapterTensor(NamedTuple):
-    """One of the tensors that make up an adapter.
+    """Description of one of the tensors of an adapter.
 
     Attributes:
-        name: begins with "down" for what reads the adapter's input, with "up" for what writes its output.
-        shape: at one layer, of one task.
-        fan_in: size of the input of the linear layer that the tensor is; 1 for a bias.
-        bound: of the uniform distribution that it starts from where it is learned as it is; 0: it starts at zero.
+        name: Name, which begins with "down" for a linear layer that is applied to the adapter's input, and with "up"
+            for one that computes its output.
+        shape: Shape of the tensor for one task at one layer.
+        fan_in: Input size of the linear layer; 1 for a bias.
+        bound: Bound of the uniform distribution that initialises the tensor where it is a parameter itself. A tensor
+            with bound 0 is initialised with zeros.
     """
 
     name: str
@@ -33,7 +36,15 @@ class AdapterTensor(NamedTuple):
 
 
 def bottleneck_tensors(hidden_size: int, bottleneck_dim: int) -> tuple[AdapterTensor, ...]:
-    """The tensors of a bottleneck adapter: down_weight [d, a], down_bias [a], up_weight [a, d], up_bias [d]."""
+    """Return the descriptions of the tensors of a bottleneck adapter.
+
+    Args:
+        hidden_size: Hidden size d of the backbone.
+        bottleneck_dim: Size a of the bottleneck.
+
+    Returns:
+        The tensors down_weight [d, a], down_bias [a], up_weight [a, d] and up_bias [d].
+    """
     bound = hidden_size**-0.5
     return (
         AdapterTensor("down_weight", (hidden_size, bottleneck_dim), hidden_size, bound),
@@ -44,7 +55,12 @@ def bottleneck_tensors(hidden_size: int, bottleneck_dim: int) -> tuple[AdapterTe
 
 
 def fill_uniform(tensor: Tensor, bound: float) -> None:
-    """Fill a tensor in place from the uniform distribution within a bound; with zeros, and nothing drawn, for 0."""
+    """Fill a tensor in place with values from the uniform distribution on [-bound, bound].
+
+    Args:
+        tensor: Tensor to fill.
+        bound: Bound of the distribution. If it is 0, the tensor is filled with zeros and no random number is drawn.
+    """
     if bound:
         nn.init.uniform_(tensor, -bound, bound)
     else:
@@ -52,11 +68,14 @@ def fill_uniform(tensor: Tensor, bound: float) -> None:
 
 
 def lora_tensors(linears: Mapping[str, tuple[int, int]], rank: int) -> tuple[AdapterTensor, ...]:
-    """The tensors of a LoRA: for each linear layer a down [inputs, r] and an up [r, outputs].
+    """Return the descriptions of the tensors of a LoRA.
 
     Args:
-        linears: inputs and outputs of each map, by its name.
-        rank: r.
+        linears: Input size i and output size o of each linear layer, by its name.
+        rank: Rank r.
+
+    Returns:
+        The tensors down_NAME [i, r] and up_NAME [r, o] for each linear layer.
     """
     return tuple(
         tensor
@@ -69,62 +88,88 @@ def lora_tensors(linears: Mapping[str, tuple[int, int]], rank: int) -> tuple[Ada
 
 
 class AdapterWeights(dict[str, Tensor]):
-    """Weights of U tasks at L layers, each tensor [L, U, ...], by the names of its form."""
+    """Adapter weights of U tasks at L layers: a mapping from the name of each tensor to its values [L, U, ...]."""
 
     @property
     def num_tasks(self) -> int:
-        """U."""
+        """Number of tasks U."""
         return next(iter(self.values())).shape[1]
 
     def layer(self, index: int) -> AdapterWeights:
-        """Return the weights of one layer, without the dimension L."""
+        """Return the weights [U, ...] of one layer.
+
+        Args:
+            index: Index of the layer.
+        """
         return AdapterWeights({name: tensor[index] for name, tensor in self.items()})
 
     def task(self, index: int) -> AdapterWeights:
-        """Return the weights of one of the U tasks, the dimension U kept with size 1."""
+        """Return the weights [L, 1, ...] of one task.
+
+        Args:
+            index: Index of the task among the U tasks.
+        """
         return AdapterWeights({name: tensor[:, index : index + 1] for name, tensor in self.items()})
 
     def tasks(self, indices: Tensor) -> AdapterWeights:
-        """Return the weights of some of the U tasks, in any order and number."""
+        """Return the weights [L, V, ...] of V of the tasks, of which one may occur several times.
+
+        Args:
+            indices: Indices [V] among the U tasks.
+        """
         return AdapterWeights({name: tensor.index_select(1, indices) for name, tensor in self.items()})
 
     def to(self, target: torch.dtype | torch.device) -> AdapterWeights:
-        """Return the weights in another floating-point type, or on another device."""
+        """Return the weights converted to another data type or moved to another device.
+
+        Args:
+            target: Data type or device.
+        """
         return AdapterWeights({name: tensor.to(target) for name, tensor in self.items()})
 
     def detach(self) -> AdapterWeights:
-        """Return the weights without their history."""
+        """Return the weights detached from the autograd graph."""
         return AdapterWeights({name: tensor.detach() for name, tensor in self.items()})
 
     def scaled(self, factor: float) -> AdapterWeights:
-        """Return the weights of an adapter whose output is `factor` times as large."""
+        """Return the weights of adapters whose outputs are multiplied by a factor.
+
+        Args:
+            factor: Factor of the outputs.
+        """
         return AdapterWeights(
             {name: factor * tensor if name.startswith("up") else tensor for name, tensor in self.items()}
         )
 
     @classmethod
     def cat(cls, parts: Sequence[AdapterWeights]) -> AdapterWeights:
-        """Join the tasks of several sets of weights, in their order."""
+        """Return the concatenation of several weights along the dimension U of tasks.
+
+        Args:
+            parts: Weights with the same tensors and the same number of layers.
+        """
         return cls({name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]})
 
 
 def bottleneck(inputs: Tensor, weights: Mapping[str, Tensor], grouping: Grouping) -> Tensor:
-    """Apply to each row the bottleneck adapter of its task: `relu(x W_down + b_down) W_up + b_up`.
+    """Apply to each row the bottleneck adapter of its task, `relu(x W_down + b_down) W_up + b_up`.
+
+    There is no residual connection, no scale and no dropout. The activation is ReLU, whatever the backbone's
+    activation is (Zhao et al. 2023; the released code).
 
     Args:
-        inputs: [n B, S, d], n as in `Grouping.gather`.
-        weights: of one layer, for each of the G groups: down_weight [G, d, a], down_bias [G, a], up_weight [G, a, d],
+        inputs: Inputs [n B, S, d], with n as in `Grouping.gather`.
+        weights: Weights of one layer for each group: down_weight [G, d, a], down_bias [G, a], up_weight [G, a, d] and
             up_bias [G, d].
-        grouping: of the B rows.
+        grouping: Grouping of the B rows.
 
     Returns:
-        [n B, S, d]: what is added to the feed-forward's output. No residual, no scale, no dropout; the activation is
-        ReLU whatever the backbone's is (Zhao et al. 2023; the released code).
+        Outputs [n B, S, d], which are to be added to the output of the feed-forward block.
     """
     down_weight, down_bias = weights["down_weight"], weights["down_bias"]
     up_weight, up_bias = weights["up_weight"], weights["up_bias"]
     grouped = grouping.gather(inputs)
-    if len(grouped) == 1:  # a plain product uses all threads, a batched one of a single matrix may not
+    if len(grouped) == 1:  # a matrix product uses all threads, a batched product of a single matrix may not
         hidden = torch.relu(torch.addmm(down_bias[0], grouped[0], down_weight[0]))
         return torch.addmm(up_bias[0], hidden, up_weight[0]).view(inputs.shape)
     hidden = torch.relu(torch.baddbmm(down_bias[:, None], grouped, down_weight))
@@ -132,15 +177,18 @@ def bottleneck(inputs: Tensor, weights: Mapping[str, Tensor], grouping: Grouping
 
 
 def lora(inputs: Tensor, down: Tensor, up: Tensor, grouping: Grouping) -> Tensor:
-    """Apply to each row the low-rank map of its task: `x W_down W_up` (Hu et al. 2021, LoRA, with A and B transposed).
+    """Apply to each row the low-rank update of its task, `x W_down W_up`.
+
+    Source: Hu et al. 2021 (LoRA), whose matrices A and B are the transposes of W_down and W_up.
 
     Args:
-        inputs: [n B, S, i], n as in `Grouping.gather`.
-        down, up: of one linear layer at one layer, for each of the G groups [G, i, r] and [G, r, o].
-        grouping: of the B rows.
+        inputs: Inputs [n B, S, i] of a linear layer, with n as in `Grouping.gather`.
+        down: Matrix W_down of each group [G, i, r].
+        up: Matrix W_up of each group [G, r, o].
+        grouping: Grouping of the B rows.
 
     Returns:
-        [n B, S, o], before LoRA's scale.
+        Outputs [n B, S, o], which are to be scaled and added to the output of the linear layer.
     """
     grouped = grouping.gather(inputs)
     if len(grouped) == 1:  # as in `bottleneck`
@@ -149,27 +197,36 @@ def lora(inputs: Tensor, down: Tensor, up: Tensor, grouping: Grouping) -> Tensor
 
 
 class OwnAdapter(nn.Module):
-    """An adapter that a task has of its own at all L layers: once generated, then trained apart from others."""
+    """An adapter of a single task at all L layers, whose weights are parameters instead of being generated."""
 
     def __init__(self, weights: AdapterWeights) -> None:
-        """Args: weights: to start from, of one task (U = 1); copied."""
+        """Copy initial weights.
+
+        Args:
+            weights: Initial weights [L, 1, ...].
+        """
         super().__init__()
         for name, tensor in weights.items():
             self.register_parameter(name, nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format)))
 
     def forward(self) -> AdapterWeights:
-        """Return the weights, U = 1."""
+        """Return the weights [L, 1, ...]."""
         return AdapterWeights(self.named_parameters())
 
 
 class LearnedBottleneck(nn.Module):
-    """A bottleneck adapter with weights of its own, shared by all tasks (the encoder side of an encoder-decoder).
+    """A bottleneck adapter with learned weights, shared by all tasks, as in the encoder of an encoder-decoder.
 
-    Both weights start Xavier-uniform with gain 1e-4, the biases at 0, so that it begins close to no change.
+    Initialisation: weights Xavier-uniform with gain 1e-4 and biases 0, so that the outputs are close to 0 at first.
     """
 
     def __init__(self, hidden_size: int, bottleneck_dim: int) -> None:
-        """Args: hidden_size: d; bottleneck_dim: a."""
+        """Initialise the weights at random.
+
+        Args:
+            hidden_size: Hidden size d of the backbone.
+            bottleneck_dim: Size a of the bottleneck.
+        """
         super().__init__()
         self.down = nn.Linear(hidden_size, bottleneck_dim)
         self.up = nn.Linear(bottleneck_dim, hidden_size)
@@ -178,7 +235,14 @@ class LearnedBottleneck(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map [..., d] to [..., d], in the inputs' floating-point type."""
+        """Compute the outputs, which are to be added to the output of the feed-forward block.
+
+        Args:
+            inputs: Inputs [..., d].
+
+        Returns:
+            Outputs [..., d] in the data type of the inputs.
+        """
         hidden = torch.relu(_linear(inputs, self.down))
         return _linear(hidden, self.up)
 
@@ -188,10 +252,13 @@ def _linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
 
 
 class LearnedLora(nn.Module):
-    """A LoRA for the linear layers of one backbone layer, shared by all tasks; it starts as no change."""
+    """A LoRA with learned weights for the linear layers of one backbone layer, shared by all tasks.
+
+    Its outputs are 0 at first.
+    """
 
     def __init__(self, linears: Mapping[str, tuple[int, int]], rank: int) -> None:
-        """Args: linears, rank: see `lora_tensors`."""
+        """Initialise the weights at random. The arguments are those of `lora_tensors`."""
         super().__init__()
         for tensor in lora_tensors(linears, rank):
             parameter = nn.Parameter(torch.empty(tensor.shape))
@@ -199,15 +266,26 @@ class LearnedLora(nn.Module):
             self.register_parameter(tensor.name, parameter)
 
     def forward(self, inputs: Tensor, name: str) -> Tensor:
-        """Map the inputs [..., i] of a linear layer to [..., o], in their floating-point type, before LoRA's scale."""
+        """Compute the outputs for one linear layer, which are to be scaled and added to the layer's output.
+
+        Args:
+            inputs: Inputs [..., i] of the linear layer.
+            name: Name of the linear layer.
+
+        Returns:
+            Outputs [..., o] in the data type of the inputs.
+        """
         down, up = self.get_parameter(f"down_{name}"), self.get_parameter(f"up_{name}")
         return inputs @ down.to(inputs.dtype) @ up.to(inputs.dtype)
 
 
 def head_bound(fan_in: int, fan_out: int) -> float:
-    """Bound of the uniform initialisation of a hypernetwork head, `1e-3 * sqrt(3 / (fan_in * fan_out))`.
+    """Return the bound of the uniform initialisation of a hypernetwork head, `1e-3 * sqrt(3 / (fan_in * fan_out))`.
 
-    `fan_in` is the size of the code that enters the head, `fan_out` the input size of the generated linear layer
-    (1 for a bias). Source: the released code; the generated adapter starts close to zero.
+    With it the outputs of a generated adapter are close to 0 at first. Source: the released code.
+
+    Args:
+        fan_in: Size of the code, which is the input of the head.
+        fan_out: Input size of the generated linear layer; 1 for a bias.
     """
     return 1e-3 * math.sqrt(3.0 / (fan_in * fan_out))

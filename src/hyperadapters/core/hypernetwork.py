@@ -1,4 +1,7 @@
-"""The prototypical hypernetwork: one network that writes the adapters of every task at every layer."""
+"""The prototypical hypernetwork, one network that generates the adapters of every task at every layer.
+
+Shapes: L layers, U tasks, p size of a prototype.
+"""
 
 from __future__ import annotations
 
@@ -14,43 +17,65 @@ from hyperadapters.core.forms import AdapterTensor, AdapterWeights, fill_uniform
 
 
 class Hypernetwork(nn.Module, ABC):
-    """What hypernetworks have in common: a linear head from codes to weights for each tensor of an adapter.
+    """Base class: a linear head for each tensor of an adapter, which maps a code to the elements of the tensor.
 
-    The weights are read row by row without a transpose: element i * a + j of `down_weight` goes from input i to
-    bottleneck unit j. Subclasses make the codes.
+    The output of a head is reshaped in row-major order: element i * a + j of `down_weight` connects input i with
+    bottleneck unit j. Subclasses compute the codes.
     """
 
     def __init__(self, tensors: Sequence[AdapterTensor]) -> None:
-        """Args: tensors: of the adapters' form; the heads have their names."""
+        """Store the shapes of the tensors.
+
+        Args:
+            tensors: Tensors of an adapter. The heads have the same names.
+        """
         super().__init__()
         self.tensors = tuple(tensors)
 
     def head(self, name: str) -> nn.Linear:
-        """The head that writes the tensor of this name."""
+        """Return the head that generates a tensor.
+
+        Args:
+            name: Name of the tensor.
+        """
         found = self.get_submodule(name)
         assert isinstance(found, nn.Linear)
         return found
 
     def _make_heads(self, prototype_dim: int, bias: bool) -> None:
-        """Make the heads, after what a subclass draws at random before them."""
+        """Create the heads. Subclasses draw their own random numbers first, which fixes the order of the draws."""
         for tensor in self.tensors:
             self.add_module(tensor.name, nn.Linear(prototype_dim, math.prod(tensor.shape), bias))
 
     def _start_as_backbone(self, prototype_dim: int) -> None:
-        """Initialise the heads so that generated weights start as learned ones would: what writes the output at 0."""
+        """Initialise the heads so that the generated weights have the distribution of learned ones; outputs are 0."""
         for tensor in self.tensors:
             head = self.head(tensor.name)
-            # A generated weight sums over a code's p numbers, whose mean square is 1.
+            # A generated weight is a sum over the p elements of a code, whose mean square is 1.
             fill_uniform(head.weight, tensor.bound / math.sqrt(prototype_dim) if len(tensor.shape) > 1 else 0.0)
             if head.bias is not None:
                 nn.init.zeros_(head.bias)
 
     @abstractmethod
     def codes(self, prototypes: Tensor) -> Tensor:
-        """Return the codes [L, U, p] that the heads read, for the prototypes [U, p]."""
+        """Compute the codes, which are the inputs of the heads.
+
+        Args:
+            prototypes: Prototypes [U, p].
+
+        Returns:
+            Codes [L, U, p].
+        """
 
     def forward(self, prototypes: Tensor) -> AdapterWeights:
-        """Generate the adapters of U tasks at all L layers from their prototypes [U, p]."""
+        """Generate the adapters of U tasks at all L layers.
+
+        Args:
+            prototypes: Prototypes of the tasks [U, p].
+
+        Returns:
+            Weights [L, U, ...] by the names of the tensors.
+        """
         codes = self.codes(prototypes)
         return AdapterWeights(
             {
@@ -61,15 +86,15 @@ class Hypernetwork(nn.Module, ABC):
 
 
 class PrototypicalHypernetwork(Hypernetwork):
-    """H([k_t ; e_l]): weights of task t's adapter at layer l (Zhao et al. 2023, section 3).
+    """The network H([k_t ; e_l]), which generates the adapter of task t at layer l (Zhao et al. 2023, section 3).
 
-    The trunk maps the concatenated prototype and layer embedding (prototype first, not normalised) to a code:
-    linear, ReLU, linear, LayerNorm.
+    The trunk (linear layer, ReLU, linear layer, LayerNorm) maps the concatenation of the prototype k_t and the layer
+    embedding e_l to a code. Neither of them is normalised.
 
-    Initialisation: layer embeddings standard normal, trunk torch's default, head weights uniform within
-    `forms.head_bound`, head biases 0; or all heads as those of `OrthogonalHypernetwork`.
+    Initialisation: layer embeddings standard normal, trunk as PyTorch initialises its layers, weights of the heads
+    uniform within `forms.head_bound`, biases of the heads 0.
 
-    Differs from the released code: tasks are generated once each, not once a row.
+    Difference from the released code: an adapter is generated once for each task, not once for each row.
     """
 
     def __init__(
@@ -80,8 +105,15 @@ class PrototypicalHypernetwork(Hypernetwork):
         hidden_dim: int = 128,
         starts_as_backbone: bool = False,
     ) -> None:
-        """Args: num_layers: L; tensors: of the adapters' form; prototype_dim: p, also of layer embeddings and codes;
-        hidden_dim: of the trunk; starts_as_backbone: whether the generated adapters start at exactly no effect.
+        """Initialise the weights at random.
+
+        Args:
+            num_layers: Number of layers L.
+            tensors: Tensors of an adapter.
+            prototype_dim: Size p of prototypes, layer embeddings and codes. Default: 64.
+            hidden_dim: Number of hidden units of the trunk. Default: 128.
+            starts_as_backbone: If True, the heads are initialised like those of `OrthogonalHypernetwork`, so that the
+                outputs of the generated adapters are exactly 0 at first. Default: False.
         """
         super().__init__(tensors)
         self.layer_embeddings = nn.Parameter(torch.randn(num_layers, prototype_dim))
@@ -101,7 +133,7 @@ class PrototypicalHypernetwork(Hypernetwork):
             nn.init.zeros_(head.bias)
 
     def codes(self, prototypes: Tensor) -> Tensor:
-        """Return the codes [L, U, p] that the heads read, for the prototypes [U, p]."""
+        """Compute the codes. The arguments and result are those of `Hypernetwork.codes`."""
         layers, tasks = len(self.layer_embeddings), len(prototypes)
         pairs = torch.cat(
             [prototypes.expand(layers, -1, -1), self.layer_embeddings[:, None].expand(-1, tasks, -1)], dim=-1
@@ -111,22 +143,29 @@ class PrototypicalHypernetwork(Hypernetwork):
 
 
 class OrthogonalHypernetwork(Hypernetwork):
-    """Weights of task t's adapter at layer l from the code c = sqrt(p) R_l k_t / |R_l k_t|.
+    """A hypernetwork that generates the adapter of task t at layer l from the code c = sqrt(p) R_l k_t / |R_l k_t|.
 
-    R_l is a learned matrix [p, p] for each layer, orthogonal at the start. With orthogonal prototypes (see
-    `PrototypeTable`) the codes of all tasks at a layer start orthogonal, and those of different layers nearly so: a
-    first step for one task hardly moves the adapters of the others, and tasks come to share weights as far as training
-    moves their codes together.
+    R_l is a learned matrix [p, p] for each layer, which is orthogonal at first. With orthogonal prototypes (see
+    `PrototypeTable`) the codes of different tasks at a layer are orthogonal at first, and those of different layers
+    are nearly orthogonal. The first steps for one task therefore hardly change the adapters of other tasks. Tasks share
+    weights to the degree that training makes their codes similar.
 
-    Initialisation: the generated down weights have the variance of `torch.nn.Linear`'s, everything else is 0, so that
-    the model starts as its backbone.
+    Initialisation: the generated down weights have the variance of those of `torch.nn.Linear`, and all other generated
+    weights are 0, so that the outputs of the model are those of its backbone at first.
 
-    Differs from Zhao et al. (2023): no trunk, no layer embeddings, heads without biases. There, the codes of tasks and
-    layers start with a mean cosine of 0.6, so that the hypernetwork starts as nearly one adapter for all.
+    Difference from Zhao et al. (2023): there are no trunk, no layer embeddings and no biases of the heads. In the
+    published network the codes of tasks and layers have a mean cosine similarity of 0.6 at first, so that it generates
+    nearly the same adapter for all of them.
     """
 
     def __init__(self, num_layers: int, tensors: Sequence[AdapterTensor], prototype_dim: int = 64) -> None:
-        """Args: num_layers: L; tensors: of the adapters' form; prototype_dim: p, also of the codes."""
+        """Initialise the weights at random.
+
+        Args:
+            num_layers: Number of layers L.
+            tensors: Tensors of an adapter.
+            prototype_dim: Size p of prototypes and codes. Default: 64.
+        """
         super().__init__(tensors)
         self.rotations = nn.Parameter(torch.empty(num_layers, prototype_dim, prototype_dim))
         for rotation in self.rotations.unbind():
@@ -135,6 +174,6 @@ class OrthogonalHypernetwork(Hypernetwork):
         self._start_as_backbone(prototype_dim)
 
     def codes(self, prototypes: Tensor) -> Tensor:
-        """Return the codes [L, U, p] that the heads read, for the prototypes [U, p]."""
-        turned = torch.einsum("lpq,uq->lup", self.rotations, prototypes)
-        return math.sqrt(prototypes.shape[-1]) * F.normalize(turned, dim=-1)
+        """Compute the codes. The arguments and result are those of `Hypernetwork.codes`."""
+        rotated = torch.einsum("lpq,uq->lup", self.rotations, prototypes)
+        return math.sqrt(prototypes.shape[-1]) * F.normalize(rotated, dim=-1)

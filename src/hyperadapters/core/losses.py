@@ -1,8 +1,8 @@
-"""The objective: contrast between instances, contrast with prototypes, and the task loss they are added to.
+"""The training objective: the task loss, a contrastive loss between instances, and one with prototypes.
 
-Shapes: B rows, T tasks (one prototype each), p numbers in a prototype, V vocabulary, S target positions.
-Source of all of them: Zhao, Fu and He, "Prototype-based HyperAdapter for Sample-Efficient Multi-task Tuning"
-(EMNLP 2023), section 3. Where the released code differs from the paper it is said below.
+Shapes: B rows, T tasks with one prototype each, p size of a prototype, V size of the vocabulary, S target positions.
+Source of all losses: Zhao, Fu and He, "Prototype-based HyperAdapter for Sample-Efficient Multi-task Tuning"
+(EMNLP 2023), section 3. The docstrings name the differences of the released code.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ Reduction = Literal["mean", "sum"]
 
 
 class Losses(NamedTuple):
-    """The objective and its terms, each a scalar: `total = task + instance + prototype`.
+    """The objective and its terms, which are scalars.
 
-    `instance` and `prototype` already carry their weight lambda.
+    Attributes:
+        total: The sum `task + instance + prototype`.
+        task: Task loss.
+        instance: Contrastive loss between instances, multiplied by its weight lambda.
+        prototype: Contrastive loss with prototypes, multiplied by its weight lambda.
     """
 
     total: Tensor
@@ -30,30 +34,31 @@ class Losses(NamedTuple):
 
 
 def instance_contrastive_loss(instances: Tensor, task_ids: Tensor, temperature: float = 0.1) -> Tensor:
-    """InfoNCE between instances: rows of the same task attract, all others repel.
+    """Compute the InfoNCE loss between instances: the positives of a row are the other rows of its task.
 
     With z the normalised instances, s_ij = z_i . z_j / temperature and P(i) the other rows of row i's task:
 
         loss_i = - mean over j in P(i) of [ s_ij - log sum over k != i of exp(s_ik) ]
 
-    and the loss is the mean of loss_i over the rows that have a positive. The sum holds negatives and positives
-    alike, only the row itself is left out.
+    and the loss is the mean of loss_i over the rows that have a positive. The sum contains the positives and the
+    negatives, but not the row itself.
+
+    Difference from the released code: it returns NaN if no row has a positive.
 
     Args:
-        instances: instance vectors [B, p], any scale.
-        task_ids: task of each row [B], integers.
-        temperature: divides the cosine similarities.
+        instances: Instance vectors [B, p] of any length.
+        task_ids: Task of each row [B], as integers.
+        temperature: Divisor of the cosine similarities. Default: 0.1.
 
     Returns:
-        A scalar in float32. It is 0, with zero gradients, when no row has a positive (all tasks different, or B = 1).
-
-    Differs from the released code: that one returns nan when no row has a positive.
+        Loss, a scalar in float32. It is 0 with zero gradients if no row has a positive, that is if all tasks are
+        different or B = 1.
     """
     similarity = cosine_similarity(instances, instances) / temperature
     itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     positives = (task_ids[:, None] == task_ids[None, :]) & ~itself
     count = positives.sum(dim=1)
-    # The row itself is pushed out with a finite number: a batch of one row must not become a sum over nothing.
+    # The row itself is masked with a finite number, because a batch of one row would have a sum over minus infinity.
     log_denominator = similarity.masked_fill(itself, torch.finfo(torch.float32).min).logsumexp(dim=1, keepdim=True)
     log_probability = (similarity - log_denominator).masked_fill(~positives, 0.0)
     row_loss = -log_probability.sum(dim=1) / count.clamp(min=1)
@@ -67,30 +72,30 @@ def prototype_contrastive_loss(
     temperature: float = 0.1,
     positive_in_denominator: bool = True,
 ) -> Tensor:
-    """InfoNCE between instances and prototypes: each row is drawn to the prototype of its task.
+    """Compute the InfoNCE loss between instances and prototypes: the positive of a row is the prototype of its task.
 
     With z and c the normalised instances and prototypes, s_it = z_i . c_t / temperature and y_i the task of row i:
 
         loss = mean over i of - [ s_iy - log sum over t of exp(s_it) ]
 
-    where the sum runs over all T prototypes, whether their task is in the batch or not.
+    where the sum runs over all T prototypes, including those of tasks that are not in the batch.
+
+    Difference from the released code: it removes the positive from the sum by subtraction, which loses all precision
+    for well-separated prototypes and gives minus infinity for a single task. With `positive_in_denominator=False` this
+    function computes the same numbers with a mask. The loss can then be negative.
 
     Args:
-        instances: instance vectors [B, p], any scale.
-        prototypes: one vector a task [T, p], any scale.
-        task_ids: index of each row's task in `prototypes` [B], integers.
-        temperature: divides the cosine similarities.
-        positive_in_denominator: whether the sum contains t = y_i, as InfoNCE has it.
+        instances: Instance vectors [B, p] of any length.
+        prototypes: Prototypes [T, p] of any length.
+        task_ids: Task of each row [B], as indices into `prototypes`.
+        temperature: Divisor of the cosine similarities. Default: 0.1.
+        positive_in_denominator: If True (default), the sum contains t = y_i, as in InfoNCE.
 
     Returns:
-        A scalar in float32. It is 0, with zero gradients, when there is one task only: nothing to tell it from.
+        Loss, a scalar in float32. It is 0 with zero gradients if there is only one task.
 
     Raises:
-        RuntimeError: an index in `task_ids` is out of range (torch's message).
-
-    Differs from the released code: that one leaves the positive out of the sum (`positive_in_denominator=False`
-    gives the same numbers; the loss can then be negative) by subtracting it from the full sum, which loses all
-    precision for well-separated prototypes and is minus infinity for a single task. Here it is masked instead.
+        RuntimeError: If an index in `task_ids` is out of range (raised by PyTorch).
     """
     similarity = cosine_similarity(instances, prototypes) / temperature
     positive = similarity.gather(1, task_ids[:, None])[:, 0]
@@ -109,28 +114,28 @@ def sequence_loss(
     ignored_labels: tuple[int, ...] = (-100,),
     count_ignored: bool = False,
 ) -> Tensor:
-    """Label-smoothed cross-entropy over target tokens.
+    """Compute the cross-entropy of target tokens with label smoothing.
 
-    With lp the log-probabilities, e the smoothing and R the reduction over positions:
+    With lp the log-probabilities, e the label smoothing and R the reduction over positions:
 
         loss = (1 - e) * R(-lp[label]) + (e / V) * R(-sum over V of lp)
 
+    Difference from the released code: its mean also counts padding, as this function does with `count_ignored=True`,
+    so that the loss is smaller for a batch with more padding.
+
     Args:
-        logits: scores [B, S, V].
-        labels: token ids [B, S]; positions that hold one of `ignored_labels` contribute 0.
-        label_smoothing: e, in [0, 1).
-        reduction: "mean" or "sum" over positions.
-        ignored_labels: label values that mark padding.
-        count_ignored: whether the mean counts ignored positions too.
+        logits: Logits [B, S, V].
+        labels: Token ids [B, S].
+        label_smoothing: Label smoothing e in [0, 1). Default: 0.
+        reduction: Reduction over positions, "mean" (default) or "sum".
+        ignored_labels: Labels that mark padding, whose positions contribute 0. Default: -100.
+        count_ignored: If True, the mean also counts the ignored positions. Default: False.
 
     Returns:
-        A scalar in float32; 0 when every position is ignored.
+        Loss, a scalar in float32. It is 0 if every position is ignored.
 
     Raises:
-        RuntimeError: a label that is not ignored is out of range (torch's message).
-
-    Differs from the released code: its mean counts the padded positions (`count_ignored=True` gives that), so that
-    the loss shrinks with the amount of padding in the batch.
+        RuntimeError: If a label that is not ignored is out of range (raised by PyTorch).
     """
     log_probability = logits.float().log_softmax(dim=-1)
     real = torch.ones_like(labels, dtype=torch.bool)
@@ -146,16 +151,16 @@ def sequence_loss(
 
 
 def total_loss(task: Tensor, instance: Tensor, prototype: Tensor, weight: float = 0.1) -> Losses:
-    """The objective: `total = task + weight * (instance + prototype)`.
+    """Compute the objective, `total = task + weight * (instance + prototype)`.
 
     Args:
-        task: task loss, scalar.
-        instance: result of `instance_contrastive_loss`, scalar.
-        prototype: result of `prototype_contrastive_loss`, scalar.
-        weight: lambda, the weight of both contrastive terms.
+        task: Task loss, a scalar.
+        instance: Result of `instance_contrastive_loss`, a scalar.
+        prototype: Result of `prototype_contrastive_loss`, a scalar.
+        weight: Weight lambda of both contrastive terms. Default: 0.1.
 
     Returns:
-        The total and its three terms, the contrastive ones multiplied by the weight.
+        The total and its three terms, of which the contrastive ones are multiplied by the weight.
     """
     instance, prototype = weight * instance, weight * prototype
     return Losses(task + (instance + prototype), task, instance, prototype)

@@ -1,1 +1,1 @@
-"""Tasks as data: reading rows, checking them, drawing batches, making tensors."""
+"""Data of tasks: reading and checking rows, sampling batches, and making tensors."""

@@ -1,4 +1,4 @@
-"""Examples to the tensors of a batch."""
+"""Collation of examples to the tensors of a batch, and conversion between targets and texts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class Collator:
-    """Tokenises and pads a list of examples, of one task or mixed.
+    """Tokenises and pads examples of one or several tasks.
 
-    The batch holds `input_ids`, `attention_mask` (and what else the tokenizer makes), `task_ids` [B] if every row has
-    a task, and `labels` if every row has a target: [B] in float32 for encoders (the index of the label, or the
-    number), token ids [B, T] padded with -100 for encoder-decoders.
+    The batch contains `input_ids` [B, S], `attention_mask` [B, S] and further outputs of the tokenizer. If every row
+    has a task it also contains `task_ids` [B], and if every row has a target, `labels`: label indices or numbers [B] in
+    float32 for encoders, and token ids [B, T] padded with -100 for encoder-decoders.
 
-    Where an encoder has tasks of pairs, `sequence_ids` [B, S] are 0 for tokens of the first text, 1 for those of the
-    second, and -1 for special tokens that the tokenizer adds and for padding. Only fast tokenizers know them; with
-    another one the model goes by `token_type_ids`, or says that it cannot.
+    For encoders with tasks of text pairs, `sequence_ids` [B, S] are 0 for tokens of the first text, 1 for tokens of the
+    second text, and -1 for special tokens and padding. They require a fast tokenizer. Without them the model uses
+    `token_type_ids`, or raises an error if there are none.
 
-    Of a decoder, a row with a target is the input, a new line, the answer and the token that ends a text; `labels`
-    [B, S] are -100 but for the answer, and `prompt_mask` [B, S] is 1 for what comes before it.
+    For decoders, a row with a target consists of the input, a line feed, the target and the end-of-text token. `labels`
+    [B, S] are -100 except for the target and the end-of-text token, and `prompt_mask` [B, S] is 1 before the target.
     """
 
     def __init__(
@@ -43,28 +43,34 @@ class Collator:
         max_target_length: int = 32,
         num_embeddings: int | None = None,
     ) -> None:
-        """Prepare.
+        """Store the settings.
 
         Args:
-            tokenizer: of the backbone.
-            tasks: by their ids.
-            kind: of the backbone.
-            max_length: tokens of an input at which it is cut.
-            max_target_length: tokens of a target text at which it is cut.
-            num_embeddings: number of token ids that the backbone has an embedding for; default: as many as there are.
+            tokenizer: Tokenizer of the backbone.
+            tasks: Tasks in the order of their ids.
+            kind: Kind of the backbone.
+            max_length: Maximum number of tokens of an input; longer inputs are truncated. Default: 128.
+            max_target_length: Maximum number of tokens of a target text; longer ones are truncated. Default: 32.
+            num_embeddings: Number of token embeddings of the backbone, which limits token ids. Default: no check.
 
         Raises:
-            BackboneError: a decoder's tokenizer has no token that ends a text.
+            BackboneError: If the tokenizer of a decoder has no end-of-text token.
         """
         self.tokenizer, self.tasks, self.kind = tokenizer, tuple(tasks), kind
         self.max_length, self.max_target_length, self.num_embeddings = max_length, max_target_length, num_embeddings
         if kind == "decoder":
             if tokenizer.eos_token_id is None:
-                raise BackboneError("the tokenizer has no eos_token, by which a language model ends its answer; set it")
+                raise BackboneError(
+                    "the tokenizer has no eos_token, which ends the answers of a language model; set it"
+                )
             self._new_line: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Make the tensors of a batch."""
+        """Return the tensors of a batch, with task ids and labels if all examples have them.
+
+        Args:
+            examples: Rows of the batch.
+        """
         has_tasks = all(example.task_id is not None for example in examples)
         has_targets = has_tasks and all(example.target is not None for example in examples)
         if self.kind == "decoder" and has_targets:
@@ -78,7 +84,11 @@ class Collator:
         return batch
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Make the tensors that are read from the texts: `input_ids`, `attention_mask`, what the tokenizer adds."""
+        """Return the tensors of a batch without task ids and labels.
+
+        Args:
+            examples: Rows of the batch.
+        """
         if self.kind == "decoder":
             return self._padded(self._prompts(examples))
         found = self._tokenized(examples, padding=True, padding_side="right", return_tensors="pt")
@@ -92,7 +102,13 @@ class Collator:
         return batch
 
     def lengths(self, examples: Sequence[Example], with_targets: bool = False) -> list[int]:
-        """Number of tokens of each example's input; of a decoder's with its answer, where that is asked for."""
+        """Return the number of tokens of each example.
+
+        Args:
+            examples: Examples to measure.
+            with_targets: If True, the tokens of the target are included for a decoder, which reads them in the same
+                sequence. Default: False.
+        """
         parts = [examples[start : start + CHUNK_ROWS] for start in range(0, len(examples), CHUNK_ROWS)]
         if self.kind != "decoder":
             return [len(tokens) for part in parts for tokens in self._tokenized(part)["input_ids"]]
@@ -103,18 +119,18 @@ class Collator:
         return [prompt + answer for prompt, answer in zip(lengths, answers, strict=True)]
 
     def check_targets(self, task: Task, examples: Sequence[Example]) -> None:
-        """Check that a text-to-text backbone can write every label or number, and that each is read back as itself.
+        """Check that a text-to-text backbone can generate the targets of a task and that they are parsed correctly.
 
-        The texts of a text-to-text task are truncated where they are too long. A warning is logged if the tokenizer has
-        no tokens for parts of them.
+        The targets of text-to-text tasks may be truncated. A warning is logged if the tokenizer has no tokens for
+        parts of them.
 
         Args:
-            task: a classification, whose labels are checked, a regression, or a text-to-text task.
-            examples: of the task; the targets of those of a regression or a text-to-text task are checked.
+            task: Task, whose labels are checked if it is a classification task.
+            examples: Examples of the task, whose targets are checked if it is a regression or text-to-text task.
 
         Raises:
-            TaskError: the tokenizer loses a part of a label or number, or `max_target_length` truncates it; or a text
-                spells a special token, which is no part of the text that is read back.
+            TaskError: If the tokenizer loses a part of a label or number, or `max_target_length` truncates it, or if a
+                text contains a special token, which is removed from generated texts.
         """
         if self.kind == "encoder":
             return
@@ -131,14 +147,14 @@ class Collator:
             if (answer := read_answer(task, text)) is None or answer != read_answer(task, word)
         ]
         if wrong:
-            what, advice = ("labels", "give other verbalizer") if is_label else ("numbers", "set a larger step")
+            what, advice = ("labels", "set a verbalizer") if is_label else ("numbers", "set a larger step")
             raise TaskError(
                 f"task '{task.name}': expected {what} that the tokenizer can write, found {', '.join(wrong[:10])}; "
                 f"{advice}, or raise max_target_length if they are too long"
             )
 
     def _check_texts(self, task: Task, examples: Sequence[Example]) -> None:
-        """Check the targets of a text-to-text task, see `check_targets`."""
+        """Check the targets of a text-to-text task as `check_targets` describes."""
         unknown, ends = self.tokenizer.unk_token_id, (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         special = {*self.tokenizer.all_special_ids} - ({unknown} - {*ends})
         unwritable = []
@@ -152,19 +168,19 @@ class Collator:
                     token = self.tokenizer.convert_ids_to_tokens(min(found))
                     raise TaskError(
                         f"task '{task.name}': expected target texts without special tokens of the tokenizer, found "
-                        f"{token!r} in {_shortened(text)}, the target of {_shortened(example.text)}: it would be left "
-                        "out of the answer, or end it; remove it from the target"
+                        f"{token!r} in {_shortened(text)}, the target of {_shortened(example.text)}: it would be "
+                        "missing in the generated text, or end it; remove it from the target"
                     )
                 if unknown in tokens:
                     unwritable.append(text)
         if unwritable:
             logger.warning(
-                f"task '{task.name}': {len(unwritable)} of {len(examples)} target texts have parts that the tokenizer "
-                f"has no tokens for, and answers will lack these; the first is {_shortened(unwritable[0])}"
+                f"task '{task.name}': {len(unwritable)} of {len(examples)} target texts have parts for which the "
+                f"tokenizer has no tokens, so that generated texts lack them; the first is {_shortened(unwritable[0])}"
             )
 
     def _word_ids(self, words: list[str]) -> list[list[int]]:
-        """Token ids of target texts, truncated as in training."""
+        """Return the token ids of target texts, truncated as in training."""
         if self.kind == "decoder":
             options = {"truncation": True, "max_length": self.max_target_length - 1, "add_special_tokens": False}
             found = self.tokenizer(words, **options)
@@ -199,13 +215,13 @@ class Collator:
         return any(len(self.tokenizer(*_as_pair(text), **options)["input_ids"]) > length for text in longest)
 
     def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Token ids of what a decoder goes on from."""
+        """Return the token ids of the prompts of a decoder."""
         texts, room = [self._prompt(example) for example in examples], self.max_length - len(self._new_line)
         found = self._truncated(texts, room)["input_ids"]
         return [tokens + self._new_line for tokens in found]
 
     def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Token ids of what a decoder is to write."""
+        """Return the token ids of the targets of a decoder, with the end-of-text token."""
         texts = [target_text(self.tasks[example.task_id], example.target) for example in examples]  # type: ignore[index]
         options = {"truncation": True, "max_length": self.max_target_length - 1, "add_special_tokens": False}
         return [[*tokens, self.tokenizer.eos_token_id] for tokens in self.tokenizer(texts, **options)["input_ids"]]
@@ -220,7 +236,7 @@ class Collator:
         return batch
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        """Token ids padded on the right, and their mask; many language models have no token for padding."""
+        """Return token ids padded on the right, and their mask. Many language models have no padding token."""
         padding = self.tokenizer.pad_token_id
         padding = self.tokenizer.eos_token_id if padding is None else padding
         ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, padding)
@@ -243,13 +259,13 @@ class Collator:
         return targets["input_ids"].masked_fill(targets["attention_mask"] == 0, -100)
 
     def _check_ids(self, ids: torch.Tensor) -> None:
-        """Raise BackboneError if the backbone has no embedding for a token; its index would be out of range."""
+        """Raise BackboneError if the backbone has no embedding for a token id, which would be out of range."""
         if self.num_embeddings is None or not ids.numel() or (largest := int(ids.max())) < self.num_embeddings:
             return
         raise BackboneError(
-            f"the tokenizer makes the token '{self.tokenizer.convert_ids_to_tokens(largest)}' with id {largest}, and "
-            f"the backbone has embeddings for ids below {self.num_embeddings}: use the backbone's own tokenizer, or "
-            "call backbone.resize_token_embeddings(len(tokenizer)) before making the model"
+            f"the token '{self.tokenizer.convert_ids_to_tokens(largest)}' of the tokenizer has id {largest}, but the "
+            f"backbone only has embeddings for ids below {self.num_embeddings}; use the backbone's own tokenizer, or "
+            "call backbone.resize_token_embeddings(len(tokenizer)) before creating the model"
         )
 
     def _prompt(self, example: Example) -> str:
@@ -272,7 +288,12 @@ def _texts(example: Example) -> str | tuple[str, str]:
 
 
 def target_text(task: Task, target: int | float | str | None) -> str:
-    """What a text-to-text backbone is to write for a target: the label's word, the number, or the text itself."""
+    """Return the text that a text-to-text backbone is trained to generate for a target.
+
+    Args:
+        task: Task of the target.
+        target: Index of a label, number, or text, depending on the kind of the task.
+    """
     if task.kind == "classification":
         label = task.labels[int(target)]  # type: ignore[arg-type]
         return (task.verbalizer or {}).get(label, label)
@@ -283,7 +304,16 @@ def target_text(task: Task, target: int | float | str | None) -> str:
 
 
 def read_answer(task: Task, text: str) -> int | float | str | None:
-    """The target that a generated text stands for; None where it is no label's word or no number."""
+    """Return the target that corresponds to a generated text, the inverse of `target_text`.
+
+    Args:
+        task: Task of the text.
+        text: Generated text.
+
+    Returns:
+        Index of the label, number, or text, depending on the kind of the task. None if the text is not that of a label
+        or not a number.
+    """
     text = text.strip()
     if task.kind == "classification":
         words = [target_text(task, index).strip() for index in range(len(task.labels))]

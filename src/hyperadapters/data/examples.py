@@ -1,4 +1,4 @@
-"""Rows of a task as the rest of the library sees them: checked, and free of column names and files."""
+"""Examples, the checked rows of tasks, which no longer depend on files and names of columns."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One input of one task.
+    """One input, with its task and its target if they are known.
 
     Attributes:
-        task_id: index of its task in the model, or None when it is to be routed.
-        text, text_pair: the fields.
-        target: index of the label (classification), number (regression), text (text-to-text), or None when unknown.
+        task_id: Index of the task in the model, or None for an input that is to be routed.
+        text: Text, or the first text of a pair.
+        text_pair: Second text of a pair, or None.
+        target: Index of the label (classification), number (regression), text (text-to-text), or None if unknown.
     """
 
     task_id: int | None
@@ -36,7 +37,12 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its labels known, and its examples for each split."""
+    """A task with its examples.
+
+    Attributes:
+        task: Definition of the task, including its labels.
+        splits: Examples of each split.
+    """
 
     task: Task
     splits: dict[Split, list[Example]] = field(default_factory=dict)
@@ -67,31 +73,39 @@ def example_row(example: Any, place: str, task: Task) -> Row:
 
 
 def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
-    """Return the text and the second text (None unless the task has pairs) of a row.
+    """Return the texts of a row, where the second one is None if the task does not have text pairs.
+
+    Args:
+        row: Row to read.
+        task: Task of the row.
 
     Raises:
-        DataError: a field is missing or is not a text, or there is a second text that the task does not read.
+        DataError: If a field is missing or is not a string, or the row has a second text that the task does not read.
     """
     if not task.is_pair and not is_absent(plain(row.values.get("text_pair"))):
         raise DataError(
-            f"{row.place}: has a text_pair, which task '{task.name}' does not read; "
-            "make the task with fields=('text', 'text_pair'), or remove the text_pair"
+            f"{row.place}: found a text_pair, which task '{task.name}' does not read; "
+            "define the task with fields=('text', 'text_pair'), or remove the text_pair"
         )
     texts = []
     for name in task.fields:
         value = plain(_cell(row, name))
         if not isinstance(value, str):
-            raise DataError(f"{row.place}: expected a text in '{name}', found {value!r}")
+            raise DataError(f"{row.place}: expected a string in '{name}', found {value!r}")
         _check_unicode(row, name, value)
         texts.append(value)
     return texts[0], texts[1] if task.is_pair else None
 
 
 def read_target(row: Row, task: Task) -> int | float | str:
-    """Return the target of a row: label index, number or text.
+    """Return the target of a row: the index of a label, a number or a text, depending on the kind of the task.
+
+    Args:
+        row: Row to read.
+        task: Task of the row.
 
     Raises:
-        DataError: it is missing, an unknown label, not a number, or not finite.
+        DataError: If the target is missing, is an unknown label, or is not a finite number.
     """
     value = plain(_cell(row, "label"))
     if task.kind == "classification":
@@ -105,27 +119,42 @@ def read_target(row: Row, task: Task) -> int | float | str:
     if task.kind == "regression":
         return _number(row, value)
     if not isinstance(value, str):
-        raise DataError(f"{row.place}: expected a target text, found {value!r}")
+        raise DataError(f"{row.place}: expected a string as target, found {value!r}")
     _check_unicode(row, "label", value)
     return value
 
 
 def infer_labels(rows: list[Row]) -> tuple[str, ...]:
-    """Return the sorted labels of the rows."""
+    """Return the sorted labels of rows.
+
+    Args:
+        rows: Rows of a classification task.
+
+    Raises:
+        DataError: If the label of a row is missing or invalid.
+    """
     return tuple(sorted(set(map(read_label, rows))))
 
 
 def read_label(row: Row) -> str:
-    """Return the normalised label of a row of a classification.
+    """Return the normalised label of a row.
+
+    Args:
+        row: Row of a classification task.
 
     Raises:
-        DataError: it is missing, or cannot be a label.
+        DataError: If the label is missing or invalid.
     """
     return _label_name(row, _cell(row, "label"))
 
 
 def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
-    """Log a warning if rows spell one label of a classification differently, and one if labels look almost alike."""
+    """Log a warning if rows spell a label in several ways, and one if labels look almost alike.
+
+    Args:
+        task: Task of the rows. Only classification tasks are examined.
+        rows: Rows of the task.
+    """
     spellings, cases = defaultdict(set), defaultdict(list)
     for row in rows if task.labels else ():
         label = plain(row.values.get("label"))
@@ -133,7 +162,7 @@ def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
             spellings[normalize_label(label)].add(label)
     for name in task.labels:
         cases[_folded(name)].append(name)
-    # ASCII, because the difference between two spellings need not be visible.
+    # ASCII, because the difference between two spellings may be invisible.
     merged = [" and ".join(map(ascii, sorted(found))) for found in spellings.values() if len(found) > 1]
     if merged:
         logger.warning(
@@ -143,19 +172,24 @@ def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
     kept = [" and ".join(map(ascii, found)) for found in cases.values() if len(found) > 1]
     if kept:
         logger.warning(
-            f"task '{task.name}': labels differ only in case, spaces or characters that look alike or cannot be seen, "
-            f"and stay labels of their own: {'; '.join(kept)}; if they are one label, spell it in one way"
+            f"task '{task.name}': labels differ only in case, spaces or characters that look alike or are invisible, "
+            f"and remain different labels: {'; '.join(kept)}; if they are one label, spell it in one way"
         )
 
 
 def _folded(label: str) -> str:
-    """A label without case, the kind and number of its spaces, and what Unicode counts as format or compatibility."""
+    """Return a label without differences in case, spaces, format characters and compatibility characters."""
     compatible = unicodedata.normalize("NFKC", label).casefold()
     return " ".join("".join(char for char in compatible if unicodedata.category(char) != "Cf").split())
 
 
 def label_examples(tasks: Sequence[Task]) -> list[Example]:
-    """The names of labels as examples of them, of classifications that read one text and whose names have letters."""
+    """Return the names of labels as additional examples of these labels.
+
+    Args:
+        tasks: Tasks in the order of their ids. Only classification tasks with single texts, whose label names all
+            contain letters, have such examples.
+    """
     return [
         Example(task_id, name.replace("_", " "), None, label)
         for task_id, task in enumerate(tasks)
@@ -168,7 +202,7 @@ def _cell(row: Row, name: str) -> object:
     if name not in row.values:
         raise DataError(
             f"{row.place}: no column '{name}'.{did_you_mean(name, row.values)} Found: {', '.join(row.values)}. "
-            f"Rename the column, or in a recipe name it in the source: columns: {{{name}: ...}}"
+            f"Rename the column, or set its name in the source of the recipe: columns: {{{name}: ...}}"
         )
     return row.values[name]
 
@@ -178,7 +212,7 @@ def _label_name(row: Row, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))  # pandas reads integers as floats where some are missing
+        return str(int(value))  # pandas reads a column of integers as floats if a value is missing
     label = normalize_label(value) if isinstance(value, str) else ""
     if not label:
         raise DataError(f"{row.place}: expected a label, found {value!r}")
@@ -187,7 +221,7 @@ def _label_name(row: Row, value: object) -> str:
 
 
 def _check_unicode(row: Row, name: str, value: str) -> None:
-    if any("\ud800" <= char <= "\udfff" for char in value):  # half of a pair, which JSON can spell: no character
+    if any("\ud800" <= char <= "\udfff" for char in value):  # an unpaired surrogate, which JSON can represent
         raise DataError(f"{row.place}: '{name}' is not valid Unicode: {value!r}")
 
 
@@ -199,5 +233,5 @@ def _number(row: Row, value: object) -> float:
     except (ValueError, OverflowError):
         raise DataError(f"{row.place}: expected a number as target, found {value!r}") from None
     if not abs(number) <= FLOAT32_MAX:
-        raise DataError(f"{row.place}: expected a finite number as target, found {value!r}; remove or mend the row")
+        raise DataError(f"{row.place}: expected a finite number as target, found {value!r}; remove or correct the row")
     return number

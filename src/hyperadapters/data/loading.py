@@ -1,4 +1,4 @@
-"""From the tasks of a recipe to checked examples: splits, cuts, nested subsets."""
+"""Loading the tasks of a recipe as checked examples, with held-out splits and nested subsets."""
 
 from __future__ import annotations
 
@@ -27,33 +27,51 @@ logger = logging.getLogger(__name__)
 
 
 def load_tasks(entries: Sequence[TaskEntry], data: DataConfig, seed: int) -> list[TaskData]:
-    """Read and check all tasks; the index of a task in `entries` is the `task_id` of its examples.
+    """Load and check all tasks of a recipe.
+
+    Args:
+        entries: Tasks of the recipe. The index of a task is the `task_id` of its examples.
+        data: Settings of subsets.
+        seed: Seed of held-out splits and subsets.
+
+    Returns:
+        The tasks with their examples.
 
     Raises:
-        DataError: see `load_task`.
+        DataError: If a file or a row is invalid, or a label never occurs in the training rows.
     """
     return [load_task(entry, task_id, data, seed) for task_id, entry in enumerate(entries)]
 
 
 def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> TaskData:
-    """Read one task, find out its labels, cut its splits and take its subset.
+    """Load and check one task: infer its labels, hold out its splits and select its subset.
+
+    Args:
+        entry: Task of the recipe.
+        task_id: Index of the task in the model.
+        data: Settings of subsets.
+        seed: Seed of held-out splits and subsets.
+
+    Returns:
+        The task with its examples.
 
     Raises:
-        DataError: a file or a row is wrong, or a label never occurs in the training rows.
+        DataError: If a file or a row is invalid, or a label never occurs in the training rows.
     """
     rows = read_splits(entry.source)
-    for split, cut in entry.source.held_out.items():
+    for split, held_out in entry.source.held_out.items():
+        origin = held_out.from_split
         if split in rows:
-            raise DataError(f"task '{entry.name}': {split} is given by the source and also cut; remove one of them")
-        if cut.from_split not in rows:
-            raise DataError(f"task '{entry.name}': {split} is to be cut from {cut.from_split}, which has no rows")
-        rows[cut.from_split], rows[split] = _cut(rows[cut.from_split], entry, split, seed)
-        if not rows[cut.from_split] or not rows[split]:
+            raise DataError(f"task '{entry.name}': {split} is in the source and also in held_out; remove one of them")
+        if origin not in rows:
+            raise DataError(f"task '{entry.name}': {split} is to be held out from {origin}, which has no rows")
+        rows[origin], rows[split] = _hold_out(rows[origin], entry, split, seed)
+        if not rows[origin] or not rows[split]:
             raise DataError(
-                f"task '{entry.name}': cutting {cut.size} rows of {cut.from_split} for {split} leaves one of them empty"
+                f"task '{entry.name}': with {held_out.size} rows of {origin} held out for {split}, one of them is empty"
             )
     if "train" not in rows:
-        raise DataError(f"task '{entry.name}': no training rows; its source must have a train split")
+        raise DataError(f"task '{entry.name}': found no training rows; its source must have a train split")
     task = _with_labels(entry, rows["train"])
     splits = {split: [_example(row, task, task_id) for row in found] for split, found in rows.items()}
     check_labels_seen(task, splits["train"])
@@ -67,7 +85,14 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
 
 
 def subset(examples: list[Example], task: Task, data: DataConfig, seed: int) -> list[Example]:
-    """Take the training subset that `data` asks for (see `DataConfig`), in an order drawn by the seed."""
+    """Return the training subset that the settings describe, in random order.
+
+    Args:
+        examples: Training examples of the task.
+        task: Task of the examples.
+        data: Settings, of which `n_train`, `fraction` and `k_per_label` are used.
+        seed: Seed of the order.
+    """
     order = nested_order(examples, task, seed)
     labels = len(task.labels)
     if data.k_per_label is not None:
@@ -83,7 +108,18 @@ def subset(examples: list[Example], task: Task, data: DataConfig, seed: int) -> 
 
 
 def nested_order(examples: Sequence[Example], task: Task, seed: int) -> list[int]:
-    """Order of which every beginning is a stratified subset: first two rows of each label, then in proportion."""
+    """Return a random order in which every prefix is a stratified subset.
+
+    The first rows are two of each label. After these the labels occur in proportion to their numbers of rows.
+
+    Args:
+        examples: Examples of the task.
+        task: Task of the examples.
+        seed: Seed of the order.
+
+    Returns:
+        Indices of the examples.
+    """
     shuffled = list(range(len(examples)))
     random.Random(f"{seed}/{task.name}").shuffle(shuffled)
     if not task.labels:
@@ -110,31 +146,31 @@ def _first_of_each(order: list[int], labels: Sequence[object], count: int) -> li
     return kept
 
 
-def _cut(
+def _hold_out(
     rows: list[Row], entry: TaskEntry, split: Literal["validation", "test"], seed: int
 ) -> tuple[list[Row], list[Row]]:
-    """Return the rows that stay and those that are cut for a split, which has the labels in proportion.
+    """Return the remaining rows, and those held out for a split, in which the labels occur in proportion.
 
-    One row of each label stays in the training rows.
+    At least one training row of each label remains.
     """
-    cut = entry.source.held_out[split]
-    count = math.ceil(round(cut.size * len(rows), 6)) if cut.size < 1 else int(cut.size)
+    held_out = entry.source.held_out[split]
+    count = math.ceil(round(held_out.size * len(rows), 6)) if held_out.size < 1 else int(held_out.size)
     order = list(range(len(rows)))
     random.Random(f"{seed}/{entry.name}/{split}").shuffle(order)
     if entry.kind == "classification" and count < len(rows):
-        order = _in_proportion(order, [read_label(row) for row in rows], keep_one=cut.from_split == "train")
+        order = _in_proportion(order, [read_label(row) for row in rows], keep_one=held_out.from_split == "train")
     taken = set(order[:count])
     if len(taken) < min(count, len(rows)):
         logger.warning(
-            f"task '{entry.name}': only {len(taken)} rows were cut from {cut.from_split} for {split}, not {count}, "
-            "so that one row of each label stays in the training rows"
+            f"task '{entry.name}': only {len(taken)} rows of {held_out.from_split} were held out for {split}, not "
+            f"{count}, so that one row of each label remains in the training rows"
         )
     rest = [row for index, row in enumerate(rows) if index not in taken]
     return rest, [row for index, row in enumerate(rows) if index in taken]
 
 
 def _in_proportion(order: list[int], labels: list[str], keep_one: bool) -> list[int]:
-    """Sort rows so that every beginning has the labels in proportion; `keep_one` leaves out one row of each label."""
+    """Sort rows so that labels occur in proportion in every prefix; `keep_one` omits one row of each label."""
     counts, seen = Counter(labels), Counter[str]()
     place: dict[int, float] = {}
     for index in order:
@@ -151,7 +187,7 @@ def warn_of_missing_labels(task: Task, splits: Mapping[Any, Sequence[Example]]) 
         seen = {example.target for example in examples}
         missing = [label for index, label in enumerate(task.labels) if index not in seen]
         if missing:
-            logger.warning(f"task '{task.name}': the {split} rows have no example of {', '.join(missing)}")
+            logger.warning(f"task '{task.name}': there are no {split} rows with label {', '.join(missing)}")
 
 
 def _with_labels(entry: TaskEntry, train: list[Row]) -> Task:

@@ -1,4 +1,4 @@
-"""Tables, arrays and other collections as rows; scalars of pandas, NumPy and Arrow as plain Python values."""
+"""Conversion of tables, arrays and other collections to rows, and of their scalars to plain Python values."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ import numpy as np
 from hyperadapters.errors import DataError
 
 MAX_WHOLE = 10**76
-"""Up to this, the largest that a column of decimals can hold, a whole number of decimal type is read as an integer."""
+"""Limit of whole numbers of decimal type that are read as integers, the largest that a column of decimals can hold."""
 
 
 def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
     """Return an iterator over the rows of a collection.
 
-    DataFrames of pandas and polars, tables of Arrow and data sets give a mapping for each row. Two-dimensional arrays
-    of two columns give pairs. Everything else that can be iterated, or is a map-style dataset of PyTorch, gives its
-    items.
+    The rows of a DataFrame of pandas or polars, of an Arrow table and of a data set are mappings. The rows of a
+    two-dimensional array with two columns are pairs. The rows of any other iterable, and of a map-style dataset of
+    PyTorch, are its items.
+
+    Args:
+        inputs: Collection of rows.
+        what: Name of the argument, for the message.
 
     Raises:
-        DataError: `inputs` is one item instead of a collection, or a collection without rows or without an order.
+        DataError: If `inputs` is a single item, or a collection that is unordered or does not consist of rows.
     """
     name = type(inputs).__name__
     libraries = {parent.__module__.partition(".")[0] for parent in type(inputs).__mro__}
     if isinstance(inputs, (str, bytes, bytearray, memoryview, Mapping)) or name == "Example":
         advice = "pass one of its splits" if name.endswith("DatasetDict") else "put it in a list"
-        raise DataError(f"{what}: expected a list or another iterable of inputs, found {name}: {advice}")
+        raise DataError(f"{what}: expected a list or another iterable of inputs, found {name}; {advice}")
     if isinstance(inputs, (set, frozenset)) or hasattr(inputs, "read") or name in ("Tensor", "Parameter"):
         raise DataError(f"{what}: expected a list, a DataFrame or another collection of rows in order, found {name}")
     if isinstance(inputs, np.ndarray):
@@ -38,7 +42,7 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
         columns = _different([str(column) for column in inputs.columns], what)
         return (dict(zip(columns, row, strict=True)) for row in inputs.itertuples(index=False, name=None))
     if "pandas" in libraries and "text" in getattr(inputs, "index", ()):
-        raise DataError(f"{what}: expected rows, found a {name} that is one row of a DataFrame: put it in a list")
+        raise DataError(f"{what}: expected rows, found a {name} that is one row of a DataFrame; put it in a list")
     if "polars" in libraries and hasattr(inputs, "iter_rows"):
         rows: Iterator[Any] = inputs.iter_rows(named=True)
         return rows
@@ -53,7 +57,7 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
 
 
 def _different(columns: list[str], what: str) -> list[str]:
-    """Check that each column has a name of its own, since a row holds one value for each name."""
+    """Check that the names of columns are different, because a row is a mapping from names to values."""
     if len(set(columns)) < len(columns):
         raise DataError(f"{what}: column names must be different from each other, found {', '.join(columns)}")
     return columns
@@ -70,9 +74,11 @@ def _of_array(array: np.ndarray[Any, Any], what: str) -> Iterator[Any]:
 
 
 def by_column(row: Any) -> Any:
-    """Return a row whose values have names as a mapping, and any other row as it is.
+    """Return a row with named values as a mapping, and any other row unchanged.
 
-    Such rows are Series of pandas, named tuples, records of NumPy and structs of Arrow.
+    Args:
+        row: Row of any kind. Those with named values are Series of pandas, named tuples, records of NumPy and structs
+            of Arrow.
     """
     libraries = {parent.__module__.partition(".")[0] for parent in type(row).__mro__}
     if isinstance(row, tuple) and hasattr(row, "_asdict"):
@@ -85,7 +91,11 @@ def by_column(row: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a scalar of NumPy, Arrow, pandas or PyTorch as a plain Python value, and a missing value as None."""
+    """Return a scalar of NumPy, Arrow, pandas or PyTorch as a plain Python value, and a missing value as None.
+
+    Args:
+        value: Any value. Values that are not such scalars are returned unchanged.
+    """
     if type(value).__module__.partition(".")[0] == "pyarrow" and hasattr(value, "as_py"):
         value = value.as_py()
     is_scalar_tensor = type(value).__name__ == "Tensor" and getattr(value, "ndim", None) == 0
@@ -98,5 +108,9 @@ def plain(value: Any) -> Any:
 
 
 def is_absent(value: Any) -> bool:
-    """Return whether a plain value marks an empty cell: None, the empty text or NaN."""
+    """Return whether a plain value represents an empty cell, which is None, an empty string or NaN.
+
+    Args:
+        value: Plain Python value.
+    """
     return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)

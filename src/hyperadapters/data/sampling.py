@@ -1,4 +1,4 @@
-"""Batches of mixed tasks."""
+"""Sampling of batches with rows of several tasks."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch.utils.data import Sampler
 Strategy = Literal["proportional", "temperature", "balanced"]
 
 LOOK_AHEAD = 16
+"""Number of groups among which one is sought that fits into the rest of a batch."""
 WINDOW_ROWS = 16
-"""Rows of a task among which those of like length are paired."""
+"""Number of rows of a task that are sorted by length to form pairs."""
 WINDOW_BATCHES = 8
-"""Batches among which rows of like length are brought together: more would pad less and mix less."""
+"""Number of batches whose pairs are sorted by length. A larger number would reduce padding and the mixing of tasks."""
 
 
 class MixedTaskBatchSampler(Sampler[list[int]]):
-    """Draws batches in which each task present has at least two rows, so that the contrast has positives.
+    """Samples batches in which every task has at least two rows, so that the contrastive loss has positives.
 
-    Rows are drawn in pairs of one task. "proportional" goes through every row once an epoch, in an order drawn anew
-    for each epoch (as the released code does, whose sampler by temperature is commented out). "temperature" and
-    "balanced" draw tasks with probability n ** (1 / temperature) and 1, and go through the rows of each task in
-    rounds; an epoch then has as many rows as the data, but not each of them once.
+    Rows are sampled in pairs of the same task. "proportional" uses every row once in an epoch, in a new random order in
+    each epoch, like the released code (where sampling by temperature is commented out). "temperature" and "balanced"
+    sample tasks with weights n ** (1 / temperature) and 1, where n is the number of rows of a task, and use the rows of
+    each task in turn. An epoch then has as many rows as the data, but may not contain each of them once.
 
-    A task's last row of an odd number joins one of its pairs; a task of one row stands alone. Every epoch has the same
-    number of batches, as few as hold its pairs, and all about equally full; one may have a row more than `batch_size`
-    where only groups of three are left.
+    If a task has an odd number of rows, its last row joins one of its pairs. A task with a single row contributes
+    groups of one row. Every epoch has the same, smallest possible number of batches, which have about equal sizes. A
+    batch may have one row more than `batch_size` if only groups of three rows remain.
 
-    With `lengths`, rows of like length come together, so that little is padded: both rows of a pair, and the pairs of a
-    batch. Which rows an epoch holds is not changed, only which of them share a batch. Batches of long rows then come
-    from fewer tasks.
+    With `lengths`, the rows of a pair and the pairs of a batch have similar lengths, which reduces padding. The rows of
+    an epoch stay the same. Batches of long rows then contain fewer tasks.
     """
 
     def __init__(
@@ -45,7 +45,16 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         lengths: Sequence[int] | None = None,
     ) -> None:
-        """Args: task_ids: task of each row of the data set; lengths: tokens of each row; the rest as above."""
+        """Store the settings.
+
+        Args:
+            task_ids: Task of each row of the data set.
+            batch_size: Number of rows in a batch.
+            strategy: Sampling of tasks: "proportional" (default), "temperature" or "balanced".
+            temperature: Temperature for strategy "temperature". Default: 10.
+            seed: Seed of the random order. Default: 0.
+            lengths: Number of tokens of each row. Default: batches do not depend on lengths.
+        """
         self.batch_size, self.strategy, self.temperature, self.seed = batch_size, strategy, temperature, seed
         self.lengths = lengths
         self.epoch = 0
@@ -55,7 +64,11 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
             self._rows.setdefault(task_id, []).append(index)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose batches are drawn; called by the data loader."""
+        """Select the epoch whose batches are sampled, which the data loader calls.
+
+        Args:
+            epoch: Index of the epoch.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -65,7 +78,7 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         return iter(self._batches())
 
     def _batches(self) -> list[list[int]]:
-        """The batches of the epoch; kept until another epoch is asked for, since the loader asks for their number."""
+        """Return the batches of the epoch. They are stored because the data loader also asks for their number."""
         if self._drawn is None or self._drawn[0] != self.epoch:
             generator = random.Random(f"{self.seed}/{self.epoch}")
             groups = self._groups_once(generator) if self.strategy == "proportional" else self._groups_drawn(generator)
@@ -78,7 +91,7 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         window = WINDOW_BATCHES * max(1, self.batch_size // 2)
         ordered: list[list[int]] = []
         for number, start in enumerate(range(0, len(groups), window)):
-            # Up and down in turn, so that rows of like length meet where one window ends and the next begins.
+            # The direction alternates, so that lengths are similar where one window ends and the next begins.
             ordered += sorted(groups[start : start + window], key=self._longest, reverse=number % 2 == 1)
         batches = _pack(ordered, self.batch_size)
         generator.shuffle(batches)
@@ -89,7 +102,7 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         return max(self.lengths[row] for row in group)
 
     def _shuffled(self, rows: list[int], generator: random.Random) -> list[int]:
-        """The rows of a task in a new order; with lengths, rows next to each other are of like length."""
+        """Return the rows of a task in a new random order; with lengths, consecutive rows have similar lengths."""
         shuffled = generator.sample(rows, len(rows))
         if self.lengths is None:
             return shuffled
@@ -124,16 +137,16 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
 
 def _pair(rows: Iterator[int], count: int) -> list[int]:
     first, second = next(rows), next(rows)
-    if first == second and count > 1:  # the last of one round and the first of the next
+    if first == second and count > 1:  # the last row of one round is also the first row of the next
         second = next(rows)
     return [first] if first == second else [first, second]
 
 
 def _pack(groups: list[list[int]], batch_size: int) -> list[list[int]]:
-    """Fill batches in order; where the next group does not fit, take one of those after it that does.
+    """Fill batches in order. If the next group does not fit, the first of the following groups that fits is used.
 
-    Counted in pairs, of which every epoch has as many, so that every epoch has as many batches, all about equally full:
-    the Trainer counts the batches of the first epoch and would cut a longer one short.
+    Sizes are counted in pairs, whose number is the same in every epoch, so that every epoch has the same number of
+    batches. The Trainer counts the batches of the first epoch and would end a longer epoch early.
     """
     waiting = deque(group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size))
     full = max(1, batch_size // 2)

@@ -1,7 +1,7 @@
-"""Reading rows: JSON-lines, CSV, TSV, Parquet, data sets of the Hub, the demo data.
+"""Reading rows from JSON-lines, CSV, TSV and Parquet files, data sets of the Hub, and the demo data.
 
-JSON-lines and CSV are read with the standard library, line by line, because an error has to name the line.
-Everything else goes through pyarrow and `datasets`.
+JSON-lines, CSV and TSV files are read line by line with the standard library, because error messages contain the line.
+The other sources are read with pyarrow and `datasets`.
 """
 
 from __future__ import annotations
@@ -25,31 +25,41 @@ from hyperadapters.errors import DataError, did_you_mean, unknown_name
 logger = logging.getLogger(__name__)
 
 MAX_CELL = 2**31 - 1
-"""Characters of a CSV cell: the largest limit that the C long of every platform can hold."""
+"""Maximum number of characters of a CSV cell, the largest value of a C long on every platform."""
 MAX_DATASET_COLUMNS = 10_000
-"""Columns of a CSV file that `datasets` reads which are kept as text."""
+"""Number of columns of a CSV file read by `datasets` whose cells are kept as strings."""
 BLOCK = 8192
-"""Bytes of lines that are decoded together: a wrong encoding is found before a row that cannot be read."""
+"""Bytes of lines that are decoded together, so that a wrong encoding is reported before an unreadable row."""
 PARQUET_ROWS = 1024
-"""Rows of a Parquet file that are held at a time."""
+"""Number of rows of a Parquet file that are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Values by column, and where they stand (for messages)."""
+    """A row of a source.
+
+    Attributes:
+        values: Values by the names of the columns.
+        place: Location of the row, for messages, such as "train.csv, line 3".
+    """
 
     values: dict[str, Any]
     place: str
 
 
 def read_source(source: Source, split: Split) -> list[Row] | None:
-    """Read the rows of one split, columns renamed to text, text_pair and label.
+    """Read the rows of one split.
+
+    Args:
+        source: Origin of the rows.
+        split: Split to read.
 
     Returns:
-        None when the source does not have the split (it may be cut from another one).
+        Rows whose columns have been renamed to text, text_pair and label, or None if the source does not have the
+        split.
 
     Raises:
-        DataError: a file is missing, empty or unreadable, or lacks a column that `source.columns` names.
+        DataError: If a file is missing, empty or unreadable, or does not have a column in `source.columns`.
     """
     rows = _read_columns(source, split)
     return None if rows is None else [_name_label(row, source.label_names) for row in rows]
@@ -58,8 +68,14 @@ def read_source(source: Source, split: Split) -> list[Row] | None:
 def read_splits(source: Source) -> dict[Split, list[Row]]:
     """Read the rows of all splits that a source has.
 
+    Args:
+        source: Origin of the rows.
+
+    Returns:
+        Rows of each split, whose columns have been renamed to text, text_pair and label.
+
     Raises:
-        DataError: as for `read_source`, or a key of `source.label_names` occurs in none of the splits.
+        DataError: If `read_source` raises it, or a key of `source.label_names` is not a label in any split.
     """
     found = {split: rows for split in SPLITS if (rows := _read_columns(source, split)) is not None}
     labels = {_label_key(row.values.get("label")) for rows in found.values() for row in rows}
@@ -72,17 +88,27 @@ def read_splits(source: Source) -> dict[Split, list[Row]]:
 def read_file(path: Path, delimiter: str | None = None) -> list[Row]:
     """Read all rows of a JSON-lines, CSV, TSV or Parquet file.
 
+    Args:
+        path: File to read.
+        delimiter: Delimiter of a CSV or TSV file. Default: a comma for CSV and a tab for TSV.
+
+    Returns:
+        The rows.
+
     Raises:
-        DataError: it is missing, of an unknown type, not UTF-8, or a row cannot be read.
+        DataError: If the file is missing, has an unknown type, is not UTF-8, or a row is invalid.
     """
     return list(iterate_file(path, delimiter))
 
 
 def iterate_standard_input() -> Iterator[Row]:
-    """Read JSON-lines from standard input, row by row.
+    """Read JSON-lines from standard input.
+
+    Yields:
+        The rows, each as soon as its line has been read.
 
     Raises:
-        DataError: a line is not UTF-8 or not a JSON object.
+        DataError: If a line is not UTF-8 or not a JSON object.
     """
     place = "standard input"
     try:
@@ -92,14 +118,14 @@ def iterate_standard_input() -> Iterator[Row]:
 
 
 def iterate_file(path: Path, delimiter: str | None = None) -> Iterator[Row]:
-    """Read a file row by row, without holding it in memory.
+    """Iterate over the rows of a file without loading all of it into memory.
 
     Args:
         path: JSON-lines, CSV, TSV or Parquet file.
-        delimiter: character between the cells of a CSV or TSV file; default: a comma or a tab.
+        delimiter: Delimiter of a CSV or TSV file. Default: a comma for CSV and a tab for TSV.
 
     Raises:
-        DataError: it is missing or of an unknown type; later, as for `read_file`.
+        DataError: If the file is missing or has an unknown type, or, during the iteration, a row is invalid.
     """
     if path.is_dir():
         raise DataError(f"{path}: expected a file, found a folder")
@@ -114,17 +140,17 @@ def iterate_file(path: Path, delimiter: str | None = None) -> Iterator[Row]:
     if ending in DELIMITERS:
         return _read_table(path, delimiter or DELIMITERS[ending], sniff=delimiter is None)
     if delimiter is not None:
-        raise DataError(f"{path}: a delimiter is only for CSV and TSV files; remove it")
+        raise DataError(f"{path}: a delimiter is only valid for CSV and TSV files; remove it")
     return _read_parquet(path) if ending == ".parquet" else _parse_jsonl(_lines(path), str(path))
 
 
 def _read_columns(source: Source, split: Split) -> list[Row] | None:
-    """The rows of a split with their columns renamed and their labels as they are in the data."""
+    """Return the rows of a split with renamed columns and the labels of the data."""
     rows = _read_dataset(source, split) if source.dataset else _read_path(source, split)
     if rows is None:
         return None
     if not rows:
-        raise DataError(f"{_describe(source)}: no rows in the {split} data; expected at least one")
+        raise DataError(f"{_describe(source)}: expected at least one row in the {split} data, found none")
     return [_rename(row, source) for row in rows]
 
 
@@ -158,7 +184,7 @@ def _read_dataset(source: Source, split: Split) -> list[Row] | None:
         if source.splits is None and split != "train" and "split" in str(error):
             return None
         raise DataError(f"{name}: cannot be loaded: {error}") from error
-    except Exception as error:  # `datasets` raises many unrelated types; all of them mean that the source is wrong
+    except Exception as error:  # `datasets` raises many unrelated types, all of which mean that the source is invalid
         raise DataError(f"{name}: cannot be loaded: {type(error).__name__}: {error}") from error
     names = class_names(table)
     return [
@@ -168,7 +194,7 @@ def _read_dataset(source: Source, split: Split) -> list[Row] | None:
 
 
 def _as_text(builder: Any) -> dict[str, Any]:
-    """Options by which `datasets` keeps the cells of CSV files as they are written, so that 001 does not become 1."""
+    """Return options with which `datasets` keeps the cells of CSV files as strings, so that 001 does not become 1."""
     from datasets.packaged_modules.csv.csv import CsvConfig
 
     if not isinstance(builder.config, CsvConfig) or builder.info.features is not None:
@@ -214,7 +240,7 @@ def _name_label(row: Row, names: dict[str, str] | None) -> Row:
 
 
 def _label_key(label: object) -> str:
-    """Return a label as a normalised text; a whole number may be a float, as in a Parquet column with nulls."""
+    """Return a label as a normalised string; a whole number may be a float, as in a Parquet column with nulls."""
     if isinstance(label, float) and label.is_integer():
         return str(int(label))
     return str(label).lower() if isinstance(label, bool) else normalize_label(str(label))
@@ -225,7 +251,7 @@ def _describe(source: Source) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file, which end with a line feed; a carriage return is part of the line."""
+    """Return the lines of a file, which end with a line feed; a carriage return is part of the line."""
     try:
         with path.open("rb") as file:
             number = 0
@@ -254,7 +280,7 @@ def _parse_jsonl(lines: Iterable[str], source: str) -> Iterator[Row]:
                 line, object_pairs_hook=_unique, parse_float=_finite_number, parse_constant=_finite_number
             )
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: expected one JSON object a line: {error}") from None
+            raise DataError(f"{place}: expected a JSON object on each line: {error}") from None
         if not isinstance(values, dict):
             raise DataError(f"{place}: expected a JSON object, found {type(values).__name__}")
         yield Row(values, place)
@@ -279,7 +305,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_table(path: Path, delimiter: str, sniff: bool) -> Iterator[Row]:
     """Read a CSV or TSV file: the first line names the columns.
 
-    A blank line is an empty text where there is one column, and no row where there are several.
+    A blank line is an empty string if there is one column, and is skipped if there are several.
     """
     csv.field_size_limit(MAX_CELL)
     rows = _tsv_cells(path) if delimiter == "\t" else _csv_cells(path, delimiter)
@@ -293,14 +319,14 @@ def _read_table(path: Path, delimiter: str, sniff: bool) -> Iterator[Row]:
         if len(cells or [""]) != len(header):
             raise DataError(
                 f"{path}, line {end}: expected {len(header)} cells ({', '.join(header)}), found {len(cells)}"
-                + (f"; the row begins in line {start}, with a quotation mark in it" if start < end else "")
+                + (f"; the row begins in line {start}, which contains a quotation mark" if start < end else "")
                 + _open_mark(path, end, delimiter)
             )
         yield Row(dict(zip(header, cells or [""], strict=True)), f"{path}, line {end}")
 
 
 def _open_mark(path: Path, end: int, delimiter: str) -> str:
-    """For an error in a TSV file: the last line before it with a quotation mark that was read as text."""
+    """Return a note for an error in a TSV file: the last line before it with a quotation mark that was read as text."""
     if delimiter != "\t":
         return ""
     before = enumerate(islice(_lines(path), end - 1), start=1)
@@ -328,18 +354,18 @@ def _check_header(path: Path, header: list[str], delimiter: str, sniff: bool) ->
     if "" in header:
         raise DataError(
             f"{place}: column {header.index('') + 1} has no name; name it or remove it (pandas writes its index "
-            "without a name unless told index=False)"
+            "without a name unless index=False is passed)"
         )
     if any("\r" in name for name in header):
-        raise DataError(f"{place}: a carriage return inside the line; save the file with line feeds as line ends")
+        raise DataError(f"{place}: found a carriage return in the line; save the file with line feeds as line ends")
 
 
 Cells = tuple[int, int, list[str]]
-"""First and last line of a row, and its cells."""
+"""First line, last line and cells of a row."""
 
 
 def _csv_cells(path: Path, delimiter: str) -> Iterator[Cells]:
-    """Cells in quotation marks may hold delimiters and line ends, as RFC 4180 has it."""
+    """Return the rows of a CSV file, whose quoted cells may contain delimiters and line ends (RFC 4180)."""
     taken: list[str] = []
 
     def taking() -> Iterator[str]:
@@ -348,7 +374,7 @@ def _csv_cells(path: Path, delimiter: str) -> Iterator[Cells]:
             yield line
 
     rows = csv.reader(taking(), delimiter=delimiter, strict=True)
-    width, warned = 0, False
+    num_columns, warned = 0, False
     while True:
         start = rows.line_num + 1
         taken.clear()
@@ -358,8 +384,8 @@ def _csv_cells(path: Path, delimiter: str) -> Iterator[Cells]:
             raise DataError(f"{path}, line {start}: {_csv_fault(str(error), start, rows.line_num)}") from None
         if cells is None:
             return
-        width = width or len(cells)
-        if not warned and len(taken) > 1 and all(line.count(delimiter) == width - 1 for line in taken):
+        num_columns = num_columns or len(cells)
+        if not warned and len(taken) > 1 and all(line.count(delimiter) == num_columns - 1 for line in taken):
             warned = True
             logger.warning(
                 "%s, line %d: a quotation mark opens a cell that ends in line %d; these lines are read as one row. "
@@ -383,11 +409,11 @@ def _csv_fault(fault: str, start: int, end: int) -> str:
 
 
 def _tsv_cells(path: Path) -> Iterator[Cells]:
-    """The rows of a TSV file, where quotation marks belong to the text, unless only a CSV writer can have put them.
+    """Return the rows of a TSV file, in which quotation marks are part of the text unless a CSV writer wrote them.
 
-    Where all column names are in quotation marks, the file is read like CSV. Otherwise each line is a row if it has as
-    many cells as the header, and a cell is taken out of its quotation marks only if those inside are all doubled. A
-    line with another number of cells is read like CSV, with tabs and line ends inside quotation marks.
+    If all column names are quoted, the file is read like CSV. Otherwise each line with as many cells as the header is a
+    row, and a cell is unquoted only if all quotation marks in it are doubled. A line with another number of cells is
+    read like CSV, where quoted cells may contain tabs and line ends.
     """
     lines = _lines(path)
     first = next(lines, "")
@@ -417,7 +443,7 @@ def _tsv_cells(path: Path) -> Iterator[Cells]:
 
 
 def _quoted_row(path: Path, start: int, lines: Iterator[str]) -> tuple[list[str], int]:
-    """A row of a TSV file whose cells are quoted, and its number of lines."""
+    """Return a row of a TSV file with quoted cells, and its number of lines."""
     row = csv.reader(lines, delimiter="\t", strict=True)
     try:
         return next(row), row.line_num

@@ -1,1 +1,1 @@
-"""."""
+"""The demo that comes with the package."""

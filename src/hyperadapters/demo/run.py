@@ -1,4 +1,4 @@
-"""The demo: six small tasks, one frozen MiniLM, compared with a linear probe on the same features."""
+"""The demo: six small tasks on one frozen MiniLM, compared with a linear probe on the same features."""
 
 from __future__ import annotations
 
@@ -36,12 +36,15 @@ NEW_INPUTS = (
 
 
 def run_demo(output: Path, overwrite: bool, console: Console) -> Run:
-    """Train the demo recipe, print the comparison and some routed answers, and write the map of the tasks.
+    """Train the demo recipe, print a comparison and predictions for new inputs, and draw a map of the tasks.
 
     Args:
-        output: folder of the run.
-        overwrite: replace an earlier run.
-        console: where to print.
+        output: Folder of the run.
+        overwrite: Whether to replace an earlier run in the folder.
+        console: Console to print to.
+
+    Returns:
+        The run.
     """
     require("matplotlib")
     run = train(load_recipe(recipe_path()), output, overwrite=overwrite)
@@ -55,14 +58,21 @@ def run_demo(output: Path, overwrite: bool, console: Console) -> Run:
 
 
 def recipe_path() -> Path:
-    """The demo's recipe: beside the data in an installed package, in `recipes/` in a checkout."""
+    """Return the path of the demo's recipe: next to the data in an installed package, in `recipes/` in a checkout."""
     package = Path(str(files("hyperadapters")))
     installed = package / "demo_data" / "recipe.yaml"
     return installed if installed.is_file() else package.parents[1] / "recipes" / "demo.yaml"
 
 
 def compare(run: Run) -> dict[str, Any]:
-    """Test scores of the majority class, a linear probe on the frozen features, and the trained model."""
+    """Compute the test scores of the majority class, a linear probe on the frozen features, and the trained model.
+
+    Args:
+        run: Run of the demo recipe.
+
+    Returns:
+        Scores of each task with each method, their means, the routing accuracy and the training time in seconds.
+    """
     methods: dict[str, dict[str, float]] = {"majority": {}, "linear_probe": {}, "pha": {}}
     for data in run.tasks:
         name, metric = data.task.name, data.task.main_metric
@@ -106,7 +116,7 @@ def _print_comparison(comparison: dict[str, Any], console: Console) -> None:
 
 
 def _print_answers(run: Run, console: Console) -> None:
-    table = Table(title="New inputs, task not told", show_lines=True)
+    table = Table(title="New inputs without a task", show_lines=True)
     table.add_column("input", ratio=3)
     table.add_column("task", no_wrap=True)
     table.add_column("answer", no_wrap=True)

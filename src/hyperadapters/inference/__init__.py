@@ -1,1 +1,1 @@
-"""Answers for examples: labels, numbers or texts."""
+"""Prediction and routing with trained models."""

@@ -1,4 +1,4 @@
-"""Batches of inputs of like length, and where they are computed."""
+"""Batches of inputs of similar length, and the device on which they are computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from hyperadapters.data.examples import Example
 
 
 def batches_by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
-    """Indices of the examples in batches, shorter texts first, so that little is padded."""
+    """Iterate over batches of examples in the order of the lengths of their texts, which reduces padding.
+
+    Args:
+        examples: Examples to batch.
+        batch_size: Number of examples in a batch.
+
+    Yields:
+        Indices of the examples of a batch.
+    """
     order = sorted(range(len(examples)), key=lambda index: _length(examples[index]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
@@ -22,15 +30,24 @@ def _length(example: Example) -> int:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's parameters."""
+    """Return the device of a model's parameters.
+
+    Args:
+        model: Model with at least one parameter.
+    """
     return next(model.parameters()).device
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a batch on a device."""
+    """Return the tensors of a batch on a device.
+
+    Args:
+        batch: Tensors by name.
+        device: Device to copy them to.
+    """
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def best_device() -> torch.device:
-    """The accelerator of this machine, or the CPU."""
+    """Return the accelerator of this machine if there is one, and the CPU otherwise."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Generated adapters of the tasks used last."""
+"""Cache of generated adapters."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from hyperadapters.model.model import HyperAdapterModel
 
 
 class AdapterCache:
-    """Keeps the adapters of tasks, so that the hypernetwork runs once a task; the task used least recently goes first.
+    """Cache of the adapters of tasks, so that the hypernetwork runs once for each task.
 
-    For a model that is not being trained; it notices that tasks were added, fitted or removed, not that parameters
-    were changed in place.
+    If the cache is full, the adapters that were used least recently are removed. The model must not be trained
+    meanwhile: the cache notices when tasks are added, fitted or removed, but not when parameters change in place.
     """
 
     def __init__(self, model: HyperAdapterModel, max_bytes: int) -> None:
-        """Args: model: generates; max_bytes: of adapters kept. Those of the last batch are always there besides."""
+        """Create an empty cache.
+
+        Args:
+            model: Model that generates the adapters.
+            max_bytes: Maximum size of the cached adapters in bytes. Those of the last batch are stored in addition.
+        """
         self._model, self._max_bytes = model, max_bytes
         self._kept: OrderedDict[int, AdapterWeights] = OrderedDict()
         self._last: tuple[list[int], AdapterWeights] | None = None
@@ -27,20 +32,27 @@ class AdapterCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the adapters that are kept now."""
+        """Size of the cached adapters in bytes."""
         return sum(_num_bytes(weights) for weights in self._kept.values())
 
     def __call__(self, task_ids: Tensor) -> AdapterWeights:
-        """The adapters [L, U, ...] of the tasks [U]."""
+        """Return the adapters of tasks.
+
+        Args:
+            task_ids: Indices of the tasks [U].
+
+        Returns:
+            Weights [L, U, ...].
+        """
         made_for = (self._model.task_table.revision, task_ids.device)
         if self._made_for != made_for:
             self._kept.clear()
             self._last, self._made_for = None, made_for
         wanted: list[int] = task_ids.tolist()
-        if self._last is not None and self._last[0] == wanted:  # the same tasks again and again: nothing to copy
+        if self._last is not None and self._last[0] == wanted:  # avoids copies if all batches have the same tasks
             return self._last[1]
         for task_id in wanted:
-            if task_id not in self._kept:  # one by one: made together with others they could differ in the last bit
+            if task_id not in self._kept:  # one at a time, since the last bit may depend on the tasks of a batch
                 self._kept[task_id] = self._model.method.adapters(task_ids.new_tensor([task_id]))
         for task_id in wanted:
             self._kept.move_to_end(task_id)

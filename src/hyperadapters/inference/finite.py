@@ -1,4 +1,4 @@
-"""What is reported when a model computes values that are not finite numbers."""
+"""Detection of values that are not finite numbers, and error messages with the likely cause."""
 
 from __future__ import annotations
 
@@ -17,40 +17,53 @@ SHOWN_CHARACTERS = 40
 
 
 class FiniteLogits(LogitsProcessor):
-    """Notes for which rows a generation computes usable logits; the logits stay as they are.
+    """Records for which rows all logits of a generation are usable, without changing the logits.
 
     Attributes:
-        usable: whether no logit so far was NaN or plus infinity [B]; None before the first token.
+        usable: Whether no logit so far was NaN or plus infinity [B]; None before the first token.
     """
 
     usable: Tensor | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Look at the logits [B, V] of the next token."""
+        """Return the logits of the next token unchanged after examining them.
+
+        Args:
+            input_ids: Token ids so far [B, S].
+            scores: Logits of the next token [B, V].
+        """
         found = has_usable_logits(scores)
         self.usable = found if self.usable is None else self.usable & found
         return scores
 
 
 def has_usable_logits(logits: Tensor) -> Tensor:
-    """Whether no logit of a row [B, ...] is NaN or plus infinity [B]; minus infinity stands for a label that is not."""
+    """Return for each row whether no logit is NaN or plus infinity. Minus infinity is valid as padding of labels.
+
+    Args:
+        logits: Logits [B, ...].
+
+    Returns:
+        Booleans [B].
+    """
     return ~(logits.isnan() | logits.isposinf()).flatten(1).any(dim=1)
 
 
 def check_answers(
     model: HyperAdapterModel, usable: Tensor, examples: Sequence[Example], numbers: Sequence[int], what: str
 ) -> None:
-    """Check that a model could answer inputs.
+    """Check that the values that a model computed for inputs are finite.
 
     Args:
-        model: for the likely cause.
-        usable: whether the values of each input are finite [B].
-        examples: the inputs [B].
-        numbers: of the inputs, counted from 1 [B].
-        what: that is to be finite, for the message.
+        model: Model, which is examined for the likely cause.
+        usable: Whether the values of each input are finite [B].
+        examples: The B inputs.
+        numbers: Numbers of the inputs for the message, counted from 1.
+        what: Description of the values for the message.
 
     Raises:
-        NotFiniteError: names the first input whose values are not, and the likely cause.
+        NotFiniteError: If the values of an input are not finite. The message names the first such input and the likely
+            cause.
     """
     if bool(usable.all()):
         return
@@ -67,25 +80,33 @@ def _texts(examples: Sequence[Example]) -> list[str]:
 
 
 def shown(example: Example) -> str:
-    """The beginning of an example's text, for a message."""
+    """Return the beginning of an example's text for a message.
+
+    Args:
+        example: Example to show.
+    """
     text = example.text
     return repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "...")
 
 
 def likely_cause(model: HyperAdapterModel) -> str:
-    """Why a model computes values that are not finite, and what to do."""
+    """Return the likely reason why a model computes values that are not finite, with advice.
+
+    Args:
+        model: Model to examine.
+    """
     if not _is_finite(model.backbone):
-        return "the weights of the backbone are not finite: load it anew, in bfloat16 or float32"
+        return "the weights of the backbone are not finite; load it again in bfloat16 or float32"
     if not all(
         value.isfinite().all() for name, value in model.adapter_state_dict().items() if name != "method.thresholds"
     ):
-        return "the trained weights are not finite, because training diverged: train with a lower learning rate"
+        return "the trained weights are not finite, because training diverged; train with a lower learning rate"
     if any(parameter.dtype == torch.float16 for parameter in model.backbone.parameters()):
         return (
-            "the backbone computes in float16, which ends at 65,504: load it with dtype='bfloat16' or dtype='float32' "
-            "(in a recipe, backbone_dtype)"
+            "the backbone computes in float16, whose largest number is 65,504; load it with dtype='bfloat16' or "
+            "dtype='float32' (in a recipe, backbone_dtype)"
         )
-    return "the values grow too large, mostly because training diverged: train with a lower learning rate"
+    return "the values are too large, usually because training diverged; train with a lower learning rate"
 
 
 def _is_finite(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""What people give as inputs, as examples."""
+"""Conversion of inputs in any supported form to examples."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _ANY_PAIR = Task(name="any", kind="text-to-text", fields=("text", "text_pair"))
 
 
 def read_inputs(inputs: Any, tasks: Sequence[Task], task: str | None) -> Iterator[Example]:
-    """Return an iterator over inputs as examples; the collection and the task are checked at once.
+    """Return an iterator over inputs as examples. The collection and the task are checked immediately.
 
     Args:
-        inputs: a list, an iterator, a DataFrame, a data set, an Arrow table or an array; each row
-            a string, a pair of strings, a mapping with `text` and where needed `text_pair` and `task`,
-            a `Row`, Series or named tuple of such values, or an `Example`.
-        tasks: of the model.
-        task: name of the task of all inputs; default: each one's own, or none.
+        inputs: List, iterator, DataFrame, data set, Arrow table or array. Each row is a string, a pair of strings, a
+            mapping with `text` and optionally `text_pair` and `task`, a `Row`, Series or named tuple with such values,
+            or an `Example`.
+        tasks: Tasks of the model.
+        task: Name of the task of all inputs. If None, inputs have their own task, or none.
 
     Raises:
-        DataError: an input is none of these, or lacks a text.
-        TaskError: a task is unknown.
+        DataError: If an input has another form or no text.
+        TaskError: If a task is unknown.
     """
     rows = iterate_rows(inputs)
     names = {known.name: task_id for task_id, known in enumerate(tasks)}
@@ -53,7 +53,12 @@ def _read_all(
 
 
 def is_index(value: Any, count: int) -> bool:
-    """Whether a value is an integer, of Python or NumPy, from 0 to below `count`."""
+    """Return whether a value is an integer of Python or NumPy from 0 to `count - 1`.
+
+    Args:
+        value: Value to examine.
+        count: Number of valid indices.
+    """
     return not isinstance(value, bool) and hasattr(value, "__index__") and 0 <= int(value) < count
 
 
@@ -67,7 +72,7 @@ def _row(value: Any, place: str) -> Row:
         return Row({"text": value}, place)
     if isinstance(value, (tuple, list)) and len(value) == 2:
         return Row({"text": value[0], "text_pair": value[1]}, place)
-    raise DataError(f"{place}: expected a text, a pair of texts or a mapping with 'text', found {value!r}")
+    raise DataError(f"{place}: expected a string, a pair of strings or a mapping with 'text', found {value!r}")
 
 
 def _read(row: Row, tasks: Sequence[Task], names: Mapping[str, int], task: str | None) -> Example:

@@ -1,4 +1,4 @@
-"""Predicting from a file to a file, a chunk at a time."""
+"""Prediction for the rows of a file, with the results written to a file."""
 
 from __future__ import annotations
 
@@ -30,27 +30,33 @@ def predict_file(
     progress: bool = False,
     delimiter: str | None = None,
 ) -> None:
-    """Answer the rows of a file; see the command `predict`.
+    """Predict the targets of the rows of a file, as the command `predict` does.
+
+    Further columns of the input are copied to the output, after the columns of the predictions. Their names must differ
+    from those of the predictions. Numbers that JSON cannot represent, such as NaN, become null.
 
     Args:
-        predictor: answers.
-        input_file: JSON-lines, CSV, TSV or Parquet, with the columns text, and where needed text_pair and task; "-" is
-            standard input, JSON-lines. Other columns follow those of the answer in the output. They must not have
-            the name of one, and numbers that JSON does not have (NaN) are null there.
-        task: of all rows, or None.
-        output: JSON-lines or CSV, which is there when all rows are answered; None prints JSON-lines as they come.
-        progress: whether to show a bar.
-        delimiter: character between the cells of a CSV or TSV file; default: a comma or a tab.
+        predictor: Predictor.
+        input_file: JSON-lines, CSV, TSV or Parquet file with the column text and optionally text_pair and task. "-" is
+            standard input in JSON-lines.
+        task: Name of the task of all rows. If None, the rows have their own tasks or are routed.
+        output: JSON-lines or CSV file, which appears when it is complete. If None, each row is written to standard
+            output in JSON-lines.
+        progress: Whether to show a progress bar. Default: False.
+        delimiter: Delimiter of a CSV or TSV file. Default: a comma for CSV and a tab for TSV.
 
     Raises:
-        HyperAdaptersError: the file, a row or a task name is wrong; the output file is what it was then.
+        DataError: If the input file or one of its rows is invalid. An existing output file is unchanged.
+        TaskError: If the name of a task is unknown.
+        OutputError: If the output cannot be written.
+        NotFiniteError: If the model computes a value that is not a finite number.
     """
     if str(input_file) != "-":
         rows = iterate_file(input_file, delimiter)
     elif delimiter is None:
         rows = iterate_standard_input()
     else:
-        raise DataError("standard input is read as JSON-lines, which has no delimiter; remove it")
+        raise DataError("standard input is read as JSON-lines, which has no delimiter; remove the delimiter")
     records = _records(predictor, rows, str(input_file), task, progress)
     if output is None:
         _write_jsonl(sys.stdout, records)
@@ -83,13 +89,13 @@ def _records(
         empty = False
         yield {**_record(waiting.popleft(), prediction), **others.popleft()}
     if empty:
-        raise DataError(f"{name}: no rows; expected at least one")
+        raise DataError(f"{name}: expected at least one row, found none")
 
 
 def _other_columns(row: Row) -> dict[str, Any]:
     for name in CSV_COLUMNS:
         if name in row.values and name not in INPUT_COLUMNS:
-            raise DataError(f"{row.place}: the column '{name}' is one of the output too; rename it")
+            raise DataError(f"{row.place}: the column '{name}' is also a column of the output; rename it")
     return {name: value for name, value in row.values.items() if name not in INPUT_COLUMNS}
 
 
@@ -131,8 +137,8 @@ def _write_csv(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
             writer.writeheader()
         if unknown := [name for name in record if name not in names]:
             raise DataError(
-                f"row {number}: the column '{unknown[0]}' is not in the first row, so that the CSV file has no place "
-                "for it; choose an output ending in .jsonl"
+                f"row {number}: the column '{unknown[0]}' is not in the first row, so that the CSV file does not have "
+                "it; choose an output ending in .jsonl"
             )
         writer.writerow({key: _as_cell(value) for key, value in record.items()})
 
@@ -146,7 +152,7 @@ def _as_json(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have."""
+    """Return a value in which numbers that JSON cannot represent are None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Answers to inputs: any number, in mixed batches, with tasks given, routed, or given for some."""
+"""Prediction for streams of inputs in batches of mixed tasks, with given or routed tasks."""
 
 from __future__ import annotations
 
@@ -36,23 +36,22 @@ CHUNK_BATCHES = 32
 CACHE_BYTES = 256 * 2**20
 
 FrozenStates = Callable[[Sequence[int], Mapping[str, Tensor]], FrozenOutput]
-"""Gives the states of frozen layers of inputs [B], by their places among all, and by their tensors."""
+"""Returns stored outputs of the frozen layers for B inputs, as a function of their row indices and their tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer to one input.
+    """Prediction for one input.
 
     Attributes:
-        task: the task it was answered under, given or routed to; None when the input was declined.
-        answer: name of the label, number or text; None when the input was declined, or when a generated text is no
-            label's word or no number.
-        probabilities: by label, for classification heads; else None.
-        text: what a text-to-text backbone wrote; else None.
-        routing: where the input would go by itself, whether or not its task was given; None where the method cannot
-            route.
-        target: the answer as `Example.target` has it: the index of a label, a number or a text.
-        instance: instance vector, p numbers; None for a method without a retriever.
+        task: Name of the task that was given or chosen by routing; None if the input was declined.
+        answer: Name of the label, number or text; None if the input was declined, or if the generated text is not that
+            of a label or not a number.
+        probabilities: Probability of each label for classification heads; None otherwise.
+        text: Generated text of a text-to-text backbone; None otherwise.
+        routing: Result of routing the input, also if its task was given; None if the method cannot route.
+        target: The answer in the form of `Example.target`: index of a label, number or text.
+        instance: Instance vector with p elements; None for a method without a retriever.
     """
 
     task: str | None
@@ -65,11 +64,12 @@ class Prediction:
 
 
 class Predictor:
-    """Answers inputs with a model.
+    """Predicts the targets of inputs with a model.
 
-    Inputs are taken in chunks and batched by length within a chunk, rows of different tasks together. Answers come in
-    the order of the inputs, and no more than a chunk is held at a time. Adapters are generated once a task and kept.
-    Several threads may share a predictor, and several predictors a model: they take turns, a batch each.
+    The inputs are read in chunks, so that a stream of any length can be processed. Those of a chunk are batched by
+    length, with rows of different tasks in a batch. The predictions are in the order of the inputs. The adapters of
+    each task are generated once and cached. Several threads may share a predictor, and several predictors may share a
+    model; their batches are processed in turn.
     """
 
     def __init__(
@@ -80,19 +80,20 @@ class Predictor:
         decline: bool = True,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Make a predictor.
+        """Store the settings.
 
         Args:
-            model: not trained meanwhile; tasks may be added to it and removed.
-            batch_size: rows of a batch.
-            route: see `HyperAdapterModel.forward`.
-            decline: whether an input without a task that no task claims gets no answer; otherwise it is answered
-                under the most similar task.
-            cache_bytes: of generated adapters that are kept.
+            model: Model, which must not be trained meanwhile. Tasks may be added and removed.
+            batch_size: Number of inputs in a batch. Default: 64.
+            route: Adapters of routed inputs: "nearest" (default) for those of the most similar task, or "soft" for
+                those of a mixture of prototypes.
+            decline: If True (default), an input without a task is declined if its similarity to the most similar task
+                is below that task's threshold. If False, it is predicted with the most similar task.
+            cache_bytes: Maximum size of cached adapters in bytes. Default: 256 MiB.
 
         Raises:
-            TaskError: there is no such route.
-            DataError: `batch_size`, `cache_bytes` or `decline` is of a wrong type or too small.
+            TaskError: If `model` is not a `HyperAdapterModel` or `route` is unknown.
+            DataError: If `batch_size`, `cache_bytes` or `decline` has a wrong type or is too small.
         """
         if not isinstance(model, HyperAdapterModel):
             raise TaskError(f"model: expected a HyperAdapterModel, found {type(model).__name__}")
@@ -115,15 +116,22 @@ class Predictor:
         dtype: Dtype | None = None,
         **options: Any,
     ) -> Self:
-        """Load a checkpoint, onto the accelerator if there is one.
+        """Load a model from a checkpoint.
 
         Args:
-            name_or_folder, revision, token, dtype: see `HyperAdapterModel.from_pretrained`.
-            device: another device.
-            **options: of the constructor.
+            name_or_folder: Local folder, or name of a repository on the Hub.
+            device: Device of the model. Default: the accelerator if there is one, and the CPU otherwise.
+            revision: Branch, tag or commit on the Hub. Default: the main branch.
+            token: Access token of the Hub. Default: the stored one.
+            dtype: Data type of the backbone. Default: the one in the checkpoint.
+            **options: Further arguments of the constructor.
+
+        Returns:
+            A predictor with the model.
 
         Raises:
-            CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
+            CheckpointError: If the checkpoint is missing, is damaged, has a newer format, or belongs to another
+                backbone.
         """
         model = HyperAdapterModel.from_pretrained(name_or_folder, revision=revision, token=token, dtype=dtype)
         return cls(model.to(device or best_device()), **options)
@@ -135,19 +143,26 @@ class Predictor:
         progress: bool = False,
         frozen: FrozenStates | None = None,
     ) -> Iterator[Prediction]:
-        """Answer inputs one after the other, as they are asked for.
+        """Predict the targets of inputs lazily.
+
+        An error in an input is raised when its chunk is processed, after the predictions for all earlier chunks.
 
         Args:
-            inputs: see `read_inputs`: strings, pairs, mappings with `text`, `text_pair` and `task`, examples.
-            task: name of the task of all inputs; default: each one's own, or the one it is routed to.
-            progress: whether to show a bar on the error stream, if that is a terminal.
-            frozen: what the frozen layers make of the inputs, where it is there already; not asked for inputs that are
-                to be routed.
+            inputs: Inputs in any form that `inference.inputs.read_inputs` reads, such as strings, pairs of strings, and
+                mappings with `text`, `text_pair` and `task`.
+            task: Name of the task of all inputs. If None (default), inputs have their own task, or are routed.
+            progress: Whether to show a progress bar on standard error if it is a terminal. Default: False.
+            frozen: Function that returns stored outputs of the frozen layers, which are then not computed. It is not
+                called for inputs that are routed. Default: the outputs are computed.
+
+        Returns:
+            Iterator over the predictions in the order of the inputs.
 
         Raises:
-            DataError, TaskError: an input is wrong, or has no task where the method cannot route, or a task of the
-                model has gone meanwhile. Inputs of earlier chunks have been answered then.
-            NotFiniteError: the model computes values for an input that are not finite numbers.
+            DataError: If an input has an unsupported form.
+            TaskError: If a task is unknown, an input has no task and the method cannot route, or a task is removed from
+                the model meanwhile.
+            NotFiniteError: If the model computes values for an input that are not finite numbers.
         """
         tasks = self.model.tasks
         warn_of_unfitted_heads(self.model.heads, tasks)
@@ -157,7 +172,7 @@ class Predictor:
             console = Console(file=cast(IO[str], _Tolerant(sys.stderr)))
             hidden = not console.is_terminal
             stream = self._stream(examples, tasks, frozen)
-            return iter(track(stream, "Answering", total, console=console, transient=True, disable=hidden))
+            return iter(track(stream, "Predicting", total, console=console, transient=True, disable=hidden))
         return self._stream(examples, tasks, frozen)
 
     def _stream(
@@ -170,10 +185,10 @@ class Predictor:
 
     @contextmanager
     def _exclusive(self, tasks: Sequence[Task]) -> Iterator[None]:
-        """A context for one batch of inputs whose task ids are those of `tasks`; other threads wait for their turn."""
+        """Hold the model's lock for one batch of inputs whose task ids refer to `tasks`."""
         with self.model.lock, evaluating(self.model), self.model.method.adapters_from(self._cache):
             if self.model.tasks[: len(tasks)] != tasks:
-                raise TaskError("a task was removed or renamed while inputs were answered; answer them again")
+                raise TaskError("a task was removed or renamed during the prediction; predict the inputs again")
             yield
 
     def _answer_chunk(
@@ -199,7 +214,7 @@ class Predictor:
         return [answers[index] for index in range(len(examples))]
 
     def _without_templates(self, examples: Sequence[Example]) -> dict[str, Tensor] | None:
-        """The inputs as they would be routed, where their tasks' templates make them others."""
+        """Return the inputs without templates, as routing reads them; None if the templates do not change them."""
         tasks = [self.model.tasks[example.task_id] for example in examples if example.task_id is not None]
         can_differ = self.model.text_to_text and self.model.method.can_route
         if not can_differ or all(task.template is None for task in tasks):
@@ -209,7 +224,7 @@ class Predictor:
 
     @property
     def _ends(self) -> list[int]:
-        """The tokens that end an answer: of a decoder the one that ended it in training, and the backbone's own."""
+        """Token ids that end a generated text: the one used in the training of decoders, and the backbone's own."""
         own = getattr(self.model.backbone.generation_config, "eos_token_id", None)
         own = [] if own is None else torch.as_tensor(own).flatten().tolist()
         trained = [self.model.tokenizer.eos_token_id] if self.model.kind == "decoder" else []
@@ -223,7 +238,7 @@ class Predictor:
         plain: dict[str, Tensor] | None,
         frozen: FrozenOutput | None,
     ) -> tuple[list[Prediction], Tensor]:
-        """The answers [B], and whether what they were read from is finite [B]."""
+        """Return the B predictions, and whether the values from which they were computed are finite [B]."""
         model = self.model
         if model.text_to_text:
             lower_output = None
@@ -243,7 +258,7 @@ class Predictor:
             )
             if plain is not None:
                 instances = model.instance_vectors(**plain)
-            # An encoder-decoder begins with the token that starts its decoder, which may also be one that ends a text.
+            # The output of an encoder-decoder begins with the decoder's start token, which may also be an end token.
             start = batch["input_ids"].shape[1] if model.kind == "decoder" else 1
             answers = [_before_end(row, self._ends) for row in tokens[:, start:].tolist()]
             outputs: list[Any] = model.collator.tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -257,7 +272,7 @@ class Predictor:
         routings: Sequence[RoutingResult | None] = [None] * len(used)
         if model.method.can_route and instances is not None:
             routings = decide(model, instances)
-            # The most similar task decides, and NaN counts as the most similar.
+            # Only the largest similarity is examined, because `argmax` treats NaN as the largest number.
             usable = usable & torch.tensor([isfinite(routing.similarity) for routing in routings], device=usable.device)
         if instances is not None:
             usable = usable & instances.isfinite().all(dim=1)
@@ -275,7 +290,7 @@ class Predictor:
 
 
 class _Tolerant:
-    """A stream that takes everything: what cannot be written, because a terminal has gone for example, is lost."""
+    """A stream that ignores errors in writing, for example because the terminal was closed."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -284,26 +299,26 @@ class _Tolerant:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, if the stream can take it."""
+        """Write a text if possible."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, if it can be."""
+        """Flush the stream if possible."""
         with suppress(OSError):
             self._stream.flush()
 
 
 def _before_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """The tokens before the first one that ends an answer, which need not be a special token of the tokenizer."""
+    """Return the tokens before the first end token, which may not be a special token of the tokenizer."""
     return list(takewhile(lambda token: token not in ends, tokens))
 
 
 def _prediction(
     task: Task, output: str | list[float], routing: RoutingResult | None, instance: tuple[float, ...] | None
 ) -> Prediction:
-    """Read the answer from a generated text, or from a head's logits."""
+    """Return the prediction for a generated text or for the logits of a head."""
     likely, text = None, None
     target: int | float | str | None
     if isinstance(output, str):
@@ -321,10 +336,24 @@ def _prediction(
 def label_probabilities(
     model: HyperAdapterModel, texts: Iterable[Any], task: str, batch_size: int = 64
 ) -> np.ndarray[Any, Any]:
-    """Predict the probabilities of a classification task's labels; see `HyperAdapterModel.predict_proba`."""
+    """Compute the probabilities of the labels of a classification task, as `HyperAdapterModel.predict_proba` does.
+
+    Args:
+        model: Model on an encoder backbone.
+        texts: Texts in any form that `inference.inputs.read_inputs` reads.
+        task: Name of the task.
+        batch_size: Number of texts in a batch. Default: 64.
+
+    Returns:
+        Probabilities [N, C] in float32, with the labels in the order of the task's labels.
+
+    Raises:
+        TaskError: If the task is unknown or not a classification task, or the backbone generates text.
+        DataError: If a text has an unsupported form.
+    """
     definition = model.tasks[model.task_id(task)]
     if definition.kind != "classification" or model.text_to_text:
-        reason = "the backbone writes its answers" if model.text_to_text else f"it is a {definition.kind} task"
+        reason = "the backbone generates text" if model.text_to_text else f"it is a {definition.kind} task"
         raise TaskError(f"task '{task}' has no probabilities of labels, because {reason}; use predict")
     predictions = Predictor(model, batch_size)(texts, task=task)
     rows = [[found.probabilities[label] for label in definition.labels] for found in predictions if found.probabilities]

@@ -1,7 +1,6 @@
-"""Which task an input belongs to, and when it belongs to none.
+"""Routing: the choice of the task of an input, and the thresholds below which an input is declined.
 
-Similarity is computed by `core.prototypes`; this module holds the policy: what is accepted, and how the thresholds for
-that are chosen.
+The similarities are computed in `core.prototypes`.
 """
 
 from __future__ import annotations
@@ -29,14 +28,19 @@ from hyperadapters.model.model import HyperAdapterModel
 
 NUM_CANDIDATES = 3
 ROUNDING = 1e-5
-"""How much the similarity of one and the same input may differ with its batch."""
+"""Tolerance of thresholds, because the similarity of an input depends on its batch by rounding."""
 ROWS_FOR_CENTROIDS = 1000
-"""Training rows of a task from which its centroids are made, at most; centroids are well known by then."""
+"""Maximum number of training rows of a task from which its centroids are computed, since more hardly change them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A task and how similar an input is to it (cosine, -1 to 1)."""
+    """A task and the similarity of an input to it.
+
+    Attributes:
+        task: Name of the task.
+        similarity: Cosine similarity in [-1, 1].
+    """
 
     task: str
     similarity: float
@@ -44,14 +48,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class RoutingResult:
-    """Where an input belongs.
+    """Result of routing an input.
 
     Attributes:
-        task: the most similar task, or None when the input is declined.
-        similarity: to the most similar task (cosine, -1 to 1).
-        margin: how much less similar the next task is; infinite when there is no other.
-        accepted: whether the similarity reaches the task's threshold.
-        candidates: the most similar tasks, up to three, most similar first.
+        task: Name of the most similar task, or None if the input is declined.
+        similarity: Cosine similarity in [-1, 1] to the most similar task.
+        margin: Difference of this similarity and that to the second most similar task; infinite for a single task.
+        accepted: Whether the similarity reaches the threshold of the task.
+        candidates: The most similar tasks, at most three, in descending order of similarity.
     """
 
     task: str | None
@@ -62,17 +66,20 @@ class RoutingResult:
 
 
 def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) -> list[RoutingResult]:
-    """Find the task of each text; the layers above the features are not run.
+    """Route texts to tasks. Only the layers below the features of the retriever are computed.
 
     Args:
-        model: its thresholds decide what is declined.
-        texts: strings, pairs of strings, mappings with `text` and `text_pair`, or examples.
-        batch_size: rows of a batch.
+        model: Model, whose thresholds determine which texts are declined.
+        texts: Texts in any form that `inference.inputs.read_inputs` reads.
+        batch_size: Number of texts in a batch. Default: 64.
+
+    Returns:
+        Results in the order of the texts.
 
     Raises:
-        DataError: an input is none of these.
-        TaskError: the model's method cannot route.
-        NotFiniteError: the similarities of a text are not finite numbers.
+        DataError: If a text has an unsupported form.
+        TaskError: If the method of the model cannot route.
+        NotFiniteError: If the similarities of a text are not finite numbers.
     """
     model.method.check_can_route()
     check_int("batch_size", batch_size, 1)
@@ -86,9 +93,17 @@ def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) 
 
 
 def decide(model: HyperAdapterModel, instances: Tensor) -> list[RoutingResult]:
-    """Apply the policy to instance vectors [B, p]."""
+    """Choose the tasks of instance vectors and compare the similarities to the thresholds.
+
+    Args:
+        model: Model with the prototypes and thresholds.
+        instances: Instance vectors [B, p].
+
+    Returns:
+        Results of the B rows.
+    """
     similarity = model.pha.prototypes.similarity(instances)
-    # Of equally similar tasks the first, as `PrototypeTable.nearest` has it; `topk` takes any.
+    # Among equally similar tasks the first is chosen, as in `PrototypeTable.nearest`; `topk` may return any of them.
     nearest = similarity.argmax(dim=1, keepdim=True)
     others = similarity.scatter(1, nearest, -torch.inf).topk(min(NUM_CANDIDATES, similarity.shape[1]) - 1, dim=1)
     ids = torch.cat([nearest, others.indices], dim=1)
@@ -113,7 +128,16 @@ def _result(model: HyperAdapterModel, values: list[float], ids: list[int], accep
 
 @torch.inference_mode()
 def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64) -> Tensor:
-    """Instance vectors [N, p] of examples, in their order, all prompted as inputs of no known task are."""
+    """Compute the instance vectors of examples, without their tasks' templates.
+
+    Args:
+        model: Model with a retriever.
+        examples: N examples, whose tasks are ignored.
+        batch_size: Number of examples in a batch. Default: 64.
+
+    Returns:
+        Instance vectors [N, p] in float32, in the order of the examples.
+    """
     examples = [Example(None, example.text, example.text_pair) for example in examples]
     found: dict[int, Tensor] = {}
     collator = model.collator
@@ -125,7 +149,20 @@ def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batc
 
 
 def encode_texts(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) -> np.ndarray[Any, Any]:
-    """Compute the instance vectors of texts; see `HyperAdapterModel.encode`."""
+    """Compute the instance vectors of texts, as `HyperAdapterModel.encode` does.
+
+    Args:
+        model: Model with a retriever.
+        texts: Texts in any form that `inference.inputs.read_inputs` reads.
+        batch_size: Number of texts in a batch. Default: 64.
+
+    Returns:
+        Instance vectors [N, p] in float32, in the order of the texts.
+
+    Raises:
+        DataError: If a text has an unsupported form.
+        NotFiniteError: If an instance vector is not finite.
+    """
     check_int("batch_size", batch_size, 1)
     examples = list(read_inputs(texts, model.tasks, None))
     if not examples:
@@ -144,31 +181,31 @@ def calibrate(
     false_decline_rate: float = 0.05,
     seed: int = 0,
 ) -> None:
-    """Set the thresholds of all tasks, and their centroids where they are to have several.
+    """Set the routing thresholds of all tasks, and their routing centroids if there are several for each task.
 
-    With `ModelConfig.centroids_per_task` above 1, a task has that many k-means centroids of the instance vectors of its
-    training rows; otherwise inputs are compared to its prototype. Its threshold is the similarity below which the given
-    share lies of the validation rows that are most similar to it (or of its own rows, where none is).
+    If `ModelConfig.centroids_per_task` is above 1, the centroids of a task are that many k-means centroids of the
+    instance vectors of its training rows. The threshold of a task is the quantile `false_decline_rate` of the
+    similarities of the validation rows that are most similar to it, or of its own rows if there are no such rows.
 
     Args:
-        model: changed in place.
-        train_examples: of all tasks.
-        validation_examples: of all tasks; where there are none at all the training rows serve, whose similarities are
-            higher, so that more is declined than asked for.
-        false_decline_rate: share of known inputs that may be declined, at most.
-        seed: of k-means.
+        model: Model, which is changed in place.
+        train_examples: Training examples of all tasks.
+        validation_examples: Validation examples of all tasks. If there are none, the training examples are used, whose
+            similarities are higher, so that more inputs are declined.
+        false_decline_rate: Maximum fraction of the inputs of known tasks that are declined, in [0, 1). Default: 0.05.
+        seed: Seed of k-means. Default: 0.
 
     Raises:
-        DataError: the rate is not from 0 to below 1, the examples are no list of them or there is none to train on, or
-            instance vectors are not finite.
-        NotFiniteError: similarities are not finite.
-        TaskError: the model's method cannot route, or an example is of no task of the model.
+        DataError: If the rate is out of range, the examples are not lists of `Example`, there are no training examples,
+            or instance vectors are not finite.
+        NotFiniteError: If similarities are not finite.
+        TaskError: If the method of the model cannot route, or an example does not have a task of the model.
     """
     model.method.check_can_route()
     check_seed(seed)
     is_number = isinstance(false_decline_rate, Real) and not isinstance(false_decline_rate, bool)
     if not is_number or not 0 <= false_decline_rate < 1:
-        raise DataError(f"false_decline_rate: expected 0 to below 1, found {false_decline_rate!r}")
+        raise DataError(f"false_decline_rate: expected a number in [0, 1), found {false_decline_rate!r}")
     _check_examples(model, "train_examples", train_examples)
     _check_examples(model, "validation_examples", validation_examples)
     if not train_examples:
@@ -181,7 +218,7 @@ def calibrate(
     instances, owners = _instances_and_owners(model, validation_examples or train_examples)
     similarity = model.pha.prototypes.similarity(instances)
     if not similarity.isfinite().all():
-        raise NotFiniteError(f"similarities of inputs to the tasks are not finite; {likely_cause(model)}")
+        raise NotFiniteError(f"the similarities of inputs to the tasks are not finite; {likely_cause(model)}")
     chosen = thresholds(similarity, owners, false_decline_rate)
     model.task_table.set_thresholds(chosen - ROUNDING)
 
@@ -214,22 +251,39 @@ def _task_centroids(model: HyperAdapterModel, instances: Tensor, seed: int) -> T
 
 
 def centroids(instances: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Centres [K, p] of the directions of instance vectors [N, p], by k-means; zeros in the place of missing ones."""
+    """Compute k-means centroids of normalised instance vectors.
+
+    Args:
+        instances: Instance vectors [N, p].
+        count: Number of centroids K.
+        seed: Seed of k-means. Default: 0.
+
+    Returns:
+        Centroids [K, p], padded with zeros if there are fewer than K different vectors.
+
+    Raises:
+        DataError: If the instance vectors are not finite.
+    """
     points = normalize(instances.float(), dim=-1).cpu().numpy()
     if not np.isfinite(points).all():
-        raise DataError("instance vectors are not finite: training has diverged; lower retriever_learning_rate")
-    centres = np.zeros((count, points.shape[1]), dtype=np.float32)
+        raise DataError("the instance vectors are not finite, because training diverged; lower retriever_learning_rate")
+    found = np.zeros((count, points.shape[1]), dtype=np.float32)
     clusters = min(count, len(np.unique(points, axis=0)))
     if clusters:
-        centres[:clusters] = KMeans(clusters, n_init=4, random_state=seed).fit(points).cluster_centers_
-    return torch.from_numpy(centres)
+        found[:clusters] = KMeans(clusters, n_init=4, random_state=seed).fit(points).cluster_centers_
+    return torch.from_numpy(found)
 
 
 def thresholds(similarity: Tensor, owners: Tensor, false_decline_rate: float) -> Tensor:
-    """Thresholds [T] for similarities [N, T] of rows whose tasks `owners` [N] are known.
+    """Compute the thresholds of tasks, so that at most a given fraction of the rows is declined.
 
-    Of the rows most similar to a task, at most the given share lies below its threshold. A task without any rows
-    declines nothing.
+    Args:
+        similarity: Similarities [N, T] of rows to tasks.
+        owners: Tasks of the rows [N].
+        false_decline_rate: Maximum fraction of the rows most similar to a task that are below its threshold.
+
+    Returns:
+        Thresholds [T]. A task without any rows has threshold minus infinity.
     """
     nearest = similarity.argmax(dim=1)
     found = similarity.new_full((similarity.shape[1],), -torch.inf)

@@ -1,1 +1,1 @@
-"""Reading and writing what other implementations use."""
+"""Import from and export to the formats of other libraries."""

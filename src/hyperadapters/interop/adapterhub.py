@@ -1,4 +1,4 @@
-"""One task as a parallel bottleneck adapter ("ParBn") of the package `adapters` (AdapterHub), with its head."""
+"""Export of a task as a parallel bottleneck adapter ("ParBn") of the package `adapters` (AdapterHub)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hyperadapters.utils.files import new_folder
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter.safetensors"
 FORMAT_VERSION = "adapters.1.3.0"
-"""The release whose files these are, and which they were checked with."""
+"""Release of AdapterHub that defines the format, with which the exported files were tested."""
 
 
 class _Paths(NamedTuple):
-    """Of the modules that hold the adapters of an architecture's layers, with a place for the layer's number."""
+    """Paths of the modules that contain the adapters of an architecture, with a placeholder for the layer."""
 
     generated: str
     shared: str = ""
@@ -33,7 +33,7 @@ PATHS = {"t5": _T5, "mt5": _T5, "bert": _BERT, "roberta": _BERT, "xlm-roberta": 
 
 
 class _Bottleneck(NamedTuple):
-    """An adapter's weights as `torch.nn.Linear` has them: [a, d], [a], [d, a], [d]."""
+    """Weights of an adapter in the layout of `torch.nn.Linear`: [a, d], [a], [d, a] and [d]."""
 
     down_weight: Tensor
     down_bias: Tensor
@@ -47,23 +47,24 @@ _LINEARS = ("down.weight", "down.bias", "up.weight", "up.bias")
 
 
 def export_adapterhub(model: HyperAdapterModel, task: str, folder: str | Path) -> list[str]:
-    """Write a task of a model for `load_adapter(folder, use_safetensors=True)` of the package `adapters`.
+    """Write a task for `load_adapter(folder, use_safetensors=True)` of the package `adapters`.
 
-    With the adapter, the hidden states (text-to-text: the logits) are those of `HyperAdapterModel.forward` for rows of
-    the task. Its labels and its head go along as in the other formats (see `task_files.write_task_files`).
+    With the adapter, the backbone computes the hidden states (for text-to-text backbones, the logits) that
+    `HyperAdapterModel.forward` computes for rows of the task. The labels and the head are written as in the other
+    formats (see `task_files.write_task_files`).
 
     Args:
-        model: it is left as it is.
-        task: its name.
-        folder: to be made; there must be nothing in it.
+        model: Model, which is not changed.
+        task: Name of the task.
+        folder: Folder to create, which must not exist or be empty.
 
     Returns:
-        What a user should know of the result, a sentence each.
+        Notes for the user, a sentence each.
 
     Raises:
-        TaskError: there is no such task, or the model's method has no adapters of tasks.
-        ExportError: AdapterHub's parallel adapters are not what the model has.
-        OutputError: the folder has something in it, or cannot be written.
+        TaskError: If the task is unknown, or the method of the model has no adapters of tasks.
+        ExportError: If AdapterHub's parallel adapters cannot represent those of the model.
+        OutputError: If the folder is not empty or cannot be written.
     """
     task_id = model.task_id(task)
     _check(model)
@@ -80,13 +81,24 @@ def export_adapterhub(model: HyperAdapterModel, task: str, folder: str | Path) -
 
 
 def adapter_name(task: str) -> str:
-    """The name of a task's adapter: the task's, changed where a `torch.nn.ModuleDict` cannot have it as a key."""
+    """Return the name of a task's adapter: the name of the task, changed if it is not a valid key of a `ModuleDict`.
+
+    Args:
+        task: Name of the task.
+    """
     name = task.replace(".", "_")
     return f"{name}_task" if hasattr(nn.ModuleDict(), name) else name
 
 
 def reduction_factor(hidden_size: int, bottleneck_dim: int) -> float:
-    """What AdapterHub divides d by, to get a: `int(hidden_size // factor)`, of which rounding may make one less."""
+    """Return the factor with which AdapterHub computes the bottleneck's size as `int(hidden_size // factor)`.
+
+    The quotient of the two sizes is adjusted if rounding would make the result too small.
+
+    Args:
+        hidden_size: Hidden size d of the backbone.
+        bottleneck_dim: Size a of the bottleneck.
+    """
     factor = hidden_size / bottleneck_dim
     return factor if int(hidden_size // factor) == bottleneck_dim else hidden_size / (bottleneck_dim + 0.5)
 
@@ -95,15 +107,15 @@ def _check(model: HyperAdapterModel) -> None:
     model_type, form = _model_type(model), model.adapter_config.form
     if form != "bottleneck":
         raise ExportError(
-            f"AdapterHub's parallel adapters are bottlenecks, and this model's are of form '{form}'; export to PEFT, "
-            "or train with the setting model.form: bottleneck"
+            f"AdapterHub's parallel adapters have form 'bottleneck', but those of this model have form '{form}'; "
+            "export to PEFT, or train with the setting model.form: bottleneck"
         )
     if model_type not in PATHS:
         raise ExportError(unknown_name("architecture for AdapterHub", model_type, PATHS))
     if model.text_to_text and model.adapter_config.adapter_norm_input:
         raise ExportError(
-            "this model's adapters read the layer-normed input of their feed-forward, and AdapterHub's on "
-            f"'{model_type}' read it as it is: train with the setting model.adapter_norm_input: false to export"
+            "the adapters of this model read the input of their feed-forward block after the layer norm, but those of "
+            f"AdapterHub for '{model_type}' read it before; train with the setting model.adapter_norm_input: false"
         )
 
 
@@ -113,7 +125,7 @@ def _model_type(model: HyperAdapterModel) -> str:
 
 @torch.no_grad()
 def _adapters(model: HyperAdapterModel, task_id: int) -> dict[str, _Bottleneck]:
-    """The adapters by the path of their module, in the order in which AdapterHub counts layers: the encoder's first."""
+    """Return the adapters by the paths of their modules, in AdapterHub's order of layers, the encoder first."""
     paths, first = PATHS[_model_type(model)], _first_layer(model)
     found = {}
     for index, shared in enumerate(model.shared_adapters, start=first):
@@ -126,7 +138,7 @@ def _adapters(model: HyperAdapterModel, task_id: int) -> dict[str, _Bottleneck]:
 
 
 def _first_layer(model: HyperAdapterModel) -> int:
-    """The first layer with an adapter; all layers above it have one."""
+    """Return the index of the first layer with an adapter; all layers above it have one."""
     config = model.adapter_config
     return config.frozen_encoder_layers if model.text_to_text else config.feature_layer or 0
 

@@ -1,4 +1,4 @@
-"""Tasks of a checkpoint in the formats of other libraries."""
+"""Export of the tasks of a checkpoint to the formats of other libraries."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ FORMATS: dict[str, Exporter] = {
 
 
 def export(folder: Path, target: str, output: Path, task: str | None = None, every: bool = False) -> list[str]:
-    """Write one task of a checkpoint, or every one into a folder of its name.
+    """Export one task of a checkpoint, or all tasks, each to a folder with its name.
 
     Args:
-        folder: of the checkpoint.
-        target: one of `FORMATS`.
-        output: folder to make.
-        task: name of the task.
-        every: all tasks, in place of one.
+        folder: Folder of the checkpoint.
+        target: Name of the format, one of `FORMATS`.
+        output: Folder to create.
+        task: Name of the task. Required unless `every` is True.
+        every: Whether to export all tasks. Default: False.
 
     Returns:
-        What a user should know of the result, a sentence each.
+        Notes for the user, a sentence each.
 
     Raises:
-        OutputError: the format is unknown, or the output is there already or cannot be written.
-        TaskError: not exactly one of `task` and `every` is given, there is no such task, or it cannot be written so.
-        ExportError: the format cannot express the model.
-        MissingPackageError: the format needs an extra.
-        CheckpointError, BackboneError: the model cannot be loaded.
+        OutputError: If the format is unknown, or the output exists or cannot be written.
+        TaskError: If both or neither of `task` and `every` are given, the task is unknown, or it cannot be exported.
+        ExportError: If the format cannot represent the model.
+        MissingPackageError: If the format requires a package that is not installed.
+        CheckpointError: If the checkpoint cannot be loaded.
+        BackboneError: If the backbone cannot be loaded.
     """
     if target not in FORMATS:
         raise OutputError(unknown_name("format", target, FORMATS))
     if (task is None) != every:
         raise TaskError("expected the name of a task or all tasks, found " + ("neither" if task is None else "both"))
-    # ONNX holds float32, whatever type the backbone's files have
+    # The ONNX graph is in float32, whatever the data type of the backbone's files is.
     dtype: Dtype | None = "float32" if target == "onnx" else None
     model = HyperAdapterModel.from_pretrained(folder, dtype=dtype).eval()
     if task is not None:

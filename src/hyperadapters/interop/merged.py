@@ -1,4 +1,4 @@
-"""A task merged into its backbone's weights, as an ordinary transformers model."""
+"""Export of a task merged into the weights of its backbone, as an ordinary transformers model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from hyperadapters.utils.files import new_folder
 
 
 def export_merged(model: HyperAdapterModel, task: str, folder: str | Path) -> None:
-    """Write the backbone with a task's LoRA in its weights, the tokenizer, and the task's labels and head.
+    """Write the backbone with a task's LoRA merged into its weights, the tokenizer, and the task's labels and head.
 
-    The model is as before afterwards.
+    Args:
+        model: Model, whose weights are restored afterwards.
+        task: Name of the task.
+        folder: Folder to create, which must not exist or be empty.
 
     Raises:
-        TaskError: there is no such task, or it cannot be merged (see `HyperAdapterModel.merge`).
-        BackboneError: a weight is quantised, the backbone is no transformers model, or its tokenizer cannot be loaded.
-        OutputError: the folder is there already, or cannot be written.
+        TaskError: If the task is unknown or cannot be merged (see `HyperAdapterModel.merge`).
+        BackboneError: If a weight is quantised, the backbone is not a model of transformers, or its tokenizer cannot be
+            loaded.
+        OutputError: If the folder is not empty or cannot be written.
     """
     backbone: Any = model.backbone
     if not hasattr(backbone, "save_pretrained"):
         raise BackboneError(
-            f"expected a transformers model to write, found {type(backbone).__name__}; merge() and save it yourself"
+            f"expected a transformers model to write, found {type(backbone).__name__}; call model.merge() and save the "
+            "backbone yourself"
         )
     with new_folder(folder) as new:
         model.merge(task)

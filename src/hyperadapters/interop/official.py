@@ -1,4 +1,4 @@
-"""Checkpoints of the released implementation (Bumble666/PHA), under its own parameter names."""
+"""Import of checkpoints of the released implementation (Bumble666/PHA) with its parameter names."""
 
 from __future__ import annotations
 
@@ -28,17 +28,21 @@ def load_official(
     tasks: Sequence[str | Task],
     backbone_name: str | None = None,
 ) -> HyperAdapterModel:
-    """Make a model of the preset "official" from a checkpoint of the released implementation.
+    """Create a model with preset "official" from a checkpoint of the released implementation.
 
     Args:
-        state_dict: all parameters, backbone included, under the official names. Tied copies may be there or not.
-        config: the T5 configuration with the adapter settings, as its `config.json` has them.
-        tasks: in the order of the prototype table. Names stand for text-to-text tasks.
-        backbone_name: under which a checkpoint of the result finds its backbone and tokenizer, for example
-            "google-t5/t5-base", if that has the same weights.
+        state_dict: All parameters including the backbone's, with their official names. Copies of tied weights are
+            optional.
+        config: T5 configuration with the adapter settings, the contents of `config.json`.
+        tasks: Tasks in the order of the prototype table. A name is that of a text-to-text task.
+        backbone_name: Name of a backbone with the same weights on the Hub, for example "google-t5/t5-base", from which
+            a checkpoint of the model can load its backbone and tokenizer. Default: none.
+
+    Returns:
+        The model.
 
     Raises:
-        CheckpointError: an adapter mode that the released code cannot run itself, or tensors that do not fit.
+        CheckpointError: If the adapter settings are not those of the method, or the tensors do not match them.
     """
     if not isinstance(config, Mapping) or isinstance(tasks, str):
         raise CheckpointError(
@@ -47,7 +51,7 @@ def load_official(
         )
     for key, expected in _SUPPORTED.items():
         if config.get(key, expected) != expected:
-            raise CheckpointError(f"official config: {key} must be {expected!r}, found {config[key]!r}")
+            raise CheckpointError(f"official config: expected {key} to be {expected!r}, found {config[key]!r}")
     backbone = _backbone(state_dict, config)
     table = _tensor(state_dict, "decoder.adapter_task_embedding.weight")
     if len(table) != len(tasks):
@@ -77,7 +81,11 @@ def load_official(
 
 
 def official_parameters(model: HyperAdapterModel) -> dict[str, nn.Parameter]:
-    """The parameters of a model of the preset "official" under their official names, each tied weight once."""
+    """Return the parameters of a model with preset "official" by their official names, with each tied weight once.
+
+    Args:
+        model: Model with preset "official".
+    """
     backbone = {
         name.removeprefix("backbone."): parameter
         for name, parameter in model.named_parameters()
@@ -118,12 +126,12 @@ def _backbone(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> T5
     backbone = T5ForConditionalGeneration(backbone_config)
     shared = _tensor(state_dict, "shared.weight")
     if not config.get("tie_word_embeddings", True):
-        # transformers 5 always ties the weights that a checkpoint does not hold apart; here they are apart.
+        # transformers 5 ties the weights unless a checkpoint contains both of them; here they are separate.
         backbone.lm_head.weight = nn.Parameter(torch.empty_like(_tensor(state_dict, "lm_head.weight")))
     elif not torch.equal(state_dict.get("lm_head.weight", shared), shared):
         raise CheckpointError(
             "'lm_head.weight' differs from 'shared.weight', but the config has tied embeddings; if it was written by "
-            "transformers 5, which calls every T5 tied, set tie_word_embeddings to false"
+            "transformers 5, which always sets tie_word_embeddings to true for T5, set it to false"
         )
     _copy(state_dict, dict(backbone.named_parameters()))
     return backbone.eval()

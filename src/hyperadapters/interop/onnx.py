@@ -1,4 +1,4 @@
-"""One task of an encoder model as an ONNX graph, its adapter and its head folded in as constants."""
+"""Export of a task of an encoder model as an ONNX graph that contains its adapter and its head as constants."""
 
 from __future__ import annotations
 
@@ -27,23 +27,25 @@ MODEL_FILE = "model.onnx"
 def export_onnx(model: HyperAdapterModel, task: str, folder: str | Path) -> None:
     """Write a task of a model for onnxruntime.
 
-    `model.onnx` takes `input_ids` and `attention_mask` (int64 [B, S], padded on the right), `token_type_ids` where the
-    tokenizer makes them, and `sequence_ids` (see `data.collate.Collator`) where the head reads the texts of pairs and
-    no token types tell these apart, for any B and S. It gives `logits` [B, C] as `HyperAdapterModel.forward` does for
-    rows of this task. Beside it are `config.json` with the labels, where the backbone has a config, and the tokenizer's
-    files, where it has one; and what goes with a task into every format (see `task_files.write_task_files`).
+    The inputs of `model.onnx` are `input_ids` and `attention_mask` (int64 [B, S], padded on the right), for any B and
+    S. Further inputs are `token_type_ids` if the tokenizer returns them, and `sequence_ids` (see
+    `data.collate.Collator`) if the head reads features of each text of a pair and the token types do not distinguish
+    them. The output is `logits` [B, C], as `HyperAdapterModel.forward` computes them for rows of the task.
+
+    The folder also contains the backbone's `config.json` with the labels and the files of the tokenizer, if the model
+    has these, and the files that are part of every format (see `task_files.write_task_files`).
 
     Args:
-        model: on an encoder; it is left as it is.
-        task: its name.
-        folder: to be made; there must be nothing in it.
+        model: Model on an encoder backbone, which is not changed.
+        task: Name of the task.
+        folder: Folder to create, which must not exist or be empty.
 
     Raises:
-        TaskError: there is no such task, or the model's method has no adapters of tasks.
-        ExportError: the backbone writes text, or is not in float32.
-        MissingPackageError: the extra `onnx` is not installed.
-        OutputError: the folder has something in it, or cannot be written.
-        BackboneError: the tokenizer cannot be loaded.
+        TaskError: If the task is unknown, or the method of the model has no adapters of tasks.
+        ExportError: If the backbone generates text, is offloaded, or is not in float32.
+        MissingPackageError: If a package of the extra `onnx` is not installed.
+        OutputError: If the folder is not empty or cannot be written.
+        BackboneError: If the tokenizer cannot be loaded.
     """
     task_id = model.task_id(task)
     _check(model)
@@ -65,16 +67,21 @@ def export_onnx(model: HyperAdapterModel, task: str, folder: str | Path) -> None
 
 
 class OneTask(nn.Module):
-    """A model with one task only: the same arithmetic as the model's forward, without what chooses tasks."""
+    """A module that computes the logits of one task as the model does, without the selection of tasks."""
 
     @torch.no_grad()
     def __init__(self, model: HyperAdapterModel, task_id: int) -> None:
-        """Args: model: on an encoder; task_id: of the task."""
+        """Store the adapter and the head of the task.
+
+        Args:
+            model: Model on an encoder backbone.
+            task_id: Index of the task.
+        """
         super().__init__()
         assert model.heads is not None
         self.model = model
         ids = torch.tensor([task_id], device=model.device)
-        # Copies, since the adapters may be the model's parameters.
+        # Indexing copies the weights, which may be parameters of the model.
         self.weights = model.method.adapters(ids).tasks(torch.zeros_like(ids))
         self.head = model.heads.head(task_id)
         self.is_pair = model.tasks[task_id].is_pair
@@ -90,7 +97,17 @@ class OneTask(nn.Module):
         token_type_ids: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> Tensor:
-        """Map a batch [B, S] to logits [B, C]; no shape and no branch depends on what a tensor holds."""
+        """Compute the logits of a batch. No shape and no branch depends on the values of a tensor.
+
+        Args:
+            input_ids: Token ids [B, S].
+            attention_mask: Mask [B, S], 1 for tokens and 0 for padding.
+            token_type_ids: Token types [B, S]. Default: none.
+            sequence_ids: Text of each token [B, S], as in `data.collate.Collator`. Default: none.
+
+        Returns:
+            Logits [B, C].
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
@@ -107,11 +124,11 @@ class OneTask(nn.Module):
 def _check(model: HyperAdapterModel) -> None:
     if model.text_to_text:
         raise ExportError(
-            "the ONNX export is for encoder backbones, which answer with a head; this one writes its answers token by "
-            "token, which takes more than one graph"
+            "the ONNX export is only for encoder backbones, which have task heads; this backbone generates text token "
+            "by token, which requires more than one graph"
         )
     if is_offloaded(model.backbone):
-        raise ExportError("accelerate has offloaded weights of the backbone; load it without that for the export")
+        raise ExportError("accelerate has offloaded weights of the backbone; load it without offloading to export it")
     for name, parameter in model.backbone.named_parameters():
         if parameter.dtype != torch.float32:
             raise ExportError(
@@ -121,7 +138,7 @@ def _check(model: HyperAdapterModel) -> None:
 
 
 def _tokenizer(model: HyperAdapterModel) -> Any:
-    """A copy of the model's tokenizer that cuts texts where the model does; None where the model has none."""
+    """Return a copy of the tokenizer that truncates texts as the model does, or None if the model has no tokenizer."""
     if not model.has_tokenizer:
         return None
     tokenizer = copy.deepcopy(model.tokenizer)
@@ -134,7 +151,7 @@ def _types_tell_texts_apart(tokenizer: Any) -> bool:
 
 
 def _config(model: HyperAdapterModel, task_id: int) -> Any:
-    """The backbone's configuration with the task's labels; None where the backbone has none."""
+    """Return the backbone's configuration with the labels of the task, or None if the backbone has none."""
     task, config = model.tasks[task_id], cast(Any, copy.deepcopy(getattr(model.backbone, "config", None)))
     if not hasattr(config, "save_pretrained"):
         return None
@@ -146,12 +163,12 @@ def _config(model: HyperAdapterModel, task_id: int) -> Any:
 
 
 def _trace(one_task: OneTask, names: list[str]) -> Any:
-    """The ONNX program of a task, with inputs of any B and S."""
+    """Return the ONNX program of a task for inputs of any B and S."""
     device, any_size = one_task.head.weight.device, torch.export.Dim.DYNAMIC
     examples = {name: torch.zeros(2, 3, dtype=torch.long, device=device) for name in names}
     shapes = {name: {0: any_size, 1: any_size} for name in names}
     with torch.no_grad(), evaluating(one_task), _quiet():
-        # Traced here, for torch.onnx goes on with other ways of tracing where one fails, for minutes.
+        # The model is traced here, because torch.onnx tries other ways of tracing for minutes if one fails.
         program = torch.export.export(one_task, (), examples, dynamic_shapes=shapes, strict=False)
         return torch.onnx.export(
             program,
@@ -166,7 +183,7 @@ def _trace(one_task: OneTask, names: list[str]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of torchvision's operators, and torch of its own functions."""
+    """Suppress warnings of the exporter about torchvision's operators, and of PyTorch about its own functions."""
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Tasks of form "lora" as PEFT LoRA folders, which PEFT, vLLM and LoRAX read; and such a folder as a task's adapter."""
+"""Export of tasks of form "lora" to PEFT, vLLM and LoRAX, and import of a PEFT LoRA as the adapter of a task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SERVED = dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"),
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 )
-"""Linear maps, by architecture, that vLLM and LoRAX change by a LoRA; they leave out a folder's others."""
+"""Linear layers that vLLM and LoRAX adapt in each architecture; they ignore the other layers of a folder."""
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "modules_to_save": (None, []),
     "use_dora": (False, None),
@@ -45,23 +45,35 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "use_bdlora": (None, False),
     "alora_invocation_tokens": (None, []),
     "arrow_config": (None,),
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the base weights too
+    "init_lora_weights": (
+        True,
+        False,
+        None,
+        "gaussian",
+        "orthogonal",
+        "eva",
+    ),  # the other values also change the base weights
 }
-"""Values of fields of PEFT's config under which an adapter only adds `scale * x A B` to some linear layers."""
+"""Values of fields of PEFT's configuration with which an adapter only adds `scale * x A B` to some linear layers."""
 
 
 def export_peft(model: HyperAdapterModel, task: str, folder: str | Path) -> list[str]:
     """Write a task as a PEFT LoRA: `adapter_config.json`, `adapter_model.safetensors`, its labels and its head.
 
-    PEFT loads it onto the same backbone: `PeftModel.from_pretrained(backbone, folder)`.
+    PEFT loads it for the same backbone with `PeftModel.from_pretrained(backbone, folder)`.
+
+    Args:
+        model: Model of form "lora", which is not changed.
+        task: Name of the task.
+        folder: Folder to create, which must not exist or be empty.
 
     Returns:
-        What stands in the way of serving it with vLLM or LoRAX, a sentence each; see `serving_notes`.
+        Notes on serving the LoRA, as `serving_notes` returns them.
 
     Raises:
-        TaskError: there is no such task, or the model is not of form "lora".
-        OutputError: the folder is there already, or cannot be written.
-        MissingPackageError: PEFT is not installed.
+        TaskError: If the task is unknown, or the model does not have form "lora".
+        OutputError: If the folder is not empty or cannot be written.
+        MissingPackageError: If PEFT is not installed.
     """
     loras = model.task_loras(task)
     config, tensors = _config(model), {}
@@ -77,9 +89,13 @@ def export_peft(model: HyperAdapterModel, task: str, folder: str | Path) -> list
 
 
 def export_all_peft(model: HyperAdapterModel, folder: str | Path) -> list[str]:
-    """Write every task into a folder of its name, as `export_peft` does, and `hyperadapters_index.json` beside them.
+    """Write every task to a folder with its name, as `export_peft` does, and an index `hyperadapters_index.json`.
 
-    Returns, Raises: see `export_peft`.
+    The result and errors are those of `export_peft`.
+
+    Args:
+        model: Model of form "lora", which is not changed.
+        folder: Folder to create, which must not exist or be empty.
     """
     with new_folder(folder) as new:
         for task in model.tasks:
@@ -94,26 +110,30 @@ def export_all_peft(model: HyperAdapterModel, folder: str | Path) -> list[str]:
 
 
 def serving_notes(model: HyperAdapterModel) -> list[str]:
-    """Why vLLM or LoRAX would refuse the exported folders, or leave out a part of them; empty if they would not."""
+    """Return the reasons why vLLM or LoRAX cannot serve the exported LoRAs or ignore a part of them, a sentence each.
+
+    Args:
+        model: Model of form "lora".
+    """
     config, notes = model.adapter_config, []
     if model.kind != "decoder":
-        return [f"vLLM and LoRAX serve LoRAs of decoder-only language models; this backbone is an {model.kind}"]
+        return [f"vLLM and LoRAX only serve LoRAs of decoder-only language models; this backbone is an {model.kind}"]
     model_type = getattr(getattr(model.backbone, "config", None), "model_type", None)
     if model_type not in SERVED:
-        notes.append(f"it was not checked which linear layers of '{model_type}' vLLM and LoRAX change by a LoRA")
+        notes.append(f"it has not been tested which linear layers of '{model_type}' vLLM and LoRAX adapt")
     else:
         ignored = sorted({place.path.split(".")[-1] for place in model.adapted_linears()} - {*SERVED[model_type]})
         if ignored:
-            notes.append(f"vLLM and LoRAX would leave out the changes of {', '.join(ignored)}")
+            notes.append(f"vLLM and LoRAX ignore the LoRAs of {', '.join(ignored)}")
     if config.lora_rank > VLLM_DEFAULT_RANK:
-        notes.append(f"vLLM needs --max-lora-rank {config.lora_rank} or the next larger one that it has")
+        notes.append(f"vLLM requires --max-lora-rank {config.lora_rank} or the next larger supported value")
     if config.lora_rank > LORAX_RANK:
-        notes.append(f"LoRAX's kernels take ranks up to {LORAX_RANK}, found {config.lora_rank}")
+        notes.append(f"LoRAX supports ranks up to {LORAX_RANK}, found {config.lora_rank}")
     return notes
 
 
 def _config(model: HyperAdapterModel) -> Any:
-    """PEFT's config of the model's adapters."""
+    """Return PEFT's configuration of the model's adapters."""
     peft = require("peft")
     places, config = model.adapted_linears(), model.adapter_config
     task_types = {"encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM"}
@@ -138,30 +158,30 @@ def _config(model: HyperAdapterModel) -> Any:
 
 
 def _layer_of(path: str) -> tuple[str, str, int]:
-    """Path of the list of layers, path in the layer, and index of the layer of a module."""
+    """Return the path of the list of layers, the path in the layer, and the index of the layer of a module."""
     parts = path.split(".")
     place = next(i for i, part in enumerate(parts) if part.isdecimal())
     return ".".join(parts[:place]), ".".join(parts[place + 1 :]), int(parts[place])
 
 
 def import_peft(model: HyperAdapterModel, task: str, folder: str | Path, check_backbone: bool = True) -> None:
-    """Give a task of the model the LoRA of a PEFT folder as its own adapter.
+    """Load the LoRA in a PEFT folder as the own adapter of a task.
 
-    What is learned further starts from there (`refit_task` with `fit="adapter"`). The folder may have a lower rank
-    than the model, another scale, and fewer layers or linear layers.
+    Further training with `refit_task(..., fit="adapter")` starts from it. The LoRA may have a smaller rank than the
+    model, another scale, and fewer layers or linear layers.
 
     Args:
-        model: of form "lora".
-        task: one of its tasks.
-        folder: that PEFT, or `export_peft`, wrote.
-        check_backbone: whether to refuse a folder of a backbone with another fingerprint, or where the folder has none,
-            as those of PEFT, with another name (the part after the last slash).
+        model: Model of form "lora", which is changed in place.
+        task: Name of the task.
+        folder: Folder that PEFT or `export_peft` wrote.
+        check_backbone: If True (default), a folder for another backbone is refused. Backbones are compared by
+            fingerprint, or, for folders without one such as those of PEFT, by the last part of their names.
 
     Raises:
-        TaskError: there is no such task, the model is not of form "lora", or its method is not "pha": the tasks of
-            others do not change after training.
-        CheckpointError: the folder is none of PEFT's LoRAs, is damaged, has more than a LoRA, is of another backbone,
-            or changes what the model does not.
+        TaskError: If the task is unknown, the model does not have form "lora", or its method is not "pha", since tasks
+            of other methods cannot change after training.
+        CheckpointError: If the folder is not a LoRA of PEFT, is damaged, has additional changes of the backbone,
+            belongs to another backbone, or adapts layers that the model does not adapt.
     """
     model.method.check_can_change_tasks()
     loras, folder = model.task_loras(task), Path(folder)
@@ -177,21 +197,21 @@ def import_peft(model: HyperAdapterModel, task: str, folder: str | Path, check_b
     for path, (down, up) in tensors.items():
         if path not in places:
             raise CheckpointError(
-                f"{folder}: changes '{path}', which this model does not: its target_modules, or the layers above "
-                f"feature_layer, leave it out.{did_you_mean(path, places)}"
+                f"{folder}: adapts '{path}', which is not in the model's target_modules or not in the layers above its "
+                f"feature_layer.{did_you_mean(path, places)}"
             )
         place, known = places[path], loras[path]
         if place.is_shared:
             raise CheckpointError(
-                f"{folder}: changes '{path}' of the encoder, whose adapters all tasks share; make a model with "
-                "frozen_encoder_layers for a LoRA of the decoder alone"
+                f"{folder}: adapts '{path}' of the encoder, whose adapters are shared by all tasks; import a LoRA of "
+                "the decoder only, into a model with frozen_encoder_layers"
             )
         rank = down.shape[1]
         fits = rank <= known.down.shape[1] and (len(down), up.shape[1]) == (len(known.down), known.up.shape[1])
         if not fits or rank != len(up):
             raise CheckpointError(
                 f"{folder}: '{path}' has shapes {tuple(down.shape)} and {tuple(up.shape)}; expected "
-                f"{tuple(known.down.shape)} and {tuple(known.up.shape)}, or a lower rank"
+                f"{tuple(known.down.shape)} and {tuple(known.up.shape)}, or a smaller rank"
             )
         own[f"down_{place.name}"][place.layer, 0, :, :rank] = down.to(own[f"down_{place.name}"])
         own[f"up_{place.name}"][place.layer, 0, :rank] = factor * up.to(own[f"up_{place.name}"])
@@ -209,8 +229,8 @@ def _check_backbone(model: HyperAdapterModel, folder: Path, name: str | None) ->
     if not is_same:
         raise CheckpointError(
             f"{folder}: was trained on backbone '{name}', this model has '{model.backbone_name}'"
-            f"{'' if reference is None else ' with other weights'}; import it into a model of that backbone, or with "
-            "check_backbone=False if you know that both are the same"
+            f"{'' if reference is None else ' with other weights'}; import it into a model with that backbone, or set "
+            "check_backbone=False if both backbones are the same"
         )
 
 
@@ -228,14 +248,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for name, plain in _PLAIN.items():
         if config.get(name) not in plain:
             raise CheckpointError(
-                f"{folder}: {name} is {config[name]!r}, which is more than a plain LoRA; train it without, or let "
-                "PEFT save it as one, which it can for some kinds (path_initial_model_for_weight_conversion)"
+                f"{folder}: {name} is {config[name]!r}, expected a plain LoRA; train without this setting, or convert "
+                "the adapter with PEFT, which supports it for some kinds (path_initial_model_for_weight_conversion)"
             )
     return config
 
 
 def _read_tensors(folder: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """The low-rank maps of a folder, [i, r] and [r, o], by the paths of the backbone's modules."""
+    """Return the matrices [i, r] and [r, o] of each LoRA in a folder, by the paths of the backbone's modules."""
     path = folder / WEIGHTS_FILE
     try:
         state = safetensors.torch.load_file(path)
@@ -245,17 +265,17 @@ def _read_tensors(folder: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
     for name, tensor in state.items():
         module, _, part = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if not name.startswith(PREFIX) or part not in ("lora_A", "lora_B") or tensor.ndim != 2:
-            raise CheckpointError(f"{path}: '{name}' is no part of the LoRA of a linear layer")
+            raise CheckpointError(f"{path}: '{name}' is not part of the LoRA of a linear layer")
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: '{name}' has values that are not finite; its training diverged")
+            raise CheckpointError(f"{path}: '{name}' has values that are not finite, because its training diverged")
         if tensor.shape[part == "lora_B"] != rank:
             raise CheckpointError(
-                f"{path}: '{name}' has shape {tuple(tensor.shape)}; expected rank {rank}, as {CONFIG_FILE} says"
+                f"{path}: '{name}' has shape {tuple(tensor.shape)}; expected rank {rank}, as in {CONFIG_FILE}"
             )
         found.setdefault(module, {})[part] = tensor
     if not found:
-        raise CheckpointError(f"{path}: holds no tensors; the file is damaged")
+        raise CheckpointError(f"{path}: contains no tensors; the file is damaged")
     for module, sides in found.items():
         if len(sides) != 2:
-            raise CheckpointError(f"{path}: '{module}' has lora_A or lora_B alone; the file is damaged")
+            raise CheckpointError(f"{path}: '{module}' has only one of lora_A and lora_B; the file is damaged")
     return {module: (sides["lora_A"].T, sides["lora_B"].T) for module, sides in found.items()}

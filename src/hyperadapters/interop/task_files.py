@@ -1,4 +1,4 @@
-"""What goes with a task into the folders of other libraries, which have no place for it: its labels and its head."""
+"""Files with the labels and the head of a task, which the formats of other libraries cannot represent."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ HEAD_FILE = "hyperadapters_head.safetensors"
 
 
 def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
-    """Write the description of a task, and its head if the backbone is an encoder.
+    """Write the definition of a task, and its head if the backbone is an encoder.
 
-    `hyperadapters_task.json` holds the task as `Task` describes it, the backbone's name and fingerprints, and `head`:
-    what the head reads, in this order (docs/export.md says how each is made), and the mean and standard deviation by
-    which a regression's output is scaled. `hyperadapters_head.safetensors` holds `weight` [C, inputs] and `bias` [C].
+    `hyperadapters_task.json` contains the attributes of `Task`, the name and fingerprints of the backbone, and `head`:
+    the inputs of the head in their order (see docs/export.md), and the mean and standard deviation with which the
+    output of a regression task is scaled. `hyperadapters_head.safetensors` contains `weight` [C, inputs] and `bias`
+    [C].
+
+    Args:
+        model: Model with the task.
+        task: Name of the task.
+        folder: Existing folder to write to.
 
     Raises:
-        TaskError: there is no such task.
+        TaskError: If the task is unknown.
     """
     task_id = model.task_id(task)
     values: dict[str, Any] = {
@@ -47,10 +53,14 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
 
 
 def write_changed_tokenizer(model: HyperAdapterModel, folder: Path) -> None:
-    """Write the tokenizer, if it is not the one that the backbone's name leads to.
+    """Write the tokenizer if it differs from the one that belongs to the backbone's name.
+
+    Args:
+        model: Model with the tokenizer.
+        folder: Existing folder to write to.
 
     Raises:
-        BackboneError: it is not a tokenizer of transformers.
+        BackboneError: If it is not a tokenizer of transformers.
     """
     for name, contents in (changed_tokenizer(model) or {}).items():
         path = folder / name
@@ -59,10 +69,13 @@ def write_changed_tokenizer(model: HyperAdapterModel, folder: Path) -> None:
 
 
 def read_backbone(folder: Path) -> BackboneReference | None:
-    """The backbone that a folder with `hyperadapters_task.json` was written for; None without that file.
+    """Return the backbone in the file `hyperadapters_task.json` of a folder, or None if there is no such file.
+
+    Args:
+        folder: Folder of an exported task.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: If the file cannot be read.
     """
     path = folder / TASK_FILE
     try:
@@ -72,7 +85,7 @@ def read_backbone(folder: Path) -> BackboneReference | None:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not readable: {error}; the file is damaged") from None
+        raise CheckpointError(f"{path}: cannot be read: {error}; the file is damaged") from None
     return parse(BackboneReference, backbone, CheckpointError)
 
 

@@ -1,4 +1,4 @@
-"""Figures, drawn with matplotlib."""
+"""Figures drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def task_map(
     names: Sequence[str],
     path: Path,
 ) -> None:
-    """Draw instances and prototypes in two dimensions: t-SNE of their cosine distances, with a fixed seed.
+    """Draw instance vectors and prototypes in two dimensions, by t-SNE of their cosine distances with a fixed seed.
 
     Args:
-        instances: instance vectors [N, p].
-        task_ids: task of each instance [N].
-        prototypes: [T, p].
-        names: of the tasks.
-        path: of the picture; its ending chooses the format.
+        instances: Instance vectors [N, p].
+        task_ids: Task of each instance [N].
+        prototypes: Prototypes [T, p].
+        names: Names of the T tasks.
+        path: File to write, whose ending determines the format.
 
     Raises:
-        MissingPackageError: matplotlib is not installed.
-        OutputError: the picture cannot be written.
+        MissingPackageError: If matplotlib is not installed.
+        OutputError: If the file cannot be written.
     """
     figure_module = require("matplotlib.figure")
     points = np.concatenate([instances, prototypes]).astype(np.float64)

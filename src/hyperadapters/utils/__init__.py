@@ -1,1 +1,1 @@
-"""."""
+"""Utilities for files and optional packages."""

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever finds half of one."""
+"""Writing files and folders atomically, so that an incomplete one is never visible under its name."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ _STANDARD_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment it has its old contents or all of the new ones, also after a power cut.
+    """Write a file so that it has either its old contents or all of its new contents, even after a power failure.
 
-    A symbolic link stays, and the file that it points to is replaced. A file that is replaced keeps its permissions.
-    What is not a regular file, such as a pipe or `/dev/stdout`, is written to directly.
+    If the path is a symbolic link, the file that it points to is replaced. A replaced file keeps its permissions. Data
+    for a path that is not a regular file, such as a pipe or `/dev/stdout`, are written to it directly.
+
+    Args:
+        path: File to write.
+        data: Its new contents.
 
     Raises:
-        OutputError: it cannot be written; what was there before is unchanged.
+        OutputError: If the file cannot be written. An existing file is unchanged.
     """
     with _replacing(path, "wb") as file:
         file.write(data)
@@ -41,12 +45,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 text file for writing piece by piece; it appears when the context is left without an exception.
+    """Open a UTF-8 text file for writing, which appears when the context is left without an exception.
 
-    Links, permissions and what is not a regular file are treated as by `write_atomically`.
+    Symbolic links, permissions and paths that are not regular files are treated as in `write_atomically`.
+
+    Args:
+        path: File to write.
+
+    Yields:
+        The open file.
 
     Raises:
-        OutputError: it cannot be written; what was there before is unchanged, as it is after any exception.
+        OutputError: If the file cannot be written. An existing file is unchanged, as after any other exception.
     """
     with _replacing(path, "w", encoding="utf-8", newline="") as file:
         yield file
@@ -78,7 +88,11 @@ def _replacing(path: Path, mode: str, **options: Any) -> Iterator[Any]:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is something to write to directly: a device, a pipe, or a standard stream of this process."""
+    """Return whether a path is a device, a pipe or a standard stream of this process, which is written to directly.
+
+    Args:
+        path: Path to examine.
+    """
     if str(path) in _STANDARD_STREAMS:
         return True
     with suppress(OSError):
@@ -91,36 +105,36 @@ def _open_stream(path: Path, mode: str, **options: Any) -> Any:
     descriptor = _STANDARD_STREAMS.get(str(path))
     if descriptor is None:
         return path.open(mode, **options)
-    # A copy of the descriptor goes on where the process has written to, also if that is a file.
+    # A duplicate of the descriptor continues at the current position, which matters if the stream is a file.
     sys.stdout.flush()
     return open(os.dup(descriptor), mode, **options)
 
 
 def _permissions(path: Path) -> int | None:
-    """The permissions of a file that may be written; None if there is no file.
+    """Return the permissions of a writable file, or None if there is no file.
 
     Raises:
-        OSError: it is a folder, or may not be written.
+        OSError: If the path is a folder or the file may not be written.
     """
     try:
-        os.close(os.open(path, os.O_WRONLY))  # replacing it would need the permissions of its folder only
+        os.close(os.open(path, os.O_WRONLY))  # replacing it would only require write permission for its folder
     except FileNotFoundError:
         return None
     return stat.S_IMODE(path.stat().st_mode)
 
 
 def _real(path: Path) -> Path:
-    """What a path leads to, through all symbolic links; `Path.resolve` raises RuntimeError for some."""
+    """Return a path with all symbolic links resolved; `Path.resolve` raises RuntimeError for some."""
     return Path(os.path.realpath(path))
 
 
 def _temporary(folder: Path) -> Path:
-    """A new name in a folder, which does not depend on a file's own name, since that may have the greatest length."""
+    """Return a new path in a folder. It does not contain the file's name, which may have the maximum length already."""
     return folder / f".{secrets.token_hex(8)}.tmp"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the folder's entries survive a power cut too, where the system can."""
+    """Write the entries of a folder to disk, where the system supports it, so that they survive a power failure."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # always on Windows, elsewhere for a folder that may be written but not read
@@ -136,9 +150,15 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A context that one thread or process at a time is in for a folder.
+    """Hold an exclusive lock on a folder, for which other threads and processes wait.
 
-    It does not exclude anything on Windows, or on file systems without locks.
+    There is no locking on Windows and on file systems without locks.
+
+    Args:
+        folder: Folder to lock.
+
+    Yields:
+        None, while the lock is held.
     """
     descriptor = None
     if fcntl is not None:
@@ -153,23 +173,32 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, if they do not exist.
+    """Create a folder and its parents if they do not exist.
+
+    Args:
+        path: Folder to create.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: If the folder cannot be created.
     """
     try:
         _real(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: the folder cannot be made: {error}") from error
+        raise OutputError(f"{path}: the folder cannot be created: {error}") from error
 
 
 @contextmanager
 def making_folder(path: Path) -> Iterator[None]:
-    """Make a folder and those above it; after an exception those that were made and are empty are removed again.
+    """Create a folder and its parents, and remove those of them that are empty after an exception.
+
+    Args:
+        path: Folder to create.
+
+    Yields:
+        None, while the folder exists.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: If the folder cannot be created.
     """
     resolved = _real(path)
     made = [folder for folder in (resolved, *resolved.parents) if not os.path.lexists(folder)]
@@ -186,9 +215,13 @@ def making_folder(path: Path) -> Iterator[None]:
 def check_target(path: Path, endings: tuple[str, ...]) -> None:
     """Check before a long computation that its result can be written to a file.
 
+    Args:
+        path: File to write. The name of a device or a pipe may have any ending.
+        endings: Valid endings of the file's name.
+
     Raises:
-        OutputError: the ending is not one of `endings`, the folder does not exist, the path is a folder, or nothing can
-            be written there. A device or a pipe may have any name.
+        OutputError: If the ending is not one of `endings`, the parent folder does not exist, the path is a folder, or
+            the file cannot be written.
     """
     if is_stream(path):
         return
@@ -197,7 +230,7 @@ def check_target(path: Path, endings: tuple[str, ...]) -> None:
     try:
         target = _real(path)
         if not target.parent.is_dir():
-            raise OutputError(f"{path}: the folder {target.parent} does not exist; make it first")
+            raise OutputError(f"{path}: the folder {target.parent} does not exist; create it first")
         if target.is_dir():
             raise OutputError(f"{path}: expected a file, found a folder")
         _permissions(target)
@@ -208,10 +241,13 @@ def check_target(path: Path, endings: tuple[str, ...]) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Check before a long computation that a folder can be written to, or made.
+    """Check before a long computation that files can be written to a folder, which may not exist yet.
+
+    Args:
+        path: Folder to write to.
 
     Raises:
-        OutputError: it is a file, or it or the folder to make it in cannot be written to.
+        OutputError: If the path is a file, or the folder or its nearest existing parent cannot be written to.
     """
     folder = _real(path)
     try:
@@ -222,24 +258,30 @@ def check_folder(path: Path) -> None:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise OutputError(f"{path}: the folder cannot be written: {error}") from error
+        raise OutputError(f"{path}: the folder cannot be written to: {error}") from error
 
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill, which appears under its name when the context is left without an exception.
+    """Create a folder that appears under its name when the context is left without an exception.
 
-    An empty folder that exists already is kept, since it may be a mount point or the working directory of a shell; its
-    entries then appear in it one by one.
+    An existing empty folder is kept, because it may be a mount point or the working directory of a shell. The files
+    then appear in it one by one.
+
+    Args:
+        path: Folder to create.
+
+    Yields:
+        Temporary folder to write the files to.
 
     Raises:
-        OutputError: there is something of that name already, other than an empty folder, or it cannot be written.
+        OutputError: If the path exists and is not an empty folder, or the folder cannot be written.
     """
     name, path = path, _real(Path(path))
     try:
         exists = os.path.lexists(path)
         if exists and (not path.is_dir() or any(path.iterdir())):
-            raise OutputError(f"{name}: already there; choose another name, or remove it")
+            raise OutputError(f"{name}: already exists; choose another name, or remove it")
         with making_folder(path.parent):
             temporary = _temporary(path if exists else path.parent)
             try:
@@ -252,12 +294,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                     _sync_folder(path.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # safetensors has errors of its own, of a full disk for example
+    except (OSError, SafetensorError) as error:  # safetensors has its own class of errors
         raise OutputError(f"{name}: cannot be written: {error}") from error
 
 
 def _move_entries(source: Path, target: Path) -> None:
-    """Move what is in a folder into the one above, which must have nothing else in it."""
+    """Move the contents of a folder to its parent, which must have no other contents."""
     if [entry for entry in target.iterdir() if entry != source]:
         raise FileExistsError(errno.EEXIST, "something was written into the folder meanwhile", str(target))
     for entry in source.iterdir():

@@ -1,4 +1,4 @@
-"""The one place that imports optional packages and says how to get them."""
+"""Import of optional packages, with instructions for their installation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ _EXTRA_OF = {"matplotlib": "plot", "onnxscript": "onnx", "peft": "peft"}
 
 
 def require(module: str) -> ModuleType:
-    """Import an optional module.
+    """Import a module of an optional package.
+
+    Args:
+        module: Name of the module, such as "matplotlib.figure".
+
+    Returns:
+        The module.
 
     Raises:
-        MissingPackageError: it is not installed; the message names the extra that brings it.
+        MissingPackageError: If the package is not installed. The message names the extra that installs it.
     """
     package = module.partition(".")[0]
     try:
