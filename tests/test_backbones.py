@@ -1,4 +1,4 @@
-"""Every architecture and both forms of adapters: promises 1, 2, 4 and 5, and what only language models have."""
+"""Every architecture and both forms of adapters: promises 2, 4, 5 and 8, and what only language models have."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.probes import frozen_features
-from hyperadapters.training.run import evaluate_splits, examples_of, train
+from hyperadapters.training.run import evaluate_splits, rows_by_task, train, training_arguments
 from hyperadapters.training.text_heads import fit_text_heads
-from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
+from hyperadapters.training.trainer import Trainer
 
 KINDS = ["bert", "t5", "gpt2"]
 SIZES: dict[str, Any] = {"preset": "paper", "adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 8}
@@ -194,7 +194,7 @@ def test_the_command_ends_with_a_message_and_no_success(
     assert_unfinished(tmp_path / "run")
 
 
-def make_trainer(folder: Path, **training: Any) -> HyperAdapterTrainer:
+def make_trainer(folder: Path, **training: Any) -> Trainer:
     from hyperadapters.data.loading import load_tasks
 
     recipe = make_recipe(folder, training=training)
@@ -202,8 +202,7 @@ def make_trainer(folder: Path, **training: Any) -> HyperAdapterTrainer:
     model = HyperAdapterModel(
         tiny_backbone("bert"), [data.task for data in tasks], recipe.model, recipe.backbone, recipe.data.lengths
     )
-    rows = examples_of(tasks, "train")
-    return HyperAdapterTrainer(model, recipe, rows, [], training_arguments(recipe, folder / "run", False))
+    return Trainer(model, rows_by_task(tasks, "train"), args=training_arguments(recipe, folder / "run"))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hyperadapters import HyperAdapterModel, Task
-from hyperadapters.config import ModelConfig, Recipe, TrainingConfig
+from hyperadapters.config import ModelConfig, Recipe
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import BackboneError, DataError, OutputError, RecipeError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.training import run as runs
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
-from hyperadapters.training.trainer import HyperAdapterTrainer
+from hyperadapters.training.trainer import Trainer
 
 WORDS = [f"w{index}" for index in range(40)]
 
@@ -62,7 +62,7 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 def _train(values: dict[str, Any], output: Path, **training: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
     values = {**values, "training": {**values["training"], **training}}
     losses: list[float] = []
-    original = HyperAdapterTrainer.log
+    original = Trainer.log
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -70,7 +70,7 @@ def _train(values: dict[str, Any], output: Path, **training: Any) -> tuple[dict[
         original(self, logs, start_time)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HyperAdapterTrainer, "log", log)
+        patch.setattr(Trainer, "log", log)
         runs.train(Recipe.model_validate(values), output)
     (weights,) = output.glob("adapters-*.safetensors")
     return load_file(weights), losses
@@ -110,9 +110,9 @@ def test_states_in_float16_train_to_nearly_the_same_losses(recipe: dict[str, Any
     assert losses == pytest.approx(expected, rel=2e-3)
 
 
-def _prefix(folder: Path, lengths: list[int], **training: Any) -> FrozenPrefix:
+def _prefix(folder: Path, lengths: list[int], **options: Any) -> FrozenPrefix:
     model = HyperAdapterModel(tiny_backbone("bert"), [Task(name="t", kind="classification", labels=("a", "b"))])
-    return FrozenPrefix(model, lengths, TrainingConfig(max_steps=1, **training), folder)
+    return FrozenPrefix(model, lengths, folder=folder, **options)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_place_goes_by_what_there_is_room_for(
     limit: float, free: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
-    assert _prefix(tmp_path, [100, 28], prefix_cache_gb=limit).place == place
+    assert _prefix(tmp_path, [100, 28], memory_gb=limit).place == place
 
 
 def test_the_size_is_stated_before_anything_is_computed(tmp_path: Path) -> None:
@@ -139,17 +139,17 @@ def test_a_disk_without_room_is_reported_with_its_size(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("os.posix_fallocate", refuse)
     with pytest.raises(OutputError, match=r"no room in .* for 0\.06 GiB of states of frozen layers: .*No space left"):
-        _prefix(tmp_path, [1_000_000], prefix_cache="file")
+        _prefix(tmp_path, [1_000_000], place="file")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_more_memory_than_there_is_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no room in memory for .* GiB of states"):
-        _prefix(tmp_path, [10**15], prefix_cache="memory")
+        _prefix(tmp_path, [10**15], place="memory")
 
 
 def test_activations_that_float16_cannot_hold_are_reported(tmp_path: Path) -> None:
-    prefix = _prefix(tmp_path, [3], prefix_cache_dtype="float16")
+    prefix = _prefix(tmp_path, [3], dtype="float16")
     inputs = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
     with torch.no_grad():
         prefix._model.get_parameter("backbone.embeddings.LayerNorm.weight").fill_(1e6)
@@ -180,7 +180,7 @@ def _examples(count: int = 10) -> list[Example]:
 
 def _states(model: HyperAdapterModel, examples: list[Example], folder: Path, place: Any = "memory") -> FrozenPrefix:
     lengths = model.collator.lengths(examples)
-    return FrozenPrefix(model, lengths, TrainingConfig(max_steps=1, prefix_cache=place), folder)
+    return FrozenPrefix(model, lengths, place, folder=folder)
 
 
 def _count_rows(backbone: nn.Module) -> list[int]:

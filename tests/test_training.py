@@ -207,22 +207,26 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path: Path) ->
     """A learning rate that destroys what was learned: the kept state is that of the best evaluation."""
     recipe = load_recipe(
         write_recipe(tmp_path),
-        ["training.max_steps=400", "training.early_stopping_patience=2", "training.eval_steps=10"],
+        [
+            "training.max_steps=400",
+            "training.early_stopping_patience=2",
+            "training.eval_steps=10",
+            "model.head_inputs=adapted",  # other heads are fitted after the best state was chosen
+        ],
     )
     from hyperadapters.backbones.loading import load_backbone
-    from hyperadapters.training.run import examples_of
-    from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
+    from hyperadapters.training.run import rows_by_task, training_arguments
+    from hyperadapters.training.trainer import Trainer
 
     tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
     model = HyperAdapterModel(
         load_backbone(recipe.backbone), [data.task for data in tasks], recipe.model, recipe.backbone
     )
-    trainer = HyperAdapterTrainer(
+    trainer = Trainer(
         model,
-        recipe,
-        examples_of(tasks, "train"),
-        examples_of(tasks, "validation"),
-        training_arguments(recipe, tmp_path / "trainer", has_validation=True),
+        rows_by_task(tasks, "train"),
+        rows_by_task(tasks, "validation"),
+        training_arguments(recipe, tmp_path / "trainer"),
     )
     trainer.train()
     means = [entry["eval_mean"] for entry in trainer.state.log_history if "eval_mean" in entry]
@@ -272,9 +276,9 @@ def test_overwrite_keeps_the_earlier_run_when_the_new_one_cannot_start(
 
 
 def _interrupted(recipe: Recipe, folder: Path, at_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hyperadapters.training.trainer import HyperAdapterTrainer
+    from hyperadapters.training.trainer import Trainer
 
-    real, steps = HyperAdapterTrainer.compute_loss, 0
+    real, steps = Trainer.compute_loss, 0
 
     def dying(self: Any, *arguments: Any, **options: Any) -> Any:
         nonlocal steps
@@ -284,7 +288,7 @@ def _interrupted(recipe: Recipe, folder: Path, at_step: int, monkeypatch: pytest
         return real(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HyperAdapterTrainer, "compute_loss", dying)
+        patch.setattr(Trainer, "compute_loss", dying)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, folder)
 
@@ -345,8 +349,8 @@ def test_the_options_of_the_trainer_run(tmp_path: Path, settings: dict[str, Any]
 
 def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
     from hyperadapters.backbones.loading import load_backbone
-    from hyperadapters.training.run import examples_of
-    from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
+    from hyperadapters.training.run import rows_by_task, training_arguments
+    from hyperadapters.training.trainer import Trainer
 
     path = write_recipe(
         tmp_path, training={"head_learning_rate": 0.5, "retriever_learning_rate": 0.25, "weight_decay": 0.1}
@@ -356,13 +360,7 @@ def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
     model = HyperAdapterModel(
         load_backbone(recipe.backbone), [data.task for data in tasks], recipe.model, recipe.backbone
     )
-    trainer = HyperAdapterTrainer(
-        model,
-        recipe,
-        examples_of(tasks, "train"),
-        [],
-        training_arguments(recipe, tmp_path / "trainer", has_validation=False),
-    )
+    trainer = Trainer(model, rows_by_task(tasks, "train"), args=training_arguments(recipe, tmp_path / "trainer"))
     optimizer = trainer.create_optimizer()
     rate = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert len(rate) == sum(p.requires_grad for p in model.parameters())

@@ -1,4 +1,9 @@
-"""The methods of this library: adapters a task or shared, hypernetworks, PHA and its ablations."""
+"""The methods of this library: adapters a task or shared, hypernetworks, PHA and its ablations.
+
+They are trained by the loop that trains all other arms too, not by `hyperadapters.Trainer`: all arms have to share
+their batches, schedule, evaluations and early stopping, and all read the states and features of one frozen backbone
+that were computed once, whereas a Trainer computes those of its own model.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters import HyperAdapterModel
-from hyperadapters.config import TrainingConfig
 from hyperadapters.core import masked_mean
 from hyperadapters.data.sampling import MixedTaskBatchSampler
 from hyperadapters.training.prefix_cache import FrozenPrefix
@@ -42,8 +41,7 @@ def steps(setting: Setting) -> Iterator[Row]:
     told = {**batch, "task_ids": make_task_ids(setting, setting.rows, 8), "labels": labels}
     model = make_model(setting, setting.encoder, 8).train()
     optimizer = torch.optim.AdamW(_trained(model), fused=True)
-    config = TrainingConfig(max_steps=1, prefix_cache="memory")
-    prefix = FrozenPrefix(model, [tokens] * setting.rows, config, ".")
+    prefix = FrozenPrefix(model, [tokens] * setting.rows, "memory")
     peft = make_peft(setting, setting.encoder, 1).train()
     head = nn.Linear(peft.config.hidden_size, 3, device=setting.device)
     peft_optimizer = torch.optim.AdamW([*_trained(peft), *head.parameters()], fused=True)

@@ -20,7 +20,8 @@ from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.config import Recipe, load_recipe
 from hyperadapters.core import masked_mean
 from hyperadapters.data.loading import load_tasks
-from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
+from hyperadapters.training.run import rows_by_task, training_arguments
+from hyperadapters.training.trainer import Trainer
 from speed_parts.fresh import in_fresh_process
 from speed_parts.models import Setting, make_batch, make_model, make_peft, make_task_ids
 from speed_parts.rows import Row, ratio, rounded, row
@@ -56,9 +57,8 @@ class Steps:
             backbone.set_attn_implementation(recipe.training.attention)
         described, lengths = [data.task for data in tasks], recipe.data.lengths
         self.model = HyperAdapterModel(backbone, described, recipe.model, recipe.backbone, lengths)
-        rows = [example for data in tasks for example in data.splits["train"]]
-        arguments = training_arguments(recipe, folder, has_validation=False)
-        self.trainer = HyperAdapterTrainer(self.model, recipe, rows, [], arguments)
+        arguments = training_arguments(recipe, folder)
+        self.trainer = Trainer(self.model, rows_by_task(tasks, "train"), args=arguments)
         if recipe.training.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
         self.optimizer = self.trainer.create_optimizer()

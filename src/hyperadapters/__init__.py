@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from hyperadapters.errors import HyperAdaptersError as HyperAdaptersError
     from hyperadapters.inference.predictor import Predictor as Predictor
     from hyperadapters.model.model import HyperAdapterModel as HyperAdapterModel
+    from hyperadapters.training.arguments import TrainingArguments as TrainingArguments
     from hyperadapters.training.run import train as train
+    from hyperadapters.training.trainer import Trainer as Trainer
 
 _HOME = {
     "HyperAdapterModel": "model.model",
@@ -25,6 +27,8 @@ _HOME = {
     "Predictor": "inference.predictor",
     "Recipe": "config",
     "Task": "config",
+    "Trainer": "training.trainer",
+    "TrainingArguments": "training.arguments",
     "load_recipe": "config",
     "train": "training.run",
 }

@@ -24,6 +24,7 @@ from hyperadapters._version import __version__
 from hyperadapters.checkpoints.card import CARD_FILE, is_generated, read_scores, write_card
 from hyperadapters.checkpoints.format import CONFIG_FILE, TOKENIZER_PATTERN, WEIGHTS_PATTERN, is_checkpoint, save_model
 from hyperadapters.errors import CheckpointError, HyperAdaptersError, OutputError
+from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.model.model import HyperAdapterModel
 
 _LOG_IN = "log in with `hf auth login`, or pass token="
@@ -94,6 +95,7 @@ def push(
         if CARD_FILE in present:
             cards.append(Path(api.hf_hub_download(repo_id, CARD_FILE, revision=info.sha, cache_dir=temporary)))
         folder = Path(temporary, "checkpoint")
+        warn_of_unfitted_heads(model.heads, model.tasks)
         save_model(model, folder)
         if cards := [path for path in cards if path.is_file()]:
             # one that somebody wrote or changed, here or there, goes before one that the library wrote

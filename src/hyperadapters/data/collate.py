@@ -191,12 +191,33 @@ class Collator:
 
     def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
         texts = [_texts(example) if self.kind == "encoder" else self._prompt(example) for example in examples]
-        return self.tokenizer(texts, truncation=True, max_length=self.max_length, **options)
+        return self._truncated(texts, self.max_length, **options)
+
+    def _truncated(self, texts: Sequence[str | tuple[str, str]], length: int, **options: Any) -> Any:
+        """Tokenise texts, each truncated to a number of tokens, and warn once if one of them is."""
+        found = self.tokenizer(texts, truncation=True, max_length=length, **options)
+        noticed = self.tokenizer.deprecation_warnings  # where tokenizers of transformers note what they warned of
+        if f"truncated to {length}" not in noticed and self._has_truncated(texts, found, length):
+            noticed[f"truncated to {length}"] = True
+            logger.warning(
+                f"a text has more than {self.max_length} tokens and is truncated, as all longer texts are; to read "
+                "more of them, make the model with a larger max_length (in a recipe: data.max_length), up to what the "
+                "backbone can read"
+            )
+        return found
+
+    def _has_truncated(self, texts: Sequence[str | tuple[str, str]], found: Any, length: int) -> bool:
+        if found.encodings is not None:
+            return any(encoding.overflowing for encoding in found.encodings)
+        # A tokenizer that is not fast does not say what it left out: texts that may have lost a part are read again.
+        longest = [text for text, ids in zip(texts, found["input_ids"], strict=True) if len(ids) == length]
+        options = {"truncation": False, "verbose": False}
+        return any(len(self.tokenizer(*_as_pair(text), **options)["input_ids"]) > length for text in longest)
 
     def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the token ids of the prompts of a decoder."""
         texts, room = [self._prompt(example) for example in examples], self.max_length - len(self._new_line)
-        found = self.tokenizer(texts, truncation=True, max_length=room)["input_ids"]
+        found = self._truncated(texts, room)["input_ids"]
         return [tokens + self._new_line for tokens in found]
 
     def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -252,6 +273,10 @@ class Collator:
         if template is not None:
             return template.format(text=example.text, text_pair=example.text_pair)
         return " ".join(text for text in (example.text, example.text_pair) if text is not None)
+
+
+def _as_pair(text: str | tuple[str, str]) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
 
 
 def _shortened(text: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hyperadapters.config import Split, Task, normalize_label
-from hyperadapters.data.rows import is_absent, plain
+from hyperadapters.data.rows import by_column, is_absent, plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, did_you_mean
 
@@ -45,6 +46,30 @@ class TaskData:
 
     task: Task
     splits: dict[Split, list[Example]] = field(default_factory=dict)
+
+
+def example_row(example: Any, place: str, task: Task) -> Row:
+    """Return an example of a task as a row.
+
+    Args:
+        example: A mapping with `text` and `label`, a row or an `Example`.
+        place: Where it stands, for messages.
+        task: Its task.
+
+    Raises:
+        DataError: It is none of these.
+    """
+    if isinstance(example, Row):
+        return example
+    if isinstance(example, Example):
+        target = example.target
+        if task.kind == "classification" and isinstance(target, int) and 0 <= target < len(task.labels):
+            target = task.labels[target]
+        return Row({"text": example.text, "text_pair": example.text_pair, "label": target}, place)
+    example = by_column(example)
+    if isinstance(example, Mapping):
+        return Row(dict(example), place)
+    raise DataError(f"{place}: expected a mapping with text and label, found {example!r}; pass a dict for each example")
 
 
 def read_fields(row: Row, task: Task) -> tuple[str, str | None]:

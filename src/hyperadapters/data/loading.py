@@ -6,10 +6,10 @@ import logging
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from hyperadapters.config import DataConfig, Split, Task, TaskEntry, parse
+from hyperadapters.config import DataConfig, Task, TaskEntry, parse
 from hyperadapters.data.examples import (
     Example,
     TaskData,
@@ -74,13 +74,13 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
         raise DataError(f"task '{entry.name}': found no training rows; its source must have a train split")
     task = _with_labels(entry, rows["train"])
     splits = {split: [_example(row, task, task_id) for row in found] for split, found in rows.items()}
-    _check_labels_seen(task, splits["train"])
+    check_labels_seen(task, splits["train"])
     warn_of_spellings(task, [row for found in rows.values() for row in found])
     splits["train"] = subset(splits["train"], task, data, seed)
     if "validation" in splits and data.n_validation is not None:
         order = nested_order(splits["validation"], task, seed)
         splits["validation"] = [splits["validation"][index] for index in order[: data.n_validation]]
-    _warn_of_missing_labels(task, splits)
+    warn_of_missing_labels(task, splits)
     return TaskData(task, splits)
 
 
@@ -181,7 +181,8 @@ def _in_proportion(order: list[int], labels: list[str], keep_one: bool) -> list[
     return sorted(place, key=place.__getitem__)
 
 
-def _warn_of_missing_labels(task: Task, splits: dict[Split, list[Example]]) -> None:
+def warn_of_missing_labels(task: Task, splits: Mapping[Any, Sequence[Example]]) -> None:
+    """Log a warning for each split whose examples, given by its name, lack some of the labels of a task."""
     for split, examples in splits.items():
         seen = {example.target for example in examples}
         missing = [label for index, label in enumerate(task.labels) if index not in seen]
@@ -204,7 +205,8 @@ def _example(row: Row, task: Task, task_id: int) -> Example:
     return Example(task_id, text, text_pair, read_target(row, task))
 
 
-def _check_labels_seen(task: Task, train: list[Example]) -> None:
+def check_labels_seen(task: Task, train: Sequence[Example]) -> None:
+    """Raise DataError unless each label of a task occurs among its training examples."""
     seen = {example.target for example in train}
     unseen = [label for index, label in enumerate(task.labels) if index not in seen]
     if unseen:

@@ -19,7 +19,8 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
     """Return an iterator over the rows of a collection.
 
     The rows of a DataFrame of pandas or polars, of an Arrow table and of a data set are mappings. The rows of a
-    two-dimensional array with two columns are pairs. The rows of any other iterable are its items.
+    two-dimensional array with two columns are pairs. The rows of any other iterable, and of a map-style dataset of
+    PyTorch, are its items.
 
     Args:
         inputs: Collection of rows.
@@ -48,6 +49,8 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
     if "pyarrow" in libraries and hasattr(inputs, "to_pylist"):
         _different(list(getattr(inputs, "column_names", ())), what)
         return iter(inputs.to_pylist())
+    if not isinstance(inputs, Iterable) and hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+        return (inputs[index] for index in range(len(inputs)))  # need not raise IndexError, by which `iter` would end
     if not isinstance(inputs, Iterable) or ("pandas" in libraries and not hasattr(inputs, "tolist")):
         raise DataError(f"{what}: expected a list, a DataFrame or another iterable of rows, found {name}")
     return iter(inputs)
@@ -88,14 +91,15 @@ def by_column(row: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a scalar of NumPy, Arrow or pandas as a plain Python value, and a missing value as None.
+    """Return a scalar of NumPy, Arrow, pandas or PyTorch as a plain Python value, and a missing value as None.
 
     Args:
         value: Any value. Values that are not such scalars are returned unchanged.
     """
     if type(value).__module__.partition(".")[0] == "pyarrow" and hasattr(value, "as_py"):
         value = value.as_py()
-    if isinstance(value, np.generic):
+    is_scalar_tensor = type(value).__name__ == "Tensor" and getattr(value, "ndim", None) == 0
+    if isinstance(value, np.generic) or is_scalar_tensor:
         value = value.item()
     if isinstance(value, Decimal):
         is_whole = value.is_finite() and abs(value) < MAX_WHOLE and value == value.to_integral_value()

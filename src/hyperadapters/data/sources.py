@@ -186,11 +186,9 @@ def _read_dataset(source: Source, split: Split) -> list[Row] | None:
         raise DataError(f"{name}: cannot be loaded: {error}") from error
     except Exception as error:  # `datasets` raises many unrelated types, all of which mean that the source is invalid
         raise DataError(f"{name}: cannot be loaded: {type(error).__name__}: {error}") from error
-    names = {
-        column: feature.names for column, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)
-    }
+    names = class_names(table)
     return [
-        Row({**values, **_named(values, names)}, f"{name}, {splits[split]} row {number}")
+        Row(name_classes(values, names), f"{name}, {splits[split]} row {number}")
         for number, values in enumerate(table, start=1)
     ]
 
@@ -204,10 +202,21 @@ def _as_text(builder: Any) -> dict[str, Any]:
     return {"converters": dict.fromkeys(range(MAX_DATASET_COLUMNS), str), "na_filter": False}
 
 
-def _named(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, str | None]:
-    """Return the names of class indices; a negative index or null marks a row without a label."""
+def class_names(data: Any) -> dict[str, list[str]]:
+    """Return the names of the classes of those columns of a `datasets.Dataset` that hold class numbers."""
+    if type(data).__module__.partition(".")[0] != "datasets":
+        return {}
+    import datasets
+
+    features = (getattr(data, "features", None) or {}).items()
+    return {column: feature.names for column, feature in features if isinstance(feature, datasets.ClassLabel)}
+
+
+def name_classes(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
+    """Return the values of a row with class numbers as names; a negative number or null marks a missing label."""
     numbers = {column: -1 if values[column] is None else values[column] for column in names}
-    return {column: known[numbers[column]] if numbers[column] >= 0 else None for column, known in names.items()}
+    found = {column: known[numbers[column]] if numbers[column] >= 0 else None for column, known in names.items()}
+    return {**values, **found}
 
 
 def _rename(row: Row, source: Source) -> Row:

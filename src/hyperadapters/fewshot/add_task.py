@@ -23,6 +23,7 @@ from hyperadapters.config import DataConfig, Task, parse
 from hyperadapters.core import AdapterWeights, Hypernetwork
 from hyperadapters.data.examples import (
     Example,
+    example_row,
     infer_labels,
     label_examples,
     read_fields,
@@ -30,7 +31,7 @@ from hyperadapters.data.examples import (
     warn_of_spellings,
 )
 from hyperadapters.data.loading import subset
-from hyperadapters.data.rows import by_column, iterate_rows
+from hyperadapters.data.rows import iterate_rows
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, check_int, check_seed, unknown_name
 from hyperadapters.fewshot.fit import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
@@ -293,7 +294,7 @@ def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
 def _read_examples(task: Task, examples: Examples, task_id: int) -> tuple[Task, list[Example]]:
     """Validate the examples, and infer the labels of a classification task that has none."""
     given = iterate_rows(examples, "examples")
-    rows = [_row(example, f"example {number}", task) for number, example in enumerate(given, start=1)]
+    rows = [example_row(example, f"example {number}", task) for number, example in enumerate(given, start=1)]
     if not rows:
         raise DataError(
             f"task '{task.name}': no examples; expected at least one" + " of each label" * bool(task.labels)
@@ -310,21 +311,6 @@ def _read_examples(task: Task, examples: Examples, task_id: int) -> tuple[Task, 
         )
     warn_of_spellings(task, rows)
     return task, read
-
-
-def _row(example: object, place: str, task: Task) -> Row:
-    """Convert an example of any accepted type to a row; `place` describes its position for error messages."""
-    if isinstance(example, Row):
-        return example
-    if isinstance(example, Example):
-        target = example.target
-        if task.kind == "classification" and isinstance(target, int) and 0 <= target < len(task.labels):
-            target = task.labels[target]
-        return Row({"text": example.text, "text_pair": example.text_pair, "label": target}, place)
-    example = by_column(example)
-    if isinstance(example, Mapping):
-        return Row(dict(example), place)
-    raise DataError(f"{place}: expected a mapping with text and label, found {example!r}; pass a dict for each example")
 
 
 def _neighbours(model: HyperAdapterModel, similarity: Tensor, task_id: int | None) -> tuple[Candidate, ...]:

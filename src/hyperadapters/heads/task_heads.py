@@ -92,6 +92,7 @@ class TaskHeads(nn.Module):
         """
         super().__init__()
         self.hidden_size, self.features_size = hidden_size, hidden_size if features_size is None else features_size
+        self.warns_if_unfitted = True  # see `heads.unfitted`
         self.sizes = tuple(head_size(task) for task in tasks)
         self.is_regression = tuple(task.kind == "regression" for task in tasks)
         starts, num_plain = _first_outputs(self.sizes, is_wide or [False] * len(tasks))

@@ -23,6 +23,7 @@ from hyperadapters.config import Dtype, Task
 from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
+from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
 from hyperadapters.inference.cache import AdapterCache
 from hyperadapters.inference.finite import FiniteLogits, check_answers, has_usable_logits
@@ -164,6 +165,7 @@ class Predictor:
             NotFiniteError: If the model computes values for an input that are not finite numbers.
         """
         tasks = self.model.tasks
+        warn_of_unfitted_heads(self.model.heads, tasks)
         examples = read_inputs(inputs, tasks, task)
         total = len(inputs) if isinstance(inputs, Sized) else None
         if progress:

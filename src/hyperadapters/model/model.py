@@ -42,6 +42,7 @@ from hyperadapters.core import (
 from hyperadapters.data.collate import Collator
 from hyperadapters.errors import BackboneError, RecipeError, TaskError
 from hyperadapters.heads.task_heads import TaskHeads
+from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.methods import PHA, make_method
 from hyperadapters.methods.base import Method, Route
 from hyperadapters.methods.objective import objective, text_loss
@@ -250,6 +251,7 @@ class HyperAdapterModel(nn.Module):
         from hyperadapters.checkpoints.format import save_model
 
         path = Path(folder)
+        warn_of_unfitted_heads(self.heads, self.tasks)
         save_model(self, path)
         self.folder = path
         write_card(self, path, str(folder), license, read_scores(path) if scores is None else scores)
@@ -807,6 +809,33 @@ class HyperAdapterModel(nn.Module):
         """Raise TaskError unless this model can have these tasks."""
         self._check_not_merged()
         self.task_table.check(tasks)
+
+    @_exclusive
+    def fit_heads(
+        self, train_data: Mapping[str, Any], eval_data: Mapping[str, Any] | None = None, batch_size: int = 64
+    ) -> None:
+        """Fit the heads of a trained model to features of its frozen backbone, where they are to read these.
+
+        That is the last step of training with the preset "plus" (`head_inputs` other than "adapted"). `Trainer.train`
+        does it; a training loop of your own has to end with it, or else the heads read the adapted hidden states alone.
+
+        Args:
+            train_data: Data of each task by its name: a list of mappings with the keys `text`, `text_pair` and `label`,
+                a DataFrame, a `datasets.Dataset`, a map-style dataset of PyTorch whose items are such mappings, or a
+                list of `Example`.
+            eval_data: The same, of some or all tasks; they decide how much the fitted and the trained head count.
+            batch_size: Number of rows in a batch.
+
+        Raises:
+            DataError: The data are wrong; the message names task and row.
+            TaskError: The model has no such heads, or a task is unknown.
+            NotFiniteError: The features of a row are not finite.
+            ValueError: The heads have been fitted already.
+        """
+        from hyperadapters.training.text_heads import fit_heads
+
+        self._check_not_merged()
+        fit_heads(self, train_data, eval_data, batch_size)
 
     # Form "lora"
 

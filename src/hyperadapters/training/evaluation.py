@@ -58,7 +58,22 @@ def evaluate(
         if len(prefix) != len(examples):
             raise DataError(f"expected a prefix of the {len(examples)} examples, found one of {len(prefix)}")
         prefix.use(model)
-    predictions = list(Predictor(model, batch_size)(examples, frozen=prefix))
+    return score_predictions(model, examples, list(Predictor(model, batch_size)(examples, frozen=prefix)))
+
+
+def score_predictions(
+    model: HyperAdapterModel, examples: Sequence[Example], predictions: list[Prediction]
+) -> Evaluation:
+    """Score each task that has any examples.
+
+    Args:
+        model: Model that made the predictions.
+        examples: Examples with tasks and targets.
+        predictions: One for each example, in their order.
+
+    Returns:
+        The scores.
+    """
     rows_of: dict[int | None, list[int]] = {}
     for row, example in enumerate(examples):
         rows_of.setdefault(example.task_id, []).append(row)

@@ -15,18 +15,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from hyperadapters.backbones.passes import FrozenOutput
-from hyperadapters.config import TrainingConfig
 from hyperadapters.errors import BackboneError, OutputError, RecipeError
 from hyperadapters.model.model import HyperAdapterModel
 
 SHORTEST = 16
 GIB = 2**30
+PrefixPlace = Literal["auto", "memory", "file", "none"]
+StoredDtype = Literal["float32", "float16"]
 
 
 class FrozenPrefix:
@@ -36,23 +38,37 @@ class FrozenPrefix:
     """
 
     def __init__(
-        self, model: HyperAdapterModel, lengths: Sequence[int], config: TrainingConfig, folder: str | Path
+        self,
+        model: HyperAdapterModel,
+        lengths: Sequence[int],
+        place: PrefixPlace = "auto",
+        dtype: StoredDtype = "float32",
+        memory_gb: float = 4.0,
+        folder: str | Path | None = None,
     ) -> None:
         """Make room for the examples, not yet filled.
 
         Args:
-            model: with frozen layers.
-            lengths: tokens of each example [N].
-            config: `prefix_cache`, `prefix_cache_dtype` and `prefix_cache_gb` say where, how and how much.
-            folder: of the file, where one is used. It has no name there and is gone when the process ends.
+            model: Model with frozen layers.
+            lengths: Number of tokens of each example [N].
+            place: Where the states are kept: "memory", "file", "none", or "auto": in memory up to `memory_gb`, in a
+                file above that if it takes less than half of the free disk, otherwise nowhere.
+            dtype: Type in which they are kept; "float16" halves and rounds them.
+            memory_gb: GiB of memory that "auto" may take.
+            folder: Folder of the file, which has no name there and is gone when the process ends; default: the folder
+                for temporary files.
+
+        Raises:
+            OutputError: There is not enough room.
         """
+        folder = Path(tempfile.gettempdir() if folder is None else folder)
         self._model, self._layers = model, _layers(model)
         self._starts = [0, *accumulate(lengths)]
-        dtype: torch.dtype = getattr(torch, config.prefix_cache_dtype)
+        stored: torch.dtype = getattr(torch, dtype)
         shape = self._starts[-1], model.hidden_size
-        self.num_bytes = shape[0] * shape[1] * dtype.itemsize + 4 * len(lengths) * shape[1]
-        self.place = _place(config, self.num_bytes, Path(folder))
-        self._hidden = _room(self.place, shape, dtype, Path(folder))
+        self.num_bytes = shape[0] * shape[1] * stored.itemsize + 4 * len(lengths) * shape[1]
+        self.place = _place(place, self.num_bytes, memory_gb, folder)
+        self._hidden = _room(self.place, shape, stored, folder)
         self._pooled: Tensor | None = None
         self._known = [False] * len(lengths)
         config_of_backbone = getattr(model.backbone, "config", None)
@@ -137,9 +153,9 @@ class FrozenPrefix:
             self._hidden[start:end] = found.hidden[place, : end - start]
             if not self._hidden[start:end].isfinite().all():
                 raise RecipeError(
-                    "training.prefix_cache_dtype: activations exceed float16; use float32"
+                    "prefix_cache_dtype: activations exceed float16; use float32"
                     if self._hidden.dtype == torch.float16
-                    else "the frozen layers give values that are not finite; look at training.fp16 and the backbone"
+                    else "the frozen layers give values that are not finite; look at fp16 and the backbone"
                 )
             self._known[row] = True
         if found.pooled is not None and self._pooled is not None:
@@ -162,15 +178,15 @@ def _layers(model: HyperAdapterModel) -> tuple[object, ...]:
     return model.backbone_fingerprint, str(next(model.backbone.parameters()).dtype), *layers, model.lengths.input
 
 
-def _place(config: TrainingConfig, num_bytes: int, folder: Path) -> str:
-    if config.prefix_cache != "auto":
-        return config.prefix_cache
-    if num_bytes <= config.prefix_cache_gb * GIB:
+def _place(place: PrefixPlace, num_bytes: int, memory_gb: float, folder: Path) -> PrefixPlace:
+    if place != "auto":
+        return place
+    if num_bytes <= memory_gb * GIB:
         return "memory"
     return "file" if num_bytes < 0.5 * shutil.disk_usage(folder).free else "none"
 
 
-def _room(place: str, shape: tuple[int, int], dtype: torch.dtype, folder: Path) -> Tensor | None:
+def _room(place: PrefixPlace, shape: tuple[int, int], dtype: torch.dtype, folder: Path) -> Tensor | None:
     """Memory or a file for the states, or None.
 
     Raises:
@@ -189,6 +205,6 @@ def _room(place: str, shape: tuple[int, int], dtype: torch.dtype, folder: Path) 
             file.truncate(size)
     except (OSError, RuntimeError) as error:
         where = "in memory" if place == "memory" else f"in {folder}"
-        message = f"training.prefix_cache: no room {where} for {size / GIB:.2f} GiB of states of frozen layers: {error}"
+        message = f"prefix_cache: no room {where} for {size / GIB:.2f} GiB of states of frozen layers: {error}"
         raise OutputError(message) from None
     return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype, count=shape[0] * shape[1]).view(shape)

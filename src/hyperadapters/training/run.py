@@ -21,13 +21,12 @@ from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
 from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
 from hyperadapters.inference.batches import best_device
-from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.training.arguments import NAMED_AS_IN_RECIPES, TrainingArguments, settings_without_effect
 from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.prefix_cache import FrozenPrefix
-from hyperadapters.training.text_heads import fit_text_heads
-from hyperadapters.training.trainer import HyperAdapterTrainer, training_arguments
-from hyperadapters.utils.files import check_folder, make_folder, write_atomically
+from hyperadapters.training.trainer import Trainer
+from hyperadapters.utils.files import check_folder, making_folder, write_atomically
 
 LOGS_FOLDER = "runs"  # the Trainer's name for it
 
@@ -77,33 +76,24 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     )
     if recipe.training.attention is not None:
         _use_attention(model.backbone, recipe.training.attention)
-    for data in tasks:
-        model.collator.check_targets(data.task, data.splits["train"])
-    _set_target_scales(model, tasks)
-    train_rows, validation_rows = examples_of(tasks, "train"), examples_of(tasks, "validation")
-    _check_settings(recipe, model, bool(validation_rows))
-    arguments = training_arguments(recipe, output, bool(validation_rows))
+    train_rows, validation_rows = rows_by_task(tasks, "train"), rows_by_task(tasks, "validation")
+    arguments = training_arguments(recipe, output)
+    _check_settings(recipe, arguments, model, bool(validation_rows))
 
-    if overwrite:
-        remove_run(output)
-    make_folder(output)
-    write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
     started = time.monotonic()
-    trainer = HyperAdapterTrainer(model, recipe, train_rows, validation_rows, arguments)
+    with making_folder(output):
+        trainer = Trainer(model, train_rows, validation_rows, arguments)  # checks what the tokenizer can write
+        if overwrite:
+            remove_run(output)
+        write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
-    if model.adapter_config.head_inputs != "adapted":
-        fit_text_heads(model, train_rows, validation_rows, recipe.training.eval_batch_size)
     seconds = time.monotonic() - started
-    if model.method.can_route:
-        calibrate(model, train_rows, validation_rows, recipe.training.false_decline_rate, recipe.seed)
     prefixes: dict[Split, FrozenPrefix] = {}
     if trainer.validation_prefix is not None:
         prefixes["validation"] = trainer.validation_prefix
     evaluations = evaluate_splits(model, tasks, recipe.training.eval_batch_size, prefixes=prefixes)
-    if not evaluations:  # no other rows show whether the result is usable
-        evaluate(model, train_rows[: recipe.training.eval_batch_size])
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
-    model.eval().save_pretrained(output, scores=metrics["tasks"])
+    model.save_pretrained(output, scores=metrics["tasks"])
     write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
     _remove_checkpoints(output)
     return Run(model, tasks, evaluations, metrics)
@@ -142,6 +132,56 @@ def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
     if not tasks:
         raise DataError("the model has none of the tasks that its recipe describes")
     return tasks
+
+
+def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
+    """Return the settings of a `Trainer` for a recipe.
+
+    Args:
+        recipe: Its `training`, the sampling of its `data` and its `seed` are used.
+        folder: Folder of checkpoints and logs.
+
+    Raises:
+        RecipeError: A logger is unknown, or the device cannot compute in the type that is asked for.
+        MissingPackageError: The package of a logger is not installed.
+        OutputError: Training was started on several processes.
+    """
+    training, data = recipe.training, recipe.data
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            max_steps=training.max_steps or -1,
+            num_train_epochs=training.num_train_epochs or 1.0,
+            per_device_train_batch_size=training.batch_size,
+            per_device_eval_batch_size=training.eval_batch_size,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            warmup_steps=training.warmup_steps,
+            max_grad_norm=training.max_grad_norm,
+            label_smoothing_factor=training.label_smoothing,
+            eval_steps=training.eval_steps,
+            save_strategy="steps",
+            save_steps=training.eval_steps,
+            logging_steps=training.logging_steps,
+            report_to=list(training.report_to) or "none",
+            seed=recipe.seed,
+            bf16=training.bf16,
+            fp16=training.fp16,
+            optim=training.optimizer,
+            activation_checkpointing=training.gradient_checkpointing,
+            sampling=data.sampling,
+            sampling_temperature=data.temperature,
+            group_by_length=data.group_by_length,
+            **{name: getattr(training, name) for name in NAMED_AS_IN_RECIPES},
+        )
+    except (ValueError, RuntimeError) as error:
+        raise RecipeError(f"training: {error}") from error
+
+
+def rows_by_task(tasks: Sequence[TaskData], split: Split) -> dict[str, list[Example]]:
+    """The examples of one split by the name of their task, of the tasks that have any."""
+    return {data.task.name: data.splits[split] for data in tasks if data.splits.get(split)}
 
 
 def examples_of(tasks: Sequence[TaskData], split: Split) -> list[Example]:
@@ -242,29 +282,21 @@ def _recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _check_settings(recipe: Recipe, model: HyperAdapterModel, has_validation: bool) -> None:
+def _check_settings(
+    recipe: Recipe, arguments: TrainingArguments, model: HyperAdapterModel, has_validation: bool
+) -> None:
     """Check that the settings of a recipe have an effect on its backbone and data.
 
     Raises:
         RecipeError: one of them has none.
     """
-    heads = model.text_to_text, "this backbone writes its answers and has no task heads"
-    frozen = not model.has_frozen_layers, "this model has no layers below everything that is trained"
-    validation = not has_validation, "there are no validation rows"
-    useless = {
-        "training.head_learning_rate": heads,
-        "training.prefix_cache": frozen,
-        "training.prefix_cache_dtype": frozen,
-        "training.prefix_cache_gb": frozen,
-        "training.early_stopping_patience": validation,
-        "data.n_validation": validation,
-    }
-    for setting, (is_useless, reason) in useless.items():
-        section, _, name = setting.partition(".")
-        config = getattr(recipe, section)
-        default = type(config).model_fields[name].default
-        if is_useless and getattr(config, name) not in (default, "none"):  # without a cache there is none in any case
-            raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
+    useless = [
+        (f"training.{name}", reason) for name, reason in settings_without_effect(arguments, model, has_validation)
+    ]
+    if recipe.data.n_validation is not None and not has_validation:
+        useless.append(("data.n_validation", "there are no validation rows"))
+    for setting, reason in useless:
+        raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
     for task in recipe.tasks:
         if not model.text_to_text and (unread := task.settings_of_texts()):
             raise RecipeError(
@@ -278,11 +310,3 @@ def _use_attention(backbone: Any, name: str) -> None:
         backbone.set_attn_implementation(name)
     except (ImportError, ValueError) as error:
         raise RecipeError(f"training.attention: '{name}' cannot be used: {error}") from error
-
-
-def _set_target_scales(model: HyperAdapterModel, tasks: Sequence[TaskData]) -> None:
-    if model.heads is None:
-        return
-    for task_id, data in enumerate(tasks):
-        if data.task.kind == "regression":
-            model.heads.set_target_scale(task_id, [float(e.target) for e in data.splits["train"]])  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ adapted hidden states improve on it. The sum is stored as one linear head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ from torch import Tensor
 from hyperadapters.backbones.passes import evaluating
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, label_examples
+from hyperadapters.data.memory import read_train_and_eval_data
+from hyperadapters.errors import TaskError, check_int
 from hyperadapters.heads.regression import fit_feature_head, minimize
-from hyperadapters.heads.task_heads import Head, scaled_features
+from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.model.model import HyperAdapterModel
@@ -103,14 +106,35 @@ def fit_text_heads(
             longer be separated from those of the regressions.
     """
     assert model.heads is not None
-    if model.heads.reads_features:
+    check_not_fitted(model.heads)
+    checked = _head_rows(model, validation, batch_size, with_logits=True)
+    rows = regression_examples(model, train)
+    set_text_heads(model, _head_rows(model, rows, batch_size, with_logits=False), checked)
+
+
+def fit_heads(
+    model: HyperAdapterModel,
+    train_data: Mapping[str, Any],
+    eval_data: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+) -> None:
+    """As `fit_text_heads`, with data as a `Trainer` takes them; see `HyperAdapterModel.fit_heads`."""
+    check_int("batch_size", batch_size, 1)
+    if model.heads is None or model.adapter_config.head_inputs == "adapted":
+        raise TaskError(
+            "this model has no heads that read frozen features, which those of the preset 'plus' do; what it has is "
+            "trained with the adapters, and there is nothing to fit"
+        )
+    fit_text_heads(model, *read_train_and_eval_data(model.tasks, train_data, eval_data), batch_size)
+
+
+def check_not_fitted(heads: TaskHeads) -> None:
+    """Raise ValueError if the heads of a model have been fitted to frozen features already."""
+    if heads.reads_features:
         raise ValueError(
             "expected heads that have been trained on the adapted hidden states only; these heads have been fitted to "
             "text features already and cannot be fitted again: train a new model"
         )
-    checked = _head_rows(model, validation, batch_size, with_logits=True)
-    rows = regression_examples(model, train)
-    set_text_heads(model, _head_rows(model, rows, batch_size, with_logits=False), checked)
 
 
 def regression_examples(model: HyperAdapterModel, train: Sequence[Example]) -> list[Example]:

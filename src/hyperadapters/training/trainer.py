@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch.utils.data import DataLoader
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainingArguments,
-)
-from transformers.integrations import get_available_reporting_integrations
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.utils.import_utils import is_in_notebook
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl
+from transformers.trainer_utils import IntervalStrategy, PredictionOutput, TrainOutput
 
 from hyperadapters.checkpoints.format import load_state, save_model
-from hyperadapters.config import Recipe
 from hyperadapters.core import Losses
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
+from hyperadapters.data.memory import read_examples, read_train_and_eval_data
 from hyperadapters.data.sampling import MixedTaskBatchSampler
-from hyperadapters.errors import MissingPackageError, NotFiniteError, OutputError, RecipeError, unknown_name
+from hyperadapters.errors import DataError, NotFiniteError, RecipeError, TaskError
+from hyperadapters.heads.unfitted import expecting_unfitted_heads
 from hyperadapters.inference.finite import has_usable_logits, shown
+from hyperadapters.inference.predictor import Predictor
+from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.training.evaluation import evaluate
+from hyperadapters.training.arguments import TrainingArguments, settings_without_effect
+from hyperadapters.training.evaluation import Evaluation, evaluate, score_predictions
 from hyperadapters.training.optimizers import OfficialAdamW
 from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
+from hyperadapters.training.text_heads import check_not_fitted, fit_text_heads
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask", "sequence_ids")
 
@@ -47,7 +42,7 @@ DIRECTIONS_LEARNING_RATE = 1e-2
 """Default of heads that read directions, vectors of length 1; hidden states are some seven times as long on MiniLM."""
 SHOWN_ROWS = 3
 DIVERGED = (
-    "Either training diverged: lower training.learning_rate, head_learning_rate or retriever_learning_rate; or the "
+    "Either training diverged: lower learning_rate, head_learning_rate or retriever_learning_rate; or the "
     "backbone exceeds the range of float16: set backbone_dtype to bfloat16 or float32, and bf16 instead of fp16"
 )
 
@@ -98,19 +93,35 @@ class TolerantPrinter(_TolerantLog, PrinterCallback):
     """The Trainer's log alone, for files and pipes."""
 
 
-class HyperAdapterTrainer(Trainer):
+class _Finish(TrainerCallback):
+    """Finishes the model when training has ended, before the callbacks of the user see it."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def on_train_end(self, *arguments: Any, **options: Any) -> None:
+        """Finish the model."""
+        self._trainer._finish()
+
+
+class Trainer(transformers.Trainer):
     """Trains a `HyperAdapterModel`; accelerate, mixed precision, accumulation, loggers and resuming are the Trainer's.
+
+    `train` leaves a model that is ready for use: the best state is loaded if there are evaluation data, heads that read
+    frozen features are fitted (see `HyperAdapterModel.fit_heads`), routing is calibrated, and the model is in
+    evaluation mode.
 
     The contrastive losses see the rows of one forward: with gradient accumulation, those of one micro-batch.
 
-    Training ends with a `NotFiniteError` when the loss, the gradients or the answers to validation rows are not finite.
+    Training ends with a `NotFiniteError` when the loss, the gradients or the answers to evaluation rows are not finite.
     With `fp16` only the loss counts: the gradient scaler skips steps whose gradients exceed float16.
 
     Attributes:
-        validation_prefix: states of frozen layers of the validation examples; None where there are none of either.
+        validation_prefix: States of frozen layers of the evaluation examples; None where there are none of either.
     """
 
     model: HyperAdapterModel
+    args: TrainingArguments
     data_collator: Collator
     optimizer: torch.optim.Optimizer | None
     control: TrainerControl
@@ -118,35 +129,55 @@ class HyperAdapterTrainer(Trainer):
     def __init__(
         self,
         model: HyperAdapterModel,
-        recipe: Recipe,
-        train_examples: list[Example],
-        validation_examples: list[Example],
-        arguments: TrainingArguments,
-        **options: Any,
+        train_data: Mapping[str, Any],
+        eval_data: Mapping[str, Any] | None = None,
+        args: TrainingArguments | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
-        """Prepare a run.
+        """Read the data and prepare training.
 
         Args:
-            model: trained in place.
-            recipe: its `training`, `data` and `seed` are used.
-            train_examples, validation_examples: of all tasks; without validation examples the last state is kept.
-            arguments: result of `training_arguments`.
-            **options: of `transformers.Trainer`.
+            model: Model that is trained in place.
+            train_data: Data of each task of the model by the task's name: a list of mappings with the keys `text`,
+                `text_pair` (of tasks of pairs) and `label`, a DataFrame, a `datasets.Dataset`, a map-style dataset of
+                PyTorch whose items are such mappings, or a list of `Example`.
+            eval_data: The same, of some or all tasks; default: none, and the last state is kept.
+            args: Settings; default: those of `TrainingArguments()`.
+            callbacks: Callbacks as of `transformers.Trainer`.
+            optimizers: Optimizer and learning rate scheduler; default: AdamW with groups by learning rate, and a linear
+                schedule.
+
+        Raises:
+            DataError: The data are wrong; the message names task and row.
+            TaskError: A task is unknown, or a text-to-text backbone cannot write a label or number.
+            RecipeError: A setting has no effect on this model or these data, or `args` are of another class.
         """
-        self.recipe = recipe
-        callbacks = list(options.pop("callbacks", ()))
-        patience = recipe.training.early_stopping_patience
-        if patience is not None and validation_examples:
-            callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
+        if not isinstance(model, HyperAdapterModel):
+            raise TaskError(f"model: expected a HyperAdapterModel, found {type(model).__name__}")
+        args = TrainingArguments() if args is None else args
+        if not isinstance(args, TrainingArguments):
+            raise RecipeError(f"args: expected hyperadapters.TrainingArguments, found {_full_name(args)}")
+        train_examples, eval_examples = read_train_and_eval_data(model.tasks, train_data, eval_data)
+        for task_id, task in enumerate(model.tasks):
+            model.collator.check_targets(task, [row for row in train_examples if row.task_id == task_id])
+        for setting, reason in settings_without_effect(args, model, bool(eval_examples)):
+            raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
+        callbacks = [_Finish(self), *(callbacks or ())]
+        if args.early_stopping_patience is not None:
+            callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
+        own_args = _adjusted(args, bool(eval_examples))
+        own_args.label_smoothing_factor = 0.0  # or else the Trainer would ask the model for a config of transformers
         super().__init__(
             model=model,
-            args=arguments,
+            args=own_args,
             data_collator=model.collator,
             train_dataset=train_examples,
-            eval_dataset=validation_examples or None,
+            eval_dataset=eval_examples or None,
             callbacks=callbacks,
-            **options,
+            optimizers=optimizers,
         )
+        own_args.label_smoothing_factor = args.label_smoothing_factor
         for callback, tolerant in ((ProgressCallback, TolerantProgress), (PrinterCallback, TolerantPrinter)):
             if self.pop_callback(callback) is not None:  # a notebook has another one
                 self.add_callback(tolerant)
@@ -154,32 +185,83 @@ class HyperAdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._terms: list[torch.Tensor] = []
         self._rows_of_step: list[int] = []
+        self._best_state: dict[str, torch.Tensor] | None = None
         self._lengths = self.data_collator.lengths(train_examples, with_targets=True)
         self._prefix: FrozenPrefix | None = None
         self.validation_prefix: FrozenPrefix | None = None
         if model.has_frozen_layers:
             self._prefix = self._make_prefix(self._lengths)
-            if validation_examples and model.kind != "decoder":  # generating, it runs its frozen layers for each token
-                self.validation_prefix = self._make_prefix(self.data_collator.lengths(validation_examples))
+            if eval_examples and model.kind != "decoder":  # generating, it runs its frozen layers for each token
+                self.validation_prefix = self._make_prefix(self.data_collator.lengths(eval_examples))
 
     def _make_prefix(self, lengths: list[int]) -> FrozenPrefix:
         taken = 0 if self._prefix is None else self._prefix.bytes_in_memory / GIB
-        left = max(0.0, self.recipe.training.prefix_cache_gb - taken)
-        training = self.recipe.training.model_copy(update={"prefix_cache_gb": left})
-        prefix = FrozenPrefix(self.model, lengths, training, self.args.output_dir)
+        prefix = FrozenPrefix(
+            self.model,
+            lengths,
+            self.args.prefix_cache,
+            self.args.prefix_cache_dtype,
+            memory_gb=max(0.0, self.args.prefix_cache_gb - taken),
+            folder=self.args.output_dir if self.args.should_save else None,
+        )
         logger.info(prefix.describe())
         return prefix
 
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train the model, and finish it as described for the class.
+
+        Args:
+            resume_from_checkpoint: Checkpoint to continue from, or True for the last one in `args.output_dir`.
+            trial: See `transformers.Trainer`.
+            ignore_keys_for_eval: Unused.
+
+        Returns:
+            Number of steps, mean loss and metrics.
+
+        Raises:
+            NotFiniteError: Training diverged.
+            ValueError: The heads have been fitted to frozen features already.
+        """
+        heads = self.model.heads
+        if heads is not None:
+            if self.model.adapter_config.head_inputs != "adapted":
+                check_not_fitted(heads)
+            for task_id, task in enumerate(self.model.tasks):
+                if task.kind == "regression":
+                    rows = [row for row in self.train_dataset if row.task_id == task_id]
+                    heads.set_target_scale(task_id, [float(row.target) for row in rows])
+        with expecting_unfitted_heads(heads):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _finish(self) -> None:
+        """Make a trained model ready for use."""
+        model, evaluation = self.model, self.eval_dataset or []
+        batch_size = self.args.per_device_eval_batch_size
+        if self._best_state is not None:
+            model.load_adapter_state_dict(self._best_state)
+        if model.adapter_config.head_inputs != "adapted":
+            fit_text_heads(model, self.train_dataset, evaluation, batch_size)
+        if model.method.can_route:
+            calibrate(model, self.train_dataset, evaluation, self.args.false_decline_rate, self.args.seed)
+        if not evaluation:  # no other rows show whether the result is usable
+            evaluate(model, self.train_dataset[:batch_size])
+        model.eval()
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of mixed tasks, in which each task present has at least two rows."""
-        data, examples = self.recipe.data, self.train_dataset
+        args, examples = self.args, self.train_dataset
         sampler = MixedTaskBatchSampler(
             [example.task_id for example in examples],
-            self.args.per_device_train_batch_size,
-            data.sampling,
-            data.temperature,
-            self.recipe.seed,
-            self._lengths if data.group_by_length else None,
+            self._train_batch_size,
+            args.sampling,
+            args.sampling_temperature,
+            args.seed if args.data_seed is None else args.data_seed,
+            self._lengths if args.group_by_length else None,
         )
         loader: DataLoader[Any] = DataLoader(
             list(range(len(examples))),  # type: ignore[arg-type]
@@ -197,9 +279,8 @@ class HyperAdapterTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Groups by learning rate (heads, retriever, everything else), each with and without weight decay."""
         if self.optimizer is None:
-            training = self.recipe.training
-            retriever_rate = training.retriever_learning_rate
-            rates = {"heads": training.head_learning_rate, "method.retriever": retriever_rate}
+            args = self.args
+            rates = {"heads": args.head_learning_rate, "method.retriever": args.retriever_learning_rate}
             if self.model.adapter_config.head_inputs != "adapted":
                 rates["heads"] = rates["heads"] or DIRECTIONS_LEARNING_RATE
             decayed = set(self.get_decay_parameter_names(self.model))
@@ -207,12 +288,12 @@ class HyperAdapterTrainer(Trainer):
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     rate = next((rate for part, rate in rates.items() if name.startswith(f"{part}.")), None)
-                    rate = rate or training.learning_rate
-                    decay = training.weight_decay if name in decayed else 0.0
+                    rate = rate or args.learning_rate
+                    decay = args.weight_decay if name in decayed else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
             if self.model.adapter_config.preset == "official":
-                optimizer_class, options = OfficialAdamW, {"lr": training.learning_rate}
+                optimizer_class, options = OfficialAdamW, {"lr": args.learning_rate}
             self.optimizer = optimizer_class(
                 [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
                 **options,
@@ -223,13 +304,13 @@ class HyperAdapterTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The total objective; its terms are collected for the log."""
-        training, rows = self.recipe.training, inputs.pop("rows", None)
+        args, rows = self.args, inputs.pop("rows", None)
         frozen = None
         if self._prefix is not None and rows is not None:
             with self.accelerator.autocast():
                 frozen = self._prefix(rows.tolist(), {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
         output = model(
-            **inputs, frozen_output=frozen, label_smoothing=training.label_smoothing, reduction=training.reduction
+            **inputs, frozen_output=frozen, label_smoothing=args.label_smoothing_factor, reduction=args.reduction
         )
         self._terms.append(torch.stack([term.detach() for term in output.losses]))
         if rows is not None:
@@ -282,22 +363,90 @@ class HyperAdapterTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Score every task; `eval_mean`, the mean of the tasks' scores, chooses the best checkpoint."""
-        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        """Score every task that has rows.
+
+        Args:
+            eval_dataset: Data as of the constructor, with labels; default: the evaluation data of the constructor.
+            ignore_keys: Unused.
+            metric_key_prefix: First part of the names of the scores.
+
+        Returns:
+            `eval_mean`, the mean of the tasks' scores, by which the best checkpoint is chosen; `eval_<task>_<metric>`
+            of each task; and `eval_routing_accuracy` where the method can route.
+
+        Raises:
+            DataError: There are no evaluation data, or they are wrong.
+            NotFiniteError: The model computes values for a row that are not finite.
+        """
+        examples = self._read(eval_dataset, "eval_dataset") if eval_dataset is not None else self.eval_dataset
+        if not examples:
+            raise DataError("evaluate: expected evaluation data, found none; pass them here or to the constructor")
         prefix = self.validation_prefix if examples is self.eval_dataset else None
         try:
             result = evaluate(self.model, examples, self.args.per_device_eval_batch_size, prefix)
         except NotFiniteError as error:
             step = self.state.global_step
             raise NotFiniteError(f"evaluation after training step {step}: {error}. {DIVERGED}") from error
-        values = {f"{metric_key_prefix}_mean": result.mean}
-        if result.routing_accuracy is not None:
-            values[f"{metric_key_prefix}_routing_accuracy"] = result.routing_accuracy
-        for task, scores in result.tasks.items():
-            values.update({f"{metric_key_prefix}_{task}_{name}": value for name, value in scores.items()})
+        values = _flat(result, metric_key_prefix)
         self.log(values)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
         return values
+
+    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
+        """Answer rows under their own tasks, and score those tasks whose rows have labels.
+
+        Args:
+            test_dataset: Data as of the constructor; a task may be without labels.
+            ignore_keys: Unused.
+            metric_key_prefix: First part of the names of the scores.
+
+        Returns:
+            `predictions`, a list of `Prediction` in the order of the model's tasks and their rows; `label_ids`, a list
+            of the index of the label, the number or the text of each row, None where there is none; and `metrics`,
+            named as by `evaluate`, empty if no row has a label.
+
+        Raises:
+            DataError: The data are wrong.
+            NotFiniteError: The model computes values for a row that are not finite.
+        """
+        examples = self._read(test_dataset, "test_dataset", needs_labels=False)
+        predictions = list(Predictor(self.model, self.args.per_device_eval_batch_size)(examples))
+        targets = [example.target for example in examples]
+        labelled = [row for row, target in enumerate(targets) if target is not None]
+        metrics: dict[str, float] = {}
+        if labelled:
+            found = [examples[row] for row in labelled], [predictions[row] for row in labelled]
+            metrics = _flat(score_predictions(self.model, *found), metric_key_prefix)
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
+        return PredictionOutput(predictions=predictions, label_ids=targets, metrics=metrics)
+
+    def _read(self, data: Any, what: str, needs_labels: bool = True) -> list[Example]:
+        """Data as examples; the examples of this Trainer as they are."""
+        if data is self.eval_dataset or data is self.train_dataset:
+            return data
+        return read_examples(self.model.tasks, data, what, needs_labels)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.load_best_model_at_end and not self.args.should_save_checkpoints:
+            state = self.model.adapter_state_dict()
+            self._best_state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        return bool(is_best)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint with its model card; see `HyperAdapterModel.save_pretrained`.
+
+        Args:
+            output_dir: Folder to write to; default: `args.output_dir`.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if _internal_call:
+            save_model(self.model, folder)  # to continue from: without a card
+        else:
+            self.model.save_pretrained(folder)
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         """Without transformers' warning that it sorts checkpoints of one second by their number, which is right."""
@@ -309,10 +458,6 @@ class HyperAdapterTrainer(Trainer):
         finally:
             log.setLevel(level)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.args.should_save:
-            save_model(self.model, Path(output_dir or self.args.output_dir))  # without a card
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_state(self.model, Path(resume_from_checkpoint))
 
@@ -320,63 +465,24 @@ class HyperAdapterTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def training_arguments(recipe: Recipe, folder: Path, has_validation: bool) -> TrainingArguments:
-    """The Trainer's arguments for a recipe; its checkpoints and logs go to `folder`.
-
-    Raises:
-        RecipeError: a logger is unknown, or the device cannot compute in the type that is asked for.
-        MissingPackageError: a logger's package is not installed.
-        OutputError: started on several processes.
-    """
-    training = recipe.training
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise OutputError("training on several processes is not supported yet: start one process, without torchrun")
-    for logger in training.report_to:
-        if logger not in INTEGRATION_TO_CALLBACK:
-            raise RecipeError("training.report_to: " + unknown_name("logger", logger, INTEGRATION_TO_CALLBACK))
-        if logger not in get_available_reporting_integrations():
-            raise MissingPackageError(
-                f"training.report_to: the package of '{logger}' is not installed; install it first"
-            )
-    try:
-        arguments = _training_arguments(recipe, folder, has_validation)
-    except (ValueError, RuntimeError) as error:
-        raise RecipeError(f"training: {error}") from error
-    arguments._n_gpu = min(1, arguments.n_gpu)  # the Trainer would use DataParallel, which copies no batch state
-    return arguments
+def _adjusted(args: TrainingArguments, has_eval_data: bool) -> TrainingArguments:
+    """A copy of the settings, without evaluations if there are no data for them."""
+    adjusted = copy.copy(args)
+    if not has_eval_data:
+        adjusted.eval_strategy, adjusted.do_eval = IntervalStrategy.NO, False
+        adjusted.load_best_model_at_end, adjusted.metric_for_best_model = False, None
+    return adjusted
 
 
-def _training_arguments(recipe: Recipe, folder: Path, has_validation: bool) -> TrainingArguments:
-    training = recipe.training
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=training.max_steps or -1,
-        num_train_epochs=training.num_train_epochs or 1.0,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.eval_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        warmup_steps=training.warmup_steps,
-        lr_scheduler_type="linear",
-        max_grad_norm=training.max_grad_norm,
-        eval_strategy="steps" if has_validation else "no",
-        eval_steps=training.eval_steps,
-        save_strategy="steps",
-        save_steps=training.eval_steps,
-        save_total_limit=2,
-        load_best_model_at_end=has_validation,
-        metric_for_best_model="mean" if has_validation else None,
-        greater_is_better=True,
-        logging_steps=training.logging_steps,
-        report_to=list(training.report_to) or "none",
-        seed=recipe.seed,
-        use_cpu=not torch.accelerator.is_available(),
-        bf16=training.bf16,
-        fp16=training.fp16,
-        optim=training.optimizer,
-        activation_checkpointing=training.gradient_checkpointing,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=not (sys.stderr.isatty() or is_in_notebook()),  # no bars in files and pipes
-    )
+def _flat(result: Evaluation, prefix: str) -> dict[str, float]:
+    """Scores by their names in the log."""
+    values = {f"{prefix}_mean": result.mean}
+    if result.routing_accuracy is not None:
+        values[f"{prefix}_routing_accuracy"] = result.routing_accuracy
+    for task, scores in result.tasks.items():
+        values.update({f"{prefix}_{task}_{name}": value for name, value in scores.items()})
+    return values
+
+
+def _full_name(value: object) -> str:
+    return f"{type(value).__module__.partition('.')[0]}.{type(value).__qualname__}"

@@ -1,0 +1,128 @@
+"""Data of tasks in memory, as checked examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hyperadapters.config import Task
+from hyperadapters.data.examples import Example, example_row, read_fields, read_target, warn_of_spellings
+from hyperadapters.data.loading import check_labels_seen, warn_of_missing_labels
+from hyperadapters.data.rows import is_absent, iterate_rows, plain
+from hyperadapters.data.sources import Row, class_names, name_classes
+from hyperadapters.errors import DataError, TaskError, unknown_name
+
+
+@dataclass(frozen=True)
+class _TaskRows:
+    """Rows of one task.
+
+    Attributes:
+        examples: One for each row.
+        unchecked: Rows that were not given as `Example`, whose labels may be spelt in several ways.
+    """
+
+    examples: list[Example]
+    unchecked: list[Row]
+
+
+def read_train_and_eval_data(
+    tasks: Sequence[Task], train_data: Any, eval_data: Any = None
+) -> tuple[list[Example], list[Example]]:
+    """Read training data and evaluation data, with the checks that the data of a recipe have.
+
+    Args:
+        tasks: Tasks of the model, in the order of their ids.
+        train_data: Mapping from the name of each task to its data: a list of mappings with the keys `text`,
+            `text_pair` and `label`, a DataFrame, a `datasets.Dataset`, a map-style dataset of PyTorch whose items are
+            such mappings, or a list of `Example`.
+        eval_data: The same, of some or all of the tasks; default: none.
+
+    Returns:
+        The training examples and the evaluation examples, task after task.
+
+    Raises:
+        DataError: A row or the data of a task are wrong; the message names task and row. Or a task has no training
+            data, or a label has no training row.
+        TaskError: A task is unknown.
+    """
+    train = _read(tasks, train_data, "train_data")
+    if missing := [task.name for task_id, task in enumerate(tasks) if task_id not in train]:
+        raise DataError(f"train_data: expected data of each task of the model, found none of {', '.join(missing)}")
+    evaluation = {} if eval_data is None else _read(tasks, eval_data, "eval_data")
+    for task_id, task in enumerate(tasks):
+        check_labels_seen(task, train[task_id].examples)
+        splits = [data[task_id] for data in (train, evaluation) if task_id in data]
+        if unchecked := [row for found in splits for row in found.unchecked]:
+            warn_of_spellings(task, unchecked)
+        if task_id in evaluation and evaluation[task_id].unchecked:
+            warn_of_missing_labels(task, {"evaluation": evaluation[task_id].examples})
+    return _joined(train), _joined(evaluation)
+
+
+def read_examples(tasks: Sequence[Task], data: Any, what: str, needs_labels: bool = True) -> list[Example]:
+    """Read data of some or all tasks.
+
+    Args:
+        tasks: See `read_train_and_eval_data`.
+        data: See `read_train_and_eval_data`.
+        what: Name of the data in messages.
+        needs_labels: Whether each row must have a label; otherwise a task none of whose rows has one is read without.
+
+    Returns:
+        The examples in the order of the data.
+
+    Raises:
+        DataError: See `read_train_and_eval_data`.
+        TaskError: A task is unknown.
+    """
+    return _joined(_read(tasks, data, what, needs_labels))
+
+
+def _joined(data: Mapping[int, _TaskRows]) -> list[Example]:
+    return [example for found in data.values() for example in found.examples]
+
+
+def _read(tasks: Sequence[Task], data: Any, what: str, needs_labels: bool = True) -> dict[int, _TaskRows]:
+    """The rows of each task by its id, in the order of the ids."""
+    if not isinstance(data, Mapping):
+        raise DataError(
+            f"{what}: expected a mapping from the names of tasks to their data, such as {{{tasks[0].name!r}: rows}}; "
+            f"found {type(data).__name__}"
+        )
+    ids = {task.name: task_id for task_id, task in enumerate(tasks)}
+    for name in data:
+        if name not in ids:
+            raise TaskError(f"{what}: " + unknown_name("task", str(name), ids))
+    return {
+        task_id: _read_task(task, task_id, data[task.name], f"{what}, task '{task.name}'", needs_labels)
+        for task_id, task in enumerate(tasks)
+        if task.name in data
+    }
+
+
+def _read_task(task: Task, task_id: int, data: Any, what: str, needs_labels: bool) -> _TaskRows:
+    rows, unchecked = [], []
+    names = class_names(data)
+    for number, value in enumerate(iterate_rows(data, what), start=1):
+        row = example_row(value, f"{what}, row {number}", task)
+        if isinstance(value, Example):
+            _check_task_id(value, task_id, row.place)
+        else:
+            row = Row(name_classes(row.values, names), row.place)
+            unchecked.append(row)
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{what}: no rows; expected at least one")
+    has_labels = needs_labels or any(not is_absent(plain(row.values.get("label"))) for row in rows)
+    return _TaskRows(_examples(rows, task, task_id, has_labels), unchecked)
+
+
+def _examples(rows: Iterable[Row], task: Task, task_id: int, has_labels: bool) -> list[Example]:
+    return [Example(task_id, *read_fields(row, task), read_target(row, task) if has_labels else None) for row in rows]
+
+
+def _check_task_id(example: Example, task_id: int, place: str) -> None:
+    if example.task_id not in (None, task_id):
+        raise DataError(f"{place}: expected an example with task_id {task_id} or None, found {example.task_id}")
