@@ -199,7 +199,8 @@ def test_a_token_without_an_embedding_is_refused_by_name(kind: str, tmp_path: Pa
     model = _from_folder(tmp_path / kind, kind)
     model.tokenizer.add_tokens(["unused", "neu"])
     list(Predictor(model)(["good w1"], task="mood"))  # only what occurs has to be there
-    message = rf"the token 'neu' of the tokenizer has id {len(VOCABULARY) + 1}, .* ids below {len(VOCABULARY)}; .*resize_token_embeddings"
+    size = len(VOCABULARY)
+    message = rf"the token 'neu' of the tokenizer has id {size + 1}, .* ids below {size}; .*resize_token_embeddings"
     with pytest.raises(BackboneError, match=message):
         list(Predictor(model)(["good neu"], task="mood"))
     rows = [{"text": "neu", "label": "bad"}, {"text": "w1", "label": "good"}] * 4

@@ -512,7 +512,7 @@ def test_labels_of_text_files_are_read_as_they_are_written(tmp_path: Path, endin
 def test_a_column_that_holds_no_labels_is_refused_with_its_row(tmp_path: Path, kind: str, value: Any) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": [value, value]}), path)
-    found = re.escape("rows.parquet, row 1: expected a ") + r"(label|number as target|target text), found "
+    found = re.escape("rows.parquet, row 1: expected a ") + r"(label|number as target|string as target), found "
     with pytest.raises(DataError, match=found + re.escape(repr(value))):
         load(path, kind=kind)
 
