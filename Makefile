@@ -23,13 +23,13 @@ figures: .venv/bench-installed
 # Not part of `test`: the package adapters needs another transformers, so it has an environment of its own.
 interop-adapterhub: .venv/dev-installed .venv-adapterhub/installed
 	rm -rf runs/interop-adapterhub
-	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/interop/write_adapterhub.py runs/interop-adapterhub
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests:tests/backbones:tests/fewshot:tests/interop:tests/methods $(BIN)/python tests/interop/write_adapterhub.py runs/interop-adapterhub
 	HF_HUB_OFFLINE=1 .venv-adapterhub/bin/python -W ignore::FutureWarning tests/interop/check_adapterhub.py \
 		runs/interop-adapterhub
 
 # Not part of `test` either: where torchao is installed, transformers imports it, and every command shows its warnings.
 interop-torchao: .venv-torchao/installed
-	HF_HUB_OFFLINE=1 .venv-torchao/bin/python -m pytest tests/test_backbones.py -k int8
+	HF_HUB_OFFLINE=1 .venv-torchao/bin/python -m pytest tests/backbones/test_backbones.py -k int8
 
 # Every comparison of floats with a margin of less than ten, see tests/margins.py.
 margins: .venv/dev-installed

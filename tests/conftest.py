@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 # Tiny models gain nothing from threads, and sums come out the same however busy the machine is.
 torch.set_num_threads(int(os.environ.get("HYPERADAPTERS_TEST_THREADS", "1")))
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "recorded"
 WORDS = [f"w{index}" for index in range(40)] + ["good", "bad", "yes", "no", "red", "blue", ":", "."]
 SPECIAL = ["<pad>", "</s>", "<unk>"]
 VOCABULARY = SPECIAL + WORDS

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_backbone
 from safetensors.torch import save_file
 from test_fewshot import add_new, lived_in
-from test_hosts import make_model
+from test_injection import make_model
 from test_onnx import stirred
 from test_plus import PAIR_TASKS
 from test_plus import make_model as make_plus

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SPECIAL, VOCABULARY, empty_centroids, save_backbone, tiny_backbone, tiny_tokenizer
-from test_hosts import make_batch, make_model
+from test_injection import make_batch, make_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast

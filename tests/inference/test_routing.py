@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import ENCODER_DECODERS, ENCODERS, empty_centroids, save_backbone, tiny_backbone, tiny_tokenizer
-from test_hosts import HEAD_TASKS, TEXT_TASKS, make_batch, make_model
+from test_injection import HEAD_TASKS, TEXT_TASKS, make_batch, make_model
 from torch import Tensor, nn
 
 from hyperadapters.config import ModelConfig, Task, load_recipe

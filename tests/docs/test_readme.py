@@ -19,7 +19,7 @@ from conftest import save_backbone
 from hyperadapters.backbones.architectures import ARCHITECTURES
 from hyperadapters.demo import run as demo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 PROSE = " ".join(README.split())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import save_backbone
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from efficiency import arms, foreign
 from efficiency.data import alone, load, rows_of

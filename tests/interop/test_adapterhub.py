@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from test_backbones import make_model as make_form
 from test_fewshot import add_new, lived_in
-from test_hosts import HEAD_TASKS, make_batch, make_model
+from test_injection import HEAD_TASKS, make_batch, make_model
 from test_methods import make_model as make_method
 from test_onnx import state_of, stirred
 from test_plus import PAIR_TASKS

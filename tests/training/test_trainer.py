@@ -450,7 +450,7 @@ def test_label_smoothing_and_reduction_change_the_loss() -> None:
 def test_the_example_of_the_document_runs_and_prints_what_it_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     example = document.partition("```python\n")[2].partition("```")[0]
     vocabulary = [*SPECIAL, *["a", "very", "good", "bad", "film", "book"]]
     tiny_backbone("bert", vocab_size=len(vocabulary), initializer_range=0.3).save_pretrained(tmp_path)

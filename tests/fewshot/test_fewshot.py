@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import empty_centroids, tiny_backbone, tiny_tokenizer
 from safetensors.torch import load_file
-from test_hosts import make_batch, make_model
+from test_injection import make_batch, make_model
 from torch import Tensor
 
 from hyperadapters.config import ModelConfig, Task

@@ -671,7 +671,7 @@ def test_what_cannot_be_merged_is_refused() -> None:
 
 
 def test_the_table_of_backbones_has_every_row() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
     lines = [line.split("|")[1:5] for line in text.splitlines() if line.startswith("| `")]
     table = {name: targets for names, _, _, targets in lines for name in re.findall(r"`(\S+)`", names)}
     assert table.keys() == ARCHITECTURES.keys()

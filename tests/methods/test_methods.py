@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from conftest import ENCODERS, save_backbone, tiny_backbone
-from test_hosts import HEAD_TASKS, TEXT_TASKS, make_batch
+from test_injection import HEAD_TASKS, TEXT_TASKS, make_batch
 from torch import Tensor
 
 from hyperadapters.config import Method, ModelConfig, Recipe, Task, load_recipe, parse

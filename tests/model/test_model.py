@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ENCODER_DECODERS, ENCODERS
-from test_hosts import make_batch, make_model
+from test_injection import make_batch, make_model
 from torch import Tensor
 
 from hyperadapters.errors import TaskError
@@ -207,7 +207,7 @@ def test_autocast_keeps_the_tasks_and_stays_near_full_precision(kind: str) -> No
 @pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_a_half_precision_backbone_trains_float32_adapters(kind: str) -> None:
     from conftest import tiny_backbone
-    from test_hosts import HEAD_TASKS, TEXT_TASKS
+    from test_injection import HEAD_TASKS, TEXT_TASKS
 
     tasks = HEAD_TASKS if kind == "bert" else TEXT_TASKS
     model = HyperAdapterModel(tiny_backbone(kind).bfloat16(), tasks)

@@ -16,7 +16,7 @@ from conftest import ENCODERS, tiny_backbone, tiny_tokenizer
 from test_backbones import FORMS
 from test_backbones import make_model as make_form
 from test_fewshot import add_new, lived_in
-from test_hosts import make_model as make_paper
+from test_injection import make_model as make_paper
 from test_methods import make_model as make_method
 from test_pairs import tokenizer_of
 from test_plus import PAIR_TASKS, SIZES, examples

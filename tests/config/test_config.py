@@ -25,7 +25,7 @@ from hyperadapters.config import (
 from hyperadapters.config.reading import load_yaml
 from hyperadapters.errors import RecipeError, TaskError
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def one_task(name: str = "mood", **settings: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 DOCUMENT = TESTS.parent / "docs" / "promises.md"
 CITATION = re.compile(r"\bpromises?\s+(\d+(?:(?:,\s+|\s+and\s+|,\s+and\s+)\d+)*)", re.IGNORECASE)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ENCODERS, save_backbone, tiny_backbone, tiny_tokenizer
-from test_hosts import HEAD_TASKS, make_batch
+from test_injection import HEAD_TASKS, make_batch
 from tolerance import rounding
 from torch import Tensor
 

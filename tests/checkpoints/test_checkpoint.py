@@ -25,7 +25,7 @@ from conftest import (
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from test_hosts import make_batch, make_model
+from test_injection import make_batch, make_model
 from tolerance import rounding
 from torch import Tensor
 from transformers import AutoModel, BertModel
