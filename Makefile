@@ -23,7 +23,7 @@ figures: .venv/bench-installed
 # Not part of `test`: the package adapters needs another transformers, so it has an environment of its own.
 interop-adapterhub: .venv/dev-installed .venv-adapterhub/installed
 	rm -rf runs/interop-adapterhub
-	HF_HUB_OFFLINE=1 PYTHONPATH=tests:tests/backbones:tests/fewshot:tests/interop:tests/methods $(BIN)/python tests/interop/write_adapterhub.py runs/interop-adapterhub
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/interop/write_adapterhub.py runs/interop-adapterhub
 	HF_HUB_OFFLINE=1 .venv-adapterhub/bin/python -W ignore::FutureWarning tests/interop/check_adapterhub.py \
 		runs/interop-adapterhub
 

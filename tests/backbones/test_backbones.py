@@ -11,7 +11,24 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
-from conftest import DECODERS, MAKERS, VOCABULARY, save_backbone, tiny_backbone, tiny_language_model_tokenizer
+from helpers import (
+    DECODERS,
+    FORM_SETTINGS,
+    FORMS,
+    HEAD_TASKS,
+    MAKERS,
+    TEXT_TASKS,
+    VOCABULARY,
+    assert_same,
+    bare_outputs,
+    kind_of,
+    make_batch,
+    make_model,
+    save_backbone,
+    select_rows,
+    tiny_backbone,
+    tiny_language_model_tokenizer,
+)
 from tolerance import rounding
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -27,80 +44,11 @@ from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
 KINDS = tuple(MAKERS)
-FORMS = ("bottleneck", "lora")
-FORM_SETTINGS: dict[str, dict[str, Any]] = {
-    "bottleneck": {"adapter_dim": 4},
-    "lora": {"form": "lora", "lora_rank": 2, "lora_alpha": 3.0},
-}
-HEAD_TASKS = [
-    Task.classification("colour", ["red", "blue", "green"]),
-    Task.regression("size"),
-    Task.classification("mood", ["bad", "good"]),
-]
-TEXT_TASKS = [Task.text_to_text("colour"), Task.text_to_text("size"), Task.text_to_text("mood")]
 WRITING = [kind for kind in KINDS if ARCHITECTURES.get(kind, ARCHITECTURES["t5"]).kind != "encoder"]
 NOT_IN_FLOAT64 = ("gemma2",)  # rows of nothing but padding are not numbers there: transformers' softmax is in float32
 each = pytest.mark.parametrize("kind", KINDS)
 each_form = pytest.mark.parametrize("form", FORMS)
 each_that_writes = pytest.mark.parametrize("kind", WRITING)
-
-
-def kind_of(kind: str) -> str:
-    return ARCHITECTURES.get(kind, ARCHITECTURES["t5"]).kind  # FLAN-T5 has the model type of T5
-
-
-def make_model(kind: str, form: str = "bottleneck", **settings: Any) -> HyperAdapterModel:
-    """A model on a tiny backbone, its adapters large enough to show."""
-    backbone = tiny_backbone(kind)
-    torch.manual_seed(1)
-    tasks = HEAD_TASKS if kind_of(kind) == "encoder" else TEXT_TASKS
-    model = HyperAdapterModel(backbone, tasks, ModelConfig(preset="paper", **FORM_SETTINGS[form], **settings))
-    with torch.no_grad():
-        for module in (model.method.hypernetwork, model.shared_adapters):
-            for parameter in module.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def make_batch(kind: str, rows: int = 6) -> dict[str, Tensor]:
-    """Rows of several lengths: of a decoder, the last two tokens of each are the answer."""
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.ones(rows, 7, dtype=torch.long)
-    for row in range(rows):
-        mask[row, 7 - row % 3 :] = 0
-    ids = torch.randint(3, 40, (rows, 7), generator=generator).masked_fill(mask == 0, 0)
-    batch = {"input_ids": ids, "attention_mask": mask, "task_ids": torch.tensor([1, 0, 2, 0, 1, 2])[:rows]}
-    if kind_of(kind) == "encoder":
-        batch["labels"] = torch.tensor([0.3, 2.0, 1.0, 0.0, -1.5, 0.0])[:rows]
-    elif kind_of(kind) == "encoder-decoder":
-        batch["labels"] = torch.randint(3, 40, (rows, 4), generator=generator)
-    else:
-        from_end = mask.flip(1).cumsum(1).flip(1)
-        batch["labels"] = ids.masked_fill((from_end > 2) | (mask == 0), -100)
-    return batch
-
-
-def rows_of(batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return {name: value[rows] for name, value in batch.items()}
-
-
-def assert_same(found: Tensor, expected: Tensor) -> None:
-    """Equal to 1e-5, of the largest element where that is above 1.
-
-    The models compared are in float64. Only what the library does in float32 is rounded to 1e-7 there, so that no
-    order of summation, which differs between processors and shapes, comes near the tolerance.
-    """
-    largest = max([1.0, *expected[expected.isfinite()].abs().flatten().tolist()])
-    torch.testing.assert_close(found, expected, atol=1e-5 * largest, rtol=0)
-
-
-def bare(backbone: nn.Module, kind: str, batch: dict[str, Tensor]) -> Tensor:
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    if kind_of(kind) == "encoder-decoder":
-        inputs["labels"] = batch["labels"]
-    with torch.no_grad():
-        output = backbone(**inputs)
-    return output.last_hidden_state if kind_of(kind) == "encoder" else output.logits
 
 
 @each
@@ -110,7 +58,7 @@ def test_a_mixed_batch_gives_each_row_what_a_batch_of_its_own_task_gives(kind: s
     mixed = model(**batch)
     real = batch["attention_mask"].bool()
     for rows in (*((batch["task_ids"] == task).nonzero()[:, 0] for task in range(3)), torch.tensor([4])):
-        own = model(**rows_of(batch, rows))
+        own = model(**select_rows(batch, rows))
         found, size = mixed.logits[rows], own.logits.shape[-1]  # a mixed batch is as wide as its largest head
         if kind in DECODERS:  # what comes after a row's end is never read
             assert_same(found[real[rows]], own.logits[real[rows]])
@@ -124,10 +72,10 @@ def test_a_mixed_batch_gives_each_row_what_a_batch_of_its_own_task_gives(kind: s
 @each_form
 def test_adapters_differ_by_task_and_switched_off_leave_the_bare_backbone(kind: str, form: str) -> None:
     batch = make_batch(kind)
-    before = bare(tiny_backbone(kind), kind, batch)
+    before = bare_outputs(tiny_backbone(kind), kind, batch)
     model, seen = make_model(kind, form), []
     with model.adapters_disabled():
-        assert torch.equal(bare(model.backbone, kind, batch), before)
+        assert torch.equal(bare_outputs(model.backbone, kind, batch), before)
     layer = model._architecture.generated.layers[-1]
     handle = layer.register_forward_hook(lambda _, __, output: seen.append(output))
     if kind_of(kind) == "encoder":
@@ -146,7 +94,10 @@ def test_only_declared_parameters_receive_gradients_and_detaching_restores(kind:
     batch, backbone = make_batch(kind), tiny_backbone(kind)
     names = [name for name, _ in backbone.named_modules()]
     classes = [type(module) for module in backbone.modules()]
-    before, state = bare(backbone, kind, batch), {name: value.clone() for name, value in backbone.state_dict().items()}
+    before, state = (
+        bare_outputs(backbone, kind, batch),
+        {name: value.clone() for name, value in backbone.state_dict().items()},
+    )
     tasks = HEAD_TASKS if kind_of(kind) == "encoder" else TEXT_TASKS
     config = ModelConfig(preset="paper", **FORM_SETTINGS[form])
     model = HyperAdapterModel(backbone.train(), tasks, config).train()
@@ -163,7 +114,7 @@ def test_only_declared_parameters_receive_gradients_and_detaching_restores(kind:
     assert [type(module) for module in backbone.modules()] == classes
     assert not any("beside" in vars(module) for module in backbone.modules())
     assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
-    assert torch.equal(bare(backbone.eval(), kind, batch), before)
+    assert torch.equal(bare_outputs(backbone.eval(), kind, batch), before)
 
 
 @each
@@ -218,7 +169,7 @@ def test_an_exception_in_a_forward_leaves_no_state_behind(kind: str, form: str) 
         model(**batch)
     handle.remove()
     with pytest.raises(RuntimeError, match="no task is active"):
-        bare(model.backbone, kind, batch)
+        bare_outputs(model.backbone, kind, batch)
     assert torch.equal(model(**batch).logits, expected)
 
 
@@ -247,7 +198,7 @@ def test_generation_in_a_mixed_batch_equals_generation_row_by_row(
     together = model.generate(**batch, **options)
     returned = options.get("num_return_sequences", 1)
     for row in range(4):
-        alone = rows_of(batch, torch.tensor([row]))
+        alone = select_rows(batch, torch.tensor([row]))
         if kind in DECODERS:
             length = int(alone["attention_mask"].sum())
             alone = {name: value[:, :length] if value.ndim > 1 else value for name, value in alone.items()}
@@ -479,7 +430,7 @@ def test_form_lora_equals_the_change_of_the_weights() -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_a_fresh_lora_is_its_backbone(kind: str, codes: str) -> None:
     batch, backbone = make_batch(kind), tiny_backbone(kind).double()
-    expected = bare(backbone, kind, batch)
+    expected = bare_outputs(backbone, kind, batch)
     config = ModelConfig(preset="paper", form="lora", lora_rank=2, codes=codes)
     with torch.no_grad():
         found = HyperAdapterModel(backbone, TEXT_TASKS, config).double().eval()(**batch).logits
@@ -529,7 +480,7 @@ def test_a_module_of_ones_own_is_adapted_by_the_names_of_its_modules(form: str, 
     exact = copy.deepcopy(model).double()
     mixed = exact(**batch)
     for row in range(6):
-        alone = exact(**rows_of(batch, torch.tensor([row])))
+        alone = exact(**select_rows(batch, torch.tensor([row])))
         assert_same(mixed.logits[row, : alone.logits.shape[1]], alone.logits[0])
     model.save_pretrained(tmp_path)
     state = {name: value.clone() for name, value in model.detach().state_dict().items()}
@@ -616,14 +567,14 @@ def test_a_merged_task_is_in_the_weights_and_comes_out_bit_for_bit(kind: str) ->
     real = batch["attention_mask"].bool() if kind in DECODERS else torch.ones(6, dtype=torch.bool)
     model.merge("mood")
     assert_same(model(**batch).logits[real], expected[real])
-    merged = bare(model.backbone, kind, batch)
+    merged = bare_outputs(model.backbone, kind, batch)
     with pytest.raises(TaskError, match="task 'mood' is merged into the backbone, which answers for no other one"):
         model(**{**batch, "task_ids": torch.tensor([2, 2, 2, 2, 2, 1])})
     model.unmerge()
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
     assert torch.equal(model(**batch).logits, expected)
     model.merge("mood")
-    assert torch.equal(bare(model.detach(), kind, batch), merged)
+    assert torch.equal(bare_outputs(model.detach(), kind, batch), merged)
 
 
 def test_while_a_task_is_merged_nothing_is_changed() -> None:
@@ -761,7 +712,7 @@ def test_a_backbone_quantised_to_int8_answers_as_before(form: str) -> None:
     assert not torch.equal(found.logits, expected.logits)
     torch.testing.assert_close(found.logits[real], expected.logits[real], atol=0.1, rtol=0.1)
     for row in range(6):
-        alone = model(**rows_of(batch, torch.tensor([row])))
+        alone = model(**select_rows(batch, torch.tensor([row])))
         # Activations are rounded to 256 steps, which a last bit can tip.
         torch.testing.assert_close(alone.logits[0, real[row]], found.logits[row, real[row]], atol=0.03, rtol=0)
     if form == "lora":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import dispatch_model, init_empty_weights
 from accelerate.hooks import attach_execution_device_hook
-from conftest import save_backbone, tiny_backbone
+from helpers import save_backbone, tiny_backbone
 from torch import Tensor, nn
 
 from hyperadapters import HyperAdapterModel, ModelConfig, Predictor, Task

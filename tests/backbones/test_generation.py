@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, save_backbone, tiny_backbone
+from helpers import VOCABULARY, save_backbone, tiny_backbone
 from torch import Tensor, nn
 from transformers import GenerationConfig
 

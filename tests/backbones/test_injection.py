@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ENCODER_DECODERS, ENCODERS, save_backbone, tiny_backbone
+from helpers import (
+    ENCODER_DECODERS,
+    ENCODERS,
+    ENCODERS_AND_ENCODER_DECODERS,
+    HEAD_TASKS,
+    TEXT_TASKS,
+    bare_outputs,
+    make_batch,
+    make_model,
+    save_backbone,
+    tiny_backbone,
+)
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, OPTConfig, OPTForCausalLM
 
@@ -25,63 +36,18 @@ from hyperadapters.config import ModelConfig, Task
 from hyperadapters.errors import BackboneError, RecipeError, TaskError
 from hyperadapters.model.model import HyperAdapterModel
 
-HEAD_TASKS = [
-    Task.classification("colour", ["red", "blue", "green"]),
-    Task.regression("size"),
-    Task.classification("mood", ["bad", "good"]),
-]
 OPT_CONFIG = OPTConfig(
     vocab_size=10, hidden_size=8, ffn_dim=8, num_hidden_layers=2, num_attention_heads=1, word_embed_proj_dim=8
 )
-TEXT_TASKS = [Task.text_to_text("colour"), Task.text_to_text("size"), Task.text_to_text("mood")]
 
 
-def make_model(kind: str, seed: int = 0, **settings: Any) -> HyperAdapterModel:
-    """A model on a tiny backbone, its adapters large enough to show."""
-    backbone = tiny_backbone(kind)
-    torch.manual_seed(seed + 1)
-    tasks = HEAD_TASKS if kind in ENCODERS else TEXT_TASKS
-    model = HyperAdapterModel(backbone, tasks, ModelConfig(**{"preset": "paper", "adapter_dim": 4, **settings}))
-    with torch.no_grad():
-        for module in (model.method.hypernetwork, model.shared_adapters):
-            for parameter in module.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def make_batch(kind: str, rows: int = 6, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.ones(rows, 7, dtype=torch.long)
-    for row in range(rows):
-        mask[row, 7 - row % 3 :] = 0
-    task_ids = torch.tensor([1, 0, 2, 0, 1, 2, 2, 1])[:rows]
-    ids = torch.randint(3, 40, (rows, 7), generator=generator).masked_fill(mask == 0, 0)
-    batch = {"input_ids": ids, "attention_mask": mask, "task_ids": task_ids}
-    if kind in ENCODERS:
-        batch["labels"] = torch.tensor([0.3, 2.0, 1.0, 0.0, -1.5, 0.0, 1.0, 0.4])[:rows]
-    else:
-        batch["labels"] = torch.randint(3, 40, (rows, 4), generator=generator)
-    return batch
-
-
-def _backbone_outputs(backbone: nn.Module, kind: str, batch: dict[str, Tensor]) -> Tensor:
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    with torch.no_grad():
-        if kind in ENCODERS:
-            return backbone(**inputs).last_hidden_state
-        return backbone(**inputs, labels=batch["labels"]).logits
-
-
-ALL = [*ENCODERS, *ENCODER_DECODERS]
-
-
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", ENCODERS_AND_ENCODER_DECODERS)
 def test_detaching_gives_the_backbone_back_bit_for_bit(kind: str) -> None:
     batch = make_batch(kind)
     backbone = tiny_backbone(kind).train()
     names = [name for name, _ in backbone.named_modules()]
     flags = {name: parameter.requires_grad for name, parameter in backbone.named_parameters()}
-    before = _backbone_outputs(backbone.eval(), kind, batch)
+    before = bare_outputs(backbone.eval(), kind, batch)
     backbone.train()
     model = HyperAdapterModel(backbone, HEAD_TASKS if kind in ENCODERS else TEXT_TASKS, ModelConfig(adapter_dim=4))
     model.activation_checkpointing_enable()
@@ -92,19 +58,19 @@ def test_detaching_gives_the_backbone_back_bit_for_bit(kind: str) -> None:
     assert [name for name, _ in backbone.named_modules()] == names
     assert {name: parameter.requires_grad for name, parameter in backbone.named_parameters()} == flags
     assert all(module.training for module in backbone.modules())
-    assert torch.equal(_backbone_outputs(backbone.eval(), kind, batch), before)
+    assert torch.equal(bare_outputs(backbone.eval(), kind, batch), before)
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", ENCODERS_AND_ENCODER_DECODERS)
 def test_adapters_switched_off_give_the_bare_backbone(kind: str) -> None:
     batch = make_batch(kind)
-    before = _backbone_outputs(tiny_backbone(kind), kind, batch)
+    before = bare_outputs(tiny_backbone(kind), kind, batch)
     model = make_model(kind)
     with model.adapters_disabled():
-        assert torch.equal(_backbone_outputs(model.backbone, kind, batch), before)
+        assert torch.equal(bare_outputs(model.backbone, kind, batch), before)
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", ENCODERS_AND_ENCODER_DECODERS)
 def test_only_declared_parameters_receive_gradients(kind: str) -> None:
     model = make_model(kind).train()
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
@@ -117,7 +83,7 @@ def test_only_declared_parameters_receive_gradients(kind: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", ENCODERS_AND_ENCODER_DECODERS)
 def test_adapters_change_the_output_and_differ_by_task(kind: str) -> None:
     model, batch = make_model(kind), make_batch(kind)
     batch.pop("labels")

@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_backbone, tiny_tokenizer
-from test_plus import PAIR_TASKS, WIDTH, make_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from helpers import HIDDEN_SIZE, PAIR_TASKS, make_plus_model, tiny_backbone, tokenizer_of
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from hyperadapters.backbones.text_features import split_pairs
 from hyperadapters.data.examples import Example
@@ -24,33 +21,8 @@ STYLES = ("plain", "bert", "roberta")
 SPELT = {"plain": "</s>", "bert": "[SEP]", "roberta": "</s>"}
 
 
-def tokenizer_of(style: str) -> PreTrainedTokenizerFast:
-    """Of `VOCABULARY`: `tiny_tokenizer`; or with [CLS] and [SEP]; or with <s> and a double separator."""
-    if style == "plain":
-        return tiny_tokenizer()
-    start, end = ("[CLS]", "[SEP]") if style == "bert" else ("<s>", "</s>")
-    words = {word: index for index, word in enumerate(VOCABULARY) if word not in ("</s>", VOCABULARY[-1])}
-    words |= {end: 1, start: len(VOCABULARY) - 1}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    pair = f"{start} $A {end} $B:1 {end}:1" if style == "bert" else f"{start} $A {end} {end} $B {end}"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}", pair=pair, special_tokens=[(end, 1), (start, len(VOCABULARY) - 1)]
-    )
-    types = ["token_type_ids"] if style == "bert" else []
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        cls_token=start,
-        sep_token=end,
-        model_max_length=64,
-        model_input_names=["input_ids", *types, "attention_mask"],
-    )
-
-
 def model_of(style: str) -> HyperAdapterModel:
-    model = make_model()
+    model = make_plus_model()
     model.tokenizer = tokenizer_of(style)
     return model
 
@@ -58,7 +30,7 @@ def model_of(style: str) -> HyperAdapterModel:
 def product_of(model: HyperAdapterModel, inputs: dict[str, Tensor]) -> Tensor:
     """u . v of a batch of pairs [B]."""
     rows = len(inputs["input_ids"])
-    return model.head_features(inputs, torch.empty(0), [True] * rows)[:, 2 * WIDTH]
+    return model.head_features(inputs, torch.empty(0), [True] * rows)[:, 2 * HIDDEN_SIZE]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -68,9 +40,9 @@ def test_equal_texts_that_spell_a_separator_are_equal(style: str) -> None:
     rows = [Example(0, text, text), Example(0, "red w3", "red w3"), Example(1, text)]
     inputs = model.collator.inputs(rows)
     found = model.head_features(inputs, torch.empty(0), [True, True, False])
-    torch.testing.assert_close(found[:2, 2 * WIDTH].double(), torch.ones(2).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[:2, 2 * HIDDEN_SIZE].double(), torch.ones(2).double(), atol=1e-6, rtol=0)
     alone = model.head_features(model.collator.inputs(rows[2:]), torch.empty(0), [False])
-    torch.testing.assert_close(found[0, :WIDTH], 2 * alone[0, :WIDTH], atol=1e-6, rtol=0)  # u + v, and u
+    torch.testing.assert_close(found[0, :HIDDEN_SIZE], 2 * alone[0, :HIDDEN_SIZE], atol=1e-6, rtol=0)  # u + v, and u
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_backbone
-from test_injection import HEAD_TASKS, TEXT_TASKS, make_batch, make_model
+from helpers import HEAD_TASKS, TEXT_TASKS, make_batch, make_model, tiny_backbone
 from torch import Tensor
 
 from hyperadapters.backbones import checks

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_backbone
+from helpers import save_backbone
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -13,19 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import (
-    DATA,
+from helpers import (
     ENCODER_DECODERS,
     ENCODERS,
+    RECORDED,
     VOCABULARY,
     empty_centroids,
+    make_batch,
+    make_model,
     save_backbone,
     tiny_backbone,
     tiny_tokenizer,
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from test_injection import make_batch, make_model
 from tolerance import rounding
 from torch import Tensor
 from transformers import AutoModel, BertModel
@@ -544,9 +545,9 @@ def _with_parts_of_their_own(kind: str) -> HyperAdapterModel:
 @pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_checkpoints_of_earlier_versions_of_the_library_answer_as_they_did(version: int, tmp_path: Path) -> None:
     """The files were written by the last version of the library that had each format."""
-    folder = DATA / "checkpoints" / f"format{version}"
+    folder = RECORDED / "checkpoints" / f"format{version}"
     assert json.loads((folder / CONFIG_FILE).read_text())["format_version"] == version
-    backbone = BertModel.from_pretrained(DATA / "checkpoints" / "backbone", add_pooling_layer=False)
+    backbone = BertModel.from_pretrained(RECORDED / "checkpoints" / "backbone", add_pooling_layer=False)
     model = HyperAdapterModel.from_pretrained(folder, backbone=backbone)
     expected = load_file(folder / "expected.safetensors")
     batch = {name: expected[name] for name in ("input_ids", "attention_mask")}

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_backbone, tiny_backbone, tiny_tokenizer
+from helpers import make_batch, make_model, save_backbone, tiny_backbone, tiny_tokenizer
 from hub_stub import HubStub, serve_hub
 from huggingface_hub import ModelCard, constants
 from markdown_it import MarkdownIt
-from test_injection import make_batch, make_model
 
 from hyperadapters.checkpoints.card import CARD_FILE, is_generated
 from hyperadapters.checkpoints.format import CONFIG_FILE, save_model

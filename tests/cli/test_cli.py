@@ -9,72 +9,29 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import damaged_runs
 import pytest
 import yaml
-from conftest import save_backbone
+from command_line import ROWS, Cli, Result, assert_refused, write_recipe, write_rows
 from transformers import OPTConfig
 
 from hyperadapters import HyperAdapterModel, Task, __version__
-from hyperadapters.cli import main
 
 COMMANDS = ("train", "evaluate", "predict", "export", "validate", "demo")
 # `hyperadapters.config` stands for pydantic, which typer itself loads where it is installed
 HEAVY = ("torch", "transformers", "datasets", "hyperadapters.config", "yaml", "sklearn", "scipy", "numpy")
-ROWS = {
-    "train": [("good w1", "yes"), ("bad w2", "no"), ("good w3", "yes"), ("bad w4", "no")],
-    "validation": [("good w5", "yes"), ("bad w6", "no")],
-    "test": [("good w7", "yes"), ("bad w8", "no"), ("bad w9", "no")],
-}
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Calls the command line in this process; any exception but an exit is a failure of the program."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["hyperadapters", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = (re.sub(r"\x1b\[[0-9;]*m", "", text) for text in capsys.readouterr())
-        return Result(int(ended.value.code or 0), out, err)
-
-    return call
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def write_rows(folder: Path, **splits: list[tuple[str, str]]) -> None:
-    folder.mkdir(exist_ok=True)
-    for split, rows in splits.items():
-        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-
-
 def values_of(backbone: Path, **changes: Any) -> dict[str, Any]:
     task = {"name": "mood", "labels": ["no", "yes"], "source": {"path": "../data/{split}.jsonl"}}
     values = {"backbone": str(backbone), "data": {"max_length": 32}, "training": {"max_steps": 1}, "tasks": [task]}
     return {**values, **changes}
-
-
-def write_recipe(path: Path, **values: Any) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 @pytest.fixture
@@ -101,13 +58,6 @@ def texts(tmp_path: Path) -> Path:
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "good w1"}\n{"text": "bad w2"}\n')
     return path
-
-
-def assert_refused(result: Result, *messages: str) -> None:
-    assert result.code == 2
-    assert result.out == ""
-    assert result.err.startswith("error: ")
-    assert [message for message in messages if message not in result.err] == []
 
 
 # Export
@@ -474,87 +424,27 @@ def read_run(cli: Cli, command: str, run: Path, texts: Path, output: Path) -> Re
     return cli(command, run, *inputs, "--output", output)
 
 
-def break_nothing_there(run: Path) -> None:
-    for path in run.iterdir():
-        path.unlink()
-
-
-def break_folder_gone(run: Path) -> None:
-    break_nothing_there(run)
-    run.rmdir()
-
-
-def break_weights_gone(run: Path) -> None:
-    next(run.glob("*.safetensors")).unlink()
-
-
-def break_weights_truncated(run: Path) -> None:
-    path = next(run.glob("*.safetensors"))
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def break_weights_altered(run: Path) -> None:
-    path = next(run.glob("*.safetensors"))
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def break_json_truncated(run: Path) -> None:
-    path = run / "hyperadapter.json"
-    path.write_text(path.read_text()[:-30])
-
-
-def break_json_altered(run: Path) -> None:
-    path = run / "hyperadapter.json"
-    text = path.read_text()
-    path.write_text(text.replace('"yes"', '"yep"'))
-    assert path.read_text() != text
-
-
-def break_json_unknown_key(run: Path) -> None:
-    path = run / "hyperadapter.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "modle": {}}))
-
-
-def break_json_newer(run: Path) -> None:
-    path = run / "hyperadapter.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99, "future": True}))
-
-
-def break_json_points_outside(run: Path) -> None:
-    path = run / "hyperadapter.json"
-    values = json.loads(path.read_text())
-    values["weights"]["file"] = "../" + values["weights"]["file"]
-    path.write_text(json.dumps(values))
-
-
-def break_backbone_replaced(run: Path) -> None:
-    save_backbone(run.parent / "bert", "bert", seed=1)
-
-
-def break_backbone_gone(run: Path) -> None:
-    (run.parent / "bert").rename(run.parent / "moved")
-
-
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 @pytest.mark.parametrize(
     ("damage", "messages"),
     [
-        (break_nothing_there, ["no checkpoint here; expected a file hyperadapter.json"]),
-        (break_folder_gone, ["no checkpoint here"]),
-        (break_weights_gone, [".safetensors: the weights cannot be read"]),
-        (break_weights_truncated, ["expected sha256", "truncated or altered"]),
-        (break_weights_altered, ["expected sha256", "truncated or altered"]),
-        (break_json_truncated, ["hyperadapter.json: not readable", "the checkpoint is damaged"]),
-        (break_json_altered, ["hyperadapter.json was altered after it was written"]),
-        (break_json_unknown_key, ["hyperadapter.json: 1 fault(s)", "modle: unknown key. Did you mean 'model'?"]),
-        (break_json_newer, ["has format 99", "upgrade"]),
-        (break_json_points_outside, ["names no weights file in this folder"]),
-        (break_backbone_replaced, ["was trained on backbone", "with fingerprint", "found one with"]),
-        (break_backbone_gone, ["bert' cannot be loaded", "there is no such folder; put it back there"]),
+        (damaged_runs.nothing_there, ["no checkpoint here; expected a file hyperadapter.json"]),
+        (damaged_runs.folder_gone, ["no checkpoint here"]),
+        (damaged_runs.weights_gone, [".safetensors: the weights cannot be read"]),
+        (damaged_runs.weights_truncated, ["expected sha256", "truncated or altered"]),
+        (damaged_runs.weights_altered, ["expected sha256", "truncated or altered"]),
+        (damaged_runs.json_truncated, ["hyperadapter.json: not readable", "the checkpoint is damaged"]),
+        (damaged_runs.json_altered, ["hyperadapter.json was altered after it was written"]),
+        (
+            damaged_runs.json_unknown_key,
+            ["hyperadapter.json: 1 fault(s)", "modle: unknown key. Did you mean 'model'?"],
+        ),
+        (damaged_runs.json_newer, ["has format 99", "upgrade"]),
+        (damaged_runs.json_points_outside, ["names no weights file in this folder"]),
+        (damaged_runs.backbone_replaced, ["was trained on backbone", "with fingerprint", "found one with"]),
+        (damaged_runs.backbone_gone, ["bert' cannot be loaded", "there is no such folder; put it back there"]),
     ],
-    ids=lambda value: value.__name__.removeprefix("break_") if callable(value) else "",
+    ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_damaged_checkpoint_is_refused(
     cli: Cli,

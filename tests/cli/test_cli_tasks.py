@@ -11,15 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import damaged_runs
 import pytest
-import test_cli
 import torch
-from conftest import empty_centroids, save_backbone
-from test_cli import ROWS, Cli, assert_refused, write_recipe, write_rows
+from command_line import ROWS, Cli, assert_refused, write_recipe, write_rows
+from helpers import empty_centroids, save_backbone
 
 from hyperadapters import HyperAdapterModel, Task
-
-cli = test_cli.cli
 
 COLOURS = [("red w1", "red"), ("blue w2", "blue"), ("red w3", "red"), ("blue w4", "blue")]
 TASKS = {
@@ -367,14 +365,14 @@ def _arguments(command: str, examples: Path) -> list[object]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (test_cli.break_weights_gone, "the weights cannot be read"),
-        (test_cli.break_weights_truncated, "truncated or altered"),
-        (test_cli.break_json_truncated, "the checkpoint is damaged"),
-        (test_cli.break_json_altered, "was altered after it was written"),
-        (test_cli.break_json_newer, "has format 99"),
-        (test_cli.break_backbone_replaced, "was trained on backbone"),
+        (damaged_runs.weights_gone, "the weights cannot be read"),
+        (damaged_runs.weights_truncated, "truncated or altered"),
+        (damaged_runs.json_truncated, "the checkpoint is damaged"),
+        (damaged_runs.json_altered, "was altered after it was written"),
+        (damaged_runs.json_newer, "has format 99"),
+        (damaged_runs.backbone_replaced, "was trained on backbone"),
     ],
-    ids=lambda value: value.__name__.removeprefix("break_") if callable(value) else "",
+    ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(
     cli: Cli, run: Path, examples: Path, command: str, damage: Callable[[Path], None], message: str

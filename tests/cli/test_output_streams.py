@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import save_backbone
+from helpers import save_backbone
 
 from hyperadapters.config import load_recipe
 from hyperadapters.inference.predictor import Predictor

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import save_backbone
-from test_cli import ROWS, write_recipe, write_rows
+from command_line import ROWS, write_recipe, write_rows
+from helpers import save_backbone
 
 COLOURS = [("red w1", "red"), ("blue w2", "blue"), ("red w3", "red"), ("blue w4", "blue")]
 FROZEN = r"Frozen layers: the states of \d+ rows, \d+ tokens, are kept in memory \(\d+\.\d\d GiB when full\)\."

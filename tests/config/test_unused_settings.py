@@ -11,7 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from conftest import save_backbone, tiny_backbone
+from helpers import save_backbone, tiny_backbone
 
 from hyperadapters.checkpoints.format import _digest
 from hyperadapters.config import ModelConfig, Recipe, Task, parse

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import Golden
+from helpers import Golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

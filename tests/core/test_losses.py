@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Golden
+from helpers import Golden
 from tolerance import rounding
 from torch import Tensor
 

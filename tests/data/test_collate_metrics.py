@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_tokenizer
+from helpers import VOCABULARY, tiny_tokenizer
 
 from hyperadapters.config import Task
 from hyperadapters.data.collate import Collator, read_answer, target_text

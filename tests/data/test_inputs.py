@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from conftest import save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
 from datasets import Dataset, DatasetDict, IterableDatasetDict
+from helpers import save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast

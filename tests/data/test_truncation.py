@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+from helpers import tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
 
 from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
 from hyperadapters.config import Lengths, ModelConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import save_backbone
+from helpers import save_backbone
 
 from hyperadapters.backbones.architectures import ARCHITECTURES
 from hyperadapters.demo import run as demo

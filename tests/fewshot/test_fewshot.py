@@ -17,9 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import empty_centroids, tiny_backbone, tiny_tokenizer
+from helpers import (
+    MANY_LABELS,
+    NEW,
+    NEW_ROWS,
+    add_new,
+    empty_centroids,
+    lived_in,
+    make_batch,
+    rows_of,
+    tiny_backbone,
+    tiny_tokenizer,
+)
 from safetensors.torch import load_file
-from test_injection import make_batch, make_model
 from torch import Tensor
 
 from hyperadapters.config import ModelConfig, Task
@@ -37,46 +47,7 @@ from hyperadapters.model.model import HyperAdapterModel
 KINDS = ("bert", "t5")
 KNOWN = ("colour", "size", "mood")
 ALONE = ("none", "prototype", "adapter")
-MANY_LABELS = ("bad", "blue", "good", "no", "red")
 Rows = list[dict[str, Any]]
-
-
-def lived_in(kind: str, own: Iterable[str] = ("mood",), **settings: Any) -> HyperAdapterModel:
-    """A model of three tasks, in which everything that a task can have is there and differs from task to task."""
-    model = make_model(kind, **settings)
-    model.tokenizer = tiny_tokenizer()
-    with torch.no_grad():
-        empty_centroids(model, model.adapter_config.centroids_per_task).normal_()
-        model.method.thresholds.copy_(torch.tensor([0.1, -0.2, -torch.inf]))
-        for name in own:
-            task_id = model.task_id(name)
-            weights = model.method.adapters(torch.tensor([task_id]))
-            changed = AdapterWeights({part: 1.5 * tensor + 0.01 for part, tensor in weights.items()})
-            model.method.own_adapters[str(task_id)] = OwnAdapter(changed)
-    if model.heads is not None:
-        model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
-    return model.eval()
-
-
-def rows_of(task: Task, per_label: int = 2) -> Rows:
-    """Examples of a task: each label has words of its own."""
-    if task.kind == "regression":
-        return [{"text": f"w{n} w{n + 9}", "label": 0.5 * n} for n in range(2 * per_label)]
-    if task.kind == "text-to-text":
-        return [{"text": f"w{n} w{n + 9} good", "label": f"w{n} red"} for n in range(2 * per_label)]
-    return [
-        {"text": f"w{index} w{20 + n} w{index}", "label": label}
-        for index, label in enumerate(task.labels)
-        for n in range(per_label)
-    ]
-
-
-NEW = Task.classification("new", MANY_LABELS)
-NEW_ROWS = rows_of(NEW)[1:]  # one label has one row only, so that exactly the steps asked for are taken
-
-
-def add_new(model: HyperAdapterModel, **options: Any) -> FitReport:
-    return model.add_task(NEW, NEW_ROWS, **{"max_steps": 2, **options})
 
 
 def refit(model: HyperAdapterModel, name: str, **options: Any) -> FitReport:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_backbone, tiny_backbone, tiny_tokenizer
+from helpers import save_backbone, tiny_backbone, tiny_tokenizer
 
 import hyperadapters
 from hyperadapters.config import ModelConfig, Recipe, Task, parse

@@ -20,8 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SPECIAL, VOCABULARY, empty_centroids, save_backbone, tiny_backbone, tiny_tokenizer
-from test_injection import make_batch, make_model
+from helpers import (
+    SPECIAL,
+    VOCABULARY,
+    empty_centroids,
+    make_batch,
+    make_model,
+    save_backbone,
+    tiny_backbone,
+    tiny_tokenizer,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -39,12 +47,12 @@ from hyperadapters.inference.predictor import CHUNK_BATCHES, Prediction, Predict
 from hyperadapters.model.model import HyperAdapterModel
 
 KINDS = ("bert", "t5")
-HEAD_TASKS = (
+HEAD_TASKS_WITH_PAIR = (
     Task.classification("colour", ["red", "blue", "green"]),
     Task.regression("size"),
     Task.classification("mood", ["bad", "good"], fields=["text", "text_pair"]),
 )
-TEXT_TASKS = (
+TEXT_TASKS_WITH_PAIR = (
     Task.text_to_text("colour"),
     Task.regression("size"),
     Task.classification("mood", ["bad", "good"], fields=["text", "text_pair"]),
@@ -73,7 +81,7 @@ def predictor_model(kind: str, tasks: tuple[Task, ...] | None = None, **sizes: A
     backbone = tiny_backbone(kind, **{"initializer_range": 0.2} if kind == "bert" else {}, **sizes)
     torch.manual_seed(1)
     lengths = Lengths(input=32, target=3)
-    tasks = tasks or (HEAD_TASKS if kind == "bert" else TEXT_TASKS)
+    tasks = tasks or (HEAD_TASKS_WITH_PAIR if kind == "bert" else TEXT_TASKS_WITH_PAIR)
     model = HyperAdapterModel(backbone, tasks, ModelConfig(adapter_dim=4), lengths=lengths)
     with torch.no_grad():
         for module in (model.method.hypernetwork, model.shared_adapters):
@@ -263,7 +271,7 @@ def test_a_text_is_read_by_the_label_words_and_what_is_none_of_them_is_no_answer
     assert written.text
     words = {"bad": "w1", "good": str(written.text)}
     mood = Task.classification("mood", ["bad", "good"], fields=["text", "text_pair"], verbalizer=words)
-    (read,) = Predictor(predictor_model("t5", (*TEXT_TASKS[:2], mood)))([("w1", "w2")], task="mood")
+    (read,) = Predictor(predictor_model("t5", (*TEXT_TASKS_WITH_PAIR[:2], mood)))([("w1", "w2")], task="mood")
     assert (read.answer, read.target, read.text) == ("good", 1, written.text)
     assert read.probabilities is None
 
@@ -305,7 +313,7 @@ def test_the_routing_of_a_prediction_is_where_the_text_goes_by_itself(kind: str)
 
 
 def test_the_routing_of_a_prediction_does_not_depend_on_the_prompt_of_its_task() -> None:
-    model = predictor_model("t5", (Task.text_to_text("colour", template="red : {text}"), *TEXT_TASKS[1:]))
+    model = predictor_model("t5", (Task.text_to_text("colour", template="red : {text}"), *TEXT_TASKS_WITH_PAIR[1:]))
     (routed,) = model.route(["w1 w2"])
     (told,) = Predictor(model)(["w1 w2"], task="colour")
     assert told.routing.similarity == pytest.approx(routed.similarity, abs=1e-5)
@@ -731,7 +739,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind in KINDS:
         folder = tmp_path_factory.mktemp(kind)
         backbone = save_backbone(folder / "backbone", kind, **{"initializer_range": 0.2} if kind == "bert" else {})
-        tasks = HEAD_TASKS if kind == "bert" else TEXT_TASKS
+        tasks = HEAD_TASKS_WITH_PAIR if kind == "bert" else TEXT_TASKS_WITH_PAIR
         torch.manual_seed(0)
         model = HyperAdapterModel.from_backbone(str(backbone), tasks, adapter_dim=4)
         with torch.no_grad():

@@ -12,8 +12,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ENCODER_DECODERS, ENCODERS, empty_centroids, save_backbone, tiny_backbone, tiny_tokenizer
-from test_injection import HEAD_TASKS, TEXT_TASKS, make_batch, make_model
+from helpers import (
+    ENCODER_DECODERS,
+    ENCODERS,
+    HEAD_TASKS,
+    TEXT_TASKS,
+    empty_centroids,
+    make_batch,
+    make_model,
+    save_backbone,
+    tiny_backbone,
+    tiny_tokenizer,
+)
 from torch import Tensor, nn
 
 from hyperadapters.config import ModelConfig, Task, load_recipe

@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import (
+    HEAD_TASKS,
+    PAIR_TASKS,
+    add_new,
+    lived_in,
+    make_batch,
+    make_method_model,
+    make_model,
+    make_plus_model,
+    state_of,
+    stirred,
+)
 from safetensors.torch import load_file
-from test_backbones import make_model as make_form
-from test_fewshot import add_new, lived_in
-from test_injection import HEAD_TASKS, make_batch, make_model
-from test_methods import make_model as make_method
-from test_onnx import state_of, stirred
-from test_plus import PAIR_TASKS
-from test_plus import make_model as make_plus
 from tolerance import rounding
 from torch import Tensor
 
@@ -156,7 +161,7 @@ def test_heads_of_all_kinds_are_linear_maps_of_what_they_read(settings: dict[str
 @pytest.mark.parametrize("reads", ["text_features", "pair_features"])
 @torch.no_grad()
 def test_heads_that_read_texts_are_linear_maps_of_what_they_read(reads: str, tmp_path: Path) -> None:
-    model, batch = stirred(make_plus(head_inputs=reads)), make_batch("bert")
+    model, batch = stirred(make_plus_model(head_inputs=reads)), make_batch("bert")
     for task_id, task in enumerate(model.tasks):
         assert_head(model, task_id, batch, tmp_path / task.name)
         assert read(tmp_path / task.name, "hyperadapters_task.json")["head"]["reads"] == [reads, "adapted"]
@@ -179,7 +184,7 @@ def test_the_task_travels_with_its_adapter(tmp_path: Path) -> None:
     export_adapterhub(make_model("bert"), "colour", tmp_path / "colour")
     described = read(tmp_path / "colour", "hyperadapters_task.json")
     assert parse(Task, described["task"]) == HEAD_TASKS[0]
-    export_adapterhub(make_plus(), "same", tmp_path / "same")
+    export_adapterhub(make_plus_model(), "same", tmp_path / "same")
     described = read(tmp_path / "same", "hyperadapters_task.json")
     assert parse(Task, described["task"]) == PAIR_TASKS[0]
 
@@ -206,13 +211,13 @@ def test_another_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match=r"form 'bottleneck', but those of this model have form 'lora'; export to PEFT"
     ):
-        export_adapterhub(make_form("bert", "lora"), "mood", tmp_path / "out")
+        export_adapterhub(make_model("bert", "lora"), "mood", tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "bart", "gpt2"])
 def test_other_architectures_are_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=f"Unknown architecture for AdapterHub '{kind}'"):
-        export_adapterhub(make_form(kind), "mood", tmp_path / "out")
+        export_adapterhub(make_model(kind), "mood", tmp_path / "out")
 
 
 def test_unknown_tasks_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
@@ -222,7 +227,7 @@ def test_unknown_tasks_are_refused_with_the_nearest_name(tmp_path: Path) -> None
 
 def test_adapters_of_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="method 'hyperdecoder' generates adapters for inputs, not for tasks"):
-        export_adapterhub(make_method("bert", "hyperdecoder"), "mood", tmp_path / "out")
+        export_adapterhub(make_method_model("bert", "hyperdecoder"), "mood", tmp_path / "out")
 
 
 def test_a_failed_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Golden
+from helpers import Golden
 from tolerance import rounding
 from torch import Tensor
 

@@ -12,15 +12,23 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ENCODERS, tiny_backbone, tiny_tokenizer
-from test_backbones import FORMS
-from test_backbones import make_model as make_form
-from test_fewshot import add_new, lived_in
-from test_injection import make_model as make_paper
-from test_methods import make_model as make_method
-from test_pairs import tokenizer_of
-from test_plus import PAIR_TASKS, SIZES, examples
-from test_plus import make_model as make_plus
+from helpers import (
+    ENCODERS,
+    FORMS,
+    PAIR_TASKS,
+    SIZES,
+    add_new,
+    lived_in,
+    make_method_model,
+    make_model,
+    make_plus_model,
+    pair_examples,
+    state_of,
+    stirred,
+    tiny_backbone,
+    tiny_tokenizer,
+    tokenizer_of,
+)
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BatchEncoding
 
@@ -62,15 +70,6 @@ def sequence_ids_of(lower_output: BatchEncoding) -> np.ndarray[Any, Any]:
     return np.array([[-1 if text is None else text for text in lower_output.sequence_ids(row)] for row in rows])
 
 
-def stirred(model: HyperAdapterModel) -> HyperAdapterModel:
-    """The model with everything trained large enough to show: adapters of the preset `plus` start at no change."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
 def expected(model: HyperAdapterModel, task_id: int, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return model(**batch, task_ids=torch.full((len(batch["input_ids"]),), task_id)).logits
@@ -93,13 +92,13 @@ def assert_same_logits(model: HyperAdapterModel) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2", "distilbert", "modernbert"])
 def test_every_architecture_and_form_answers_as_in_the_model(kind: str, form: str) -> None:
-    assert_same_logits(make_form(kind, form))
+    assert_same_logits(make_model(kind, form))
 
 
 @pytest.mark.parametrize("features", ["layer", "backbone"])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_tasks_of_every_kind_answer_as_in_the_model(kind: str, features: str) -> None:
-    model = make_paper(kind, features=features)
+    model = make_model(kind, features=features)
     assert model.heads is not None
     model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
     assert_same_logits(model)
@@ -109,11 +108,11 @@ def test_tasks_of_every_kind_answer_as_in_the_model(kind: str, features: str) ->
     "settings", [{}, {"kind": "roberta"}, {"head_inputs": "text_features"}, {"features": "backbone"}]
 )
 def test_heads_that_read_texts_answer_as_in_the_model(settings: dict[str, Any]) -> None:
-    assert_same_logits(stirred(make_plus(**settings)))
+    assert_same_logits(stirred(make_plus_model(**settings)))
 
 
 def test_heads_that_have_not_learned_to_read_texts_answer_as_in_the_model() -> None:
-    model = make_plus()
+    model = make_plus_model()
     assert not OneTask(model, 0).reads_features
     assert_same_logits(model)
 
@@ -127,11 +126,11 @@ def test_added_tasks_and_own_adapters_answer_as_in_the_model(settings: dict[str,
 
 @pytest.mark.parametrize("method", ["hyperformer", "shared_adapter", "task_adapter"])
 def test_other_methods_answer_as_in_the_model(method: str) -> None:
-    assert_same_logits(make_method("bert", method))
+    assert_same_logits(make_method_model("bert", method))
 
 
 def test_types_of_tokens_are_read() -> None:
-    model, batch = make_paper("bert"), batch_of(2, 5, 4)
+    model, batch = make_model("bert"), batch_of(2, 5, 4)
     types = torch.tensor([[0, 0, 1, 1, 1]]).expand(2, -1)
     found = OneTask(model, 0).eval()(**batch, token_type_ids=types)
     torch.testing.assert_close(found, expected(model, 0, {**batch, "token_type_ids": types}), atol=1e-5, rtol=1e-5)
@@ -139,17 +138,6 @@ def test_types_of_tokens_are_read() -> None:
 
 
 # Whole exports: each takes seconds, so the tests share two
-
-
-def state_of(model: HyperAdapterModel) -> dict[str, Any]:
-    return {
-        "values": {name: value.clone() for name, value in model.state_dict().items()},
-        "trained": [parameter.requires_grad for parameter in model.parameters()],
-        "modes": [module.training for module in model.modules()],
-        "hooks": [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()],
-        "names": [name for name, _ in model.named_modules()],
-        "revision": model.task_table.revision,
-    }
 
 
 class Exported:
@@ -180,7 +168,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     torch.manual_seed(0)
     model = small_model("bert", PAIR_TASKS[:2])
     assert model.adapter_config.preset == "plus"
-    model.tokenizer, rows = tiny_tokenizer(), [row for row in examples(16) if row.task_id != 2]
+    model.tokenizer, rows = tiny_tokenizer(), [row for row in pair_examples(16) if row.task_id != 2]
     fit_text_heads(model, rows[:24], rows[24:], batch_size=8)
     return Exported(stirred(model).train(), "same", tmp_path_factory.mktemp("pair") / "made" / "onnx")
 
@@ -216,7 +204,12 @@ def test_onnxruntime_gives_the_logits_of_the_model(exported: Exported, shape: tu
 
 def test_texts_get_the_answers_of_the_model(pair: Exported) -> None:
     spelt = "red </s> w2"
-    rows = [*examples(8)[::3], Example(0, spelt, spelt), Example(0, "</s>", "w3"), Example(0, "w4", f"{spelt} </s>")]
+    rows = [
+        *pair_examples(8)[::3],
+        Example(0, spelt, spelt),
+        Example(0, "</s>", "w3"),
+        Example(0, "w4", f"{spelt} </s>"),
+    ]
     tokenizer = AutoTokenizer.from_pretrained(pair.folder)
     lower_output = tokenizer(
         [row.text for row in rows], [row.text_pair for row in rows], padding=True, truncation=True, return_tensors="np"
@@ -285,30 +278,30 @@ def test_nothing_is_said_on_the_way(exported: Exported) -> None:
 
 def test_an_unknown_task_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"Unknown task 'sise'\. Did you mean 'size'"):
-        export_onnx(make_paper("bert"), "sise", tmp_path / "out")
+        export_onnx(make_model("bert"), "sise", tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
 def test_text_to_text_backbones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="for encoder backbones, which have task heads"):
-        export_onnx(make_paper("t5"), "size", tmp_path / "out")
+        export_onnx(make_model("t5"), "size", tmp_path / "out")
 
 
 def test_adapters_of_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="method 'hyperdecoder' generates adapters for inputs, not for tasks"):
-        export_onnx(make_method("bert", "hyperdecoder"), "size", tmp_path / "out")
+        export_onnx(make_method_model("bert", "hyperdecoder"), "size", tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
 def test_other_floating_point_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"float32, found 'embeddings.word.* in bfloat16; call model.float\(\)"):
-        export_onnx(make_paper("bert").bfloat16(), "size", tmp_path / "out")
+        export_onnx(make_model("bert").bfloat16(), "size", tmp_path / "out")
 
 
 def test_a_folder_with_files_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(OutputError, match="already exists; choose another name, or remove it"):
-        export_onnx(make_paper("bert"), "size", tmp_path)
+        export_onnx(make_model("bert"), "size", tmp_path)
     assert (tmp_path / "notes").read_text() == "mine"
 
 
@@ -319,11 +312,11 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(onnx, "_trace", lambda *_: type("Program", (), {"save": lambda self, path: path.touch()})())
     monkeypatch.setattr(onnx, "write_task_files", fail)
     with pytest.raises(OutputError, match="out: cannot be written: disk full"):
-        export_onnx(make_paper("bert"), "size", tmp_path / "out")
+        export_onnx(make_model("bert"), "size", tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
 def test_a_missing_exporter_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match=r"'onnxscript', which is not installed.*hyperadapters\[onnx\]"):
-        export_onnx(make_paper("bert"), "size", tmp_path / "out")
+        export_onnx(make_model("bert"), "size", tmp_path / "out")

@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DECODERS, save_backbone, tiny_backbone
+from helpers import (
+    DECODERS,
+    HEAD_TASKS,
+    TEXT_TASKS,
+    assert_same,
+    bare_outputs,
+    kind_of,
+    make_batch,
+    make_model,
+    save_backbone,
+    tiny_backbone,
+)
 from safetensors.torch import load_file, save_file
-from test_backbones import HEAD_TASKS, TEXT_TASKS, assert_same, bare, kind_of, make_batch, make_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,8 +66,8 @@ def test_peft_gives_our_outputs(kind: str, settings: dict[str, int], tmp_path: P
     expected, real = with_adapter(model, kind, batch), real_rows(kind, batch)
     export_peft(model, "mood", tmp_path / "mood")
     loaded = peft.PeftModel.from_pretrained(tiny_backbone(kind).double(), tmp_path / "mood").eval()
-    assert_same(bare(loaded, kind, batch)[real], expected[real])
-    assert (bare(tiny_backbone(kind).double(), kind, batch)[real] - expected[real]).abs().max() > 1e-3
+    assert_same(bare_outputs(loaded, kind, batch)[real], expected[real])
+    assert (bare_outputs(tiny_backbone(kind).double(), kind, batch)[real] - expected[real]).abs().max() > 1e-3
     changed = {name.split(".lora_A")[0] for name, _ in loaded.named_modules() if name.endswith("lora_A.default")}
     assert changed == {f"base_model.model.{place.path}" for place in model.adapted_linears()}
 
@@ -130,7 +140,7 @@ def test_all_tasks_become_folders_with_an_index(tmp_path: Path) -> None:
     for task_id, name in enumerate(index["tasks"]):
         loaded.set_adapter(name)
         expected = model(**{**batch, "task_ids": torch.full((6,), task_id)}).logits
-        assert_same(bare(loaded.eval(), "gpt2", batch)[real], expected[real])
+        assert_same(bare_outputs(loaded.eval(), "gpt2", batch)[real], expected[real])
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert", "gpt2", "llama"])
@@ -153,7 +163,7 @@ def test_a_lora_that_peft_wrote_becomes_the_adapter_of_a_task(kind: str, rslora:
     for task_id, before in enumerate(others):
         assert all(torch.equal(model.method.adapters(torch.tensor([task_id]))[name], before[name]) for name in before)
     real = real_rows(kind, batch)
-    assert_same(with_adapter(model.double(), kind, batch)[real], bare(theirs.double(), kind, batch)[real])
+    assert_same(with_adapter(model.double(), kind, batch)[real], bare_outputs(theirs.double(), kind, batch)[real])
 
 
 @pytest.mark.parametrize("method", ["task_adapter", "shared_adapter", "hyperformer", "hyperdecoder"])
@@ -292,7 +302,7 @@ def test_a_merged_task_is_a_transformers_model(kind: str, tmp_path: Path) -> Non
     expected, real = with_adapter(model, kind, batch), real_rows(kind, batch)
     export_merged(model, "mood", tmp_path / "merged")
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
-    assert_same(bare(load_backbone(str(tmp_path / "merged")).double(), kind, batch)[real], expected[real])
+    assert_same(bare_outputs(load_backbone(str(tmp_path / "merged")).double(), kind, batch)[real], expected[real])
     if kind in DECODERS:
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged") is not None
     assert json.loads((tmp_path / "merged" / TASK_FILE).read_text())["task"]["name"] == "mood"

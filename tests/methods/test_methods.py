@@ -8,8 +8,17 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from conftest import ENCODERS, save_backbone, tiny_backbone
-from test_injection import HEAD_TASKS, TEXT_TASKS, make_batch
+from helpers import (
+    ENCODERS,
+    HEAD_TASKS,
+    SIZES,
+    TEXT_TASKS,
+    make_batch,
+    make_method_model,
+    save_backbone,
+    select_rows,
+    tiny_backbone,
+)
 from torch import Tensor
 
 from hyperadapters.config import Method, ModelConfig, Recipe, Task, load_recipe, parse
@@ -25,7 +34,6 @@ from hyperadapters.training.run import load_run, load_run_tasks, train
 METHODS: tuple[Method, ...] = get_args(Method)
 OTHERS = METHODS[1:]
 KINDS = ("bert", "t5")
-SIZES: dict[str, Any] = {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 6}
 D, A, P, H, T = 16, 4, 8, 6, 3
 ARCHITECTURES = {"bert": 2, "t5": 3}
 PARTS: dict[Method, tuple[str, ...]] = {
@@ -35,25 +43,6 @@ PARTS: dict[Method, tuple[str, ...]] = {
     "shared_adapter": ("learned_adapters",),
     "task_adapter": ("learned_adapters",),
 }
-
-
-def make_model(kind: str, method: str, **settings: Any) -> HyperAdapterModel:
-    """A model on a tiny backbone, everything trained large enough to show."""
-    backbone = tiny_backbone(kind)
-    torch.manual_seed(1)
-    tasks = HEAD_TASKS if kind in ENCODERS else TEXT_TASKS
-    model = HyperAdapterModel(
-        backbone, tasks, ModelConfig(**{"preset": "paper", **SIZES, "method": method, **settings})
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and not name.startswith("heads"):
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def _rows(batch: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    return {name: value[rows] for name, value in batch.items()}
 
 
 def _real(logits: Tensor) -> Tensor:
@@ -66,18 +55,18 @@ def both(test: Any) -> Any:
 
 @both
 def test_a_mixed_batch_gives_each_row_what_it_gets_alone(kind: str, method: str) -> None:
-    model, batch = make_model(kind, method).double(), make_batch(kind, rows=8)
+    model, batch = make_method_model(kind, method).double(), make_batch(kind, rows=8)
     mixed = model(**batch)
     assert mixed.loss.isfinite()
     for row in range(8):
-        single = model(**_rows(batch, [row]))
+        single = model(**select_rows(batch, [row]))
         size = single.logits.shape[-1]
         torch.testing.assert_close(mixed.logits[row : row + 1, ..., :size], single.logits, atol=1e-5, rtol=1e-5)
 
 
 @both
 def test_backward_reaches_all_parts_of_the_method_and_nothing_else(kind: str, method: Method) -> None:
-    model = make_model(kind, method).train()
+    model = make_method_model(kind, method).train()
     model.training_loss(make_batch(kind)).total.backward()
     expected = {*(f"method.{part}" for part in PARTS[method]), "heads" if kind == "bert" else "shared_adapters"}
     assert {_part(name) for name, value in model.named_parameters() if value.requires_grad} == expected
@@ -106,7 +95,7 @@ def _count(kind: str, method: Method) -> int:
 
 @both
 def test_the_number_of_trainable_parameters_is_the_documented_one(kind: str, method: Method) -> None:
-    model = make_model(kind, method)
+    model = make_method_model(kind, method)
     others = [model.shared_adapters] if model.heads is None else [model.shared_adapters, model.heads]
     rest = sum(parameter.numel() for module in others for parameter in module.parameters())
     assert model.num_trainable_parameters() - rest == _count(kind, method)
@@ -114,7 +103,7 @@ def test_the_number_of_trainable_parameters_is_the_documented_one(kind: str, met
 
 @both
 def test_a_checkpoint_gives_the_same_model_again(kind: str, method: str, tmp_path: Path) -> None:
-    model, batch = make_model(kind, method), make_batch(kind)
+    model, batch = make_method_model(kind, method), make_batch(kind)
     model.save_pretrained(tmp_path)
     loaded = HyperAdapterModel.from_pretrained(tmp_path, tiny_backbone(kind))
     assert loaded.adapter_config == model.adapter_config
@@ -128,7 +117,7 @@ def test_a_checkpoint_from_before_there_were_methods_is_of_pha() -> None:
 
 @both
 def test_detaching_gives_the_backbone_back(kind: str, method: str) -> None:
-    model, fresh = make_model(kind, method), tiny_backbone(kind)
+    model, fresh = make_method_model(kind, method), tiny_backbone(kind)
     backbone = model.detach()
     assert [name for name, _ in backbone.named_modules()] == [name for name, _ in fresh.named_modules()]
     assert all(parameter.requires_grad for parameter in backbone.parameters())
@@ -186,7 +175,7 @@ def test_learned_adapters_are_those_of_their_tasks() -> None:
 
 
 def test_the_shared_adapter_is_one_for_all_tasks() -> None:
-    model = make_model("bert", "shared_adapter")
+    model = make_method_model("bert", "shared_adapter")
     weights = model.method.adapters(torch.tensor([0, 2]))
     assert weights["down_weight"].shape == (2, 2, D, A)
     assert all(torch.equal(tensor[:, 0], tensor[:, 1]) for tensor in weights.values())
@@ -194,7 +183,7 @@ def test_the_shared_adapter_is_one_for_all_tasks() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_task_adapters_of_a_model_equal_models_of_one_task_each(kind: str) -> None:
-    together, batch = make_model(kind, "task_adapter").double(), make_batch(kind)
+    together, batch = make_method_model(kind, "task_adapter").double(), make_batch(kind)
     mixed = together(**batch)
     for task_id, task in enumerate(together.tasks):
         alone = HyperAdapterModel(tiny_backbone(kind).double(), [task], together.adapter_config).eval()
@@ -207,7 +196,7 @@ def test_task_adapters_of_a_model_equal_models_of_one_task_each(kind: str) -> No
                 alone.heads.weight.copy_(head.weight)
                 alone.heads.bias.copy_(head.bias)
         rows = (batch["task_ids"] == task_id).nonzero()[:, 0].tolist()
-        own = _rows(batch, rows)
+        own = select_rows(batch, rows)
         own["task_ids"] = torch.zeros_like(own["task_ids"])
         found = alone(**own).logits
         torch.testing.assert_close(found, mixed.logits[rows][..., : found.shape[-1]], atol=1e-5, rtol=1e-5)
@@ -215,7 +204,7 @@ def test_task_adapters_of_a_model_equal_models_of_one_task_each(kind: str) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_hyperdecoders_weights_of_a_row_depend_on_that_row_only(kind: str) -> None:
-    model, batch = make_model(kind, "hyperdecoder"), make_batch(kind, rows=4)
+    model, batch = make_method_model(kind, "hyperdecoder"), make_batch(kind, rows=4)
     pooled = model.forward_lower_layers(batch["input_ids"], batch["attention_mask"]).pooled.detach().requires_grad_()
     instances = model.method.instance_vectors(pooled)
     state = model.method.select(batch["task_ids"], instances)
@@ -231,7 +220,7 @@ def test_the_hyperdecoders_weights_of_a_row_depend_on_that_row_only(kind: str) -
 
 
 def test_the_hyperdecoder_trains_its_retriever_by_the_task_loss() -> None:
-    model = make_model("bert", "hyperdecoder").train()
+    model = make_method_model("bert", "hyperdecoder").train()
     losses = model.training_loss(make_batch("bert"))
     assert torch.equal(losses.total, losses.task)
     losses.task.backward()
@@ -239,7 +228,7 @@ def test_the_hyperdecoder_trains_its_retriever_by_the_task_loss() -> None:
 
 
 def test_hyperformer_generates_from_its_task_embeddings() -> None:
-    model = make_model("bert", "hyperformer")
+    model = make_method_model("bert", "hyperformer")
     expected = model.method.hypernetwork(model.method.prototypes.weight[[2, 0]])
     found = model.method.adapters(torch.tensor([2, 0]))
     assert isinstance(found, AdapterWeights)
@@ -249,15 +238,15 @@ def test_hyperformer_generates_from_its_task_embeddings() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", OTHERS)
 def test_the_other_methods_have_no_contrastive_losses(kind: str, method: str) -> None:
-    losses = make_model(kind, method).training_loss(make_batch(kind))
+    losses = make_method_model(kind, method).training_loss(make_batch(kind))
     assert (float(losses.instance), float(losses.prototype)) == (0.0, 0.0)
     assert torch.equal(losses.total, losses.task)
 
 
 @pytest.mark.parametrize("contrast", ["both", "instance", "prototype", "none"])
 def test_either_contrastive_loss_can_be_left_out(contrast: str) -> None:
-    model, batch = make_model("bert", "pha", contrast=contrast).double().train(), make_batch("bert")
-    losses, whole = model.training_loss(batch), make_model("bert", "pha").double().train().training_loss(batch)
+    model, batch = make_method_model("bert", "pha", contrast=contrast).double().train(), make_batch("bert")
+    losses, whole = model.training_loss(batch), make_method_model("bert", "pha").double().train().training_loss(batch)
     has_instance, has_prototype = contrast in ("both", "instance"), contrast in ("both", "prototype")
     assert torch.equal(losses.instance, whole.instance * has_instance)
     assert torch.equal(losses.prototype, whole.prototype * has_prototype)
@@ -269,18 +258,21 @@ def test_either_contrastive_loss_can_be_left_out(contrast: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_beams_give_each_row_what_it_gets_alone(method: str) -> None:
-    model, batch = make_model("t5", method).double(), make_batch("t5", rows=5)  # float64: no beam is nearly as likely
+    model, batch = (
+        make_method_model("t5", method).double(),
+        make_batch("t5", rows=5),
+    )  # float64: no beam is nearly as likely
     del batch["labels"]
     options: dict[str, Any] = {"num_beams": 3, "do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5}
     together = model.generate(**batch, **options)
     for row in range(5):
-        assert torch.equal(model.generate(**_rows(batch, [row]), **options)[0], together[row])
+        assert torch.equal(model.generate(**select_rows(batch, [row]), **options)[0], together[row])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", OTHERS)
 def test_a_row_without_a_task_is_an_error(kind: str, method: str) -> None:
-    model, batch = make_model(kind, method), make_batch(kind)
+    model, batch = make_method_model(kind, method), make_batch(kind)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     message = f"method '{method}' cannot route: give each input its task"
     with pytest.raises(TaskError, match=message):
@@ -298,7 +290,7 @@ def test_a_row_without_a_task_is_an_error(kind: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", OTHERS)
 def test_the_tasks_of_other_methods_stay_as_trained(method: str) -> None:
-    model = make_model("bert", method)
+    model = make_method_model("bert", method)
     message = f"method '{method}' keeps the tasks that it was trained with: only 'pha' can change them"
     with pytest.raises(TaskError, match=message):
         model.add_task(Task.classification("new", ["a", "b"]), [{"text": "w1", "label": "a"}])
@@ -313,9 +305,9 @@ def test_the_tasks_of_other_methods_stay_as_trained(method: str) -> None:
 def test_what_a_method_does_not_have_is_an_error() -> None:
     batch = make_batch("bert")
     with pytest.raises(TaskError, match="method 'task_adapter' has no instance vectors"):
-        make_model("bert", "task_adapter").instance_vectors(batch["input_ids"])
+        make_method_model("bert", "task_adapter").instance_vectors(batch["input_ids"])
     with pytest.raises(TaskError, match="method 'hyperdecoder' generates adapters for inputs, not for tasks"):
-        make_model("bert", "hyperdecoder").method.adapters(torch.tensor([0]))
+        make_method_model("bert", "hyperdecoder").method.adapters(torch.tensor([0]))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ENCODERS, save_backbone, tiny_backbone, tiny_tokenizer
-from test_injection import HEAD_TASKS, make_batch
+from helpers import (
+    ENCODERS,
+    HEAD_TASKS,
+    HIDDEN_SIZE,
+    PAIR_TASKS,
+    SIZES,
+    make_batch,
+    make_plus_model,
+    pair_examples,
+    save_backbone,
+    tiny_backbone,
+)
 from tolerance import rounding
 from torch import Tensor
 
@@ -30,32 +40,6 @@ from hyperadapters.training.run import load_run, train
 from hyperadapters.training.text_heads import SHARES_UNCHECKED, HeadRows, fit_text_heads, set_text_heads
 
 CLS, SEP, PAD = 7, 8, 0
-SIZES: dict[str, Any] = {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 6}
-WIDTH = 16
-PAIR_TASKS = [
-    Task.classification("same", ["no", "yes"], fields=("text", "text_pair")),
-    Task.regression("size"),
-    Task.classification("mood", ["bad", "good"]),
-]
-
-
-def make_model(tasks: list[Task] = PAIR_TASKS, kind: str = "bert", **settings: Any) -> HyperAdapterModel:
-    backbone = tiny_backbone(kind)
-    torch.manual_seed(1)
-    model = HyperAdapterModel(backbone, tasks, parse(ModelConfig, {"preset": "plus", **SIZES, **settings}))
-    model.tokenizer = tiny_tokenizer()
-    return model.eval()
-
-
-def examples(count: int = 24) -> list[Example]:
-    """Rows of `PAIR_TASKS`; a pair is the same text twice or two different ones."""
-    rows = []
-    for row in range(count):
-        text = f"w{row % 9} w{3 * row % 17} w{row % 5}"
-        rows.append(Example(0, text, text if row % 2 else f"w{20 + row % 7} red", row % 2))
-        rows.append(Example(1, f"{text} {'w30 ' * (row % 4)}", None, float(row % 4)))
-        rows.append(Example(2, f"{text} {('bad', 'good')[row % 2]}", None, row % 2))
-    return rows
 
 
 def pair_recipe(folder: Path, model: dict[str, Any], has_validation: bool = True) -> Recipe:
@@ -66,7 +50,7 @@ def pair_recipe(folder: Path, model: dict[str, Any], has_validation: bool = True
         if split != "validation" or has_validation:
             rows = [
                 {"text": e.text, "text_pair": e.text_pair, "label": "ny"[int(e.target or 0)]}
-                for e in examples(count)[::3]
+                for e in pair_examples(count)[::3]
             ]
             splits[split] = f"{folder}/same-{split}.jsonl"
             Path(splits[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -129,7 +113,10 @@ def assert_orthogonal(rows: Tensor) -> None:
 
 
 def test_prototypes_and_codes_start_orthogonal_and_of_one_length() -> None:
-    table, network = PrototypeTable(5, 8, orthogonal=True), OrthogonalHypernetwork(3, bottleneck_tensors(WIDTH, 4), 8)
+    table, network = (
+        PrototypeTable(5, 8, orthogonal=True),
+        OrthogonalHypernetwork(3, bottleneck_tensors(HIDDEN_SIZE, 4), 8),
+    )
     assert_orthogonal(table.weight)
     codes = network.codes(table.weight)
     assert codes.shape == (3, 5, 8)
@@ -152,7 +139,10 @@ def test_generated_down_weights_have_the_variance_of_a_linear_layer() -> None:
 
 
 def test_at_a_site_a_step_of_the_heads_for_one_task_leaves_the_others_as_they_are() -> None:
-    table, network = PrototypeTable(3, 8, orthogonal=True), OrthogonalHypernetwork(1, bottleneck_tensors(WIDTH, 4), 8)
+    table, network = (
+        PrototypeTable(3, 8, orthogonal=True),
+        OrthogonalHypernetwork(1, bottleneck_tensors(HIDDEN_SIZE, 4), 8),
+    )
     table, network = table.double(), network.double()
     before = network(table.weight)
     network(table.weight)["up_weight"][:, 1].sum().backward()
@@ -165,7 +155,7 @@ def test_at_a_site_a_step_of_the_heads_for_one_task_leaves_the_others_as_they_ar
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_a_fresh_model_is_its_backbone(kind: str) -> None:
-    model, batch = make_model(HEAD_TASKS, kind).double(), make_batch(kind)
+    model, batch = make_plus_model(HEAD_TASKS, kind).double(), make_batch(kind)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad(), model.adapters_disabled():
         expected = masked_mean(model.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
@@ -241,17 +231,17 @@ def test_features_are_those_of_each_text_encoded_alone() -> None:
         sequences = torch.tensor([row(-1, 0, 0, -1, 1, -1), row(-1, 0, 0, 0, -1)])
         found = text_features(encode, ids, mask, torch.tensor([True, False]), sequence_ids=sequences)
         first, second, single = alone(CLS, 1, 2, SEP), alone(CLS, 3, SEP), alone(CLS, 4, 5, 6, SEP)
-    assert found.shape == (2, features_size(WIDTH, compared=True))
+    assert found.shape == (2, features_size(HIDDEN_SIZE, compared=True))
     pair = torch.cat([first + second, (first - second).abs(), (first @ second)[None]])
     torch.testing.assert_close(found[0], pair, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found[1], torch.cat([single, torch.zeros(WIDTH + 1)]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1], torch.cat([single, torch.zeros(HIDDEN_SIZE + 1)]), atol=1e-5, rtol=1e-5)
 
 
 # Heads
 
 
 def fitted(**settings: Any) -> HyperAdapterModel:
-    model, rows = make_model(**settings), examples()
+    model, rows = make_plus_model(**settings), pair_examples()
     assert model.heads is not None
     model.heads.set_target_scale(1, [0.0, 1.0, 2.0, 3.0])
     fit_text_heads(model, rows[:48], rows[48:], batch_size=8)
@@ -263,7 +253,7 @@ def answers(model: HyperAdapterModel, rows: list[Example]) -> list[Any]:
 
 
 def test_features_are_not_computed_before_heads_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rows = make_model(), examples(4)
+    model, rows = make_plus_model(), pair_examples(4)
     calls = []
     real = model.passes.text_features
     monkeypatch.setattr(model.passes, "text_features", lambda *args: calls.append(1) or real(*args))
@@ -279,13 +269,13 @@ def test_features_are_not_computed_before_heads_read_them(monkeypatch: pytest.Mo
 
 
 def test_fitted_heads_read_what_adapters_have_not_learned() -> None:
-    rows = examples()
+    rows = pair_examples()
     assert answers(fitted(), rows[:48])[::3] == [example.target for example in rows[:48][::3]]
 
 
 @pytest.mark.parametrize("head_inputs", ["text_features", "pair_features"])
 def test_a_mixed_batch_equals_single_rows_and_a_checkpoint_repeats_them(head_inputs: str, tmp_path: Path) -> None:
-    model, rows = fitted(head_inputs=head_inputs), examples(4)
+    model, rows = fitted(head_inputs=head_inputs), pair_examples(4)
     model.save_pretrained(tmp_path)
     loaded = HyperAdapterModel.from_pretrained(tmp_path, tiny_backbone("bert"))
     with torch.no_grad(), evaluating(model):
@@ -297,14 +287,14 @@ def test_a_mixed_batch_equals_single_rows_and_a_checkpoint_repeats_them(head_inp
 
 
 def test_a_new_task_is_fitted_on_the_same_features_and_changes_no_other() -> None:
-    model, rows = fitted(), examples(6)
+    model, rows = fitted(), pair_examples(6)
     before = [prediction.probabilities for prediction in Predictor(model)(rows)]
     new = Task.classification("near", ["no", "yes"], fields=("text", "text_pair"))
     model.add_task(
         new, [{"text": e.text, "text_pair": e.text_pair, "label": ("no", "yes")[int(e.target)]} for e in rows[::3]]
     )  # type: ignore[arg-type]
     assert model.heads is not None
-    assert model.heads.head(3).weight.shape == (2, features_size(WIDTH, compared=True) + WIDTH)
+    assert model.heads.head(3).weight.shape == (2, features_size(HIDDEN_SIZE, compared=True) + HIDDEN_SIZE)
     assert [prediction.probabilities for prediction in Predictor(model)(rows)] == before
     found = [p.target for p in Predictor(model)([Example(None, e.text, e.text_pair) for e in rows[::3]], task="near")]
     assert found == [example.target for example in rows[::3]]
@@ -313,7 +303,7 @@ def test_a_new_task_is_fitted_on_the_same_features_and_changes_no_other() -> Non
 def shares(validation_targets: list[int], trained_logits: Tensor) -> tuple[float, float]:
     """Shares of regression and trained head, read from the fitted head of a task that the regression cannot learn."""
     task = Task.classification("coin", ["heads", "tails"])
-    model = make_model([task])
+    model = make_plus_model([task])
     assert model.heads is not None
     with torch.no_grad():
         model.heads.wide_weight.fill_(0.0)
@@ -350,13 +340,13 @@ def test_a_trained_head_that_diverged_has_no_say() -> None:
 
 
 def test_heads_are_fitted_once() -> None:
-    model, rows = fitted(), examples()
+    model, rows = fitted(), pair_examples()
     with pytest.raises(ValueError, match="fitted to text features already and cannot be fitted again"):
         fit_text_heads(model, rows[:48], rows[48:], batch_size=8)
 
 
 def test_a_label_without_a_training_row_is_named() -> None:
-    model, rows = make_model(), examples()
+    model, rows = make_plus_model(), pair_examples()
     with pytest.raises(DataError, match="task 'same': expected a training example of each label, found none of yes"):
         fit_text_heads(model, [e for e in rows if e.task_id or not e.target], rows, batch_size=8)
 
@@ -374,7 +364,7 @@ def test_training_ends_with_heads_that_read_texts(has_validation: bool, tmp_path
     assert run.model.heads.reads_features
     assert run.evaluations["test"].mean > 0.9  # equal or different texts: the frozen backbone sees that at once
     loaded, _ = load_run(tmp_path / "run")
-    rows = [Example(0, e.text, e.text_pair, e.target) for e in examples(4)[::3]]
+    rows = [Example(0, e.text, e.text_pair, e.target) for e in pair_examples(4)[::3]]
     assert answers(loaded, rows) == answers(run.model, rows)
 
 
@@ -392,12 +382,12 @@ def test_names_of_labels_are_examples_of_single_texts_only() -> None:
 
 
 def test_a_label_name_is_one_more_row_of_the_regression() -> None:
-    rows = [row for row in examples() if row.task_id == 2]
-    with_names, without = make_model(PAIR_TASKS), make_model(PAIR_TASKS, label_names=False)
-    by_hand = make_model(PAIR_TASKS, label_names=False)
-    other = [row for row in examples() if row.task_id != 2]
+    rows = [row for row in pair_examples() if row.task_id == 2]
+    with_names, without = make_plus_model(PAIR_TASKS), make_plus_model(PAIR_TASKS, label_names=False)
+    by_hand = make_plus_model(PAIR_TASKS, label_names=False)
+    other = [row for row in pair_examples() if row.task_id != 2]
     for model, extra in ((with_names, []), (without, []), (by_hand, label_examples(PAIR_TASKS))):
-        fit_text_heads(model, [*rows, *other, *extra], examples(9))
+        fit_text_heads(model, [*rows, *other, *extra], pair_examples(9))
     weights = [model.heads.wide_weight for model in (with_names, by_hand, without) if model.heads is not None]
     assert torch.equal(weights[0], weights[1])
     assert not torch.allclose(weights[0], weights[2])
@@ -405,7 +395,7 @@ def test_a_label_name_is_one_more_row_of_the_regression() -> None:
 
 @pytest.mark.parametrize("label_names", [True, False])
 def test_a_task_with_one_example_a_label_can_learn_from_their_names(label_names: bool) -> None:
-    model = make_model(label_names=label_names)
+    model = make_plus_model(label_names=label_names)
     report = model.add_task(
         Task.classification("colour", ["red", "blue"]),
         [{"text": "w1 w2", "label": "red"}, {"text": "w3 w4", "label": "blue"}],
@@ -419,13 +409,16 @@ def test_a_task_with_one_example_a_label_can_learn_from_their_names(label_names:
 
 
 def test_a_checkpoint_keeps_fitted_heads_in_half_the_bytes_and_without_zeros(tmp_path: Path) -> None:
-    model = make_model()
-    fit_text_heads(model, examples(), examples(9))
+    model = make_plus_model()
+    fit_text_heads(model, pair_examples(), pair_examples(9))
     assert model.heads is not None
     state = stored_state(model)
-    wide = features_size(WIDTH, compared=True) + WIDTH
+    wide = features_size(HIDDEN_SIZE, compared=True) + HIDDEN_SIZE
     assert (state["heads.wide_weight"].shape, state["heads.wide_weight"].dtype) == ((2, wide), torch.float16)
-    assert (state["heads.single_weight"].shape, state["heads.single_weight"].dtype) == ((3, 2 * WIDTH), torch.float16)
+    assert (state["heads.single_weight"].shape, state["heads.single_weight"].dtype) == (
+        (3, 2 * HIDDEN_SIZE),
+        torch.float16,
+    )
     model.save_pretrained(tmp_path)
     loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))
     assert loaded.heads is not None
@@ -434,7 +427,7 @@ def test_a_checkpoint_keeps_fitted_heads_in_half_the_bytes_and_without_zeros(tmp
 
 
 def test_heads_that_need_all_their_bytes_keep_them(tmp_path: Path) -> None:
-    model = make_model()
+    model = make_plus_model()
     assert model.heads is not None
     torch.nn.init.normal_(model.heads.wide_weight)
     assert stored_state(model)["heads.wide_weight"].dtype == torch.float32
@@ -482,8 +475,8 @@ def test_a_regression_learns_from_a_related_head() -> None:
 
 
 def test_only_what_known_heads_make_of_texts_of_the_same_kind_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model()
-    fit_text_heads(model, examples(), examples(9))
+    model = make_plus_model()
+    fit_text_heads(model, pair_examples(), pair_examples(9))
     given: list[list[Tensor]] = []
     fit = fewshot.fit_task
 
@@ -497,14 +490,14 @@ def test_only_what_known_heads_make_of_texts_of_the_same_kind_is_learned_from(mo
     assert model.heads is not None
     ((known,),) = given
     wide = model.heads.head(0).weight
-    assert torch.equal(known[:, :-WIDTH], wide[:, :-WIDTH])
-    assert not known[:, -WIDTH:].any()
+    assert torch.equal(known[:, :-HIDDEN_SIZE], wide[:, :-HIDDEN_SIZE])
+    assert not known[:, -HIDDEN_SIZE:].any()
 
 
 def test_other_tasks_keep_their_answers_bit_for_bit_when_one_is_added() -> None:
-    model = make_model()
-    fit_text_heads(model, examples(), examples(9))
-    inputs = [Example(None, row.text, row.text_pair) for row in examples() if row.task_id == 0]
+    model = make_plus_model()
+    fit_text_heads(model, pair_examples(), pair_examples(9))
+    inputs = [Example(None, row.text, row.text_pair) for row in pair_examples() if row.task_id == 0]
     before = [prediction.probabilities for prediction in Predictor(model)(inputs, task="same")]
     model.add_task(
         Task.classification("colour", ["red", "blue"]),

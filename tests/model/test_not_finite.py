@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DECODERS, VOCABULARY, save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+from helpers import (
+    DECODERS,
+    VOCABULARY,
+    save_backbone,
+    tiny_backbone,
+    tiny_language_model_tokenizer,
+    tiny_tokenizer,
+)
 from torch import nn
 
 from hyperadapters import cli

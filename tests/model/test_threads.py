@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_backbone
+from helpers import save_backbone
 from torch import Tensor, nn
 
 from hyperadapters import HyperAdapterModel, Predictor, Task

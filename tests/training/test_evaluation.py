@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import save_backbone
+from helpers import save_backbone
 
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_backbone, tiny_language_model_tokenizer
+from helpers import VOCABULARY, tiny_backbone, tiny_language_model_tokenizer
 
 from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.config import Lengths, ModelConfig, Recipe, Task, parse

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_backbone, tiny_backbone, tiny_tokenizer
+from helpers import save_backbone, tiny_backbone, tiny_tokenizer
 from safetensors.torch import load_file
 from torch import nn
 

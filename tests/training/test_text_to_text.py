@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_backbone, tiny_tokenizer
+from helpers import VOCABULARY, tiny_backbone, tiny_tokenizer
 from torch import nn
 
 from hyperadapters.config import ModelConfig, Recipe, Task, parse

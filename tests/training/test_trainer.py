@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import SPECIAL, save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+from helpers import SPECIAL, save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
 from transformers import TrainerCallback
 
 from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments

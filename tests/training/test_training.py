@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import save_backbone
+from helpers import save_backbone
 
 from hyperadapters import cli
 from hyperadapters.config import Recipe, load_recipe, parse

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from conftest import tiny_backbone
+from helpers import tiny_backbone
 
 from hyperadapters.config import ModelConfig, Task
 from hyperadapters.errors import OutputError
