@@ -168,7 +168,7 @@ ROW = {"text": "w1", "label": "red"}
         ),
         ({**make_data(4), "color": [ROW]}, r"train_data: Unknown task 'color'\. Did you mean 'colour'"),
         ({"colour": [ROW]}, "train_data: expected data of each task of the model, found none of mood, size"),
-        (changed("colour", []), "train_data, task 'colour': no rows"),
+        (changed("colour", []), "train_data, task 'colour': expected at least one row"),
         (changed("colour", ROW), "train_data, task 'colour': expected a list .* found dict"),
         (changed("colour", [ROW, ROW]), r"task 'colour': label\(s\) blue never occur in the training rows"),
         (
