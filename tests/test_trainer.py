@@ -168,7 +168,7 @@ ROW = {"text": "w1", "label": "red"}
         ),
         ({**make_data(4), "color": [ROW]}, r"train_data: Unknown task 'color'\. Did you mean 'colour'"),
         ({"colour": [ROW]}, "train_data: expected data of each task of the model, found none of mood, size"),
-        (changed("colour", []), "train_data, task 'colour': no rows"),
+        (changed("colour", []), "train_data, task 'colour': expected at least one row"),
         (changed("colour", ROW), "train_data, task 'colour': expected a list .* found dict"),
         (changed("colour", [ROW, ROW]), r"task 'colour': label\(s\) blue never occur in the training rows"),
         (
@@ -202,8 +202,8 @@ def test_spellings_of_labels_are_warned_of_once_as_in_a_recipe(caplog: pytest.Lo
     data["colour"][0]["label"] += " "
     Trainer(make_model(), data, {"colour": make_data(4)["colour"][:1]})
     assert sum("spell a label in several ways" in message for message in caplog.messages) == 1
-    assert [message for message in caplog.messages if "no example of" in message] == [
-        "task 'colour': the evaluation rows have no example of red"
+    assert [message for message in caplog.messages if "rows with label" in message] == [
+        "task 'colour': there are no evaluation rows with label red"
     ]
 
 
