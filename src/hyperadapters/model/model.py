@@ -39,7 +39,7 @@ from hyperadapters.core import (
     bottleneck_tensors,
     lora_tensors,
 )
-from hyperadapters.data.collate import Collator
+from hyperadapters.data.collate import Collator, make_collator
 from hyperadapters.errors import BackboneError, RecipeError, TaskError
 from hyperadapters.heads.task_heads import TaskHeads
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
@@ -369,7 +369,7 @@ class HyperAdapterModel(nn.Module):
     def collator_of(self, tasks: Sequence[Task]) -> Collator:
         """Return a collator that makes batches for this model, with other tasks than its own."""
         limit = num_embeddings(self.backbone)
-        return Collator(self.tokenizer, tasks, self.kind, self.lengths.input, self.lengths.target, limit)
+        return make_collator(self.kind, self.tokenizer, tasks, self.lengths.input, self.lengths.target, limit)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: everything except the lock, which belongs to this object."""
