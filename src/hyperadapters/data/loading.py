@@ -182,7 +182,12 @@ def _in_proportion(order: list[int], labels: list[str], keep_one: bool) -> list[
 
 
 def warn_of_missing_labels(task: Task, splits: Mapping[Any, Sequence[Example]]) -> None:
-    """Log a warning for each split whose examples, given by its name, lack some of the labels of a task."""
+    """Log a warning for each split in which a label of a task does not occur.
+
+    Args:
+        task: Classification task with labels, or any other task, for which nothing is logged.
+        splits: Examples of each split, by the name of the split.
+    """
     for split, examples in splits.items():
         seen = {example.target for example in examples}
         missing = [label for index, label in enumerate(task.labels) if index not in seen]
@@ -206,7 +211,15 @@ def _example(row: Row, task: Task, task_id: int) -> Example:
 
 
 def check_labels_seen(task: Task, train: Sequence[Example]) -> None:
-    """Raise DataError unless each label of a task occurs among its training examples."""
+    """Check that each label of a task occurs among its training examples.
+
+    Args:
+        task: Task with labels, or any other task, for which there is nothing to check.
+        train: Training examples of the task.
+
+    Raises:
+        DataError: If a label does not occur.
+    """
     seen = {example.target for example in train}
     unseen = [label for index, label in enumerate(task.labels) if index not in seen]
     if unseen:

@@ -203,7 +203,14 @@ def _as_text(builder: Any) -> dict[str, Any]:
 
 
 def class_names(data: Any) -> dict[str, list[str]]:
-    """Return the names of the classes of those columns of a `datasets.Dataset` that hold class numbers."""
+    """Return the class names of all columns that hold class numbers.
+
+    Args:
+        data: A `datasets.Dataset`, or an object of any other type, which has no such columns.
+
+    Returns:
+        Names of the classes in the order of their numbers, by column.
+    """
     if type(data).__module__.partition(".")[0] != "datasets":
         return {}
     import datasets
@@ -213,7 +220,15 @@ def class_names(data: Any) -> dict[str, list[str]]:
 
 
 def name_classes(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
-    """Return the values of a row with class numbers as names; a negative number or null marks a missing label."""
+    """Return the values of a row, with class numbers replaced by class names.
+
+    Args:
+        values: Values of the row, by column. A class number that is negative or None stands for a missing label.
+        names: Names of the classes of the columns that hold class numbers, as returned by `class_names`.
+
+    Returns:
+        Values by column. A missing label is None.
+    """
     numbers = {column: -1 if values[column] is None else values[column] for column in names}
     found = {column: known[numbers[column]] if numbers[column] >= 0 else None for column, known in names.items()}
     return {**values, **found}
