@@ -20,13 +20,13 @@ def execution_device(backbone: nn.Module) -> torch.device:
     """Find the device that a backbone computes on.
 
     Args:
-        backbone: the model.
+        backbone: The model.
 
     Returns:
         The device.
 
     Raises:
-        BackboneError: it computes on several devices, or its weights are on the meta device, where they have no values.
+        BackboneError: If it computes on several devices, or its weights are on the meta device, where they have no values.
     """
     devices = {
         torch.device(hook.execution_device)
@@ -53,7 +53,7 @@ def is_offloaded(backbone: nn.Module) -> bool:
     """Tell whether accelerate has offloaded weights of a backbone to the CPU or the disk.
 
     Args:
-        backbone: the model.
+        backbone: The model.
 
     Returns:
         True if at least one weight is offloaded.
@@ -65,7 +65,7 @@ def named_weights(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the names and values of all parameters, ordered by name. Offloaded ones are loaded one by one.
 
     Args:
-        backbone: the model.
+        backbone: The model.
 
     Yields:
         Name and value of a parameter.

@@ -48,14 +48,14 @@ def write_card(
     """Write the card of a checkpoint into its folder, unless there is one that somebody wrote or changed.
 
     Args:
-        model: what the checkpoint is of.
-        folder: of the checkpoint.
-        name: by which `from_pretrained` finds it: the folder, or a name on the Hub.
-        license: as the Hub names it, for example "apache-2.0"; default: that of the card that is replaced, or none.
-        scores: of the tasks.
+        model: What the checkpoint is of.
+        folder: Of the checkpoint.
+        name: By which `from_pretrained` finds it: the folder, or a name on the Hub.
+        license: As the Hub names it, for example "apache-2.0"; default: that of the card that is replaced, or none.
+        scores: Of the tasks.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: If it cannot be written.
     """
     path = folder / CARD_FILE
     if path.is_file():

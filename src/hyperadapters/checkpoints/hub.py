@@ -44,12 +44,12 @@ def find_checkpoint(name: str | Path, revision: str | None = None, token: str | 
     The cache is read without the Hub where that cannot be reached, or with HF_HUB_OFFLINE=1.
 
     Args:
-        name: of a folder, or a string like "user/name".
-        revision: branch, tag or commit on the Hub.
-        token: for the Hub; default: that of `hf auth login`.
+        name: Of a folder, or a string like "user/name".
+        revision: Branch, tag or commit on the Hub.
+        token: For the Hub; default: that of `hf auth login`.
 
     Raises:
-        CheckpointError: there is no such folder, and no such checkpoint on the Hub or no way to get it; or a revision
+        CheckpointError: If there is no such folder, and no such checkpoint on the Hub or no way to get it; or a revision
             of a folder is asked for.
     """
     folder = Path(name)

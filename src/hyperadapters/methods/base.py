@@ -104,7 +104,7 @@ class Method(nn.Module, ABC):
             Weights [L, U, ...].
 
         Raises:
-            TaskError: The method generates adapters for inputs, not for tasks.
+            TaskError: If the method generates adapters for inputs, not for tasks.
         """
         raise TaskError(f"method '{self.config.method}' generates adapters for inputs, not for tasks")
 

@@ -69,7 +69,7 @@ def check_task_ids(task_ids: Tensor | None, rows: int, num_tasks: int, has_label
         has_labels: Whether labels were given.
 
     Raises:
-        TaskError: There are no rows; labels come without task ids; or the task ids have another shape or type, or are
+        TaskError: If there are no rows; labels come without task ids; or the task ids have another shape or type, or are
             out of range.
     """
     if rows == 0:
@@ -107,7 +107,7 @@ def check_labels(
         num_embeddings: Number of token ids that the backbone has embeddings for; None if it is not known.
 
     Raises:
-        TaskError: The labels have another shape or type, or one is out of range.
+        TaskError: If the labels have another shape or type, or one is out of range.
     """
     rows, text_to_text = len(input_ids), kind != "encoder"
     expected = f"token ids of shape ({rows}, T), T at least 1" if text_to_text else f"a tensor of shape ({rows},)"
@@ -144,7 +144,7 @@ def check_token_ids(name: str, ids: Tensor, num_embeddings: int | None) -> None:
         num_embeddings: Number of embeddings; None if it is not known.
 
     Raises:
-        TaskError: An id is out of range.
+        TaskError: If an id is out of range.
     """
     wrong = ids < 0 if num_embeddings is None else (ids < 0) | (ids >= num_embeddings)
     if name == "labels":
@@ -164,7 +164,7 @@ def check_loss_settings(label_smoothing: float, reduction: str) -> None:
         reduction: "mean" or "sum".
 
     Raises:
-        TaskError: One of them is something else.
+        TaskError: If one of them is something else.
     """
     if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
         raise TaskError(f"label_smoothing: expected a number from 0 to 1, found {label_smoothing!r}")

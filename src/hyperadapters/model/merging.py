@@ -75,7 +75,7 @@ class Merged:
             loras: Result of `task_loras`.
 
         Raises:
-            BackboneError: A weight is quantised, offloaded, or also used elsewhere in the backbone. Nothing has been
+            BackboneError: If a weight is quantised, offloaded, or also used elsewhere in the backbone. Nothing has been
                 changed then.
         """
         self.task_id = task_id

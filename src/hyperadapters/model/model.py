@@ -121,9 +121,9 @@ class HyperAdapterModel(nn.Module):
                 the backbone has fewer positions.
 
         Raises:
-            BackboneError: The architecture is unknown, or a module is missing. Nothing has been changed then.
-            TaskError: There is no task, two have the same name, or a task does not fit the backbone.
-            RecipeError: A setting does not fit the backbone.
+            BackboneError: If the architecture is unknown, or a module is missing. Nothing has been changed then.
+            TaskError: If there is no task, two have the same name, or a task does not fit the backbone.
+            RecipeError: If a setting does not fit the backbone.
         """
         super().__init__()
         config = ModelConfig() if config is None else config
@@ -187,9 +187,9 @@ class HyperAdapterModel(nn.Module):
             **settings: Other settings of `ModelConfig`.
 
         Raises:
-            BackboneError: See the constructor.
-            TaskError: See the constructor.
-            RecipeError: See the constructor.
+            BackboneError: If see the constructor.
+            TaskError: If see the constructor.
+            RecipeError: If see the constructor.
         """
         config = parse(ModelConfig, {"preset": preset, **settings})
         lengths = None if max_length is None else parse(Lengths, {"input": max_length})
@@ -216,7 +216,7 @@ class HyperAdapterModel(nn.Module):
             dtype: Type of the weights of a backbone that is loaded; default: that of its files.
 
         Raises:
-            CheckpointError: The checkpoint is missing, damaged, of a newer format or of another backbone; or the Hub
+            CheckpointError: If the checkpoint is missing, damaged, of a newer format or of another backbone; or the Hub
                 does not provide it.
         """
         from hyperadapters.checkpoints.format import load_model
@@ -245,7 +245,7 @@ class HyperAdapterModel(nn.Module):
             scores: Scores for the card, by task, split and metric; default: those of the folder's `metrics.json`.
 
         Raises:
-            OutputError: The folder cannot be written.
+            OutputError: If the folder cannot be written.
         """
         from hyperadapters.checkpoints.card import read_scores, write_card
         from hyperadapters.checkpoints.format import save_model
@@ -286,7 +286,7 @@ class HyperAdapterModel(nn.Module):
             The address of the commit.
 
         Raises:
-            OutputError: The Hub cannot be reached, or refuses the commit.
+            OutputError: If the Hub cannot be reached, or refuses the commit.
         """
         from hyperadapters.checkpoints.hub import push
 
@@ -330,7 +330,7 @@ class HyperAdapterModel(nn.Module):
         """The parts of method "pha".
 
         Raises:
-            TaskError: The model has another method.
+            TaskError: If the model has another method.
         """
         if not isinstance(self.method, PHA):
             raise TaskError(f"expected a model of method 'pha', found method '{self.adapter_config.method}'")
@@ -348,7 +348,7 @@ class HyperAdapterModel(nn.Module):
         A checkpoint contains it if it differs from the tokenizer that the backbone's name leads to.
 
         Raises:
-            BackboneError: It cannot be loaded, or the backbone has no name to load it by.
+            BackboneError: If it cannot be loaded, or the backbone has no name to load it by.
         """
         if self.backbone_name is None:
             raise BackboneError(
@@ -424,7 +424,7 @@ class HyperAdapterModel(nn.Module):
                 derived from `token_type_ids`, where these are 1 for the second text.
 
         Raises:
-            TaskError: An input has a wrong shape or type, or `input_ids`, `task_ids` or `labels` are out of range;
+            TaskError: If an input has a wrong shape or type, or `input_ids`, `task_ids` or `labels` are out of range;
                 `task_ids` is missing where labels are given or the method cannot route; or a head reads the texts of
                 pairs, and no argument tells these apart.
         """
@@ -531,7 +531,7 @@ class HyperAdapterModel(nn.Module):
             The result of transformers' `generate`.
 
         Raises:
-            TaskError: See `forward`; or the backbone has task heads and cannot generate.
+            TaskError: If see `forward`; or the backbone has task heads and cannot generate.
         """
         return self.generate_with_tasks(input_ids, attention_mask, task_ids, route, lower_output, **options).tokens
 
@@ -601,7 +601,7 @@ class HyperAdapterModel(nn.Module):
         """Compute the instance vectors [B, p] of a batch; the arguments are those of `forward`.
 
         Raises:
-            TaskError: The method has no retriever.
+            TaskError: If the method has no retriever.
         """
         output = self.forward_lower_layers(input_ids, attention_mask, token_type_ids, sequence_ids=sequence_ids)
         vectors = self.method.instance_vectors(output.pooled)
@@ -693,8 +693,8 @@ class HyperAdapterModel(nn.Module):
             A prediction for each text, in their order.
 
         Raises:
-            DataError: A text has another type, or does not fit its task.
-            TaskError: The task is unknown, or a row has no task and the method cannot route.
+            DataError: If a text has another type, or does not fit its task.
+            TaskError: If the task is unknown, or a row has no task and the method cannot route.
         """
         from hyperadapters.inference.predictor import Predictor
 
@@ -712,8 +712,8 @@ class HyperAdapterModel(nn.Module):
             [N, C] in float32, the columns in the order of the task's labels.
 
         Raises:
-            DataError: See `predict`.
-            TaskError: The task is unknown or has no probabilities.
+            DataError: If see `predict`.
+            TaskError: If the task is unknown or has no probabilities.
         """
         from hyperadapters.inference.predictor import label_probabilities
 
@@ -730,8 +730,8 @@ class HyperAdapterModel(nn.Module):
             [N, p] in float32.
 
         Raises:
-            DataError: A text has another type.
-            TaskError: The method has no retriever.
+            DataError: If a text has another type.
+            TaskError: If the method has no retriever.
         """
         from hyperadapters.inference.routing import encode_texts
 
@@ -749,7 +749,7 @@ class HyperAdapterModel(nn.Module):
         """Return the id of a task.
 
         Raises:
-            TaskError: There is none of this name.
+            TaskError: If there is none of this name.
         """
         return self.task_table.id_of(name)
 
@@ -790,7 +790,7 @@ class HyperAdapterModel(nn.Module):
         """Remove a task. The ids of the tasks after it decrease by one; their outputs stay as they are.
 
         Raises:
-            TaskError: It is unknown, or the last one, or the method's tasks cannot change.
+            TaskError: If it is unknown, or the last one, or the method's tasks cannot change.
         """
         self._check_not_merged()
         self.task_table.remove(name)
@@ -800,7 +800,7 @@ class HyperAdapterModel(nn.Module):
         """Give a task another name; nothing else changes.
 
         Raises:
-            TaskError: It is unknown, or the new name is taken or not a valid one.
+            TaskError: If it is unknown, or the new name is taken or not a valid one.
         """
         self._check_not_merged()
         self.task_table.rename(name, new_name)
@@ -827,10 +827,10 @@ class HyperAdapterModel(nn.Module):
             batch_size: Number of rows in a batch.
 
         Raises:
-            DataError: The data are wrong; the message names task and row.
-            TaskError: The model has no such heads, or a task is unknown.
-            NotFiniteError: The features of a row are not finite.
-            ValueError: The heads have been fitted already.
+            DataError: If the data are wrong; the message names task and row.
+            TaskError: If the model has no such heads, or a task is unknown.
+            NotFiniteError: If the features of a row are not finite.
+            ValueError: If the heads have been fitted already.
         """
         from hyperadapters.training.text_heads import fit_heads
 
@@ -847,7 +847,7 @@ class HyperAdapterModel(nn.Module):
         """Return the low-rank changes of a task, by the paths of the backbone's linear layers.
 
         Raises:
-            TaskError: The task is unknown, adapters have another form, or the method has no adapters of tasks.
+            TaskError: If the task is unknown, adapters have another form, or the method has no adapters of tasks.
         """
         task_id = self.task_id(task)
         if self.adapter_config.form != "lora":
@@ -866,8 +866,8 @@ class HyperAdapterModel(nn.Module):
         into evaluation mode.
 
         Raises:
-            TaskError: See `task_loras`; or a task is merged, or the task's head also reads the unchanged backbone.
-            BackboneError: A weight is quantised, or also used elsewhere in the backbone.
+            TaskError: If see `task_loras`; or a task is merged, or the task's head also reads the unchanged backbone.
+            BackboneError: If a weight is quantised, or also used elsewhere in the backbone.
         """
         self._check_not_merged()
         loras, task_id = self.task_loras(task), self.task_id(task)
@@ -888,7 +888,7 @@ class HyperAdapterModel(nn.Module):
         """Put the backbone's weights back, bit for bit.
 
         Raises:
-            TaskError: No task is merged.
+            TaskError: If no task is merged.
         """
         if self._merged is None:
             raise TaskError("no task is merged")
@@ -911,8 +911,8 @@ class HyperAdapterModel(nn.Module):
         """Set all parameters and buffers except the backbone's.
 
         Raises:
-            KeyError: A name is missing or unknown.
-            ValueError: A tensor has another shape.
+            KeyError: If a name is missing or unknown.
+            ValueError: If a tensor has another shape.
         """
         own = self.adapter_state_dict()
         if own.keys() != state.keys():
@@ -931,7 +931,7 @@ class HyperAdapterModel(nn.Module):
         Trained parameters are never converted to less than float32, in which small steps of an optimizer would be lost.
 
         Raises:
-            BackboneError: accelerate has offloaded weights of the backbone, and it would have to be moved.
+            BackboneError: If accelerate has offloaded weights of the backbone, and it would have to be moved.
         """
         backbone = self._modules.pop("backbone")
         assert backbone is not None
@@ -991,7 +991,7 @@ class HyperAdapterModel(nn.Module):
         """Return a context in which `model.backbone(...)` gives the outputs of the backbone without adapters.
 
         Raises:
-            TaskError: A task is merged into the backbone.
+            TaskError: If a task is merged into the backbone.
         """
         self._check_not_merged()
         return self.passes.disabled()

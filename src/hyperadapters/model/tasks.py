@@ -80,7 +80,7 @@ class TaskTable:
         """Return the id of the task of this name.
 
         Raises:
-            TaskError: There is none.
+            TaskError: If there is none.
         """
         names = [task.name for task in self.tasks]
         if name not in names:
@@ -126,7 +126,7 @@ class TaskTable:
             states: In the order of the new ids.
 
         Raises:
-            TaskError: The model cannot have these tasks. Nothing has changed then.
+            TaskError: If the model cannot have these tasks. Nothing has changed then.
         """
         pha, tasks = self._pha, tuple(state.task for state in states)
         self.check(tasks)
@@ -150,7 +150,7 @@ class TaskTable:
         """Remove a task; the ids of the tasks after it decrease by one.
 
         Raises:
-            TaskError: It is unknown, or the last one, or the method's tasks cannot change.
+            TaskError: If it is unknown, or the last one, or the method's tasks cannot change.
         """
         self._method.check_can_change_tasks()
         task_id = self.id_of(name)
@@ -164,7 +164,7 @@ class TaskTable:
         """Give a task another name, and keep the name that it was trained under in `renamed`.
 
         Raises:
-            TaskError: It is unknown, or the new name is taken or not a valid one.
+            TaskError: If it is unknown, or the new name is taken or not a valid one.
         """
         task_id = self.id_of(name)
         renamed = parse(Task, {**self.tasks[task_id].model_dump(), "name": new_name}, TaskError)
@@ -179,7 +179,7 @@ class TaskTable:
         """Replace the heads of all tasks, in the order of their ids.
 
         Raises:
-            ValueError: A head has another shape than its task's.
+            ValueError: If a head has another shape than its task's.
         """
         assert self._heads is not None
         self._heads.replace(self.tasks, heads)

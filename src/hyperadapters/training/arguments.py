@@ -100,10 +100,10 @@ class TrainingArguments(transformers.TrainingArguments):
         """Check the settings, and resolve those that depend on the machine.
 
         Raises:
-            RecipeError: A setting of this library has a wrong value or no effect, or a logger is unknown.
-            MissingPackageError: The package of a logger is not installed.
-            OutputError: Training was started on several processes.
-            ValueError: A setting of transformers has a wrong value, or the device does not support it.
+            RecipeError: If a setting of this library has a wrong value or no effect, or a logger is unknown.
+            MissingPackageError: If the package of a logger is not installed.
+            OutputError: If training was started on several processes.
+            ValueError: If a setting of transformers has a wrong value, or the device does not support it.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise OutputError("training on several processes is not supported yet: start one process, without torchrun")
