@@ -466,7 +466,7 @@ def test_the_example_of_the_document_runs_and_prints_what_it_says(
 
 def test_a_loop_that_forgets_to_fit_the_heads_is_warned_once(tmp_path: Path) -> None:
     model = make_model()
-    with pytest.warns(UnfittedHeadsWarning, match=r"the heads of colour, mood, size should .*model\.fit_heads.*Trainer"):
+    with pytest.warns(UnfittedHeadsWarning, match=r"the heads of colour, mood, size .*model\.fit_heads.*Trainer"):
         model.predict(["red w1"], task="colour")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

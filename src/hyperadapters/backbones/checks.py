@@ -75,9 +75,13 @@ def plan(
     Raises:
         BackboneError: If the architecture is not supported, a module is missing or of the wrong kind, the backbone
             already holds adapters, or it does not compute on one device.
-        TaskError: If there is no task, two have the same name, one does not fit the backbone, or its labels are not known.
+        TaskError: If there is no task, two have the same name, one does not fit the backbone, or its labels are not
+            known.
         RecipeError: If a setting does not fit the backbone.
     """
+    if not isinstance(config, ModelConfig | None) or not isinstance(lengths, Lengths | None):
+        wrong = lengths if isinstance(config, ModelConfig | None) else config
+        raise RecipeError(f"expected config as a ModelConfig, and lengths as Lengths; found {wrong!r}")
     config = config or ModelConfig()
     architecture = resolve_architecture(backbone, config.modules)
     check_tasks(tasks, architecture)

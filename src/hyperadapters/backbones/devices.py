@@ -7,7 +7,7 @@ these parameters are on the meta device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ def execution_device(backbone: nn.Module) -> torch.device:
         The device.
 
     Raises:
-        BackboneError: If it computes on several devices, or its weights are on the meta device, where they have no values.
+        BackboneError: If it computes on several devices, or its weights are on the meta device, where they have no
+            values.
     """
     devices = {
         torch.device(hook.execution_device)
@@ -59,6 +60,28 @@ def is_offloaded(backbone: nn.Module) -> bool:
         True if at least one weight is offloaded.
     """
     return any(parameter.is_meta for parameter in backbone.parameters())
+
+
+def convert_backbone(backbone: nn.Module, convert: Callable[[Tensor], Tensor]) -> None:
+    """Move or convert a backbone, as its `to`, `half`, `double` and similar methods do.
+
+    Args:
+        backbone: The model, which is changed in place.
+        convert: Function that moves or converts a tensor.
+
+    Raises:
+        BackboneError: If accelerate has offloaded weights of the backbone and `convert` would change its device or
+            floating-point type.
+    """
+    if not is_offloaded(backbone):
+        backbone._apply(convert)
+        return
+    probe = torch.empty(0, device=execution_device(backbone), dtype=next(backbone.parameters()).dtype)
+    if (convert(probe).device, convert(probe).dtype) != (probe.device, probe.dtype):
+        raise BackboneError(
+            "the backbone cannot be moved or converted, because accelerate has offloaded some of its weights; load it "
+            "again with another device_map or dtype"
+        )
 
 
 def named_weights(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -265,7 +265,7 @@ def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -
 
     Args:
         backbone: The model.
-        rounded_to: bfloat16 or float16; the values are rounded to it first.
+        rounded_to: Type to which the values are rounded first, bfloat16 (default) or float16.
 
     Returns:
         The SHA-256 as hexadecimal digits.
@@ -281,3 +281,44 @@ def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -
         digest.update(f"{name}{tuple(values.shape)}".encode())
         digest.update(chosen.numpy().tobytes())
     return digest.hexdigest()
+
+
+@dataclass
+class BackboneFingerprint:
+    """Fingerprints of a backbone's weights, by which a checkpoint recognises it in any floating-point type.
+
+    Attributes:
+        bfloat16: Fingerprint of the weights rounded to bfloat16.
+        float16: Fingerprint of the weights rounded to float16.
+    """
+
+    bfloat16: str
+    float16: str
+
+    @classmethod
+    def of(cls, backbone: nn.Module) -> BackboneFingerprint:
+        """Compute the fingerprints of a backbone.
+
+        Args:
+            backbone: The model.
+        """
+        return cls(fingerprint(backbone), fingerprint(backbone, torch.float16))
+
+    def refresh(self, backbone: nn.Module) -> bool:
+        """Compute the fingerprints again if the weights of the backbone have changed.
+
+        Conversion to another floating-point type is not a change, and neither is quantisation with torchao.
+
+        Args:
+            backbone: The model whose fingerprints these are.
+
+        Returns:
+            True if the weights have changed.
+        """
+        if is_quantised(backbone):
+            return False
+        found = BackboneFingerprint.of(backbone)
+        if found.bfloat16 == self.bfloat16 or found.float16 == self.float16:
+            return False
+        self.bfloat16, self.float16 = found.bfloat16, found.float16
+        return True

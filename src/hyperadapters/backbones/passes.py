@@ -113,7 +113,7 @@ class PassRunner:
         self._lowest = architecture.lowest
         self._below = tuple(self._lowest.layers[: architecture.first_adapted(self._lowest, config)])
         self._active = ActiveAdapters()
-        self._is_checkpointing = False
+        self._is_checkpointing = self._is_compiled = False
         self._injection: Injection | None = Injection(backbone, architecture, linears, shared, self._active, config)
 
     # What is adapted
@@ -462,6 +462,17 @@ class PassRunner:
         self.backbone.disable_input_require_grads()
         self._is_checkpointing = True
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile each layer of the backbone.
+
+        Args:
+            *args: Positional arguments of `torch.compile`.
+            **options: Keyword arguments of `torch.compile`.
+        """
+        self._is_compiled = True
+        for layer in self._layers():
+            layer.compile(*args, **options)
+
     def detach(self) -> nn.Module:
         """Take the adapters out of the backbone.
 
@@ -470,11 +481,17 @@ class PassRunner:
         """
         if self._is_checkpointing:
             self.backbone.activation_checkpointing_disable()
+        if self._is_compiled:
+            for layer in self._layers():
+                layer._compiled_call_impl = None
         if self._injection is not None:
             self._injection.restore()
             self._injection = None
         backbone: nn.Module = self.backbone
         return backbone
+
+    def _layers(self) -> list[nn.Module]:
+        return [layer for stack in self._architecture.stacks for layer in stack.layers]
 
     def _check_attached(self) -> None:
         if self._injection is None:

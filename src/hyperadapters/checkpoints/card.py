@@ -227,7 +227,7 @@ def _code(text: str) -> str:
 
 
 def _backbone(model: HyperAdapterModel) -> str:
-    fingerprint = f"its weights have the fingerprint `{model.backbone_fingerprint[:12]}`; others are refused."
+    fingerprint = f"its weights have the fingerprint `{model.fingerprint.bfloat16[:12]}`; others are refused."
     if model.backbone_name is None:
         return f"A model given in memory; {fingerprint} Pass it as `backbone=`."
     if _is_hub_name(model.backbone_name):

@@ -73,23 +73,20 @@ class BackboneReference(StrictModel):
     @classmethod
     def of(cls, model: HyperAdapterModel) -> BackboneReference:
         """Refer to the backbone of a model, as it is now."""
-        if model.refresh_fingerprint():
+        if not model.is_merged and model.fingerprint.refresh(model.backbone):
             logger.warning(
                 "the weights of the backbone have changed since the model was made, and a checkpoint does not hold "
                 "them: save them with backbone.save_pretrained, and load the model with backbone="
             )
         return cls(
             name=model.backbone_name,
-            fingerprint=model.backbone_fingerprint,
-            fingerprint_float16=model.backbone_fingerprint_float16,
+            fingerprint=model.fingerprint.bfloat16,
+            fingerprint_float16=model.fingerprint.float16,
         )
 
     def is_of(self, model: HyperAdapterModel) -> bool:
         """Whether a model has this backbone, be it in another floating point type."""
-        return (
-            self.fingerprint == model.backbone_fingerprint
-            or self.fingerprint_float16 == model.backbone_fingerprint_float16
-        )
+        return self.fingerprint == model.fingerprint.bfloat16 or self.fingerprint_float16 == model.fingerprint.float16
 
 
 class WeightsReference(StrictModel):
@@ -285,7 +282,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         raise
     if not config.backbone.is_of(model):
         model.detach()
-        raise _of_another(folder, config.backbone, model.backbone_fingerprint)
+        raise _of_another(folder, config.backbone, model.fingerprint.bfloat16)
     try:
         complete_state(model, state)
         make_room(model, state)
@@ -333,7 +330,7 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
             "with: finish the run with that version, or start it anew with --overwrite"
         )
     found = (config.tasks, config.model, config.backbone.fingerprint)
-    if found != (model.tasks, model.adapter_config, model.backbone_fingerprint):
+    if found != (model.tasks, model.adapter_config, model.fingerprint.bfloat16):
         raise CheckpointError(f"{folder}: is of a model with other tasks, settings or another backbone")
     try:
         complete_state(model, state)

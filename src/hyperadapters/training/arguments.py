@@ -175,7 +175,7 @@ def settings_without_effect(
         An iterator over the names of the settings, each with the reason.
     """
     config = model.adapter_config
-    heads = model.text_to_text, "this backbone writes its answers and has no task heads"
+    heads = model.text_to_text, "this backbone generates its answers as text and has no task heads"
     frozen = not model.has_frozen_layers, "this model has no layers below everything that is trained"
     useless = {
         "head_learning_rate": heads,

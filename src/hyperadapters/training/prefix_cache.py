@@ -175,7 +175,7 @@ def _layers(model: HyperAdapterModel) -> tuple[object, ...]:
     """What the states depend on: the weights, which layers run, and where texts are cut."""
     config = model.adapter_config
     layers = (config.feature_layer, config.features, config.frozen_encoder_layers)
-    return model.backbone_fingerprint, str(next(model.backbone.parameters()).dtype), *layers, model.lengths.input
+    return model.fingerprint.bfloat16, str(next(model.backbone.parameters()).dtype), *layers, model.lengths.input
 
 
 def _place(place: PrefixPlace, num_bytes: int, memory_gb: float, folder: Path) -> PrefixPlace:
