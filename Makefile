@@ -29,7 +29,7 @@ interop-adapterhub: .venv/dev-installed .venv-adapterhub/installed
 
 # Not part of `test` either: where torchao is installed, transformers imports it, and every command shows its warnings.
 interop-torchao: .venv-torchao/installed
-	HF_HUB_OFFLINE=1 .venv-torchao/bin/python -m pytest tests/test_backbones.py -k int8
+	HF_HUB_OFFLINE=1 .venv-torchao/bin/python -m pytest tests/backbones/test_backbones.py -k int8
 
 # Every comparison of floats with a margin of less than ten, see tests/margins.py.
 margins: .venv/dev-installed

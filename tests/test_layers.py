@@ -8,6 +8,7 @@ from pathlib import Path
 import hyperadapters
 
 PACKAGE = Path(hyperadapters.__file__).parent
+TESTS = Path(__file__).parent
 RANKS = {
     "_version": 0,
     "errors": 0,
@@ -108,3 +109,14 @@ def test_the_core_needs_torch_only() -> None:
     for name, path in _modules().items():
         if _unit(name) == "core":
             assert {imported.split(".")[0] for imported in _imports(path)} <= allowed, name
+
+
+def test_no_test_module_is_imported_by_another() -> None:
+    """What several tests need is in the modules directly in tests/, such as helpers.py, and in fixtures."""
+    found = [
+        f"{path.relative_to(TESTS)} imports {imported}"
+        for path in TESTS.rglob("*.py")
+        for imported in _imports(path)
+        if imported.split(".")[-1].startswith(("test_", "conftest"))
+    ]
+    assert found == []

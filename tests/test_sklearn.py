@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SPECIAL, save_backbone, tiny_backbone, tiny_tokenizer
+from helpers import SPECIAL, save_backbone, tiny_backbone, tiny_tokenizer
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score

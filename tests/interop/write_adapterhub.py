@@ -6,13 +6,8 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import tiny_backbone
+from helpers import PAIR_TASKS, add_new, lived_in, make_model, make_plus_model, stirred, tiny_backbone
 from safetensors.torch import save_file
-from test_fewshot import add_new, lived_in
-from test_hosts import make_model
-from test_onnx import stirred
-from test_plus import PAIR_TASKS
-from test_plus import make_model as make_plus
 from torch import Tensor
 from transformers.utils import logging
 
@@ -92,7 +87,7 @@ def main(folder: Path) -> None:
     whole.rename_task("new", "type")
     write(folder / "bert-added-backbone", "bert", whole, "type")
     for head_inputs in ("pair_features", "text_features"):
-        plus = stirred(make_plus(head_inputs=head_inputs))
+        plus = stirred(make_plus_model(head_inputs=head_inputs))
         for task in PAIR_TASKS:
             write(folder / f"bert-plus-{head_inputs}-{task.name}", "bert", plus, task.name)
 

@@ -194,22 +194,22 @@ class Collator:
         return self._truncated(texts, self.max_length, **options)
 
     def _truncated(self, texts: Sequence[str | tuple[str, str]], length: int, **options: Any) -> Any:
-        """Tokenise texts, each truncated to a number of tokens, and warn once if one of them is."""
+        """Return texts tokenised and truncated to a number of tokens, with a warning for the first truncated text."""
         found = self.tokenizer(texts, truncation=True, max_length=length, **options)
-        noticed = self.tokenizer.deprecation_warnings  # where tokenizers of transformers note what they warned of
+        noticed = self.tokenizer.deprecation_warnings  # tokenizers of transformers record their own warnings here
         if f"truncated to {length}" not in noticed and self._has_truncated(texts, found, length):
             noticed[f"truncated to {length}"] = True
             logger.warning(
                 f"a text has more than {self.max_length} tokens and is truncated, as all longer texts are; to read "
-                "more of them, make the model with a larger max_length (in a recipe: data.max_length), up to what the "
-                "backbone can read"
+                "more of them, create the model with a larger max_length (in a recipe: data.max_length), up to the "
+                "maximum length of the backbone"
             )
         return found
 
     def _has_truncated(self, texts: Sequence[str | tuple[str, str]], found: Any, length: int) -> bool:
         if found.encodings is not None:
             return any(encoding.overflowing for encoding in found.encodings)
-        # A tokenizer that is not fast does not say what it left out: texts that may have lost a part are read again.
+        # A slow tokenizer does not report truncation, so that texts of maximum length are tokenised without it.
         longest = [text for text, ids in zip(texts, found["input_ids"], strict=True) if len(ids) == length]
         options = {"truncation": False, "verbose": False}
         return any(len(self.tokenizer(*_as_pair(text), **options)["input_ids"]) > length for text in longest)

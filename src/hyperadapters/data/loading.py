@@ -182,11 +182,11 @@ def _in_proportion(order: list[int], labels: list[str], keep_one: bool) -> list[
 
 
 def warn_of_missing_labels(task: Task, splits: Mapping[Any, Sequence[Example]]) -> None:
-    """Log a warning for each split in which a label of a task does not occur.
+    """Log a warning for each split in which labels of a classification task do not occur.
 
     Args:
-        task: Classification task with labels, or any other task, for which nothing is logged.
-        splits: Examples of each split, by the name of the split.
+        task: Task of the examples.
+        splits: Examples by the name of their split.
     """
     for split, examples in splits.items():
         seen = {example.target for example in examples}
@@ -211,11 +211,11 @@ def _example(row: Row, task: Task, task_id: int) -> Example:
 
 
 def check_labels_seen(task: Task, train: Sequence[Example]) -> None:
-    """Check that each label of a task occurs among its training examples.
+    """Check that each label of a classification task occurs in its training examples.
 
     Args:
-        task: Task with labels, or any other task, for which there is nothing to check.
-        train: Training examples of the task.
+        task: Task of the examples.
+        train: Training examples.
 
     Raises:
         DataError: If a label does not occur.

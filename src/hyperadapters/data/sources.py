@@ -203,13 +203,10 @@ def _as_text(builder: Any) -> dict[str, Any]:
 
 
 def class_names(data: Any) -> dict[str, list[str]]:
-    """Return the class names of all columns that hold class numbers.
+    """Return the names of classes for each column of a `datasets.Dataset` that contains class indices.
 
     Args:
-        data: A `datasets.Dataset`, or an object of any other type, which has no such columns.
-
-    Returns:
-        Names of the classes in the order of their numbers, by column.
+        data: Data of any type. There are no such columns unless it is a data set of the library `datasets`.
     """
     if type(data).__module__.partition(".")[0] != "datasets":
         return {}
@@ -220,14 +217,11 @@ def class_names(data: Any) -> dict[str, list[str]]:
 
 
 def name_classes(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
-    """Return the values of a row, with class numbers replaced by class names.
+    """Return the values of a row in which class indices are replaced by names.
 
     Args:
-        values: Values of the row, by column. A class number that is negative or None stands for a missing label.
-        names: Names of the classes of the columns that hold class numbers, as returned by `class_names`.
-
-    Returns:
-        Values by column. A missing label is None.
+        values: Values by column. A negative index or None marks a missing label, which becomes None.
+        names: Names of classes by column.
     """
     numbers = {column: -1 if values[column] is None else values[column] for column in names}
     found = {column: known[numbers[column]] if numbers[column] >= 0 else None for column, known in names.items()}

@@ -1,0 +1,423 @@
+"""The sample-efficiency benchmark on a tiny backbone: learning rates, resuming, equal budgets, what each arm trains."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import save_backbone
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from efficiency import arms, foreign
+from efficiency.data import alone, load, rows_of
+from efficiency.loop import Budget, fit, task_scores
+from efficiency.networks import Encoder, Network, WholeEncoder, trainable_numbers
+from efficiency.rates import MOST_TRIALS, next_rate, search
+from efficiency.runner import Runner
+from efficiency.setting import Cell, Outcome, Setting, Trained
+
+from hyperadapters import HyperAdapterModel, Task
+from hyperadapters.config import DataConfig, Lengths
+from hyperadapters.core import masked_mean
+from hyperadapters.data.examples import Example, TaskData
+from hyperadapters.data.loading import subset
+from hyperadapters.training.probes import linear_probe
+
+FIELDS = {
+    "arm",
+    "n",
+    "seed",
+    "scores",
+    "score",
+    "trainable",
+    "trainable_per_task",
+    "bytes_per_task",
+    "seconds",
+    "peak_mb",
+    "routing_accuracy",
+    "learning_rate",
+    "steps",
+    "device",
+    "threads",
+    "version",
+}
+TASKS = (
+    Task.classification("mood", ["bad", "good"]),
+    Task.classification("pairs", ["no", "yes", "so"], fields=["text", "text_pair"]),
+    Task.regression("number"),
+)
+PEFT_ARMS = ("lora_task", "lora_shared", "ia3_task", "ln_task", "prompt_task", "mpt")
+
+
+def _example(task_id: int, split: str, row: int) -> Example:
+    words = f"w{row % 40} w{len(split)} " + "w7 " * (row % 5)
+    if task_id == 0:
+        return Example(0, words + ("bad", "good")[row % 2], None, row % 2)
+    if task_id == 1:
+        return Example(1, words, ("no", "yes", "red")[row % 3], row % 3)
+    return Example(2, f"{words} w{row}", None, row / 2)
+
+
+def _tasks(n: int, seed: int) -> tuple[TaskData, ...]:
+    found = []
+    for task_id, task in enumerate(TASKS):
+        rows = {
+            split: [_example(task_id, split, row) for row in range(30)] for split in ("train", "validation", "test")
+        }
+        rows["train"] = subset(rows["train"], task, DataConfig(n_train=n), seed)
+        found.append(TaskData(task, rows))
+    return tuple(found)
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    return Setting(
+        data=tmp_path,
+        backbone_name=str(save_backbone(tmp_path / "bert")),
+        first_layer=2,
+        budgets={8: Budget(steps=4, batch_size=8, task_batch_size=4, evaluations=2, patience=2)},
+        max_length=32,
+        load=lambda folder, n, seed: _tasks(int(n), seed),
+    )
+
+
+def _cell() -> Cell:
+    return Cell(8, 0, _tasks(8, 0))
+
+
+# Learning rates
+
+
+def _search(grid: tuple[float, ...], measure: Callable[[float], float]) -> tuple[float, list[float]]:
+    tried: list[float] = []
+
+    def measured(rate: float) -> float:
+        tried.append(rate)
+        return measure(rate)
+
+    return search(grid, measured), tried
+
+
+def test_search_stops_at_an_interior_best() -> None:
+    best, tried = _search((1e-4, 3e-4, 1e-3), lambda rate: -abs(rate - 3e-4))
+    assert best == 3e-4
+    assert tried == [1e-4, 3e-4, 1e-3]
+
+
+@pytest.mark.parametrize(("aim", "more"), [(3e-3, [3e-3, 1e-2]), (1e-3, [3e-3]), (3e-5, [3e-5, 1e-5]), (1e-4, [3e-5])])
+def test_search_widens_where_the_best_is_at_an_edge(aim: float, more: list[float]) -> None:
+    best, tried = _search((1e-4, 3e-4, 1e-3), lambda rate: -abs(np.log(rate / aim)))
+    assert best == aim
+    assert tried == [1e-4, 3e-4, 1e-3, *more]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_search_makes_no_more_trials_than_the_limit(sign: int) -> None:
+    _, tried = _search((1e-4, 3e-4, 1e-3), lambda rate: sign * rate)
+    assert len(tried) == len(set(tried)) == MOST_TRIALS
+
+
+def test_next_rate_goes_by_steps_of_about_three() -> None:
+    assert [next_rate(rate, True) for rate in (1e-5, 3e-5, 1e-4, 0.3)] == [3e-5, 1e-4, 3e-4, 1.0]
+    assert [next_rate(rate, False) for rate in (1.0, 3e-4, 1e-4, 3e-5)] == [0.3, 1e-4, 3e-5, 1e-5]
+
+
+# Rows and resuming
+
+
+def _fake(calls: list[tuple[int, float | None]], fails: bool = False) -> Any:
+    def train(setting: Setting, cell: Cell, rate: float | None) -> Trained:
+        calls.append((cell.seed, rate))
+        if fails and cell.seed == 1:
+            raise RuntimeError("out of luck")
+        value = 0.0 if rate is None else -abs(rate - 1e-3)
+        return Trained(value, lambda: Outcome({"mood": 50.0, "pairs": 70.0}), 10, 2.5, 10, 4, 0.1)
+
+    return train
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _runner(setting: Setting, tmp_path: Path) -> Runner:
+    return Runner(setting, tmp_path / "rows.jsonl", tmp_path / "rates.jsonl", lambda line: None)
+
+
+def test_cells_have_the_fields_of_the_protocol_and_are_not_run_twice(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, float | None]] = []
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), (3e-4, 1e-3, 3e-3)))
+    _runner(setting, tmp_path).run(["fake"], [8], [0, 1])
+    # Three trials with seed 0, the best of which is not trained again for its cell.
+    assert calls == [(0, 3e-4), (0, 1e-3), (0, 3e-3), (1, 1e-3)]
+    rows = _rows(tmp_path / "rows.jsonl")
+    assert [set(row) for row in rows] == [FIELDS, FIELDS]
+    assert rows[0]["score"] == 60.0
+    assert rows[0]["bytes_per_task"] == 10
+    assert [set(row) for row in _rows(tmp_path / "rates.jsonl")] == [
+        {"arm", "n", "learning_rate", "validation", "steps", "seconds", "device", "version"}
+    ] * 3
+    calls.clear()
+    _runner(setting, tmp_path).run(["fake"], [8], [0, 1, 2])
+    assert calls == [(2, 1e-3)]
+
+
+def test_trials_of_an_earlier_run_are_used_and_the_best_trained_again(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, float | None]] = []
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), (3e-4, 1e-3, 3e-3)))
+    _runner(setting, tmp_path).run(["fake"], [8], [1])
+    (tmp_path / "rows.jsonl").unlink()
+    calls.clear()
+    _runner(setting, tmp_path).run(["fake"], [8], [0])
+    assert calls == [(0, 1e-3)]
+
+
+def test_a_failed_cell_has_a_row_and_is_tried_again(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, float | None]] = []
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls, fails=True), ()))
+    _runner(setting, tmp_path).run(["fake"], [8], [0, 1, 2])
+    rows = _rows(tmp_path / "rows.jsonl")
+    assert [row.get("error") for row in rows] == [None, "RuntimeError: out of luck", None]
+    assert [seed for seed, _ in calls] == [0, 1, 2]
+    calls.clear()
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), ()))
+    _runner(setting, tmp_path).run(["fake"], [8], [0, 1, 2])
+    assert calls == [(1, None)]
+    assert "score" in _rows(tmp_path / "rows.jsonl")[-1]
+
+
+def test_what_a_failed_search_has_trained_is_no_other_arms(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_at_the_second(setting: Setting, cell: Cell, rate: float) -> Trained:
+        if rate > 3e-4:
+            raise LookupError("out of luck")
+        return Trained(99.0, lambda: Outcome({"mood": 1.0}), 1, 1.0, 4, 1, 0.1)
+
+    calls: list[tuple[int, float | None]] = []
+    monkeypatch.setitem(arms.ARMS, "failing", arms.Arm(fail_at_the_second, (3e-4, 1e-3, 3e-3)))
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), (3e-4, 1e-3, 3e-3)))
+    _runner(setting, tmp_path).run(["failing", "fake"], [8], [0])
+    rows = _rows(tmp_path / "rows.jsonl")
+    assert rows[0]["error"] == "LookupError: out of luck"
+    assert (rows[1]["arm"], rows[1]["score"]) == ("fake", 60.0)
+
+
+def test_a_rate_at_which_training_breaks_is_no_choice(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_when_high(setting: Setting, cell: Cell, rate: float) -> Trained:
+        if rate > 1e-3:
+            raise RuntimeError("not finite")
+        return Trained(1e4 * rate, lambda: Outcome({"mood": 1e4 * rate}), 1, 1.0, 4, 1, 0.1)
+
+    monkeypatch.setitem(arms.ARMS, "breaking", arms.Arm(break_when_high, (3e-4, 1e-3, 3e-3)))
+    _runner(setting, tmp_path).run(["breaking"], [8], [0, 1])
+    assert [(row["learning_rate"], row["score"]) for row in _rows(tmp_path / "rows.jsonl")] == [(1e-3, 10.0)] * 2
+
+
+def test_the_control_with_all_layers_is_an_arm_of_its_own(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake([]), (1e-4, 1e-3, 1e-2)))
+    _runner(replace(setting, first_layer=0), tmp_path).run(["fake"], [8], [0])
+    assert _rows(tmp_path / "rows.jsonl")[0]["arm"] == "fake_all_layers"
+    assert {row["arm"] for row in _rows(tmp_path / "rates.jsonl")} == {"fake_all_layers"}
+
+
+# Data and budgets
+
+
+def test_subsets_are_nested_stratified_and_keep_two_rows_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from efficiency import data
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        json.dumps(
+            {
+                "backbone": "none",
+                "training": {"max_steps": 1},
+                "tasks": [{"name": "many", "source": {"path": "elsewhere/{split}.jsonl"}}],
+            }
+        )
+    )
+    (tmp_path / "many").mkdir()
+    for split in ("train", "validation", "test"):
+        # 25 labels, the first of them in half of the rows
+        rows = [{"text": f"{split} {row}", "label": str(0 if row % 2 else row // 2 % 25)} for row in range(400)]
+        (tmp_path / "many" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(data, "RECIPE", recipe)
+    drawn = {n: load(tmp_path, n, 0)[0].splits for n in (32, 100, "all")}
+    sizes = {n: [len(splits[split]) for split in ("train", "validation", "test")] for n, splits in drawn.items()}
+    assert sizes == {32: [50, 32, 400], 100: [100, 100, 400], "all": [400, 400, 400]}
+    for split in ("train", "validation"):
+        texts = [{example.text for example in drawn[n][split]} for n in (32, 100, "all")]
+        assert texts[0] < texts[1] < texts[2]
+    assert min(np.bincount([int(example.target) for example in drawn[32]["train"]])) == 2
+    assert load(tmp_path, 32, 1)[0].splits["train"] != drawn[32]["train"]
+
+
+def test_shares_of_tasks_trained_alone_add_up() -> None:
+    sizes = [32] * 11 + [154]
+    budget = Budget(steps=400)
+    steps = budget.steps_alone(sizes)
+    assert sum(steps) * budget.task_batch_size == budget.steps * budget.batch_size
+    exact = [sum(steps) * size / sum(sizes) for size in sizes]
+    assert np.abs(np.subtract(steps, exact)).max() < 1
+
+
+# Arms
+
+
+def _network(name: str, setting: Setting) -> Network:
+    arm: Any = arms.ARMS[name].train
+    tasks = (alone(_cell().tasks[1]),) if arm.func is foreign.train_alone else _cell().tasks
+    torch.manual_seed(0)
+    encoder: Encoder = arm.args[0](setting, len(tasks))
+    return Network(encoder, tasks, setting.hidden_size)
+
+
+def _bare(setting: Setting, examples: list[Example]) -> torch.Tensor:
+    inputs = setting.texts.batch(examples)
+    return masked_mean(setting.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
+
+
+@pytest.mark.parametrize("first_layer", [0, 2])
+@pytest.mark.parametrize("name", ["lora_task", "lora_shared", "ia3_task", "ln_task", "full"])
+def test_arms_equal_the_bare_backbone_at_the_start(setting: Setting, name: str, first_layer: int) -> None:
+    pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
+    setting = replace(setting, first_layer=first_layer)
+    network = _network(name, setting).eval()
+    examples = rows_of(_cell().tasks, "test")[20:50]
+    with torch.no_grad():
+        assert torch.allclose(network.encoder(examples), _bare(setting, examples), atol=1e-5)
+
+
+def test_prompts_are_read_as_peft_reads_them(setting: Setting) -> None:
+    pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
+    network = _network("prompt_task", setting).eval()
+    examples = _cell().tasks[0].splits["test"]
+    inputs = setting.texts.batch(examples)
+    with torch.no_grad():
+        hidden = network.encoder.model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).last_hidden_state
+        expected = masked_mean(hidden[:, foreign.PROMPT_TOKENS :], inputs["attention_mask"])
+        assert torch.allclose(network.encoder(examples), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PEFT_ARMS)
+def test_an_arm_trains_only_what_it_declares(setting: Setting, name: str) -> None:
+    pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
+    before = {key: value.clone() for key, value in setting.backbone.state_dict().items()}
+    network = _network(name, setting)
+    width, layers = 16, 2
+    declared = {
+        "lora_task": layers * 2 * 2 * 8 * width,
+        "lora_shared": layers * 2 * 2 * 8 * width,
+        "ia3_task": layers * (width + width + width + 2 * width),
+        "ln_task": layers * 2 * 2 * width,
+        "prompt_task": 20 * width,
+        "mpt": 20 * width + 3 * (20 + width),
+    }[name]
+    assert trainable_numbers(network.encoder) == declared
+    assert network.encoder.per_task == (20 + width if name == "mpt" else 0)
+    trained = arms.ARMS[name].train(setting, _cell(), 1e-2)
+    heads = [2 * (width + 1), 3 * (width + 1), width + 1]
+    alone_each = 3 if name.endswith("_task") else 1
+    assert trained.trainable == alone_each * declared + sum(heads)
+    own = {"lora_shared": 0, "mpt": 20 + width}.get(name, declared)
+    assert trained.trainable_per_task == pytest.approx(own + sum(heads) / 3)
+    assert trained.seconds > 0
+    tested = trained.test()
+    assert set(tested.scores) == {"mood", "pairs", "number"}
+    assert tested.routing_accuracy is None
+    assert all(torch.equal(before[key], value) for key, value in setting.backbone.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in setting.backbone.parameters())
+
+
+def test_training_learns_and_keeps_the_best_state(setting: Setting) -> None:
+    pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
+    network = _network("lora_shared", setting)
+    rows = rows_of(_cell().tasks, "train")
+    budget = Budget(steps=80, evaluations=8, patience=8)
+
+    def scores() -> dict[str, float]:
+        return task_scores(network.tasks, rows, network.answers(rows))
+
+    before = scores()
+    # Far too high a rate: the last state is not the best one.
+    found = fit(network, rows, rows, setting.texts.lengths(rows), budget, 80, 16, 0.3, seed=0)
+    assert found.steps == 80
+    assert found.scores == pytest.approx(scores(), abs=1e-3)
+    assert sum(found.scores.values()) > sum(before.values()) + 30
+
+
+def test_training_stops_when_nothing_gets_better(setting: Setting) -> None:
+    class Stubborn(Network):
+        def answers(self, examples: Any) -> list[int | float]:
+            return [0] * len(examples)
+
+    network = Stubborn(WholeEncoder(setting), _cell().tasks, setting.hidden_size)
+    rows = rows_of(_cell().tasks, "train")
+    start = [parameter.clone() for parameter in network.parameters()]
+    found = fit(
+        network, rows, rows, setting.texts.lengths(rows), Budget(40, evaluations=8, patience=2), 40, 8, 1e-3, seed=0
+    )
+    assert found.steps == 15  # the first of eight evaluations is the best, two more are made
+    assert not torch.equal(start[0], next(network.parameters()))
+
+
+def test_cached_states_repeat_the_backbone(setting: Setting) -> None:
+    examples = rows_of(_cell().tasks, "test")[25:45]
+    inputs = setting.texts.batch(examples)
+    hidden, mask = setting.states.batch(examples)
+    with torch.no_grad():
+        whole = setting.backbone(**inputs, output_hidden_states=True).hidden_states[2]
+    assert torch.equal(mask, inputs["attention_mask"])
+    assert torch.allclose(hidden, whole * mask[..., None], atol=1e-5)
+
+
+def test_the_probe_is_the_librarys_and_computes_features_once(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = _cell()
+    trained = arms.ARMS["probe"].train(setting, cell, None)
+    found = trained.test().scores
+    described = [data.task for data in cell.tasks]
+    model = HyperAdapterModel(
+        setting.backbone,
+        described,
+        backbone_name=setting.backbone_name,
+        lengths=Lengths(input=setting.max_length),
+    )
+    for data in cell.tasks:
+        assert found[data.task.name] == pytest.approx(100 * linear_probe(model, data)[data.task.main_metric], abs=1e-3)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("features are computed again")
+
+    monkeypatch.setattr("efficiency.probe.frozen_features", fail)
+    assert arms.ARMS["probe"].train(setting, cell, None).test().scores == found
+
+
+def test_the_arms_of_the_published_method_do_not_get_the_default_preset() -> None:
+    for name, arm in arms.ARMS.items():
+        if name.startswith("pha"):
+            assert arm.train.args[0]["preset"] == "paper", name  # type: ignore[attr-defined]

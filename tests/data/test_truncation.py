@@ -1,0 +1,101 @@
+"""Texts that are longer than a model reads: one warning, and no second pass of the tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from helpers import tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+
+from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
+from hyperadapters.config import Lengths, ModelConfig
+
+TASKS = [Task.classification("mood", ["bad", "good"])]
+LONGEST = 8
+WARNING = (
+    "a text has more than 8 tokens and is truncated, as all longer texts are; to read more of them, create the "
+    "model with a larger max_length (in a recipe: data.max_length), up to the maximum length of the backbone"
+)
+
+
+def make_model(kind: str) -> HyperAdapterModel:
+    config = ModelConfig(preset="paper", adapter_dim=4, prototype_dim=8, hidden_dim=8)
+    model = HyperAdapterModel(tiny_backbone(kind), TASKS, config, lengths=Lengths(input=LONGEST))
+    model.tokenizer = tiny_language_model_tokenizer() if kind == "gpt2" else tiny_tokenizer()
+    return model.eval()
+
+
+def text_of(model: HyperAdapterModel, tokens: int) -> str:
+    """A text that the backbone reads as so many tokens: with one more at its end, of a decoder with a new line."""
+    return " ".join(["w1"] * (tokens - 1))
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "truncated" in record.getMessage()]
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "gpt2"])
+@pytest.mark.parametrize("use", ["predict", "encode", "route"])
+def test_a_truncated_text_is_warned_of_once(kind: str, use: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(kind)
+    uses: dict[str, Callable[[list[str]], Any]] = {
+        "predict": lambda texts: model.predict(texts, task="mood"),
+        "encode": model.encode,
+        "route": model.route,
+    }
+    with caplog.at_level(logging.WARNING):
+        uses[use](["w1", text_of(model, LONGEST)])
+        assert warned(caplog) == []
+        uses[use](["w1", text_of(model, LONGEST + 1)])
+        uses[use]([text_of(model, LONGEST + 2)])
+    assert warned(caplog) == [WARNING]
+    other = make_model(kind)
+    other.encode([text_of(other, LONGEST + 1)])
+    assert warned(caplog) == [WARNING] * 2
+
+
+def test_a_trainer_warns_of_truncated_rows(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model("bert")
+    rows = [{"text": text_of(model, LONGEST + row), "label": ("bad", "good")[row % 2]} for row in range(4)]
+    trainer = Trainer(model, {"mood": rows}, args=TrainingArguments(max_steps=1))
+    trainer.train()
+    assert warned(caplog) == [WARNING]
+
+
+class Counting:
+    """A tokenizer that counts the texts that it reads; if not fast, without `encodings` as tokenizers in Python."""
+
+    def __init__(self, is_fast: bool) -> None:
+        self._tokenizer, self.is_fast, self.texts = tiny_tokenizer(), is_fast, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, texts: Any, *pair: str, **options: Any) -> Any:
+        self.texts += len(texts) if isinstance(texts, list) else 1
+        found = self._tokenizer(texts, *pair, **options)
+        if not self.is_fast:
+            found._encodings = None
+        return found
+
+
+def test_no_text_is_read_twice() -> None:
+    model = make_model("bert")
+    model.tokenizer = Counting(is_fast=True)
+    model.encode([text_of(model, length) for length in range(2, 12)])
+    assert model.tokenizer.texts == 10
+
+
+def test_without_a_fast_tokenizer_texts_of_the_largest_length_are_read_again(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model("bert")
+    model.tokenizer = Counting(is_fast=False)
+    model.encode([text_of(model, LONGEST - 1)] * 3)
+    assert model.tokenizer.texts == 3
+    model.encode([text_of(model, LONGEST)])
+    assert warned(caplog) == []
+    model.encode([("w1", text_of(model, LONGEST))])
+    model.encode([text_of(model, LONGEST + 1)])
+    assert warned(caplog) == [WARNING]
+    assert model.tokenizer.texts == 3 + 2 + 2 + 1

@@ -1,0 +1,94 @@
+"""README.md: its Python examples run and print what it says, and its numbers are those of the result files.
+
+In an example, a line that is a comment as a whole is what the `print` calls before it print; a comment behind code is
+an explanation. The examples run in their order and share their variables, as a reader would type them. They run in an
+empty folder without a network: all-MiniLM-L6-v2 is installed as a package, and a tiny T5 stands in for t5-base, which
+a folder of that name does for `from_backbone`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import save_backbone
+
+from hyperadapters.backbones.architectures import ARCHITECTURES
+from hyperadapters.demo import run as demo
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+PROSE = " ".join(README.split())
+"""The README without its line breaks."""
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def _expected_output(example: str) -> list[str]:
+    """Return the lines that an example is said to print."""
+    return [line.removeprefix("# ") for line in example.splitlines() if line.startswith("# ")]
+
+
+def _run(example: str, variables: dict[str, Any]) -> list[str]:
+    """Run an example and return the lines that it prints itself, without those of a progress bar or a log."""
+    printed: list[str] = []
+    variables["print"] = lambda *values: printed.append(" ".join(map(str, values)))
+    exec(compile(example, "README.md", "exec"), variables)
+    return printed
+
+
+def test_examples_print_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_backbone(tmp_path / "google-t5" / "t5-base", "t5")
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, Any] = {"__name__": "readme"}
+    assert EXAMPLES
+    for example in EXAMPLES:
+        assert _run(example, variables) == _expected_output(example), example
+    assert any(map(_expected_output, EXAMPLES))
+
+
+def test_the_first_example_comes_before_the_picture_and_has_ten_lines_without_its_data() -> None:
+    first = EXAMPLES[0]
+    assert README.index(first) < README.index("![")
+    code = re.sub(r"^(\w+) = \{\n.*?^\}$", "", first, flags=re.DOTALL | re.MULTILINE)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_the_table_of_the_demo_has_the_numbers_of_its_result_file() -> None:
+    comparison = json.loads((RESULTS / "demo" / "comparison.json").read_text())
+    methods = ("majority", "linear_probe", "pha")
+    rows = {name: [comparison["test"][method][name] for method in methods] for name in comparison["test"]["pha"]}
+    rows["mean"] = [comparison["mean"][method] for method in methods]
+    for name, scores in rows.items():
+        cells = [name, *(f"{100 * score:.1f}" for score in scores)]
+        assert re.search(r"│ +".join(re.escape(cell) + " +" for cell in cells), README), cells
+    assert f"Routing: {100 * comparison['routing_accuracy']:.1f} % of test rows" in README
+    assert f"Training took {comparison['seconds']:.0f} s." in README
+
+
+def test_the_tables_of_the_demo_have_the_titles_that_it_prints() -> None:
+    source = Path(demo.__file__).read_text(encoding="utf-8")
+    titles = re.findall(r'Table\(title="([^"]+)"', source)
+    assert len(titles) == 2
+    for title in titles:
+        assert re.search(rf"^ +{re.escape(title)}$", README, flags=re.MULTILINE), title
+
+
+def test_the_mean_score_of_the_local_tasks_is_that_of_its_result_file() -> None:
+    mean = json.loads((RESULTS / "local-glue-n100" / "metrics.json").read_text())["mean"]["test"]
+    assert f"a mean test score of {mean:.3f}" in PROSE
+
+
+def test_the_comparison_has_the_numbers_of_the_table_that_is_made_from_the_result_files() -> None:
+    document = (ROOT / "docs" / "sample-efficiency.md").read_text(encoding="utf-8")
+    scores = dict(re.findall(r"^\| ([^|]+) \| (\d+\.\d ± \d+\.\d) \(3\) \|", document, flags=re.MULTILINE))
+    arms = ("linear probe", "LoRA, per task", "adapter, shared", "PHA", "PHA+")
+    assert "| " + " | ".join(scores[arm] for arm in arms) + " |" in README
+    assert f"scores the same, {scores['PHA+ without adapters']}" in PROSE
+
+
+def test_the_number_of_supported_model_types_is_right() -> None:
+    assert f"\n{len(ARCHITECTURES)} model types of transformers are supported" in README
