@@ -186,7 +186,7 @@ class _HyperAdapterEstimator(BaseEstimator):
         if model.text_to_text:
             raise BackboneError(
                 f"backbone: {type(self).__name__} needs an encoder such as BERT, found '{name}', which is an "
-                f"{model.kind} and writes its answers as text; choose an encoder, or use hyperadapters.Trainer"
+                f"{model.kind} and generates its answers as text; choose an encoder, or use hyperadapters.Trainer"
             )
         return model
 

@@ -93,7 +93,7 @@ def test_a_checkpoint_is_two_files_and_a_card_without_backbone_weights_or_pickle
         names = set(file.keys())
     assert names == {n for n in model.state_dict() if not n.startswith("backbone.")} - {"method.prototypes.centroids"}
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
-    assert config["backbone"]["fingerprint"] == model.backbone_fingerprint
+    assert config["backbone"]["fingerprint"] == model.fingerprint.bfloat16
     assert config["format_version"] == 5
 
 
@@ -333,7 +333,7 @@ def test_another_type_and_a_merged_task_do_not_change_the_backbone(
     with torch.no_grad():
         for parameter in model.method.hypernetwork.parameters():
             parameter.add_(0.1)
-    expected = model.backbone_fingerprint
+    expected = model.fingerprint.bfloat16
     model.merge("mood")
     assert fingerprint(model.backbone) != expected
     model.save_pretrained(tmp_path)

@@ -163,7 +163,8 @@ def test_offline_reads_the_cache(hub: HubStub, monkeypatch: pytest.MonkeyPatch) 
     hub.requests.clear()
     assert torch.equal(_load().method.prototypes.weight, model.method.prototypes.weight)
     with pytest.raises(
-        CheckpointError, match="user/other: no such folder, and on the Hub: HF_HUB_OFFLINE is set, and it is not in the"
+        CheckpointError,
+        match="user/other: no such folder, and on the Hub: HF_HUB_OFFLINE is set, and the repository",
     ):
         _load("user/other")
     with pytest.raises(OutputError, match="user/other: not uploaded to the Hub: HF_HUB_OFFLINE is set"):
@@ -187,14 +188,14 @@ def test_without_network_the_cache_is_read(hub: HubStub, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("user/nothing", "and on the Hub: there is none of this name, or it is private: .*pass token="),
-        ("user/gated", "and on the Hub: its owner gives access on request: ask on its page"),
+        ("user/nothing", "and on the Hub: there is no repository of this name, or it is private: .*pass token="),
+        ("user/gated", "and on the Hub: the owner gives access on request: request it on the page"),
         ("user/empty", r"and on the Hub no checkpoint: expected a file hyperadapter\.json"),
-        ("no-such-name", "and on the Hub: the name is none that the Hub could have"),
-        ("runs/helpdesk/last", "and on the Hub: the name is none"),
-        ("../helpdesk", "and on the Hub: the name is none"),
-        ("/helpdesk", "and on the Hub: the name is none"),
-        ("user/a--b", "and on the Hub: the name is none"),
+        ("no-such-name", "and on the Hub: this is no valid name of a repository"),
+        ("runs/helpdesk/last", "and on the Hub: this is no valid name"),
+        ("../helpdesk", "and on the Hub: this is no valid name"),
+        ("/helpdesk", "and on the Hub: this is no valid name"),
+        ("user/a--b", "and on the Hub: this is no valid name"),
     ],
 )
 def test_what_is_neither_a_folder_nor_on_the_hub_is_one_clear_error(hub: HubStub, name: str, message: str) -> None:
@@ -208,9 +209,9 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_one_clear_error(hub: HubStub
 def test_a_revision_that_is_not_there_is_named(hub: HubStub) -> None:
     model = make_model("bert")
     model.push_to_hub(NAME)
-    with pytest.raises(CheckpointError, match="on the Hub: it has no such revision: check the name of the branch"):
+    with pytest.raises(CheckpointError, match="on the Hub: there is no such revision: check the name of the branch"):
         _load(revision="v2")
-    with pytest.raises(OutputError, match="not uploaded to the Hub: it has no such revision"):
+    with pytest.raises(OutputError, match="not uploaded to the Hub: there is no such revision"):
         model.push_to_hub(NAME, revision="v2")
 
 
@@ -364,7 +365,7 @@ def test_the_body_names_tasks_backbone_settings_and_parameters(tmp_path: Path) -
     assert "| colour | classification | red, blue, green | accuracy | 0.9167 (test) |" in card
     assert "| size | regression |  | pearson | 0.2500 (validation) |" in card
     assert "| mood | classification | bad, good | accuracy |  |" in card
-    assert model.backbone_fingerprint[:12] in card
+    assert model.fingerprint.bfloat16[:12] in card
     assert "- preset: paper\n- form: bottleneck\n- adapter_dim: 4\n" in card
     assert f"- trained parameters: {model.num_trainable_parameters():,}\n" in card
 

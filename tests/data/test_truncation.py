@@ -15,8 +15,8 @@ from hyperadapters.config import Lengths, ModelConfig
 TASKS = [Task.classification("mood", ["bad", "good"])]
 LONGEST = 8
 WARNING = (
-    "a text has more than 8 tokens and is truncated, as all longer texts are; to read more of them, make the model "
-    "with a larger max_length (in a recipe: data.max_length), up to what the backbone can read"
+    "a text has more than 8 tokens and is truncated, as all longer texts are; to read more of them, create the "
+    "model with a larger max_length (in a recipe: data.max_length), up to the maximum length of the backbone"
 )
 
 

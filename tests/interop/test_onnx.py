@@ -254,7 +254,7 @@ def test_labels_and_task_travel_with_the_graph(pair: Exported, number: Exported)
     described = json.loads((pair.folder / "hyperadapters_task.json").read_text())
     assert parse(Task, described["task"]) == PAIR_TASKS[0]
     assert described["lengths"] == pair.model.lengths.model_dump()
-    assert described["backbone"]["fingerprint"] == pair.model.backbone_fingerprint
+    assert described["backbone"]["fingerprint"] == pair.model.fingerprint.bfloat16
 
 
 def test_the_folder_is_whole_and_nothing_is_left_beside_it(pair: Exported, number: Exported) -> None:

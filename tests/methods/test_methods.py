@@ -304,7 +304,7 @@ def test_the_tasks_of_other_methods_stay_as_trained(method: str) -> None:
 
 def test_what_a_method_does_not_have_is_an_error() -> None:
     batch = make_batch("bert")
-    with pytest.raises(TaskError, match="method 'task_adapter' has no instance vectors"):
+    with pytest.raises(TaskError, match="method 'task_adapter' has no retriever and therefore no instance vectors"):
         make_method_model("bert", "task_adapter").instance_vectors(batch["input_ids"])
     with pytest.raises(TaskError, match="method 'hyperdecoder' generates adapters for inputs, not for tasks"):
         make_method_model("bert", "hyperdecoder").method.adapters(torch.tensor([0]))

@@ -258,7 +258,7 @@ def test_wrong_task_ids_are_refused_with_what_was_expected(kind: str, task_ids: 
 
 def test_generate_on_heads_and_forward_without_targets_say_what_to_do() -> None:
     batch = make_batch("bert")
-    with pytest.raises(TaskError, match="this one has task heads: use forward"):
+    with pytest.raises(TaskError, match="found an encoder with task heads; use forward"):
         make_model("bert").generate(batch["input_ids"])
     with pytest.raises(TaskError, match="needs labels or decoder_input_ids; or use generate"):
         make_model("t5")(batch["input_ids"], task_ids=batch["task_ids"])

@@ -168,7 +168,7 @@ ROW = {"text": "w1", "label": "red"}
         ),
         ({**make_data(4), "color": [ROW]}, r"train_data: Unknown task 'color'\. Did you mean 'colour'"),
         ({"colour": [ROW]}, "train_data: expected data of each task of the model, found none of mood, size"),
-        (changed("colour", []), "train_data, task 'colour': no rows"),
+        (changed("colour", []), "train_data, task 'colour': expected at least one row"),
         (changed("colour", ROW), "train_data, task 'colour': expected a list .* found dict"),
         (changed("colour", [ROW, ROW]), r"task 'colour': label\(s\) blue never occur in the training rows"),
         (
@@ -202,8 +202,8 @@ def test_spellings_of_labels_are_warned_of_once_as_in_a_recipe(caplog: pytest.Lo
     data["colour"][0]["label"] += " "
     Trainer(make_model(), data, {"colour": make_data(4)["colour"][:1]})
     assert sum("spell a label in several ways" in message for message in caplog.messages) == 1
-    assert [message for message in caplog.messages if "no example of" in message] == [
-        "task 'colour': the evaluation rows have no example of red"
+    assert [message for message in caplog.messages if "rows with label" in message] == [
+        "task 'colour': there are no evaluation rows with label red"
     ]
 
 
@@ -466,7 +466,7 @@ def test_the_example_of_the_document_runs_and_prints_what_it_says(
 
 def test_a_loop_that_forgets_to_fit_the_heads_is_warned_once(tmp_path: Path) -> None:
     model = make_model()
-    with pytest.warns(UnfittedHeadsWarning, match=r"the heads of colour, mood, size are .*model\.fit_heads.*Trainer"):
+    with pytest.warns(UnfittedHeadsWarning, match=r"the heads of colour, mood, size .*model\.fit_heads.*Trainer"):
         model.predict(["red w1"], task="colour")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -526,7 +526,9 @@ def test_models_without_such_heads_have_nothing_to_fit() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UnfittedHeadsWarning)
             model.predict(["red w1"], task="colour")
-        with pytest.raises(TaskError, match=r"no heads that read frozen features.*nothing to fit"):
+        with pytest.raises(
+            TaskError, match=r"expected a model whose heads read frozen features.*no heads need to be fitted"
+        ):
             model.fit_heads(make_data())
 
 

@@ -27,14 +27,14 @@ class BatchState:
     """The state of one forward.
 
     Attributes:
-        weights: generated weights of the batch's groups, each tensor [L, G, ...].
-        grouping: the grouping of the batch's rows by task.
-        here: weights of the layer that is running, each tensor [G, ...].
-        on_features: called with the input of the first adapted layer [B, S, d], before any adapter is used; it may set
+        weights: Generated weights of the batch's groups, each tensor [L, G, ...].
+        grouping: The grouping of the batch's rows by task.
+        here: Weights of the layer that is running, each tensor [G, ...].
+        on_features: Called with the input of the first adapted layer [B, S, d], before any adapter is used; it may set
             the weights.
-        features: input of the first adapted layer [B, S, d], if it was computed before; it replaces the actual input.
-        enabled: whether adapters are applied.
-        skips_below: whether the layers below all adapters act as the identity, since their output is given in
+        features: Input of the first adapted layer [B, S, d], if it was computed before; it replaces the actual input.
+        enabled: Whether adapters are applied.
+        skips_below: Whether the layers below all adapters act as the identity, since their output is given in
             `features`.
     """
 
@@ -56,7 +56,7 @@ class ActiveAdapters:
     """Holds the state of the forward that is running in the current thread.
 
     Attributes:
-        is_merged: whether the adapters of a task are merged into the backbone's weights, so that none are applied.
+        is_merged: Whether the adapters of a task are merged into the backbone's weights, so that none are applied.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class ActiveAdapters:
         """Keep the input of a feed-forward that consists of several modules, for the last one of them.
 
         Args:
-            inputs: the input of the first module [B, S, d].
+            inputs: The input of the first module [B, S, d].
         """
         self._of_thread.entered = inputs
 
@@ -103,7 +103,7 @@ class ActiveAdapters:
         """Make a context in which adapted modules read a state; on leaving it, the state before is restored.
 
         Args:
-            state: the state of the forward.
+            state: The state of the forward.
 
         Yields:
             Nothing.
@@ -120,7 +120,7 @@ class ActiveAdapters:
         The modules do not know the index of their layer, so that the compiled code of one layer serves all of them.
 
         Args:
-            index: index of the layer among those with generated adapters.
+            index: Index of the layer among those with generated adapters.
 
         Returns:
             The context manager.
@@ -148,7 +148,7 @@ class ActiveAdapters:
         """Return the features if they are given; otherwise call `on_features` with the layer's input and return that.
 
         Args:
-            hidden: the input of the first adapted layer [B, S, d].
+            hidden: The input of the first adapted layer [B, S, d].
 
         Returns:
             What the layer is to read instead [B, S, d].
@@ -166,13 +166,13 @@ class ActiveAdapters:
         """Compute the output of the generated bottleneck adapters of the layer that is running.
 
         Args:
-            inputs: the input of the layer's feed-forward [B, S, d].
+            inputs: The input of the layer's feed-forward [B, S, d].
 
         Returns:
             The adapters' output [B, S, d].
 
         Raises:
-            RuntimeError: no weights are active, since the backbone was called by itself and not through its model.
+            RuntimeError: If no weights are active, since the backbone was called by itself and not through its model.
         """
         weights, grouping = self._generated()
         return bottleneck(inputs, weights.to(inputs.dtype), grouping)
@@ -181,15 +181,15 @@ class ActiveAdapters:
         """Compute what the generated LoRAs add to the output of a linear layer.
 
         Args:
-            inputs: the input of the linear layer [B, S, i].
-            name: name of the linear layer in the names of its LoRA's tensors.
-            scale: factor of the LoRA's output.
+            inputs: The input of the linear layer [B, S, i].
+            name: Name of the linear layer in the names of its LoRA's tensors.
+            scale: Factor of the LoRA's output.
 
         Returns:
             The scaled output of the LoRAs [B, S, o].
 
         Raises:
-            RuntimeError: no weights are active, since the backbone was called by itself and not through its model.
+            RuntimeError: If no weights are active, since the backbone was called by itself and not through its model.
         """
         weights, grouping = self._generated()
         down, up = (weights[f"{side}_{name}"].to(inputs.dtype) for side in ("down", "up"))

@@ -26,15 +26,15 @@ class StackRow:
     """The names of the modules of one stack of layers.
 
     Attributes:
-        layers: path of the list of layers in the model.
-        feed_forward: path, inside a layer, of the last module of the feed-forward.
+        layers: Path of the list of layers in the model.
+        feed_forward: Path, inside a layer, of the last module of the feed-forward.
         placement: "parallel" if the adapter reads the input of the feed-forward, and its output is added to the
             feed-forward's. "before_residual" if the module takes (hidden, residual) and normalizes their sum: the
             adapter reads the residual, which is the input of the feed-forward, and its output is added to it.
-        entry: path, inside a layer, of the first module of the feed-forward; default: `feed_forward`.
-        norm: path, inside `feed_forward`, of the layer norm that it applies to its input; default: the input has been
+        entry: Path, inside a layer, of the first module of the feed-forward; default: `feed_forward`.
+        norm: Path, inside `feed_forward`, of the layer norm that it applies to its input; default: the input has been
             normalized before.
-        layer_output: what a layer returns: "hidden" for the hidden states, "tuple" for a tuple whose first element they
+        layer_output: What a layer returns: "hidden" for the hidden states, "tuple" for a tuple whose first element they
             are, "t5" for what a block of T5 returns.
     """
 
@@ -52,18 +52,18 @@ class ArchitectureRow:
 
     Attributes:
         kind: "encoder", "encoder-decoder" or "decoder".
-        generated: the stack of layers that gets generated adapters.
-        shared: the stack that gets adapters which are learned once for all tasks: an encoder-decoder's encoder. None
+        generated: The stack of layers that gets generated adapters.
+        shared: The stack that gets adapters which are learned once for all tasks: an encoder-decoder's encoder. None
             for the other kinds.
-        target_modules: the linear layers that form "lora" changes by default, as the last parts of their paths in a
+        target_modules: The linear layers that form "lora" changes by default, as the last parts of their paths in a
             layer.
-        not_by_row: linear layers that are also applied to something else than the rows of a batch, so that form "lora"
+        not_by_row: Linear layers that are also applied to something else than the rows of a batch, so that form "lora"
             cannot change them for each row.
-        takes_pooler: whether the model class has an unused pooling layer that the argument `add_pooling_layer` leaves
+        takes_pooler: Whether the model class has an unused pooling layer that the argument `add_pooling_layer` leaves
             out.
-        skips_padding_position: whether the first position is the one after the padding token's id (RoBERTa), so that
+        skips_padding_position: Whether the first position is the one after the padding token's id (RoBERTa), so that
             not all position embeddings are for tokens.
-        is_pre_norm: whether the hidden states between layers have not been normalized. A few of their components can
+        is_pre_norm: Whether the hidden states between layers have not been normalized. A few of their components can
             then be larger than all others by orders of magnitude, so each token is normalized before the mean over the
             tokens is taken for the retriever.
     """
@@ -148,8 +148,8 @@ class LinearSize(NamedTuple):
     """Sizes of a linear layer.
 
     Attributes:
-        inputs: number of input features.
-        outputs: number of output features.
+        inputs: Number of input features.
+        outputs: Number of output features.
     """
 
     inputs: int
@@ -161,8 +161,8 @@ class Stack:
     """A stack of layers of a backbone.
 
     Attributes:
-        row: the names of its modules.
-        layers: its layers, each of which has the modules that the row names.
+        row: The names of its modules.
+        layers: Its layers, each of which has the modules that the row names.
     """
 
     row: StackRow
@@ -174,11 +174,11 @@ class ResolvedArchitecture:
     """The architecture of a backbone, with the modules that were found in it.
 
     Attributes:
-        kind: see `ArchitectureRow`.
+        kind: See `ArchitectureRow`.
         hidden_size: d, size of the hidden states.
-        max_length: number of tokens that there are positions for; None if there is no limit.
-        generated: the stack that gets generated adapters.
-        shared: the stack that gets learned adapters; None if there is none.
+        max_length: Number of tokens that there are positions for; None if there is no limit.
+        generated: The stack that gets generated adapters.
+        shared: The stack that gets learned adapters; None if there is none.
         target_modules, not_by_row, is_pre_norm: see `ArchitectureRow`.
     """
 
@@ -210,8 +210,8 @@ class ResolvedArchitecture:
         """Find the first layer of a stack that gets adapters. The lowest stack alone can have layers without.
 
         Args:
-            stack: one of `stacks`.
-            config: settings with all defaults resolved (see `checks.plan`).
+            stack: One of `stacks`.
+            config: Settings with all defaults resolved (see `checks.plan`).
 
         Returns:
             The index of the layer, which is the number of layers without adapters below it.
@@ -225,14 +225,14 @@ def resolve_architecture(backbone: nn.Module, modules: ModuleNames | None = None
     """Find the modules of a backbone that its architecture's row names, without changing anything.
 
     Args:
-        backbone: a model of a supported architecture, or any model if `modules` are given.
-        modules: names of its modules; default: those of the table's row.
+        backbone: A model of a supported architecture, or any model if `modules` are given.
+        modules: Names of its modules; default: those of the table's row.
 
     Returns:
         The architecture and its modules.
 
     Raises:
-        BackboneError: the architecture is not in the table, a module is missing, the hidden size is not known, or the
+        BackboneError: If the architecture is not in the table, a module is missing, the hidden size is not known, or the
             backbone already holds adapters.
     """
     config = getattr(backbone, "config", None)
@@ -325,11 +325,11 @@ def check_feed_forward(stack: Stack, hidden_size: int) -> None:
     """Check that the module named as feed-forward maps hidden states to hidden states, as far as its sizes are known.
 
     Args:
-        stack: the stack whose layers are checked.
+        stack: The stack whose layers are checked.
         hidden_size: d, size of the hidden states.
 
     Raises:
-        BackboneError: the module is a linear layer of other sizes.
+        BackboneError: If the module is a linear layer of other sizes.
     """
     for index, layer in enumerate(stack.layers):
         size = _size(layer.get_submodule(stack.row.feed_forward))
@@ -345,16 +345,16 @@ def find_linears(stack: Stack, num_frozen: int, targets: Sequence[str]) -> dict[
     """Find the linear layers that form "lora" changes in each adapted layer of a stack.
 
     Args:
-        stack: the stack to search.
-        num_frozen: number of layers, from the bottom of the stack, that get no adapter.
-        targets: names of the linear layers, as the last parts of their paths, like PEFT's `target_modules`.
+        stack: The stack to search.
+        num_frozen: Number of layers, from the bottom of the stack, that get no adapter.
+        targets: Names of the linear layers, as the last parts of their paths, like PEFT's `target_modules`.
 
     Returns:
         The sizes of the linear layers by their paths in a layer, which are the same in each adapted layer. Empty if no
         layer is adapted.
 
     Raises:
-        BackboneError: no module has one of the names, a module with such a name is not a linear layer, or the layers
+        BackboneError: If no module has one of the names, a module with such a name is not a linear layer, or the layers
             of the stack differ.
     """
     found = [_linears(layer, targets) for layer in stack.layers[num_frozen:]]

@@ -25,8 +25,8 @@ class AdaptedLinears(NamedTuple):
     """Sizes of the linear layers that form "lora" changes in each adapted layer, by their paths in the layer.
 
     Attributes:
-        generated: those of the stack with generated adapters; empty for another form.
-        shared: those of the stack with learned adapters; empty if there is no such stack, or for another form.
+        generated: Those of the stack with generated adapters; empty for another form.
+        shared: Those of the stack with learned adapters; empty if there is no such stack, or for another form.
     """
 
     generated: dict[str, LinearSize]
@@ -38,14 +38,14 @@ class Plan:
     """All that a model of some tasks on a backbone is made from.
 
     Attributes:
-        architecture: the backbone's architecture, with its modules.
-        tasks: the tasks; the index of each is its id.
-        config: the settings, with all defaults resolved.
-        lengths: maximum numbers of tokens.
-        linears: the linear layers that form "lora" changes.
+        architecture: The backbone's architecture, with its modules.
+        tasks: The tasks; the index of each is its id.
+        config: The settings, with all defaults resolved.
+        lengths: Maximum numbers of tokens.
+        linears: The linear layers that form "lora" changes.
         num_layers: L, number of layers with generated adapters.
-        num_shared: number of layers with adapters that are learned once for all tasks.
-        device: the device that the backbone computes on.
+        num_shared: Number of layers with adapters that are learned once for all tasks.
+        device: The device that the backbone computes on.
     """
 
     architecture: ResolvedArchitecture
@@ -64,20 +64,24 @@ def plan(
     """Check tasks and settings against a backbone, and resolve all defaults. Nothing is changed.
 
     Args:
-        backbone: a model of a supported architecture, or any model if `config.modules` names its modules.
-        tasks: at least one task; their order determines their ids.
-        config: method, sizes and preset; default: `ModelConfig()`.
-        lengths: maximum numbers of tokens; default: those of `Lengths`, or fewer if the backbone has fewer positions.
+        backbone: A model of a supported architecture, or any model if `config.modules` names its modules.
+        tasks: At least one task; their order determines their ids.
+        config: Method, sizes and preset; default: `ModelConfig()`.
+        lengths: Maximum numbers of tokens; default: those of `Lengths`, or fewer if the backbone has fewer positions.
 
     Returns:
         What the model is made from.
 
     Raises:
-        BackboneError: the architecture is not supported, a module is missing or of the wrong kind, the backbone
+        BackboneError: If the architecture is not supported, a module is missing or of the wrong kind, the backbone
             already holds adapters, or it does not compute on one device.
-        TaskError: there is no task, two have the same name, one does not fit the backbone, or its labels are not known.
-        RecipeError: a setting does not fit the backbone.
+        TaskError: If there is no task, two have the same name, one does not fit the backbone, or its labels are not
+            known.
+        RecipeError: If a setting does not fit the backbone.
     """
+    if not isinstance(config, ModelConfig | None) or not isinstance(lengths, Lengths | None):
+        wrong = lengths if isinstance(config, ModelConfig | None) else config
+        raise RecipeError(f"expected config as a ModelConfig, and lengths as Lengths; found {wrong!r}")
     config = config or ModelConfig()
     architecture = resolve_architecture(backbone, config.modules)
     check_tasks(tasks, architecture)
@@ -95,11 +99,11 @@ def check_tasks(tasks: Sequence[Task], architecture: ResolvedArchitecture) -> No
     """Check that a backbone can answer tasks.
 
     Args:
-        tasks: the tasks, in the order of their ids.
-        architecture: the architecture of the backbone.
+        tasks: The tasks, in the order of their ids.
+        architecture: The architecture of the backbone.
 
     Raises:
-        TaskError: there is no task, two have the same name, one is text-to-text and the backbone has task heads, or
+        TaskError: If there is no task, two have the same name, one is text-to-text and the backbone has task heads, or
             the labels of one are not known.
     """
     if not isinstance(tasks, (list, tuple)):
@@ -125,8 +129,8 @@ def drop_settings_without_effect(config: ModelConfig, architecture: ResolvedArch
     """Reset the settings that have no effect on a backbone. `plan` refuses them, but old checkpoints may have them.
 
     Args:
-        config: the settings of a checkpoint.
-        architecture: the architecture of the backbone.
+        config: The settings of a checkpoint.
+        architecture: The architecture of the backbone.
 
     Returns:
         The settings, with the default value of each that has no effect.

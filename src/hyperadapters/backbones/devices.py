@@ -7,7 +7,7 @@ these parameters are on the meta device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,13 +20,14 @@ def execution_device(backbone: nn.Module) -> torch.device:
     """Find the device that a backbone computes on.
 
     Args:
-        backbone: the model.
+        backbone: The model.
 
     Returns:
         The device.
 
     Raises:
-        BackboneError: it computes on several devices, or its weights are on the meta device, where they have no values.
+        BackboneError: If it computes on several devices, or its weights are on the meta device, where they have no
+            values.
     """
     devices = {
         torch.device(hook.execution_device)
@@ -53,7 +54,7 @@ def is_offloaded(backbone: nn.Module) -> bool:
     """Tell whether accelerate has offloaded weights of a backbone to the CPU or the disk.
 
     Args:
-        backbone: the model.
+        backbone: The model.
 
     Returns:
         True if at least one weight is offloaded.
@@ -61,11 +62,33 @@ def is_offloaded(backbone: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in backbone.parameters())
 
 
+def convert_backbone(backbone: nn.Module, convert: Callable[[Tensor], Tensor]) -> None:
+    """Move or convert a backbone, as its `to`, `half`, `double` and similar methods do.
+
+    Args:
+        backbone: The model, which is changed in place.
+        convert: Function that moves or converts a tensor.
+
+    Raises:
+        BackboneError: If accelerate has offloaded weights of the backbone and `convert` would change its device or
+            floating-point type.
+    """
+    if not is_offloaded(backbone):
+        backbone._apply(convert)
+        return
+    probe = torch.empty(0, device=execution_device(backbone), dtype=next(backbone.parameters()).dtype)
+    if (convert(probe).device, convert(probe).dtype) != (probe.device, probe.dtype):
+        raise BackboneError(
+            "the backbone cannot be moved or converted, because accelerate has offloaded some of its weights; load it "
+            "again with another device_map or dtype"
+        )
+
+
 def named_weights(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the names and values of all parameters, ordered by name. Offloaded ones are loaded one by one.
 
     Args:
-        backbone: the model.
+        backbone: The model.
 
     Yields:
         Name and value of a parameter.

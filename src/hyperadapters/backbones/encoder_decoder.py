@@ -24,13 +24,13 @@ class EncoderDecoderRunner(PassRunner):
         """Make the inputs of the decoder from the labels.
 
         Args:
-            labels: token ids of the targets [B, T], -100 for padding.
+            labels: Token ids of the targets [B, T], -100 for padding.
 
         Returns:
             The labels shifted to the right by one position [B, T].
 
         Raises:
-            TaskError: there are no labels.
+            TaskError: If there are no labels.
         """
         if labels is None:
             raise TaskError("forward of an encoder-decoder needs labels or decoder_input_ids; or use generate")

@@ -191,16 +191,16 @@ class Injection:
         """Freeze the backbone and put adapters into it.
 
         Args:
-            backbone: the model to adapt, in place.
-            architecture: the resolved architecture of `backbone`.
-            linears: the linear layers that form "lora" changes, of the stack with generated adapters and of the one
+            backbone: The model to adapt, in place.
+            architecture: The resolved architecture of `backbone`.
+            linears: The linear layers that form "lora" changes, of the stack with generated adapters and of the one
                 with learned adapters (see `architectures.find_linears`).
-            shared: learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
-            active: the state of the batch, which generated adapters read.
-            config: settings with all defaults resolved (see `checks.plan`).
+            shared: Learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
+            active: The state of the batch, which generated adapters read.
+            config: Settings with all defaults resolved (see `checks.plan`).
 
         Raises:
-            BackboneError: another library has replaced the forward of a module. Nothing has been changed then.
+            BackboneError: If another library has replaced the forward of a module. Nothing has been changed then.
         """
         self._backbone = backbone
         self._modes = {module: module.training for module in backbone.modules()}
@@ -294,7 +294,7 @@ def _check_forwards(backbone: nn.Module, changed: Sequence[nn.Module]) -> None:
     """Check that no instance has a forward of its own, which would be called instead of that of its class.
 
     Raises:
-        BackboneError: another library has replaced the forward of an instance.
+        BackboneError: If another library has replaced the forward of an instance.
     """
     names = {module: name for name, module in backbone.named_modules()}
     for module in changed:
@@ -332,7 +332,7 @@ def parameter_name(path: str) -> str:
     """Turn the path of a module into a part of the name of a parameter.
 
     Args:
-        path: the path, such as "self_attn.q_proj".
+        path: The path, such as "self_attn.q_proj".
 
     Returns:
         The path with underscores for its dots.

@@ -40,9 +40,9 @@ class PackagedBackbone:
     """A model in an installed Python package, used instead of the same one on the Hub.
 
     Attributes:
-        module: name of the package's module.
-        folder: folder of the model in the package.
-        sha256: expected SHA-256 of the weights.
+        module: Name of the package's module.
+        folder: Folder of the model in the package.
+        sha256: Expected SHA-256 of the weights.
     """
 
     module: str
@@ -63,13 +63,13 @@ def locate(name: str) -> str:
     """Find the folder of a packaged model.
 
     Args:
-        name: name of a model on the Hub, or a folder.
+        name: Name of a model on the Hub, or a folder.
 
     Returns:
         The folder of the packaged model of this name if one is installed, otherwise the name.
 
     Raises:
-        BackboneError: the weights of a model that is listed in `PACKAGED` are not the expected ones, or cannot be
+        BackboneError: If the weights of a model that is listed in `PACKAGED` are not the expected ones, or cannot be
             fetched.
     """
     packaged = PACKAGED.get(name)
@@ -105,15 +105,15 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
     """Load a model of the class that the adapters of its architecture need, in evaluation mode.
 
     Args:
-        name: name of the model on the Hub, or a folder.
-        modules: names of its modules, needed if its architecture is not in `architectures.ARCHITECTURES`.
-        dtype: floating-point type of its weights; default: the type in its files.
+        name: Name of the model on the Hub, or a folder.
+        modules: Names of its modules, needed if its architecture is not in `architectures.ARCHITECTURES`.
+        dtype: Floating-point type of its weights; default: the type in its files.
 
     Returns:
         The model.
 
     Raises:
-        BackboneError: the model cannot be loaded, its architecture is not supported and no modules are named, or there
+        BackboneError: If the model cannot be loaded, its architecture is not supported and no modules are named, or there
             is no such dtype.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -170,13 +170,13 @@ def load_tokenizer(name: str) -> Any:
     """Load the tokenizer of a model.
 
     Args:
-        name: name of the model on the Hub, or a folder.
+        name: Name of the model on the Hub, or a folder.
 
     Returns:
         The tokenizer.
 
     Raises:
-        BackboneError: the tokenizer cannot be loaded.
+        BackboneError: If the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -190,7 +190,7 @@ def absolute_name(name: str) -> str:
     """Make the name of a backbone independent of the current directory.
 
     Args:
-        name: name of a model on the Hub, or a folder.
+        name: Name of a model on the Hub, or a folder.
 
     Returns:
         The absolute path of a folder; any other name as it is.
@@ -203,7 +203,7 @@ def is_quantised(backbone: nn.Module) -> bool:
     """Tell whether torchao has quantised weights of a backbone.
 
     Args:
-        backbone: the model.
+        backbone: The model.
 
     Returns:
         True if at least one weight is quantised.
@@ -215,7 +215,7 @@ def num_embeddings(backbone: nn.Module) -> int | None:
     """Count the token ids that a backbone has an input embedding for.
 
     Args:
-        backbone: the model.
+        backbone: The model.
 
     Returns:
         The number of embeddings; None if the model does not tell which module its input embedding is.
@@ -231,13 +231,13 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
     """Serialise a tokenizer, without values that tell how it was loaded and called last.
 
     Args:
-        tokenizer: a tokenizer of transformers.
+        tokenizer: A tokenizer of transformers.
 
     Returns:
         The contents of the files that its `save_pretrained` writes, by name.
 
     Raises:
-        BackboneError: it is not a tokenizer of transformers.
+        BackboneError: If it is not a tokenizer of transformers.
     """
     if not hasattr(tokenizer, "save_pretrained"):
         raise BackboneError(f"expected a tokenizer of transformers to save, found {type(tokenizer).__name__}")
@@ -264,8 +264,8 @@ def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -
     left out: nothing here uses it, and loading may initialise it at random.
 
     Args:
-        backbone: the model.
-        rounded_to: bfloat16 or float16; the values are rounded to it first.
+        backbone: The model.
+        rounded_to: Type to which the values are rounded first, bfloat16 (default) or float16.
 
     Returns:
         The SHA-256 as hexadecimal digits.
@@ -281,3 +281,44 @@ def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -
         digest.update(f"{name}{tuple(values.shape)}".encode())
         digest.update(chosen.numpy().tobytes())
     return digest.hexdigest()
+
+
+@dataclass
+class BackboneFingerprint:
+    """Fingerprints of a backbone's weights, by which a checkpoint recognises it in any floating-point type.
+
+    Attributes:
+        bfloat16: Fingerprint of the weights rounded to bfloat16.
+        float16: Fingerprint of the weights rounded to float16.
+    """
+
+    bfloat16: str
+    float16: str
+
+    @classmethod
+    def of(cls, backbone: nn.Module) -> BackboneFingerprint:
+        """Compute the fingerprints of a backbone.
+
+        Args:
+            backbone: The model.
+        """
+        return cls(fingerprint(backbone), fingerprint(backbone, torch.float16))
+
+    def refresh(self, backbone: nn.Module) -> bool:
+        """Compute the fingerprints again if the weights of the backbone have changed.
+
+        Conversion to another floating-point type is not a change, and neither is quantisation with torchao.
+
+        Args:
+            backbone: The model whose fingerprints these are.
+
+        Returns:
+            True if the weights have changed.
+        """
+        if is_quantised(backbone):
+            return False
+        found = BackboneFingerprint.of(backbone)
+        if found.bfloat16 == self.bfloat16 or found.float16 == self.float16:
+            return False
+        self.bfloat16, self.float16 = found.bfloat16, found.float16
+        return True

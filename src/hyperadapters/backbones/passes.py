@@ -32,11 +32,11 @@ class LowerOutput(NamedTuple):
     """Output of the layers below the generated adapters; it is the same for every task.
 
     Attributes:
-        hidden: input of the first layer with generated adapters, or output of an encoder-decoder's encoder [B, S, d].
-        pooled: what the retriever reads [B, d], float32.
-        hidden_states: hidden states of all layers of an encoder-decoder's encoder, each [B, S, d]; None unless they
+        hidden: Input of the first layer with generated adapters, or output of an encoder-decoder's encoder [B, S, d].
+        pooled: What the retriever reads [B, d], float32.
+        hidden_states: Hidden states of all layers of an encoder-decoder's encoder, each [B, S, d]; None unless they
             were asked for.
-        head_features: output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
+        head_features: Output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
     """
 
     hidden: Tensor
@@ -49,9 +49,9 @@ class FrozenOutput(NamedTuple):
     """Output of the layers below everything that is trained; it stays the same through training.
 
     Attributes:
-        hidden: input of the first layer with an adapter, or output of an encoder that is frozen as a whole [B, S, d].
-        pooled: what the retriever reads [B, d], float32; None if layers with adapters come before it.
-        head_features: output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
+        hidden: Input of the first layer with an adapter, or output of an encoder that is frozen as a whole [B, S, d].
+        pooled: What the retriever reads [B, d], float32; None if layers with adapters come before it.
+        head_features: Output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
     """
 
     hidden: Tensor
@@ -63,10 +63,10 @@ class AdaptedLinear(NamedTuple):
     """A linear layer of the backbone that form "lora" changes.
 
     Attributes:
-        path: path of the linear layer in the backbone.
-        layer: index of its layer among the layers with adapters of the same stack.
-        name: name of the linear layer in the names of its LoRA's tensors.
-        is_shared: whether its LoRA is learned once for all tasks, and not generated.
+        path: Path of the linear layer in the backbone.
+        layer: Index of its layer among the layers with adapters of the same stack.
+        name: Name of the linear layer in the names of its LoRA's tensors.
+        is_shared: Whether its LoRA is learned once for all tasks, and not generated.
     """
 
     path: str
@@ -83,7 +83,7 @@ class PassRunner:
     """Runs a backbone of one stack of layers with adapters in it. Not a module: the model owns all parameters.
 
     Attributes:
-        backbone: the frozen model.
+        backbone: The frozen model.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class PassRunner:
         """Freeze the backbone and put adapters into it.
 
         Args:
-            backbone: the model to adapt. It is changed in place, until `detach`.
-            architecture: the resolved architecture of `backbone`.
-            config: settings with all defaults resolved (see `checks.plan`).
-            linears: the linear layers that form "lora" changes, of the stack with generated adapters and of the one
+            backbone: The model to adapt. It is changed in place, until `detach`.
+            architecture: The resolved architecture of `backbone`.
+            config: Settings with all defaults resolved (see `checks.plan`).
+            linears: The linear layers that form "lora" changes, of the stack with generated adapters and of the one
                 with learned adapters.
-            shared: learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
+            shared: Learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
 
         Raises:
-            BackboneError: another library has replaced the forward of a module. Nothing has been changed then.
+            BackboneError: If another library has replaced the forward of a module. Nothing has been changed then.
         """
         self.backbone: Any = backbone
         self._reads_whole_pass = config.features == "backbone"
@@ -113,7 +113,7 @@ class PassRunner:
         self._lowest = architecture.lowest
         self._below = tuple(self._lowest.layers[: architecture.first_adapted(self._lowest, config)])
         self._active = ActiveAdapters()
-        self._is_checkpointing = False
+        self._is_checkpointing = self._is_compiled = False
         self._injection: Injection | None = Injection(backbone, architecture, linears, shared, self._active, config)
 
     # What is adapted
@@ -148,7 +148,7 @@ class PassRunner:
         """Switch the adapters off while those of a task are merged into the backbone's weights.
 
         Args:
-            is_merged: whether they are merged.
+            is_merged: Whether they are merged.
         """
         self._active.is_merged = is_merged
 
@@ -174,12 +174,12 @@ class PassRunner:
         """Run a batch through the whole backbone, in one pass where that is possible.
 
         Args:
-            inputs: the batch, tensors [B, S].
-            choose: called once, with what the retriever reads [B, d]; it returns the adapters of the batch.
+            inputs: The batch, tensors [B, S].
+            choose: Called once, with what the retriever reads [B, d]; it returns the adapters of the batch.
             decoder_input_ids: [B, T], for encoder-decoders.
-            output_hidden_states: whether the output is to have the hidden states of all layers.
-            lower_output: result of `forward_lower_layers` for the same inputs, if it has been computed before.
-            frozen_output: result of `forward_frozen_layers` for the same inputs, if it has been computed before.
+            output_hidden_states: Whether the output is to have the hidden states of all layers.
+            lower_output: Result of `forward_lower_layers` for the same inputs, if it has been computed before.
+            frozen_output: Result of `forward_frozen_layers` for the same inputs, if it has been computed before.
 
         Returns:
             The backbone's output, and the output of the lower layers; None for that if they did not run separately.
@@ -201,7 +201,7 @@ class PassRunner:
         They run in evaluation mode: there is nothing that dropout in them could regularise.
 
         Args:
-            inputs: the batch, tensors [B, S].
+            inputs: The batch, tensors [B, S].
 
         Returns:
             The input of the first layer with an adapter, and what the retriever reads.
@@ -226,9 +226,9 @@ class PassRunner:
         """Run the layers below the generated adapters.
 
         Args:
-            inputs: the batch, tensors [B, S].
-            output_hidden_states: whether to keep the hidden states of an encoder-decoder's encoder.
-            frozen_output: result of `forward_frozen_layers` for the same inputs, if it has been computed before.
+            inputs: The batch, tensors [B, S].
+            output_hidden_states: Whether to keep the hidden states of an encoder-decoder's encoder.
+            frozen_output: Result of `forward_frozen_layers` for the same inputs, if it has been computed before.
 
         Returns:
             The input of the layers with generated adapters, and what the retriever reads.
@@ -247,11 +247,11 @@ class PassRunner:
         """Run the layers with generated adapters on the output of the layers below them.
 
         Args:
-            inputs: the batch, tensors [B, S].
-            lower_output: result of `forward_lower_layers` for the same inputs.
-            state: the adapters of the batch.
+            inputs: The batch, tensors [B, S].
+            lower_output: Result of `forward_lower_layers` for the same inputs.
+            state: The adapters of the batch.
             decoder_input_ids: [B, T], for encoder-decoders.
-            output_hidden_states: whether the output is to have the hidden states of all layers.
+            output_hidden_states: Whether the output is to have the hidden states of all layers.
 
         Returns:
             The backbone's output.
@@ -266,15 +266,15 @@ class PassRunner:
         """Encode each text of a batch by itself with the frozen backbone, an encoder.
 
         Args:
-            inputs: the batch, tensors [B, S].
-            is_pair: which rows are pairs of texts [B], or whether all of them are.
-            compared: whether the features compare the texts of a pair.
+            inputs: The batch, tensors [B, S].
+            is_pair: Which rows are pairs of texts [B], or whether all of them are.
+            compared: Whether the features compare the texts of a pair.
 
         Returns:
             The features [B, F]; see `text_features.text_features`.
 
         Raises:
-            TaskError: there are pairs, and the inputs do not tell which text a token belongs to.
+            TaskError: If there are pairs, and the inputs do not tell which text a token belongs to.
         """
         self._check_attached()
         mask = inputs["attention_mask"]
@@ -290,13 +290,13 @@ class PassRunner:
         """Make the inputs of an encoder-decoder's decoder from the labels; other backbones have no such inputs.
 
         Args:
-            labels: token ids of the targets [B, T], -100 for padding.
+            labels: Token ids of the targets [B, T], -100 for padding.
 
         Returns:
             The labels shifted to the right by one position [B, T]; None if the backbone has one stack only.
 
         Raises:
-            TaskError: the backbone is an encoder-decoder, and there are no labels.
+            TaskError: If the backbone is an encoder-decoder, and there are no labels.
         """
         return None
 
@@ -378,11 +378,11 @@ class PassRunner:
         """Run the backbone's own `generate`.
 
         Args:
-            inputs: the prompts, or the inputs of the encoder, tensors [B, S].
-            choose: called once, with what the retriever reads [B, d]; it returns the adapters of the batch.
-            lower_output: result of `forward_lower_layers` for the same inputs; if it is None, the lower layers run
+            inputs: The prompts, or the inputs of the encoder, tensors [B, S].
+            choose: Called once, with what the retriever reads [B, d]; it returns the adapters of the batch.
+            lower_output: Result of `forward_lower_layers` for the same inputs; if it is None, the lower layers run
                 before, except where the first step of `generate` reads the whole prompt.
-            options: keyword arguments of `generate`.
+            options: Keyword arguments of `generate`.
 
         Returns:
             What the backbone's `generate` returns.
@@ -452,8 +452,8 @@ class PassRunner:
         """Switch on non-reentrant gradient checkpointing of the backbone's layers.
 
         Args:
-            settings: keyword arguments of `torch.utils.checkpoint.checkpoint`.
-            options: further keyword arguments of the backbone's `activation_checkpointing_enable`.
+            settings: Keyword arguments of `torch.utils.checkpoint.checkpoint`.
+            options: Further keyword arguments of the backbone's `activation_checkpointing_enable`.
         """
         kept = {**settings, "use_reentrant": False, "context_fn": self._active.checkpoint_contexts}
         self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=kept, **options)
@@ -461,6 +461,17 @@ class PassRunner:
         # through layers where nothing is trained.
         self.backbone.disable_input_require_grads()
         self._is_checkpointing = True
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile each layer of the backbone.
+
+        Args:
+            *args: Positional arguments of `torch.compile`.
+            **options: Keyword arguments of `torch.compile`.
+        """
+        self._is_compiled = True
+        for layer in self._layers():
+            layer.compile(*args, **options)
 
     def detach(self) -> nn.Module:
         """Take the adapters out of the backbone.
@@ -470,11 +481,17 @@ class PassRunner:
         """
         if self._is_checkpointing:
             self.backbone.activation_checkpointing_disable()
+        if self._is_compiled:
+            for layer in self._layers():
+                layer._compiled_call_impl = None
         if self._injection is not None:
             self._injection.restore()
             self._injection = None
         backbone: nn.Module = self.backbone
         return backbone
+
+    def _layers(self) -> list[nn.Module]:
+        return [layer for stack in self._architecture.stacks for layer in stack.layers]
 
     def _check_attached(self) -> None:
         if self._injection is None:
@@ -490,7 +507,7 @@ def backbone_inputs(inputs: Inputs) -> dict[str, Tensor]:
     """Select the inputs that a backbone takes, without those that only this library reads.
 
     Args:
-        inputs: the batch, tensors [B, S].
+        inputs: The batch, tensors [B, S].
 
     Returns:
         The tensors by the names of the backbone's arguments.
@@ -502,8 +519,8 @@ def pool(output: Any, inputs: Inputs) -> Tensor:
     """Take the mean of the last hidden states over the tokens that are not padding.
 
     Args:
-        output: the output of an encoder.
-        inputs: the batch, with its `attention_mask` [B, S].
+        output: The output of an encoder.
+        inputs: The batch, with its `attention_mask` [B, S].
 
     Returns:
         The means [B, d], in float32.
@@ -539,7 +556,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Make a context in which a model is in evaluation mode; on leaving it, each module gets its own mode back.
 
     Args:
-        model: the model. A module that is added to it inside the context gets the model's mode.
+        model: The model. A module that is added to it inside the context gets the model's mode.
 
     Yields:
         Nothing.

@@ -22,18 +22,18 @@ def make_runner(
     """Freeze a backbone, put adapters into it, and return what runs it.
 
     Args:
-        backbone: the model to adapt. It is changed in place, until the runner's `detach`.
-        architecture: the resolved architecture of `backbone`.
-        config: settings with all defaults resolved (see `checks.plan`).
-        linears: the linear layers that form "lora" changes, of the stack with generated adapters and of the one with
+        backbone: The model to adapt. It is changed in place, until the runner's `detach`.
+        architecture: The resolved architecture of `backbone`.
+        config: Settings with all defaults resolved (see `checks.plan`).
+        linears: The linear layers that form "lora" changes, of the stack with generated adapters and of the one with
             learned adapters.
-        shared: learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
+        shared: Learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
 
     Returns:
         A runner for one stack of layers, or for an encoder-decoder.
 
     Raises:
-        BackboneError: another library has replaced the forward of a module. Nothing has been changed then.
+        BackboneError: If another library has replaced the forward of a module. Nothing has been changed then.
     """
     runner = PassRunner if architecture.shared is None else EncoderDecoderRunner
     return runner(backbone, architecture, config, linears, shared)

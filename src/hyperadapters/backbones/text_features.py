@@ -20,7 +20,7 @@ def features_size(hidden_size: int, compared: bool) -> int:
 
     Args:
         hidden_size: d, size of the hidden states.
-        compared: whether the features compare the texts of a pair.
+        compared: Whether the features compare the texts of a pair.
 
     Returns:
         F.
@@ -48,13 +48,13 @@ def text_features(
     it (compare Reimers and Gurevych 2019, Sentence-BERT, whose heads read |u - v| too).
 
     Args:
-        encode: the frozen backbone.
-        input_ids: token ids [B, S], padded on the right.
+        encode: The frozen backbone.
+        input_ids: Token ids [B, S], padded on the right.
         attention_mask: 1 for tokens, 0 for padding [B, S].
-        is_pair: which rows are pairs [B], or whether all of them are. With the latter no shape depends on the values
+        is_pair: Which rows are pairs [B], or whether all of them are. With the latter no shape depends on the values
             of a tensor, so that the function can be exported.
-        compared: whether the features compare the texts of a pair. If not, they are u + v.
-        sequence_ids: which text a token belongs to [B, S], see `split_pairs`; needed if there are pairs.
+        compared: Whether the features compare the texts of a pair. If not, they are u + v.
+        sequence_ids: Which text a token belongs to [B, S], see `split_pairs`; needed if there are pairs.
 
     Returns:
         The features [B, F] in float32; F is that of `features_size`.
@@ -105,15 +105,15 @@ def sequence_ids_of(
 
     Args:
         attention_mask: 1 for tokens, 0 for padding [B, S].
-        is_pair: which rows are pairs [B], or whether all of them are.
-        sequence_ids: the result, if it is known [B, S].
-        token_type_ids: token types [B, S]; None if the backbone has none.
+        is_pair: Which rows are pairs [B], or whether all of them are.
+        sequence_ids: The result, if it is known [B, S].
+        token_type_ids: Token types [B, S]; None if the backbone has none.
 
     Returns:
         Sequence ids [B, S], as `split_pairs` takes them; None if there are no pairs.
 
     Raises:
-        TaskError: there are pairs, and neither tensor tells their texts apart.
+        TaskError: If there are pairs, and neither tensor tells their texts apart.
     """
     has_pairs = is_pair if isinstance(is_pair, bool) else bool(is_pair.any())
     if not has_pairs or sequence_ids is not None:
@@ -144,9 +144,9 @@ def split_pairs(
     belong to the text.
 
     Args:
-        input_ids: token ids [B, S], padded on the right.
+        input_ids: Token ids [B, S], padded on the right.
         attention_mask: 1 for tokens, 0 for padding [B, S].
-        is_pair: which rows are pairs [B], P of them.
+        is_pair: Which rows are pairs [B], P of them.
         sequence_ids: 0 for tokens of the first text, 1 for those of the second, -1 for special tokens that the
             tokenizer adds and for padding [B, S].
 

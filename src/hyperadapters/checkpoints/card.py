@@ -48,14 +48,14 @@ def write_card(
     """Write the card of a checkpoint into its folder, unless there is one that somebody wrote or changed.
 
     Args:
-        model: what the checkpoint is of.
-        folder: of the checkpoint.
-        name: by which `from_pretrained` finds it: the folder, or a name on the Hub.
-        license: as the Hub names it, for example "apache-2.0"; default: that of the card that is replaced, or none.
-        scores: of the tasks.
+        model: What the checkpoint is of.
+        folder: Of the checkpoint.
+        name: By which `from_pretrained` finds it: the folder, or a name on the Hub.
+        license: As the Hub names it, for example "apache-2.0"; default: that of the card that is replaced, or none.
+        scores: Of the tasks.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: If it cannot be written.
     """
     path = folder / CARD_FILE
     if path.is_file():
@@ -227,7 +227,7 @@ def _code(text: str) -> str:
 
 
 def _backbone(model: HyperAdapterModel) -> str:
-    fingerprint = f"its weights have the fingerprint `{model.backbone_fingerprint[:12]}`; others are refused."
+    fingerprint = f"its weights have the fingerprint `{model.fingerprint.bfloat16[:12]}`; others are refused."
     if model.backbone_name is None:
         return f"A model given in memory; {fingerprint} Pass it as `backbone=`."
     if _is_hub_name(model.backbone_name):

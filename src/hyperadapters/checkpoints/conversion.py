@@ -85,8 +85,8 @@ def _unpack(state: dict[str, Tensor], heads: TaskHeads) -> None:
     """Undo `_pack`.
 
     Raises:
-        KeyError: A part is missing.
-        ValueError: A part has another shape than in this model.
+        KeyError: If a part is missing.
+        ValueError: If a part has another shape than in this model.
     """
     compares, single = state.pop("heads.compares"), state.pop("heads.single_weight").float()
     wide, kept = state["heads.wide_weight"].float(), _columns_of_single_texts(heads)
@@ -113,8 +113,8 @@ def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
         state: Changed in place.
 
     Raises:
-        KeyError: A head, or a part of the heads, is missing.
-        ValueError: A head has another shape than its task's.
+        KeyError: If a head, or a part of the heads, is missing.
+        ValueError: If a head has another shape than its task's.
     """
     if model.method.can_route:
         state.setdefault("method.thresholds", torch.full_like(model.pha.thresholds, -torch.inf))
@@ -143,7 +143,7 @@ def make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
         state: Result of `complete_state`.
 
     Raises:
-        ValueError: One of these tensors has another shape than this model's.
+        ValueError: If one of these tensors has another shape than this model's.
     """
     device = model.device
     if CENTROIDS in state:

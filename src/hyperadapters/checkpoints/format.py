@@ -61,9 +61,9 @@ class BackboneReference(StrictModel):
     """Which backbone a checkpoint belongs to; one that was given in memory may have no name.
 
     Attributes:
-        name: on the Hub, or a folder: an absolute path, or one that starts with "./", relative to the checkpoint.
-        fingerprint: of its weights in bfloat16.
-        fingerprint_float16: of its weights in float16; early checkpoints lack it.
+        name: On the Hub, or a folder: an absolute path, or one that starts with "./", relative to the checkpoint.
+        fingerprint: Of its weights in bfloat16.
+        fingerprint_float16: Of its weights in float16; early checkpoints lack it.
     """
 
     name: str | None
@@ -73,23 +73,20 @@ class BackboneReference(StrictModel):
     @classmethod
     def of(cls, model: HyperAdapterModel) -> BackboneReference:
         """Refer to the backbone of a model, as it is now."""
-        if model.refresh_fingerprint():
+        if not model.is_merged and model.fingerprint.refresh(model.backbone):
             logger.warning(
                 "the weights of the backbone have changed since the model was made, and a checkpoint does not hold "
                 "them: save them with backbone.save_pretrained, and load the model with backbone="
             )
         return cls(
             name=model.backbone_name,
-            fingerprint=model.backbone_fingerprint,
-            fingerprint_float16=model.backbone_fingerprint_float16,
+            fingerprint=model.fingerprint.bfloat16,
+            fingerprint_float16=model.fingerprint.float16,
         )
 
     def is_of(self, model: HyperAdapterModel) -> bool:
         """Whether a model has this backbone, be it in another floating point type."""
-        return (
-            self.fingerprint == model.backbone_fingerprint
-            or self.fingerprint_float16 == model.backbone_fingerprint_float16
-        )
+        return self.fingerprint == model.fingerprint.bfloat16 or self.fingerprint_float16 == model.fingerprint.float16
 
 
 class WeightsReference(StrictModel):
@@ -110,7 +107,7 @@ class CheckpointConfig(StrictModel):
     """Contents of the JSON file.
 
     Attributes:
-        renamed: the name that each renamed task was trained under; left out of the file where no task is renamed.
+        renamed: The name that each renamed task was trained under; left out of the file where no task is renamed.
     """
 
     format: Literal["hyperadapters"] = "hyperadapters"
@@ -163,8 +160,8 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
     """Write a checkpoint of a model into a folder, replacing one that is there.
 
     Raises:
-        OutputError: the folder cannot be written.
-        BackboneError: the model's tokenizer is not one of transformers.
+        OutputError: If the folder cannot be written.
+        BackboneError: If the model's tokenizer is not one of transformers.
     """
     tokenizer = changed_tokenizer(model)
     reference = BackboneReference.of(model)
@@ -209,7 +206,7 @@ def changed_tokenizer(model: HyperAdapterModel) -> dict[str, bytes] | None:
     """The files of the model's tokenizer; None if it is the one that the backbone's name leads to.
 
     Raises:
-        BackboneError: it is not a tokenizer of transformers.
+        BackboneError: If it is not a tokenizer of transformers.
     """
     if "tokenizer" not in vars(model):  # nobody has asked for it or set it
         return None
@@ -265,8 +262,8 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
     """Load a checkpoint into its backbone, or into one that is given.
 
     Raises:
-        CheckpointError: it is missing, damaged, of a newer format, or of another backbone.
-        BackboneError: the backbone cannot be loaded.
+        CheckpointError: If it is missing, damaged, of a newer format, or of another backbone.
+        BackboneError: If the backbone cannot be loaded.
     """
     if not isinstance(backbone, nn.Module | None):
         raise BackboneError(f"backbone: expected a model, found {backbone!r}; load it first, or leave it out")
@@ -285,7 +282,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         raise
     if not config.backbone.is_of(model):
         model.detach()
-        raise _of_another(folder, config.backbone, model.backbone_fingerprint)
+        raise _of_another(folder, config.backbone, model.fingerprint.bfloat16)
     try:
         complete_state(model, state)
         make_room(model, state)
@@ -324,7 +321,7 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
     """Load the weights of a checkpoint into the model that wrote it, or one like it.
 
     Raises:
-        CheckpointError: it is missing or damaged, or its tasks, settings or backbone are not those of the model.
+        CheckpointError: If it is missing or damaged, or its tasks, settings or backbone are not those of the model.
     """
     config, state = read_checkpoint(folder)
     if config.format_version < OLDEST_RESUMABLE_FORMAT:
@@ -333,7 +330,7 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
             "with: finish the run with that version, or start it anew with --overwrite"
         )
     found = (config.tasks, config.model, config.backbone.fingerprint)
-    if found != (model.tasks, model.adapter_config, model.backbone_fingerprint):
+    if found != (model.tasks, model.adapter_config, model.fingerprint.bfloat16):
         raise CheckpointError(f"{folder}: is of a model with other tasks, settings or another backbone")
     try:
         complete_state(model, state)
@@ -346,7 +343,7 @@ def read_checkpoint(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     """Read and check both files of a checkpoint.
 
     Raises:
-        CheckpointError: one of them is missing, damaged or of a newer format.
+        CheckpointError: If one of them is missing, damaged or of a newer format.
     """
     text = _read_text(folder)
     while True:
@@ -431,7 +428,7 @@ def _read_weights(folder: Path, config: CheckpointConfig, expected_digest: str) 
     """Read the weights of a checkpoint after comparing both checksums.
 
     Raises:
-        CheckpointError: the file is missing, truncated or altered, or does not belong to this JSON file.
+        CheckpointError: If the file is missing, truncated or altered, or does not belong to this JSON file.
     """
     if config.weights is None or Path(config.weights.file).name != config.weights.file:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face Hub: a repository holds the files of a checkpoint and its card."""
+"""Checkpoints on the Hugging Face Hub. A repository contains the files of a checkpoint and its model card."""
 
 from __future__ import annotations
 
@@ -29,28 +29,31 @@ from hyperadapters.model.model import HyperAdapterModel
 
 _LOG_IN = "log in with `hf auth login`, or pass token="
 _REASONS: dict[type[Exception], str] = {
-    HFValidationError: "the name is none that the Hub could have, which is like user/name",
-    OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, and it is not in the cache; unset it, or fetch it once without it",
-    GatedRepoError: f"its owner gives access on request: ask on its page, then {_LOG_IN}",
-    RepositoryNotFoundError: f"there is none of this name, or it is private: check the name; if it is, {_LOG_IN}",
-    RevisionNotFoundError: "it has no such revision: check the name of the branch or tag, or make it first",
+    HFValidationError: "this is no valid name of a repository, which has the form user/name",
+    OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, and the repository is not in the cache; unset it and retry",
+    GatedRepoError: f"the owner gives access on request: request it on the page of the repository, then {_LOG_IN}",
+    RepositoryNotFoundError: f"there is no repository of this name, or it is private: check the name, or {_LOG_IN}",
+    RevisionNotFoundError: "there is no such revision: check the name of the branch or tag, or create it",
 }
-"""What is said of an error; the first one that it is an instance of, or was caused by."""
+"""Explanations of errors. The first class that an error, or its cause, is an instance of applies."""
 
 
 def find_checkpoint(name: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of a checkpoint: the folder of this name, or else the Hub's files of this name in its cache.
+    """Find a checkpoint. If there is no folder of its name, it is downloaded from the Hub into the cache.
 
-    The cache is read without the Hub where that cannot be reached, or with HF_HUB_OFFLINE=1.
+    If the Hub cannot be reached, or the environment variable HF_HUB_OFFLINE is 1, files in the cache are used.
 
     Args:
-        name: of a folder, or a string like "user/name".
-        revision: branch, tag or commit on the Hub.
-        token: for the Hub; default: that of `hf auth login`.
+        name: A folder, or a name on the Hub such as "user/name".
+        revision: Branch, tag or commit on the Hub. Default: the main branch.
+        token: Token for the Hub. Default: the token of `hf auth login`.
+
+    Returns:
+        The folder that contains the checkpoint.
 
     Raises:
-        CheckpointError: there is no such folder, and no such checkpoint on the Hub or no way to get it; or a revision
-            of a folder is asked for.
+        CheckpointError: If there is no such folder and no such checkpoint on the Hub, the checkpoint cannot be
+            downloaded, or `name` is a folder and a revision is given.
     """
     folder = Path(name)
     if isinstance(name, Path) or os.path.lexists(folder):
@@ -85,7 +88,28 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Upload a checkpoint; see `HyperAdapterModel.push_to_hub`, which names arguments and errors."""
+    """Upload a checkpoint and its model card to the Hugging Face Hub, in one commit that replaces the previous one.
+
+    The card contains the scores of the file `metrics.json` in the `folder` of the model. A README.md that was written
+    or edited by hand takes precedence over the generated one: first the one in `folder`, then the one on the Hub.
+
+    Args:
+        model: Model to upload.
+        repo_id: Name on the Hub, such as "user/name". The repository is created if it does not exist.
+        private: Whether a new repository is private. Default: the setting of the owner's account.
+        token: Token for the Hub. Default: the token of `hf auth login`.
+        license: License for the card by its name on the Hub, such as "apache-2.0". Default: the license of the card
+            that is replaced.
+        commit_message: Message of the commit. Default: "Upload a checkpoint of hyperadapters".
+        revision: Branch to commit to. Default: the main branch.
+        create_pr: Whether to open a pull request with the commit. Default: False.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        OutputError: If the Hub cannot be reached or rejects the commit.
+    """
     api = HfApi(token=token, library_name="hyperadapters", library_version=__version__)
     with TemporaryDirectory() as temporary, _explained(f"{repo_id}: not uploaded to the Hub", OutputError):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -98,7 +122,7 @@ def push(
         warn_of_unfitted_heads(model.heads, model.tasks)
         save_model(model, folder)
         if cards := [path for path in cards if path.is_file()]:
-            # one that somebody wrote or changed, here or there, goes before one that the library wrote
+            # A card that was written or edited by hand takes precedence over a generated one.
             shutil.copyfile(min(cards, key=is_generated), folder / CARD_FILE)
         write_card(model, folder, repo_id, license, None if model.folder is None else read_scores(model.folder))
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -111,20 +135,20 @@ def push(
             commit_message=commit_message or "Upload a checkpoint of hyperadapters",
             revision=revision,
             create_pr=create_pr,
-            parent_commit=info.sha,  # what somebody else pushed meanwhile is not mixed with it
+            parent_commit=info.sha,  # fails if somebody else has pushed a commit in the meantime
         )
     return str(commit.commit_url)
 
 
 def _is_part(name: str) -> bool:
-    """Whether a file in a repository is the weights or of the tokenizer of a checkpoint."""
+    """Return whether a file of a repository belongs to the weights or the tokenizer of a checkpoint."""
     folder, _, file = name.rpartition("/")
     return fnmatch(folder, TOKENIZER_PATTERN) if folder else fnmatch(file, WEIGHTS_PATTERN)
 
 
 @contextmanager
 def _explained(what: str, error_class: type[HyperAdaptersError]) -> Iterator[None]:
-    """Turn whatever goes wrong with the Hub into one error of the library."""
+    """Convert errors of the Hub to an error of this library."""
     try:
         yield
     except (OSError, ValueError, HTTPError) as error:

@@ -52,12 +52,12 @@ def example_row(example: Any, place: str, task: Task) -> Row:
     """Return an example of a task as a row.
 
     Args:
-        example: A mapping with `text` and `label`, a row or an `Example`.
-        place: Where it stands, for messages.
-        task: Its task.
+        example: Mapping with `text` and `label`, `Row`, or `Example`.
+        place: Location of the example, for messages.
+        task: Task of the example.
 
     Raises:
-        DataError: It is none of these.
+        DataError: If the example has another type.
     """
     if isinstance(example, Row):
         return example

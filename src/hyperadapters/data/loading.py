@@ -182,7 +182,12 @@ def _in_proportion(order: list[int], labels: list[str], keep_one: bool) -> list[
 
 
 def warn_of_missing_labels(task: Task, splits: Mapping[Any, Sequence[Example]]) -> None:
-    """Log a warning for each split whose examples, given by its name, lack some of the labels of a task."""
+    """Log a warning for each split in which labels of a classification task do not occur.
+
+    Args:
+        task: Task of the examples.
+        splits: Examples by the name of their split.
+    """
     for split, examples in splits.items():
         seen = {example.target for example in examples}
         missing = [label for index, label in enumerate(task.labels) if index not in seen]
@@ -206,7 +211,15 @@ def _example(row: Row, task: Task, task_id: int) -> Example:
 
 
 def check_labels_seen(task: Task, train: Sequence[Example]) -> None:
-    """Raise DataError unless each label of a task occurs among its training examples."""
+    """Check that each label of a classification task occurs in its training examples.
+
+    Args:
+        task: Task of the examples.
+        train: Training examples.
+
+    Raises:
+        DataError: If a label does not occur.
+    """
     seen = {example.target for example in train}
     unseen = [label for index, label in enumerate(task.labels) if index not in seen]
     if unseen:

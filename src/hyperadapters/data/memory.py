@@ -1,4 +1,4 @@
-"""Data of tasks in memory, as checked examples."""
+"""Conversion of data in memory to checked examples."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class _TaskRows:
     """Rows of one task.
 
     Attributes:
-        examples: One for each row.
-        unchecked: Rows that were not given as `Example`, whose labels may be spelt in several ways.
+        examples: Example of each row.
+        unchecked: Rows that were not given as `Example`, whose labels may be spelled in several ways.
     """
 
     examples: list[Example]
@@ -30,22 +30,22 @@ class _TaskRows:
 def read_train_and_eval_data(
     tasks: Sequence[Task], train_data: Any, eval_data: Any = None
 ) -> tuple[list[Example], list[Example]]:
-    """Read training data and evaluation data, with the checks that the data of a recipe have.
+    """Read training data and evaluation data with the same checks as for the data of a recipe.
 
     Args:
-        tasks: Tasks of the model, in the order of their ids.
+        tasks: Tasks of the model in the order of their ids.
         train_data: Mapping from the name of each task to its data: a list of mappings with the keys `text`,
             `text_pair` and `label`, a DataFrame, a `datasets.Dataset`, a map-style dataset of PyTorch whose items are
             such mappings, or a list of `Example`.
-        eval_data: The same, of some or all of the tasks; default: none.
+        eval_data: Evaluation data of some or all tasks in the same form. Default: none.
 
     Returns:
-        The training examples and the evaluation examples, task after task.
+        The training examples and the evaluation examples, in the order of the tasks.
 
     Raises:
-        DataError: A row or the data of a task are wrong; the message names task and row. Or a task has no training
-            data, or a label has no training row.
-        TaskError: A task is unknown.
+        DataError: If the data of a task or one of its rows are invalid (the message names the task and the row), a task
+            has no training data, or a label does not occur in them.
+        TaskError: If a task is unknown.
     """
     train = _read(tasks, train_data, "train_data")
     if missing := [task.name for task_id, task in enumerate(tasks) if task_id not in train]:
@@ -65,17 +65,17 @@ def read_examples(tasks: Sequence[Task], data: Any, what: str, needs_labels: boo
     """Read data of some or all tasks.
 
     Args:
-        tasks: See `read_train_and_eval_data`.
-        data: See `read_train_and_eval_data`.
+        tasks: Tasks of the model in the order of their ids.
+        data: Data by task in the form that `read_train_and_eval_data` reads.
         what: Name of the data in messages.
-        needs_labels: Whether each row must have a label; otherwise a task none of whose rows has one is read without.
+        needs_labels: If True (default), each row must have a label. If False, a task may also have no labels at all.
 
     Returns:
         The examples in the order of the data.
 
     Raises:
-        DataError: See `read_train_and_eval_data`.
-        TaskError: A task is unknown.
+        DataError: If the data of a task or one of its rows are invalid.
+        TaskError: If a task is unknown.
     """
     return _joined(_read(tasks, data, what, needs_labels))
 
@@ -85,7 +85,7 @@ def _joined(data: Mapping[int, _TaskRows]) -> list[Example]:
 
 
 def _read(tasks: Sequence[Task], data: Any, what: str, needs_labels: bool = True) -> dict[int, _TaskRows]:
-    """The rows of each task by its id, in the order of the ids."""
+    """Return the rows of each task by its id, in the order of the ids."""
     if not isinstance(data, Mapping):
         raise DataError(
             f"{what}: expected a mapping from the names of tasks to their data, such as {{{tasks[0].name!r}: rows}}; "
@@ -114,7 +114,7 @@ def _read_task(task: Task, task_id: int, data: Any, what: str, needs_labels: boo
             unchecked.append(row)
         rows.append(row)
     if not rows:
-        raise DataError(f"{what}: no rows; expected at least one")
+        raise DataError(f"{what}: expected at least one row, found none")
     has_labels = needs_labels or any(not is_absent(plain(row.values.get("label"))) for row in rows)
     return _TaskRows(_examples(rows, task, task_id, has_labels), unchecked)
 

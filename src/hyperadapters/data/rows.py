@@ -50,7 +50,7 @@ def iterate_rows(inputs: Any, what: str = "inputs") -> Iterator[Any]:
         _different(list(getattr(inputs, "column_names", ())), what)
         return iter(inputs.to_pylist())
     if not isinstance(inputs, Iterable) and hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-        return (inputs[index] for index in range(len(inputs)))  # need not raise IndexError, by which `iter` would end
+        return (inputs[index] for index in range(len(inputs)))  # `iter` requires an IndexError at the end
     if not isinstance(inputs, Iterable) or ("pandas" in libraries and not hasattr(inputs, "tolist")):
         raise DataError(f"{what}: expected a list, a DataFrame or another iterable of rows, found {name}")
     return iter(inputs)

@@ -203,7 +203,11 @@ def _as_text(builder: Any) -> dict[str, Any]:
 
 
 def class_names(data: Any) -> dict[str, list[str]]:
-    """Return the names of the classes of those columns of a `datasets.Dataset` that hold class numbers."""
+    """Return the names of classes for each column of a `datasets.Dataset` that contains class indices.
+
+    Args:
+        data: Data of any type. There are no such columns unless it is a data set of the library `datasets`.
+    """
     if type(data).__module__.partition(".")[0] != "datasets":
         return {}
     import datasets
@@ -213,7 +217,12 @@ def class_names(data: Any) -> dict[str, list[str]]:
 
 
 def name_classes(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
-    """Return the values of a row with class numbers as names; a negative number or null marks a missing label."""
+    """Return the values of a row in which class indices are replaced by names.
+
+    Args:
+        values: Values by column. A negative index or None marks a missing label, which becomes None.
+        names: Names of classes by column.
+    """
     numbers = {column: -1 if values[column] is None else values[column] for column in names}
     found = {column: known[numbers[column]] if numbers[column] >= 0 else None for column, known in names.items()}
     return {**values, **found}

@@ -1,7 +1,8 @@
-"""Heads that are to read frozen features and have not been fitted to them yet, and a warning of them.
+"""Detection of heads that should read frozen features but have not been fitted to them yet, with a warning.
 
-Training adapts wide heads (see `TaskHeads`) to the adapted hidden states alone; their weights for frozen features are
-zero until they are fitted, which is the last step of training. Whoever forgets it has a model that works, but worse.
+Training adapts wide heads (see `TaskHeads`) to the adapted hidden states only. Their weights for frozen features are
+zero until the heads are fitted, which is the last step of training. A model without this step works, but its
+predictions are worse.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ from hyperadapters.heads.task_heads import TaskHeads
 
 
 class UnfittedHeadsWarning(UserWarning):
-    """Heads that are to read frozen features have not been fitted to them."""
+    """Warning that heads which should read frozen features have not been fitted to them."""
 
 
 @torch.no_grad()
 def unfitted_tasks(heads: TaskHeads, tasks: Sequence[Task]) -> list[str]:
-    """Return the names of the tasks whose heads are to read frozen features and have not been fitted to them.
+    """Return the names of the tasks whose heads should read frozen features but have not been fitted to them.
 
-    Weights of zero for the features are not enough to tell, since a fit may find that they say nothing about a task.
-    What a fit makes is rounded to float16, whereas initial and trained weights are not.
+    A head is not necessarily unfitted if its weights for the features are zero, because a fit may find that the
+    features are not informative for a task. Fitted weights are therefore recognised by being rounded to float16, which
+    initial and trained weights are not.
+
+    Args:
+        heads: Heads of a model.
+        tasks: Tasks of the model.
+
+    Returns:
+        Names in the order of the tasks.
     """
     wide = heads.wide_weight
     reads_features = wide[:, : heads.features_size].any(dim=1)
@@ -54,16 +63,16 @@ def warn_of_unfitted_heads(heads: TaskHeads | None, tasks: Sequence[Task]) -> No
     if names := unfitted_tasks(heads, tasks):
         heads.warns_if_unfitted = False
         warnings.warn(
-            f"the heads of {', '.join(names)} are to read features of the frozen backbone and have not been fitted to "
-            "them, so they read the adapted hidden states alone; call model.fit_heads(train_data, eval_data) after "
-            "training, or train with hyperadapters.Trainer, which does it",
+            f"the heads of {', '.join(names)} should read features of the frozen backbone but have not been fitted to "
+            "them, so they read the adapted hidden states only; call model.fit_heads(train_data, eval_data) after "
+            "training, or train with hyperadapters.Trainer, which calls it",
             UnfittedHeadsWarning,
             stacklevel=_levels_of_library(),
         )
 
 
 def _levels_of_library() -> int:
-    """The `stacklevel` by which a warning is about the code that called this library."""
+    """Return the `stacklevel` with which a warning refers to the code that called this library."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "hyperadapters":
         frame, level = frame.f_back, level + 1
@@ -72,7 +81,11 @@ def _levels_of_library() -> int:
 
 @contextmanager
 def expecting_unfitted_heads(heads: TaskHeads | None) -> Iterator[None]:
-    """Return a context in which nobody is warned, because the heads are being trained and will be fitted."""
+    """Return a context in which no warning of unfitted heads is issued, because they will be fitted after training.
+
+    Args:
+        heads: Heads of a model; None for text-to-text backbones.
+    """
     if heads is None:
         yield
         return

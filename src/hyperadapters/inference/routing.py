@@ -161,6 +161,7 @@ def encode_texts(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int
 
     Raises:
         DataError: If a text has an unsupported form.
+        TaskError: If the method of the model has no retriever.
         NotFiniteError: If an instance vector is not finite.
     """
     check_int("batch_size", batch_size, 1)

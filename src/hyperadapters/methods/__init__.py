@@ -1,7 +1,8 @@
-"""The methods: where the adapters of a batch come from.
+"""The methods, which determine the adapters of the rows of a batch.
 
-`pha` is the method of the paper, the others are what it is compared with. All share one interface (`base.Method`), so
-that backbones, training, prediction and checkpoints know no method by name.
+`pha` is the method of the paper. The others are the methods that it is compared with. All of them implement one
+interface (`base.Method`), so that no other part of the library depends on a particular method, except for the functions
+that only "pha" has.
 """
 
 from collections.abc import Sequence
@@ -29,5 +30,16 @@ METHODS: dict[MethodName, type[PHA | HyperFormer | HyperDecoder | LearnedMethod]
 def make_method(
     config: ModelConfig, num_tasks: int, num_layers: int, hidden_size: int, tensors: Sequence[AdapterTensor]
 ) -> Method:
-    """Make the method that `config.method` names, with fresh weights; the arguments are those of `PHA`."""
+    """Make a method with fresh weights.
+
+    Args:
+        config: Settings with all defaults resolved; `config.method` is the name of the method.
+        num_tasks: Number T of tasks.
+        num_layers: Number L of layers with generated adapters.
+        hidden_size: Size d of the backbone's hidden states.
+        tensors: Tensors of an adapter in one layer.
+
+    Returns:
+        The method.
+    """
     return METHODS[config.method](config, num_tasks, num_layers, hidden_size, tensors)

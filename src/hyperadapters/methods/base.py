@@ -22,7 +22,7 @@ from hyperadapters.core import (
 from hyperadapters.errors import TaskError, unknown_name
 
 AdapterSource = Callable[[Tensor], AdapterWeights]
-"""Gives the adapters [L, U, ...] of distinct tasks [U], as `Method.adapters` does; a cache, for example."""
+"""Function that returns the adapters [L, U, ...] of distinct tasks [U], as `Method.adapters` does."""
 Route = Literal["nearest", "soft"]
 ROUTES = ("nearest", "soft")
 
@@ -31,9 +31,9 @@ class Selection(NamedTuple):
     """The tasks and the adapters of a batch.
 
     Attributes:
-        task_ids: Task of each row [B].
+        task_ids: Id of the task of each row [B].
         weights: Adapters of the groups of rows [L, G, ...].
-        grouping: Which rows belong to which group.
+        grouping: Assignment of the rows to groups.
     """
 
     task_ids: Tensor
@@ -42,14 +42,14 @@ class Selection(NamedTuple):
 
 
 class Method(nn.Module, ABC):
-    """Where the adapters of a batch come from.
+    """Interface of the methods, which select the tasks of the rows of a batch and give the rows their adapters.
 
-    A new method is a subclass in a file of its own and an entry in `methods.METHODS`. Its parameters are those that a
-    checkpoint holds under `method.`.
+    A new method is a subclass in a file of its own and an entry in `methods.METHODS`. In a checkpoint, the names of its
+    parameters start with `method.`.
 
     Attributes:
-        config: Settings of the model, with all defaults resolved.
-        can_route: Whether the method finds the task of an input.
+        config: Settings of the model with all defaults resolved.
+        can_route: Whether the method can find the task of an input.
         can_change_tasks: Whether tasks can be added, refitted and removed after training.
     """
 
@@ -57,6 +57,11 @@ class Method(nn.Module, ABC):
     can_change_tasks: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig) -> None:
+        """Set up the parts that all methods have in common.
+
+        Args:
+            config: Settings of the model with all defaults resolved.
+        """
         super().__init__()
         self.config = config
         self._adapter_source: AdapterSource | None = None
@@ -68,7 +73,7 @@ class Method(nn.Module, ABC):
             features: Pooled hidden states [B, d].
 
         Returns:
-            [B, p]; None for a method without a retriever.
+            Instance vectors [B, p]; None for a method without a retriever.
         """
         return None
 
@@ -76,10 +81,13 @@ class Method(nn.Module, ABC):
         """Select the task of each row and its adapters.
 
         Args:
-            task_ids: Task of each row [B]; None only for a method that can route.
+            task_ids: Id of the task of each row [B]; None to use the most similar tasks.
             instances: Result of `instance_vectors` [B, p].
-            route: How rows without a task get their adapters: "nearest" uses those of the most similar task, "soft"
-                generates them from a mixture of the prototypes, weighted by similarity.
+            route: Adapters of the rows if `task_ids` is None. "nearest" (default) uses those of the most similar task,
+                "soft" generates them from a mixture of the prototypes, weighted by similarity.
+
+        Returns:
+            Tasks and adapters of the rows.
 
         Raises:
             TaskError: `route` is unknown, or rows have no task and the method cannot route.
@@ -92,41 +100,50 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
-        """`select` with checked arguments."""
+        """Implement `select`, with checked arguments."""
 
     def adapters(self, task_ids: Tensor) -> AdapterWeights:
         """Compute the adapters of tasks.
 
         Args:
-            task_ids: [U].
+            task_ids: Ids of the tasks [U].
 
         Returns:
             Weights [L, U, ...].
 
         Raises:
-            TaskError: The method generates adapters for inputs, not for tasks.
+            TaskError: If the method generates adapters for inputs, not for tasks.
         """
         raise TaskError(f"method '{self.config.method}' generates adapters for inputs, not for tasks")
 
     def auxiliary_losses(self, instances: Tensor | None, task_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the losses that a method has besides the task loss.
+        """Compute the losses of the method besides the task loss.
 
         Args:
-            instances: Instance vectors [B, p].
-            task_ids: Task of each row [B].
+            instances: Instance vectors [B, p]; None for a method without a retriever.
+            task_ids: Id of the task of each row [B].
 
         Returns:
-            Instance-contrastive and prototype-contrastive loss, both scalars; 0 where the method does not have one.
+            Instance-contrastive and prototype-contrastive loss, both scalars. A loss that the method does not have is
+            zero.
         """
         return torch.zeros((), device=task_ids.device), torch.zeros((), device=task_ids.device)
 
     def check_can_route(self) -> None:
-        """Raise TaskError unless the method finds the task of an input."""
+        """Check that the method can find the task of an input.
+
+        Raises:
+            TaskError: If it cannot.
+        """
         if not self.can_route:
             raise TaskError(f"method '{self.config.method}' cannot route: give each input its task")
 
     def check_can_change_tasks(self) -> None:
-        """Raise TaskError unless tasks can be added, refitted and removed."""
+        """Check that tasks can be added, refitted and removed after training.
+
+        Raises:
+            TaskError: If they cannot.
+        """
         if not self.can_change_tasks:
             raise TaskError(
                 f"method '{self.config.method}' keeps the tasks that it was trained with: only 'pha' can change them"
@@ -134,7 +151,11 @@ class Method(nn.Module, ABC):
 
     @contextmanager
     def adapters_from(self, source: AdapterSource) -> Iterator[None]:
-        """A context in which the adapters of a batch's distinct tasks come from `source`."""
+        """Return a context in which the adapters of the distinct tasks of a batch are computed by another function.
+
+        Args:
+            source: Function that replaces `adapters`.
+        """
         before, self._adapter_source = self._adapter_source, source
         try:
             yield
@@ -154,20 +175,26 @@ def select_by_row(task_ids: Tensor, weights: AdapterWeights) -> Selection:
     """Give each row an adapter of its own.
 
     Args:
-        task_ids: Task of each row [B].
+        task_ids: Id of the task of each row [B].
         weights: Adapter of each row [L, B, ...].
+
+    Returns:
+        Selection of B groups with one row each.
     """
     rows = torch.arange(weights.num_tasks, device=task_ids.device)
     return Selection(task_ids, weights, Grouping.of(rows, len(rows)))
 
 
 def make_hypernetwork(config: ModelConfig, num_layers: int, tensors: Sequence[AdapterTensor]) -> Hypernetwork:
-    """Make the hypernetwork that the settings describe, with fresh weights.
+    """Make a hypernetwork with fresh weights.
 
     Args:
-        config: Settings of the model.
+        config: Settings of the model with all defaults resolved.
         num_layers: Number L of layers with generated adapters.
-        tensors: The tensors of an adapter in one layer.
+        tensors: Tensors of an adapter in one layer.
+
+    Returns:
+        The hypernetwork of the setting `codes`.
     """
     if config.codes == "orthogonal":
         return OrthogonalHypernetwork(num_layers, tensors, config.prototype_dim)

@@ -12,11 +12,11 @@ from hyperadapters.methods.base import Method, Route, Selection, make_hypernetwo
 
 
 class HyperDecoder(Method):
-    """The hypernetwork reads the instance vector of each input instead of a task's prototype.
+    """Method whose hypernetwork reads the instance vector of each input instead of the prototype of a task.
 
     Attributes:
-        retriever: Hidden states to instance vectors.
-        hypernetwork: Instance vectors and layers to adapters.
+        retriever: Module that maps pooled hidden states to instance vectors.
+        hypernetwork: Module that generates adapters from instance vectors and layer embeddings.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class HyperDecoder(Method):
         hidden_size: int,
         tensors: Sequence[AdapterTensor],
     ) -> None:
-        """Make the parts with fresh weights; the arguments are those of `PHA`."""
+        """Make the parts with fresh weights. The arguments are those of `methods.make_method`."""
         super().__init__(config)
         self.retriever = InstanceRetriever(hidden_size, config.hidden_dim, config.prototype_dim)
         self.hypernetwork = make_hypernetwork(config, num_layers, tensors)
 
     def instance_vectors(self, features: Tensor) -> Tensor:
-        """Compute the instance vectors; see `Method.instance_vectors`."""
+        """Compute the instance vectors. The arguments and result are those of `Method.instance_vectors`."""
         instances: Tensor = self.retriever(features)
         return instances
 

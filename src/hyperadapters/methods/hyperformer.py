@@ -12,11 +12,11 @@ from hyperadapters.methods.base import Method, Route, Selection, make_hypernetwo
 
 
 class HyperFormer(Method):
-    """PHA without the retriever and the contrastive losses: prototypes are learned from the task loss alone.
+    """PHA without the retriever and the contrastive losses. The prototypes are learned from the task loss only.
 
     Attributes:
-        prototypes: An embedding for each task.
-        hypernetwork: Task embeddings and layers to adapters.
+        prototypes: Embeddings of the tasks.
+        hypernetwork: Module that generates adapters from task embeddings and layer embeddings.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class HyperFormer(Method):
         hidden_size: int,
         tensors: Sequence[AdapterTensor],
     ) -> None:
-        """Make the parts with fresh weights; the arguments are those of `PHA`."""
+        """Make the parts with fresh weights. The arguments are those of `methods.make_method`."""
         super().__init__(config)
         self.prototypes = PrototypeTable(num_tasks, config.prototype_dim, orthogonal=config.codes == "orthogonal")
         self.hypernetwork = make_hypernetwork(config, num_layers, tensors)
@@ -37,6 +37,6 @@ class HyperFormer(Method):
         return self._of_tasks(task_ids)
 
     def adapters(self, task_ids: Tensor) -> AdapterWeights:
-        """Generate the adapters of tasks; see `Method.adapters`."""
+        """Generate the adapters of tasks. The arguments and result are those of `Method.adapters`."""
         weights: AdapterWeights = self.hypernetwork(self.prototypes(task_ids))
         return weights

@@ -1,4 +1,4 @@
-"""Adapters that are learned without a hypernetwork: one for all tasks, or one for each (Houlsby et al., ICML 2019)."""
+"""Adapters that are learned without a hypernetwork, one for all tasks or one per task (Houlsby et al., ICML 2019)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from hyperadapters.methods.base import Method, Route, Selection
 
 
 class LearnedAdapters(nn.Module):
-    """N adapters in each of L layers: N = 1 for all tasks, or adapter t for task t.
+    """N adapters in each of L layers: either one adapter for all tasks, or adapter t for task t.
 
-    The tensor that reads an adapter's input starts as `torch.nn.Linear` does (uniform within 1 / sqrt(inputs)), the one
-    that writes its output at 0, so that the model starts as its backbone.
+    The matrix that is applied to the input of an adapter is initialised like that of `torch.nn.Linear`, uniformly
+    within 1 / sqrt(number of inputs). The matrix that computes its output is initialised with zeros, so that the model
+    initially computes the same as its backbone.
 
-    Differs from Houlsby et al. (2019) in where adapters are: see `forms.bottleneck` and `backbones.architectures`.
+    Difference from Houlsby et al. (2019): the positions of the adapters, see `forms.bottleneck` and
+    `backbones.architectures`.
     """
 
     def __init__(self, num_layers: int, num_adapters: int, tensors: Sequence[AdapterTensor]) -> None:
-        """Make adapters with fresh weights.
+        """Initialise the weights.
 
         Args:
             num_layers: Number L of layers.
-            num_adapters: Number N of adapters in each layer, 1 or the number of tasks.
-            tensors: The tensors of an adapter in one layer.
+            num_adapters: Number N of adapters in each layer: 1 or the number of tasks.
+            tensors: Tensors of an adapter in one layer.
         """
         super().__init__()
         self._names = tuple(tensor.name for tensor in tensors)
@@ -39,7 +41,11 @@ class LearnedAdapters(nn.Module):
             self.register_parameter(tensor.name, parameter)
 
     def forward(self, task_ids: Tensor) -> AdapterWeights:
-        """Return the adapters [L, U, ...] of the tasks [U]; views of the same one where all tasks share it."""
+        """Return the adapters [L, U, ...] of tasks. If all tasks share one adapter, they are views of it.
+
+        Args:
+            task_ids: Ids of the tasks [U].
+        """
         learned = AdapterWeights({name: self.get_parameter(name) for name in self._names})
         if not self._is_shared:
             return learned.tasks(task_ids)
@@ -52,10 +58,10 @@ class LearnedAdapters(nn.Module):
 
 
 class LearnedMethod(Method):
-    """Methods "shared_adapter" and "task_adapter".
+    """Methods "shared_adapter" and "task_adapter", which learn adapters without a hypernetwork.
 
     Attributes:
-        learned_adapters: One adapter for all tasks, or one for each.
+        learned_adapters: One adapter for all tasks, or one for each task.
     """
 
     def __init__(
@@ -66,7 +72,7 @@ class LearnedMethod(Method):
         hidden_size: int,
         tensors: Sequence[AdapterTensor],
     ) -> None:
-        """Make the adapters with fresh weights; the arguments are those of `PHA`."""
+        """Make the adapters with fresh weights. The arguments are those of `methods.make_method`."""
         super().__init__(config)
         num_adapters = num_tasks if config.method == "task_adapter" else 1
         self.learned_adapters = LearnedAdapters(num_layers, num_adapters, tensors)
@@ -76,6 +82,6 @@ class LearnedMethod(Method):
         return self._of_tasks(task_ids)
 
     def adapters(self, task_ids: Tensor) -> AdapterWeights:
-        """Return the learned adapters of tasks; see `Method.adapters`."""
+        """Return the learned adapters of tasks. The arguments and result are those of `Method.adapters`."""
         weights: AdapterWeights = self.learned_adapters(task_ids)
         return weights

@@ -1,4 +1,4 @@
-"""The objective of a batch: the task loss, and the auxiliary losses of the method."""
+"""The objective of a batch: the task loss plus the auxiliary losses of the method."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def objective(method: Method, task_loss: Tensor, instances: Tensor | None, task_
     """Add the auxiliary losses of a method to the task loss.
 
     Args:
-        method: The method of the model.
-        task_loss: Scalar.
+        method: Method of the model.
+        task_loss: Task loss, a scalar.
         instances: Instance vectors [B, p]; None for a method without a retriever.
-        task_ids: Task of each row [B].
+        task_ids: Id of the task of each row [B].
 
     Returns:
-        The total and its terms; a term that the method does not have is 0.
+        The total and its terms. A term that the method does not have is zero.
     """
     instance, prototype = method.auxiliary_losses(instances, task_ids)
     return total_loss(task_loss, instance, prototype, method.config.contrastive_weight)
@@ -33,16 +33,17 @@ def text_loss(
     predicts_next: bool = False,
     padding_id: int | None = None,
 ) -> Tensor:
-    """Compute the task loss of a backbone that writes its answers; see `core.sequence_loss`.
+    """Compute the task loss of a text-to-text backbone, a scalar; see `core.sequence_loss`.
 
     Args:
-        logits: [B, S, V].
-        labels: Token ids [B, S], -100 where there is no target.
-        label_smoothing: Share of the target distribution that is uniform.
-        reduction: "mean" or "sum" over target tokens.
-        predicts_next: Whether the logits at a token are those of the token after it, as in decoders.
-        padding_id: Id of the padding token for preset "official", which ignores that id in the labels too and divides
-            by all tokens; None for other presets.
+        logits: Logits [B, S, V].
+        labels: Token ids [B, S], -100 for tokens without a target.
+        label_smoothing: Share of the target distribution that is uniform. Default: 0.
+        reduction: "mean" (default) or "sum" over target tokens.
+        predicts_next: Whether the logits of a token are predictions of the following token, as in decoders. Default:
+            False.
+        padding_id: Id of the padding token for preset "official", which also ignores this id in the labels and divides
+            by the number of all tokens. Default: None, for other presets.
     """
     if predicts_next:
         logits, labels = logits[:, :-1], labels[:, 1:]

@@ -27,17 +27,18 @@ from hyperadapters.methods.base import Method, Route, Selection, make_hypernetwo
 
 
 class PHA(Method):
-    """Retriever, prototypes and hypernetwork.
+    """The method of the paper: retriever, prototypes and hypernetwork.
 
-    Beyond the paper, a task may have an adapter of its own, fitted apart from the hypernetwork; routing centroids (see
-    `core.PrototypeTable`); and a threshold below which an input routed to it is declined.
+    In addition to the paper, a task may have an adapter of its own that was fitted without the hypernetwork, routing
+    centroids (see `core.PrototypeTable`), and a threshold below which an input routed to it is declined.
 
     Attributes:
-        retriever: Hidden states to instance vectors, z = G(h).
-        prototypes: A prototype k for each task.
-        hypernetwork: Prototypes and layers to adapters, w = H([k ; e]).
-        own_adapters: Adapters of the tasks that were fitted apart from the hypernetwork, by task id as text.
-        thresholds: Cosine similarity [T] below which an input routed to a task is declined; minus infinity for never.
+        retriever: Module that maps pooled hidden states to instance vectors, z = G(h).
+        prototypes: Prototypes k of the tasks.
+        hypernetwork: Module that generates adapters from prototypes and layer embeddings, w = H([k ; e]).
+        own_adapters: Adapters that belong to one task each, by task id as a string.
+        thresholds: Cosine similarities [T] below which an input routed to a task is declined. Minus infinity means that
+            no input is declined.
     """
 
     can_route = True
@@ -59,7 +60,7 @@ class PHA(Method):
             num_tasks: Number T of tasks.
             num_layers: Number L of layers with generated adapters.
             hidden_size: Size d of the backbone's hidden states.
-            tensors: The tensors of an adapter in one layer.
+            tensors: Tensors of an adapter in one layer.
         """
         super().__init__(config)
         self.retriever = InstanceRetriever(hidden_size, config.hidden_dim, config.prototype_dim)
@@ -69,7 +70,7 @@ class PHA(Method):
         self.register_buffer("thresholds", torch.full((num_tasks,), -torch.inf))
 
     def instance_vectors(self, features: Tensor) -> Tensor:
-        """Compute z = G(h); see `Method.instance_vectors`."""
+        """Compute z = G(h). The arguments and result are those of `Method.instance_vectors`."""
         instances: Tensor = self.retriever(features)
         return instances
 
@@ -84,7 +85,10 @@ class PHA(Method):
         return select_by_row(nearest, self._with_own_adapters(self.hypernetwork(mixtures), nearest))
 
     def adapters(self, task_ids: Tensor) -> AdapterWeights:
-        """Generate w = H([k ; e]), or take a task's own adapter; see `Method.adapters`."""
+        """Generate w = H([k ; e]), or return a task's own adapter if it has one.
+
+        The arguments and result are those of `Method.adapters`.
+        """
         return self._with_own_adapters(self.hypernetwork(self.prototypes(task_ids)), task_ids)
 
     def _with_own_adapters(self, weights: AdapterWeights, task_ids: Tensor) -> AdapterWeights:
@@ -99,7 +103,10 @@ class PHA(Method):
         )
 
     def auxiliary_losses(self, instances: Tensor | None, task_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the two contrastive losses of the paper, as far as `config.contrast` has them."""
+        """Compute the contrastive losses of the paper that the setting `contrast` selects.
+
+        The arguments and result are those of `Method.auxiliary_losses`.
+        """
         assert instances is not None
         config, (instance, prototype) = self.config, super().auxiliary_losses(instances, task_ids)
         if config.contrast in ("both", "instance"):

@@ -1,4 +1,4 @@
-"""The inputs of a forward pass, checked where they are given."""
+"""Checks of the arguments of a forward pass."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ def prepare_inputs(
     prompt_mask: Tensor | None = None,
     sequence_ids: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Collect the inputs that a backbone and its heads read.
-
-    The arguments besides `kind` are those of `HyperAdapterModel.forward`.
+    """Check and collect the inputs that a backbone and its heads read.
 
     Args:
-        kind: Kind of the backbone; `token_type_ids` and `sequence_ids` are for encoders and left out for others.
+        kind: Kind of the backbone.
+        input_ids: Token ids [B, S].
+        attention_mask: Mask [B, S], 1 for tokens and 0 for padding. Default: there is no padding.
+        token_type_ids: Token type ids [B, S] of encoders. They are omitted for other backbones.
+        prompt_mask: Mask [B, S] of the tokens that the retriever of a decoder reads.
+        sequence_ids: Number of the text of each token [B, S], for encoders. They are omitted for other backbones.
 
     Returns:
-        The inputs by name, all [B, S], with an attention mask.
+        Inputs [B, S] by name, including an attention mask.
 
     Raises:
-        TaskError: `input_ids` are not token ids [B, S], or another input has another shape.
+        TaskError: If `input_ids` are not token ids [B, S], or another input has another shape.
     """
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "prompt_mask": prompt_mask}
     if kind == "encoder":
@@ -63,24 +66,24 @@ def check_task_ids(task_ids: Tensor | None, rows: int, num_tasks: int, has_label
     """Check the task ids of a batch.
 
     Args:
-        task_ids: [B], or None.
+        task_ids: Id of the task of each row [B]; None if they are to be routed.
         rows: Number B of rows.
         num_tasks: Number of tasks of the model.
-        has_labels: Whether labels were given.
+        has_labels: Whether there are labels.
 
     Raises:
-        TaskError: There are no rows; labels come without task ids; or the task ids have another shape or type, or are
-            out of range.
+        TaskError: If there are no rows; if there are labels but no task ids; or if the task ids have another shape or
+            type or are out of range.
     """
     if rows == 0:
         raise TaskError("expected at least one row in the batch, found none")
     if task_ids is None:
         if has_labels:
-            raise TaskError("labels need task_ids: a loss is not computed for tasks that were guessed")
+            raise TaskError("labels need task_ids: the loss is not computed for routed rows, whose tasks may be wrong")
         return
     if not isinstance(task_ids, Tensor) or task_ids.dtype != torch.long or task_ids.shape != (rows,):
         found = f"{task_ids.dtype} of shape {tuple(task_ids.shape)}" if isinstance(task_ids, Tensor) else repr(task_ids)
-        raise TaskError(f"task_ids: expected a LongTensor of shape ({rows},), one task a row; found {found}")
+        raise TaskError(f"task_ids: expected a LongTensor of shape ({rows},), one task for each row; found {found}")
     low, high = int(task_ids.min()), int(task_ids.max())
     if low < 0 or high >= num_tasks:
         raise TaskError(
@@ -99,15 +102,15 @@ def check_labels(
     """Check the labels of a batch.
 
     Args:
-        labels: See `HyperAdapterModel.forward`.
-        input_ids: [B, S].
-        task_ids: Task of each row [B].
-        tasks: The tasks of the model.
+        labels: Labels of the rows; see `HyperAdapterModel.forward`.
+        input_ids: Token ids [B, S].
+        task_ids: Id of the task of each row [B].
+        tasks: Tasks of the model in the order of their ids.
         kind: Kind of the backbone.
-        num_embeddings: Number of token ids that the backbone has embeddings for; None if it is not known.
+        num_embeddings: Number of token ids for which the backbone has embeddings; None if it is unknown.
 
     Raises:
-        TaskError: The labels have another shape or type, or one is out of range.
+        TaskError: If the labels have another shape or type, or one is out of range.
     """
     rows, text_to_text = len(input_ids), kind != "encoder"
     expected = f"token ids of shape ({rows}, T), T at least 1" if text_to_text else f"a tensor of shape ({rows},)"
@@ -120,8 +123,8 @@ def check_labels(
         return
     if kind == "decoder" and labels.shape != input_ids.shape:
         raise TaskError(
-            f"labels: expected the shape {tuple(input_ids.shape)} of input_ids, which hold input and answer of a "
-            f"language model, with -100 for what is no answer; found {tuple(labels.shape)}"
+            f"labels: expected the shape {tuple(input_ids.shape)} of input_ids, which contain the input and the "
+            f"answer, with -100 for tokens that are not part of the answer; found {tuple(labels.shape)}"
         )
     check_token_ids("labels", labels, num_embeddings)
 
@@ -140,11 +143,11 @@ def check_token_ids(name: str, ids: Tensor, num_embeddings: int | None) -> None:
 
     Args:
         name: Name of the argument: "input_ids" or "labels", which may also be -100.
-        ids: [B, S].
-        num_embeddings: Number of embeddings; None if it is not known.
+        ids: Token ids [B, S].
+        num_embeddings: Number of token ids for which the backbone has embeddings; None if it is unknown.
 
     Raises:
-        TaskError: An id is out of range.
+        TaskError: If an id is out of range.
     """
     wrong = ids < 0 if num_embeddings is None else (ids < 0) | (ids >= num_embeddings)
     if name == "labels":
@@ -160,11 +163,11 @@ def check_loss_settings(label_smoothing: float, reduction: str) -> None:
     """Check the settings of the task loss.
 
     Args:
-        label_smoothing: From 0 to 1.
+        label_smoothing: Share of the target distribution that is uniform, from 0 to 1.
         reduction: "mean" or "sum".
 
     Raises:
-        TaskError: One of them is something else.
+        TaskError: If one of them has another value.
     """
     if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
         raise TaskError(f"label_smoothing: expected a number from 0 to 1, found {label_smoothing!r}")
@@ -173,7 +176,7 @@ def check_loss_settings(label_smoothing: float, reduction: str) -> None:
 
 
 def before_labels(labels: Tensor) -> Tensor:
-    """Return 1 for the tokens before the first label of a row, and 0 for the others [B, S].
+    """Return a mask [B, S] that is 1 for the tokens before the first label of each row and 0 for the others.
 
     Args:
         labels: Token ids [B, S], -100 except for the answer.

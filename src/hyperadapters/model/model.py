@@ -13,35 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from hyperadapters.backbones.active import BatchState
-from hyperadapters.backbones.architectures import LinearSize
 from hyperadapters.backbones.checks import plan
-from hyperadapters.backbones.devices import execution_device, is_offloaded
-from hyperadapters.backbones.injection import parameter_name
+from hyperadapters.backbones.devices import convert_backbone
 from hyperadapters.backbones.loading import (
+    BackboneFingerprint,
     absolute_name,
-    fingerprint,
-    is_quantised,
     load_backbone,
     load_tokenizer,
     num_embeddings,
 )
 from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, LowerOutput, pool
 from hyperadapters.backbones.runners import make_runner
-from hyperadapters.backbones.text_features import features_size
 from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
-from hyperadapters.core import (
-    AdapterWeights,
-    Grouping,
-    LearnedBottleneck,
-    LearnedLora,
-    Losses,
-    Reduction,
-    bottleneck_tensors,
-    lora_tensors,
-)
-from hyperadapters.data.collate import Collator
-from hyperadapters.errors import BackboneError, RecipeError, TaskError
-from hyperadapters.heads.task_heads import TaskHeads
+from hyperadapters.core import AdapterWeights, Grouping, Losses, Reduction
+from hyperadapters.data.collate import Collator, make_collator
+from hyperadapters.errors import BackboneError, TaskError
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.methods import PHA, make_method
 from hyperadapters.methods.base import Method, Route
@@ -54,8 +40,17 @@ from hyperadapters.model.inputs import (
     check_token_ids,
     prepare_inputs,
 )
-from hyperadapters.model.merging import Lora, Merged, task_loras
+from hyperadapters.model.merging import Lora, Merged, check_can_merge, task_loras
 from hyperadapters.model.output import Generated, HyperAdapterOutput
+from hyperadapters.model.parts import (
+    adapter_tensors,
+    convert_parameter,
+    copy_state,
+    make_heads,
+    make_shared_adapters,
+    make_unused_adapters,
+)
+from hyperadapters.model.selector import BatchSelector
 from hyperadapters.model.tasks import TaskTable
 
 if TYPE_CHECKING:
@@ -81,24 +76,27 @@ def _exclusive(method: _Function) -> _Function:
 
 
 class HyperAdapterModel(nn.Module):
-    """A frozen backbone whose adapters differ from row to row of a batch, by the row's task.
+    """A frozen backbone whose adapters differ from row to row of a batch, depending on the task of the row.
 
     Make a model with `from_backbone`, load one with `from_pretrained`, or pass a transformers model to the constructor.
-    The backbone is changed in place (frozen, and adapters are injected); `detach` returns it as it was.
+    The backbone is changed in place: it is frozen, and adapters are injected. `detach` returns it as it was.
 
     Attributes:
         backbone: The frozen model.
-        method: Where adapters come from; holds retriever, prototypes and hypernetwork (see `methods.pha`).
-        heads: Task heads of encoder backbones; None for backbones that write their answers.
+        method: Source of the adapters, with retriever, prototypes and hypernetwork (see `methods.pha`).
+        heads: Task heads of encoder backbones; None for text-to-text backbones.
         shared_adapters: Learned adapters in the encoder of an encoder-decoder, shared by all tasks.
-        unused_adapters: Preset "official" only: parameters that the released code trains and never uses.
-        adapter_config: Settings, with all defaults resolved.
-        task_table: The tasks, and everything that belongs to one of them.
+        unused_adapters: For preset "official": parameters that the released code trains but never uses.
+        adapter_config: Settings with all defaults resolved.
+        task_table: The tasks and everything that belongs to one of them.
+        passes: Runner of the backbone with its adapters.
         lengths: Maximum numbers of tokens; longer texts are truncated.
         hidden_size: Size d of the backbone's hidden states.
-        text_to_text: Whether the backbone writes its answers instead of having task heads.
-        lock: Held while the model is run or changed. Hold it for several calls that belong together. Threads may share
-            a model: they take turns.
+        text_to_text: Whether the backbone generates its answers as text instead of having task heads.
+        backbone_name: Name on the Hub or folder of the backbone; None if it was passed in memory and has no name.
+        fingerprint: Fingerprints of the backbone's weights.
+        lock: Lock that is held while the model is run or changed. Hold it during several calls that belong together.
+            Threads can share a model: they take turns.
         folder: Last local checkpoint directory that the model was saved to or loaded from.
     """
 
@@ -110,60 +108,42 @@ class HyperAdapterModel(nn.Module):
         backbone_name: str | None = None,
         lengths: Lengths | None = None,
     ) -> None:
-        """Inject adapters into a backbone.
+        """Inject adapters into a backbone. If an error is raised, the backbone has not changed.
 
         Args:
-            backbone: A transformers model of a known architecture; for encoders the plain model without a task head.
-            tasks: At least one task; their order gives the task ids.
-            config: Method, sizes and preset.
-            backbone_name: Name by which a checkpoint finds the backbone; default: its `name_or_path`.
-            lengths: Maximum numbers of tokens, longer texts are truncated; default: 128 tokens of input, or fewer where
+            backbone: Transformers model of a supported architecture; for encoders the plain model without a task head.
+            tasks: At least one task. Their order determines the task ids.
+            config: Method, sizes and preset. Default: `ModelConfig()`.
+            backbone_name: Name by which a checkpoint finds the backbone. Default: its `name_or_path`.
+            lengths: Maximum numbers of tokens; longer texts are truncated. Default: 128 tokens of input, or fewer if
                 the backbone has fewer positions.
 
         Raises:
-            BackboneError: The architecture is unknown, or a module is missing. Nothing has been changed then.
-            TaskError: There is no task, two have the same name, or a task does not fit the backbone.
-            RecipeError: A setting does not fit the backbone.
+            BackboneError: If the architecture is not supported, a module is missing, or the backbone does not compute
+                on one device.
+            TaskError: If there is no task, two tasks have the same name, or a task does not fit the backbone.
+            RecipeError: If a setting does not fit the backbone.
         """
         super().__init__()
-        config = ModelConfig() if config is None else config
-        if not isinstance(config, ModelConfig) or not isinstance(lengths, Lengths | None):
-            wrong = lengths if isinstance(config, ModelConfig) else config
-            raise RecipeError(f"expected config as a ModelConfig, and lengths as Lengths; found {wrong!r}")
         planned = plan(backbone, tasks, config, lengths)
-        config, architecture, hidden_size = planned.config, planned.architecture, planned.architecture.hidden_size
-        self.adapter_config, self.lengths, self.hidden_size = config, planned.lengths, hidden_size
-        self._architecture = architecture
-        self.text_to_text = architecture.kind != "encoder"
+        self.adapter_config, self.lengths, self._architecture = planned.config, planned.lengths, planned.architecture
+        self.hidden_size, self.text_to_text = self._architecture.hidden_size, self.kind != "encoder"
         name = backbone_name or str(getattr(backbone, "name_or_path", ""))
         self.backbone_name = absolute_name(name) if name else None
-        self.backbone_fingerprint = fingerprint(backbone)
-        self.backbone_fingerprint_float16 = fingerprint(backbone, torch.float16)
+        self.fingerprint = BackboneFingerprint.of(backbone)
         self.lock = threading.RLock()
         self.folder: Path | None = None
         self._merged: Merged | None = None
-        self._is_compiled = False
-
-        tensors = bottleneck_tensors(hidden_size, config.adapter_dim)
-        if config.form == "lora":
-            tensors = lora_tensors(_by_parameter(planned.linears.generated), config.lora_rank)
-        num_tasks, num_layers = len(planned.tasks), planned.num_layers
-        self.method: Method = make_method(config, num_tasks, num_layers, hidden_size, tensors)
-        shared_dim = config.shared_adapter_dim or config.adapter_dim
-        self.shared_adapters = nn.ModuleList(
-            LearnedBottleneck(hidden_size, shared_dim)
-            if config.form == "bottleneck"
-            else LearnedLora(_by_parameter(planned.linears.shared), config.lora_rank)
-            for _ in range(planned.num_shared)
+        # The order of the parts is the order of the random draws and of the parameters in an optimizer.
+        self.method: Method = make_method(
+            planned.config, len(planned.tasks), planned.num_layers, self.hidden_size, adapter_tensors(planned)
         )
-        self.unused_adapters = nn.ModuleList()
-        if config.preset == "official":
-            # The released code allocates, counts, saves and never uses them; its checkpoints hold them.
-            self.unused_adapters.extend(LearnedBottleneck(hidden_size, config.adapter_dim) for _ in range(num_layers))
-        self.heads = None if self.text_to_text else _make_heads(hidden_size, planned.tasks, config)
-        self.task_table = TaskTable(planned.tasks, architecture, self.method, self.heads)
+        self.shared_adapters = make_shared_adapters(planned)
+        self.unused_adapters = make_unused_adapters(planned)
+        self.heads = make_heads(planned)
+        self.task_table = TaskTable(planned.tasks, self._architecture, self.method, self.heads)
         self.backbone = backbone
-        self.passes = make_runner(backbone, architecture, config, planned.linears, self.shared_adapters)
+        self.passes = make_runner(backbone, self._architecture, planned.config, planned.linears, self.shared_adapters)
         self.to(planned.device)
 
     @classmethod
@@ -176,20 +156,20 @@ class HyperAdapterModel(nn.Module):
         max_length: int | None = None,
         **settings: Any,
     ) -> HyperAdapterModel:
-        """Load a backbone and make a model with fresh adapters.
+        """Load a backbone and make a model with fresh adapters. The errors are those of `HyperAdapterModel`.
 
         Args:
-            name: Name on the Hub, or a folder.
-            tasks: See the constructor.
-            preset: See `ModelConfig`.
-            dtype: Type of the backbone's weights; default: that of its files. Trained parameters are float32.
-            max_length: Maximum number of tokens of an input, longer texts are truncated; default: see the constructor.
+            name: Name of the backbone on the Hub, or a folder.
+            tasks: At least one task. Their order determines the task ids.
+            preset: Name of a preset; see `ModelConfig`.
+            dtype: Floating-point type of the backbone's weights. Default: the type in its files. Trained parameters are
+                always in float32.
+            max_length: Maximum number of tokens of an input; longer texts are truncated. Default: 128, or fewer if the
+                backbone has fewer positions.
             **settings: Other settings of `ModelConfig`.
 
-        Raises:
-            BackboneError: See the constructor.
-            TaskError: See the constructor.
-            RecipeError: See the constructor.
+        Returns:
+            The model.
         """
         config = parse(ModelConfig, {"preset": preset, **settings})
         lengths = None if max_length is None else parse(Lengths, {"input": max_length})
@@ -209,15 +189,19 @@ class HyperAdapterModel(nn.Module):
         """Load a checkpoint, and its backbone unless one is given.
 
         Args:
-            name_or_folder: A folder; or a name on the Hub, such as "user/name", if there is no folder of that name.
-            backbone: The backbone to load the checkpoint into.
-            revision: Branch, tag or commit on the Hub.
-            token: Token for the Hub; default: that of `hf auth login`.
-            dtype: Type of the weights of a backbone that is loaded; default: that of its files.
+            name_or_folder: Folder of the checkpoint, or a name on the Hub such as "user/name" if there is no folder of
+                that name.
+            backbone: Backbone to load the checkpoint into. Default: the backbone is loaded by its name.
+            revision: Branch, tag or commit on the Hub. Default: the main branch.
+            token: Token for the Hub. Default: the token of `hf auth login`.
+            dtype: Floating-point type of a backbone that is loaded. Default: the type in its files.
+
+        Returns:
+            The model, in evaluation mode.
 
         Raises:
-            CheckpointError: The checkpoint is missing, damaged, of a newer format or of another backbone; or the Hub
-                does not provide it.
+            CheckpointError: If the checkpoint is missing, damaged, of a newer format or of another backbone, or if the
+                Hub does not provide it.
         """
         from hyperadapters.checkpoints.format import load_model
         from hyperadapters.checkpoints.hub import find_checkpoint
@@ -234,18 +218,18 @@ class HyperAdapterModel(nn.Module):
         license: str | None = None,
         scores: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     ) -> None:
-        """Write a checkpoint (trained parameters and tasks, nothing of the backbone) and its model card, README.md.
+        """Save a checkpoint (the trained parameters and the tasks, not the backbone) and its model card, README.md.
 
-        A README.md that the library did not write, or that was changed since, is kept.
+        A README.md that was not written by this library, or has been edited since, is kept.
 
         Args:
             folder: Folder to write to.
-            license: License for the card by its name on the Hub, such as "apache-2.0"; default: that of the card that
-                is replaced.
-            scores: Scores for the card, by task, split and metric; default: those of the folder's `metrics.json`.
+            license: License for the card by its name on the Hub, such as "apache-2.0". Default: the license of the card
+                that is replaced.
+            scores: Scores for the card, by task, split and metric. Default: the scores in the folder's `metrics.json`.
 
         Raises:
-            OutputError: The folder cannot be written.
+            OutputError: If the folder cannot be written.
         """
         from hyperadapters.checkpoints.card import read_scores, write_card
         from hyperadapters.checkpoints.format import save_model
@@ -268,51 +252,19 @@ class HyperAdapterModel(nn.Module):
         revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Upload a checkpoint and its model card to the Hugging Face Hub, in one commit that replaces the last one.
+        """Upload a checkpoint and its model card to the Hugging Face Hub.
 
-        The card has the scores of the `metrics.json` in the model's `folder`. A README.md that somebody wrote or
-        changed takes precedence over the generated one: that in `folder`, or else that on the Hub.
-
-        Args:
-            repo_id: Name such as "user/name"; the repository is created if it does not exist.
-            private: Whether a new repository is private; default: the owner's default.
-            token: Token for the Hub; default: that of `hf auth login`.
-            license: See `save_pretrained`.
-            commit_message: Message of the commit.
-            revision: Branch to commit to; default: main.
-            create_pr: Whether to propose the commit as a pull request.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            OutputError: The Hub cannot be reached, or refuses the commit.
+        The arguments, result and errors are those of `checkpoints.hub.push`.
         """
         from hyperadapters.checkpoints.hub import push
 
         return push(self, repo_id, private, token, license, commit_message, revision, create_pr)
 
-    def refresh_fingerprint(self) -> bool:
-        """Compute the fingerprints of the backbone again if its weights have changed.
-
-        Another floating-point type is not a change, and neither is a merged task or quantisation with torchao.
-
-        Returns:
-            Whether the weights have changed.
-        """
-        if self._merged is not None or is_quantised(self.backbone):
-            return False
-        found = fingerprint(self.backbone), fingerprint(self.backbone, torch.float16)
-        if found[0] == self.backbone_fingerprint or found[1] == self.backbone_fingerprint_float16:
-            return False
-        self.backbone_fingerprint, self.backbone_fingerprint_float16 = found
-        return True
-
     # Properties
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks; the index of a task is its id."""
+        """Tasks of the model in the order of their ids."""
         return self.task_table.tasks
 
     @property
@@ -327,10 +279,10 @@ class HyperAdapterModel(nn.Module):
 
     @property
     def pha(self) -> PHA:
-        """The parts of method "pha".
+        """Method of the model, if it is "pha".
 
         Raises:
-            TaskError: The model has another method.
+            TaskError: If the model has another method.
         """
         if not isinstance(self.method, PHA):
             raise TaskError(f"expected a model of method 'pha', found method '{self.adapter_config.method}'")
@@ -338,41 +290,46 @@ class HyperAdapterModel(nn.Module):
 
     @property
     def max_tokens(self) -> int:
-        """Maximum number of tokens of a row in the first stack of layers: the input, in decoders with its answer."""
+        """Maximum sequence length: the maximum number of tokens of an input, for decoders plus that of a target."""
         return self.lengths.input + (self.lengths.target if self.kind == "decoder" else 0)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The backbone's tokenizer, loaded on first access; it can be changed, or another one be set.
+        """Tokenizer of the backbone, loaded on first access. It can be modified or replaced.
 
-        A checkpoint contains it if it differs from the tokenizer that the backbone's name leads to.
+        A checkpoint contains the tokenizer if it differs from the one that is loaded by the name of the backbone.
 
         Raises:
-            BackboneError: It cannot be loaded, or the backbone has no name to load it by.
+            BackboneError: If it cannot be loaded, or the backbone has no name.
         """
         if self.backbone_name is None:
             raise BackboneError(
-                "the backbone was given in memory and has no name to find a tokenizer by; set model.tokenizer"
+                "the backbone was passed in memory and has no name by which its tokenizer could be loaded; set "
+                "model.tokenizer"
             )
         return load_tokenizer(self.backbone_name)
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer was set, or the backbone has a name to load one by."""
+        """Whether a tokenizer has been set, or the backbone has a name by which one can be loaded."""
         return self.backbone_name is not None or "tokenizer" in vars(self)
 
     @property
     def collator(self) -> Collator:
-        """A collator that makes batches for this model."""
+        """Collator that makes batches for this model."""
         return self.collator_of(self.tasks)
 
     def collator_of(self, tasks: Sequence[Task]) -> Collator:
-        """Return a collator that makes batches for this model, with other tasks than its own."""
+        """Return a collator that makes batches for this model, but of other tasks.
+
+        Args:
+            tasks: Tasks in the order of their ids.
+        """
         limit = num_embeddings(self.backbone)
-        return Collator(self.tokenizer, tasks, self.kind, self.lengths.input, self.lengths.target, limit)
+        return make_collator(self.kind, self.tokenizer, tasks, self.lengths.input, self.lengths.target, limit)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled and copied: everything except the lock, which belongs to this object."""
+        """Return the state for pickling and copying: everything except the lock, which belongs to this object."""
         return {name: value for name, value in vars(self).items() if name != "lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -399,34 +356,37 @@ class HyperAdapterModel(nn.Module):
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> HyperAdapterOutput:
-        """Run a batch of one task or of several.
+        """Run a batch of one task or of several tasks.
 
         Args:
             input_ids: Token ids [B, S].
-            attention_mask: 1 for real tokens, 0 for padding [B, S]; default: all tokens are real.
-            task_ids: Task of each row [B]; default: the most similar task, if the method can route.
-            labels: For task heads, indices of labels or numbers [B]; for encoder-decoders, token ids [B, T] with -100
-                for padding; for decoders, token ids [B, S] of the input with its answer, -100 except for the answer.
-            token_type_ids: [B, S], for encoders that have them.
-            decoder_input_ids: [B, T], for encoder-decoders; default: the labels shifted to the right.
-            label_smoothing: Share of the target distribution that is uniform, for the task loss.
-            reduction: "mean" or "sum" over rows or target tokens, for the task loss.
-            output_hidden_states: Whether to return the backbone's hidden states.
-            route: Adapters of rows without `task_ids`: "nearest" for those of the most similar task, "soft" for those
-                generated from a mixture of the prototypes, weighted by similarity. The head, and an adapter that a task
-                has of its own, are the most similar task's in both cases.
-            lower_output: Result of `forward_lower_layers` for the same inputs, to save its computation.
-            frozen_output: Result of `forward_frozen_layers` for the same inputs, to save its computation.
-            prompt_mask: For decoders: 1 for the tokens of the input without its answer [B, S], which the retriever
-                reads; default: the tokens before the first label, or all.
+            attention_mask: Mask [B, S], 1 for tokens and 0 for padding. Default: there is no padding.
+            task_ids: Id of the task of each row [B]. Default: the most similar task, if the method can route.
+            labels: For task heads, label indices or numbers [B]. For encoder-decoders, token ids [B, T] with -100 for
+                padding. For decoders, token ids [B, S] of the input and its answer, -100 except for the answer.
+            token_type_ids: Token type ids [B, S], for encoders that have them.
+            decoder_input_ids: Token ids [B, T], for encoder-decoders. Default: the labels, shifted to the right.
+            label_smoothing: Share of the target distribution that is uniform, in the task loss. Default: 0.
+            reduction: "mean" (default) or "sum" over rows or target tokens, in the task loss.
+            output_hidden_states: Whether to return the backbone's hidden states. Default: False.
+            route: Adapters of rows if there are no `task_ids`. "nearest" (default) gives each row those of its most
+                similar task, "soft" those generated from a mixture of the prototypes, weighted by similarity. In both
+                cases the head is that of the most similar task, and so is the adapter if this task has its own.
+            lower_output: Result of `forward_lower_layers` for the same inputs, which saves its computation.
+            frozen_output: Result of `forward_frozen_layers` for the same inputs, which saves its computation.
+            prompt_mask: Mask [B, S] for decoders, 1 for the tokens of the input without its answer, which the retriever
+                reads. Default: the tokens before the first label, or all tokens if there are no labels.
             sequence_ids: For encoders whose heads read each text of a pair: 0 for tokens of the first text, 1 for
-                those of the second, -1 for special tokens and padding [B, S], as `collator` makes them; default:
-                derived from `token_type_ids`, where these are 1 for the second text.
+                tokens of the second text, and -1 for special tokens and padding [B, S], as made by `collator`. Default:
+                derived from `token_type_ids`, if these are 1 for the second text.
+
+        Returns:
+            Logits, and the losses if there are `labels`.
 
         Raises:
-            TaskError: An input has a wrong shape or type, or `input_ids`, `task_ids` or `labels` are out of range;
-                `task_ids` is missing where labels are given or the method cannot route; or a head reads the texts of
-                pairs, and no argument tells these apart.
+            TaskError: If an input has a wrong shape or type; if `input_ids`, `task_ids` or `labels` are out of range;
+                if `task_ids` are missing, but there are labels or the method cannot route; or if a head reads each text
+                of a pair and no argument distinguishes the texts.
         """
         inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
@@ -440,7 +400,7 @@ class HyperAdapterModel(nn.Module):
                 inputs["prompt_mask"] = before_labels(labels) * inputs["attention_mask"]
         if decoder_input_ids is None:
             decoder_input_ids = self.passes.default_decoder_input_ids(labels)
-        selector = _Selector(self.method, task_ids, route)
+        selector = BatchSelector(self.method, task_ids, route)
         output, lower_output = self.passes.run_batch(
             inputs, selector, decoder_input_ids, output_hidden_states, lower_output, frozen_output
         )
@@ -474,32 +434,31 @@ class HyperAdapterModel(nn.Module):
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
     ) -> Tensor:
-        """Compute the task loss of logits; the arguments are those of `forward`."""
+        """Compute the task loss, a scalar.
+
+        Args:
+            logits: Logits as returned by `forward`.
+            labels: Labels of the rows; see `forward`.
+            task_ids: Id of the task of each row [B].
+            label_smoothing: Share of the target distribution that is uniform. Default: 0.
+            reduction: "mean" (default) or "sum" over rows or target tokens.
+        """
         if self.heads is not None:
             return self.heads.loss(logits, labels, task_ids, label_smoothing, reduction)
-        padding_id = self.backbone.config.pad_token_id if self.adapter_config.preset == "official" else None  # type: ignore[union-attr]
+        config: Any = self.backbone.config
+        padding_id = config.pad_token_id if self.adapter_config.preset == "official" else None
         predicts_next = self.kind == "decoder"
-        return text_loss(
-            logits,
-            labels,
-            label_smoothing,
-            reduction,
-            predicts_next=predicts_next,
-            padding_id=padding_id,  # type: ignore[arg-type]
-        )
+        return text_loss(logits, labels, label_smoothing, reduction, predicts_next=predicts_next, padding_id=padding_id)
 
     def training_loss(
         self, batch: Mapping[str, Tensor], reduction: Reduction = "mean", label_smoothing: float = 0.1
     ) -> Losses:
-        """Compute the objective of a batch.
+        """Compute the objective of a batch: the total, the task loss and both contrastive losses.
 
         Args:
             batch: Arguments of `forward`, with `task_ids` and `labels`.
-            reduction: "mean" or "sum" over target tokens or rows, for the task loss.
-            label_smoothing: Share of the target distribution that is uniform, for the task loss.
-
-        Returns:
-            The total, the task loss and both contrastive losses.
+            reduction: "mean" (default) or "sum" over rows or target tokens, in the task loss.
+            label_smoothing: Share of the target distribution that is uniform, in the task loss. Default: 0.1.
         """
         losses: Losses = self(**batch, reduction=reduction, label_smoothing=label_smoothing).losses
         return losses
@@ -513,25 +472,25 @@ class HyperAdapterModel(nn.Module):
         lower_output: LowerOutput | None = None,
         **options: Any,
     ) -> Any:
-        """Generate with the backbone's `generate`, each row with its task's adapters.
+        """Generate token ids with the `generate` method of the backbone, each row with the adapters of its task.
 
-        The layers below the features, the retriever and the hypernetwork run once for each input, whatever the length
-        of the answer and the number of beams. Inputs of a decoder may be padded on either side; the result begins with
-        the inputs, padded on the left, as in transformers.
+        The layers below the adapters, the retriever and the hypernetwork run once for each input, independent of the
+        length of the answer and the number of beams. Inputs of a decoder can be padded on either side; the result
+        begins with the inputs, padded on the left, as in transformers.
 
         Args:
-            input_ids: See `forward`.
-            attention_mask: See `forward`.
-            task_ids: See `forward`.
-            route: See `forward`.
-            lower_output: See `forward`.
+            input_ids: Token ids [B, S].
+            attention_mask: Mask [B, S], 1 for tokens and 0 for padding. Default: there is no padding.
+            task_ids: Id of the task of each row [B]. Default: the most similar task, if the method can route.
+            route: Adapters of rows if there are no `task_ids`; see `forward`.
+            lower_output: Result of `forward_lower_layers` for the same inputs, which saves its computation.
             **options: Options of transformers' `generate`.
 
         Returns:
             The result of transformers' `generate`.
 
         Raises:
-            TaskError: See `forward`; or the backbone has task heads and cannot generate.
+            TaskError: If an input is invalid (see `forward`), or the backbone has task heads and cannot generate.
         """
         return self.generate_with_tasks(input_ids, attention_mask, task_ids, route, lower_output, **options).tokens
 
@@ -546,13 +505,19 @@ class HyperAdapterModel(nn.Module):
         lower_output: LowerOutput | None = None,
         **options: Any,
     ) -> Generated:
-        """Generate as `generate` does, and return the tasks and the instance vectors too."""
+        """Generate token ids, and also return the tasks that were used and the instance vectors.
+
+        The arguments and errors are those of `generate`.
+        """
         if not self.text_to_text:
-            raise TaskError("generate needs a backbone that writes its answers; this one has task heads: use forward")
+            raise TaskError(
+                "generate: expected a backbone that generates its answers as text, found an encoder with task heads; "
+                "use forward or predict"
+            )
         inputs = prepare_inputs(self.kind, input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
         check_token_ids("input_ids", input_ids, num_embeddings(self.backbone))
-        selector = _Selector(self.method, task_ids, route)
+        selector = BatchSelector(self.method, task_ids, route)
         tokens = self.passes.generate(inputs, selector, lower_output, options)
         return Generated(tokens, selector.selected, selector.instances)
 
@@ -566,9 +531,10 @@ class HyperAdapterModel(nn.Module):
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> LowerOutput:
-        """Run the layers below the generated adapters, whose output is the same for every task.
+        """Run the layers below the generated adapters. The arguments and errors are those of `forward`.
 
-        The arguments are those of `forward`.
+        Returns:
+            Outputs of these layers, which are the same for every task.
         """
         inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
         return self.passes.forward_lower_layers(inputs, frozen_output=frozen_output)
@@ -582,13 +548,17 @@ class HyperAdapterModel(nn.Module):
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> FrozenOutput:
-        """Run the layers below everything that is trained; the arguments are those of `forward`."""
+        """Run the layers below all trained parameters. The arguments and errors are those of `forward`.
+
+        Returns:
+            Outputs of these layers, which do not change during training.
+        """
         inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
         return self.passes.forward_frozen_layers(inputs)
 
     @property
     def has_frozen_layers(self) -> bool:
-        """Whether there are layers below everything that is trained, so that their output can be cached."""
+        """Whether there are layers below all trained parameters, so that their outputs can be cached."""
         return self.passes.has_frozen_layers
 
     def instance_vectors(
@@ -598,28 +568,26 @@ class HyperAdapterModel(nn.Module):
         token_type_ids: Tensor | None = None,
         sequence_ids: Tensor | None = None,
     ) -> Tensor:
-        """Compute the instance vectors [B, p] of a batch; the arguments are those of `forward`.
+        """Compute the instance vectors [B, p] of a batch. The arguments are those of `forward`.
 
         Raises:
-            TaskError: The method has no retriever.
+            TaskError: If the method has no retriever.
         """
         output = self.forward_lower_layers(input_ids, attention_mask, token_type_ids, sequence_ids=sequence_ids)
         vectors = self.method.instance_vectors(output.pooled)
         if vectors is None:
-            raise TaskError(f"method '{self.adapter_config.method}' has no instance vectors")
+            raise TaskError(f"method '{self.adapter_config.method}' has no retriever and therefore no instance vectors")
         return vectors
 
     @_exclusive
     def head_features(self, inputs: Inputs, pooled: Tensor, is_pair: Sequence[bool] | bool) -> Tensor:
-        """Compute the features that heads read besides the adapted hidden states; no adapter changes them.
+        """Compute the features [B, F] that heads read besides the adapted hidden states. No adapter changes them.
 
         Args:
-            inputs: Arguments of `forward_lower_layers`.
-            pooled: Pooled hidden states that the retriever reads [B, d]; used with `head_inputs: adapted` only.
-            is_pair: Which rows are pairs of texts; or whether all rows are, which makes the function exportable.
-
-        Returns:
-            [B, F].
+            inputs: Arguments of `forward_lower_layers`, by name.
+            pooled: Pooled hidden states that the retriever reads [B, d]. They are only used if the setting
+                `head_inputs` is "adapted".
+            is_pair: Whether each row is a pair of texts, or one value for all rows, which torch can export.
         """
         head_inputs = self.adapter_config.head_inputs
         if head_inputs == "adapted":
@@ -628,7 +596,7 @@ class HyperAdapterModel(nn.Module):
         return self.passes.text_features(prepare_inputs(self.kind, **inputs), pairs, head_inputs == "pair_features")
 
     def _features_of(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:
-        """`head_features` of a batch [B, F]; zeros where no head has weights for them yet."""
+        """Compute the `head_features` of a batch [B, F], or return zeros if all weights for them are still zero."""
         assert self.heads is not None
         if self.adapter_config.head_inputs != "adapted" and not self.task_table.head_features_are_read:
             return pooled.new_zeros(len(pooled), self.heads.features_size)
@@ -642,16 +610,16 @@ class HyperAdapterModel(nn.Module):
         lower_output: LowerOutput | None = None,
         decoder_input_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run a batch with the same given adapter for every row. torch can export it for encoders.
+        """Run a batch with the same given adapter for every row. For encoders, torch can export this method.
 
         Args:
-            inputs: Arguments of `forward_lower_layers`.
+            inputs: Arguments of `forward_lower_layers`, by name.
             weights: Adapter of one task [L, 1, ...].
-            lower_output: See `forward`.
-            decoder_input_ids: [B, T], for encoder-decoders.
+            lower_output: Result of `forward_lower_layers` for the same inputs, which saves its computation.
+            decoder_input_ids: Token ids [B, T], for encoder-decoders.
 
         Returns:
-            Pooled last hidden states [B, d], or logits of a text-to-text backbone, as in `forward`; and the pooled
+            Pooled last hidden states [B, d] of encoders or logits [B, S, V] of text-to-text backbones, and the pooled
             hidden states that the retriever reads [B, d].
         """
         inputs = prepare_inputs(self.kind, **inputs)
@@ -672,73 +640,52 @@ class HyperAdapterModel(nn.Module):
             self.method.check_can_route()
         if self._merged is not None and (task_ids is None or bool((task_ids != self._merged.task_id).any())):
             raise TaskError(
-                f"task '{self.tasks[self._merged.task_id].name}' is merged into the backbone, which answers for no "
-                "other one: give its task id for every row, or call unmerge()"
+                f"task '{self.tasks[self._merged.task_id].name}' is merged into the backbone, so the model cannot "
+                "compute other tasks: pass its task id for every row, or call unmerge()"
             )
 
     # Texts
 
     def predict(self, texts: Iterable[Any], task: str | None = None, batch_size: int = 64) -> list[Prediction]:
-        """Predict the answers to texts.
-
-        `Predictor` does the same for streams of any length.
+        """Predict the answers to texts. `Predictor` does the same for streams of any length.
 
         Args:
             texts: Strings, pairs of strings, or rows with the columns `text`, `text_pair` and `task` (a list of
-                mappings, a DataFrame, a `datasets.Dataset`).
-            task: Name of the task of rows that do not name one; default: such rows are routed to the most similar task.
-            batch_size: Number of rows in a batch.
+                mappings, a DataFrame or a `datasets.Dataset`).
+            task: Name of the task of rows that do not name one. Default: such rows are routed to the most similar task.
+            batch_size: Number of rows in a batch. Default: 64.
 
         Returns:
-            A prediction for each text, in their order.
+            Predictions in the order of the texts.
 
         Raises:
-            DataError: A text has another type, or does not fit its task.
-            TaskError: The task is unknown, or a row has no task and the method cannot route.
+            DataError: If a text has an unsupported type or does not fit its task.
+            TaskError: If the task is unknown, or a row has no task and the method cannot route.
         """
         from hyperadapters.inference.predictor import Predictor
 
         return list(Predictor(self, batch_size)(texts, task=task))
 
     def predict_proba(self, texts: Iterable[Any], task: str, batch_size: int = 64) -> np.ndarray[Any, Any]:
-        """Predict the probabilities of the labels of a classification task.
+        """Predict the probabilities [N, C] of the labels of a classification task.
 
-        Args:
-            texts: See `predict`.
-            task: Name of the task.
-            batch_size: Number of rows in a batch.
-
-        Returns:
-            [N, C] in float32, the columns in the order of the task's labels.
-
-        Raises:
-            DataError: See `predict`.
-            TaskError: The task is unknown or has no probabilities.
+        The arguments, result and errors are those of `inference.predictor.label_probabilities`.
         """
         from hyperadapters.inference.predictor import label_probabilities
 
         return label_probabilities(self, texts, task, batch_size)
 
     def encode(self, texts: Iterable[Any], batch_size: int = 64) -> np.ndarray[Any, Any]:
-        """Compute the instance vectors of texts, which cluster by task.
+        """Compute the instance vectors [N, p] of texts, which cluster by task.
 
-        Args:
-            texts: See `predict`.
-            batch_size: Number of rows in a batch.
-
-        Returns:
-            [N, p] in float32.
-
-        Raises:
-            DataError: A text has another type.
-            TaskError: The method has no retriever.
+        The arguments, result and errors are those of `inference.routing.encode_texts`.
         """
         from hyperadapters.inference.routing import encode_texts
 
         return encode_texts(self, texts, batch_size)
 
     def route(self, texts: Iterable[Any], batch_size: int = 64) -> list[RoutingResult]:
-        """Find the task of each text; see `inference.routing.route`."""
+        """Find the task of each text. The arguments, result and errors are those of `inference.routing.route`."""
         from hyperadapters.inference.routing import route
 
         return route(self, texts, batch_size)
@@ -746,11 +693,7 @@ class HyperAdapterModel(nn.Module):
     # Tasks
 
     def task_id(self, name: str) -> int:
-        """Return the id of a task.
-
-        Raises:
-            TaskError: There is none of this name.
-        """
+        """Return the id of a task. The arguments and errors are those of `TaskTable.id_of`."""
         return self.task_table.id_of(name)
 
     @_exclusive
@@ -764,7 +707,10 @@ class HyperAdapterModel(nn.Module):
         max_steps: int | None = None,
         seed: int = 0,
     ) -> FitReport:
-        """Add a task from a handful of examples; see `fewshot.add_task.add_task`."""
+        """Add a task to a trained model from a few examples.
+
+        The arguments, result and errors are those of `fewshot.add_task.add_task`.
+        """
         from hyperadapters.fewshot.add_task import add_task
 
         return add_task(self, task, examples, fit, init, k_per_label, max_steps, seed)
@@ -780,33 +726,28 @@ class HyperAdapterModel(nn.Module):
         max_steps: int | None = None,
         seed: int = 0,
     ) -> FitReport:
-        """Fit a task again, to other examples for instance; see `fewshot.add_task.refit_task`."""
+        """Fit an existing task again, for example to more examples.
+
+        The arguments, result and errors are those of `fewshot.add_task.refit_task`.
+        """
         from hyperadapters.fewshot.add_task import refit_task
 
         return refit_task(self, name, examples, fit, init, k_per_label, max_steps, seed)
 
     @_exclusive
     def remove_task(self, name: str) -> None:
-        """Remove a task. The ids of the tasks after it decrease by one; their outputs stay as they are.
-
-        Raises:
-            TaskError: It is unknown, or the last one, or the method's tasks cannot change.
-        """
+        """Remove a task. The arguments and errors are those of `TaskTable.remove`."""
         self._check_not_merged()
         self.task_table.remove(name)
 
     @_exclusive
     def rename_task(self, name: str, new_name: str) -> None:
-        """Give a task another name; nothing else changes.
-
-        Raises:
-            TaskError: It is unknown, or the new name is taken or not a valid one.
-        """
+        """Give a task another name. The arguments and errors are those of `TaskTable.rename`."""
         self._check_not_merged()
         self.task_table.rename(name, new_name)
 
     def check_tasks(self, tasks: Sequence[Task]) -> None:
-        """Raise TaskError unless this model can have these tasks."""
+        """Check that this model can have tasks. The arguments and errors are those of `TaskTable.check`."""
         self._check_not_merged()
         self.task_table.check(tasks)
 
@@ -814,23 +755,13 @@ class HyperAdapterModel(nn.Module):
     def fit_heads(
         self, train_data: Mapping[str, Any], eval_data: Mapping[str, Any] | None = None, batch_size: int = 64
     ) -> None:
-        """Fit the heads of a trained model to features of its frozen backbone, where they are to read these.
+        """Fit the heads of a trained model to features of its frozen backbone.
 
-        That is the last step of training with the preset "plus" (`head_inputs` other than "adapted"). `Trainer.train`
-        does it; a training loop of your own has to end with it, or else the heads read the adapted hidden states alone.
+        This is the last step of training if heads read such features, as with the preset "plus" (`head_inputs` other
+        than "adapted"). `Trainer.train` calls it. Call it at the end of a training loop of your own, because otherwise
+        the heads only read the adapted hidden states.
 
-        Args:
-            train_data: Data of each task by its name: a list of mappings with the keys `text`, `text_pair` and `label`,
-                a DataFrame, a `datasets.Dataset`, a map-style dataset of PyTorch whose items are such mappings, or a
-                list of `Example`.
-            eval_data: The same, of some or all tasks; they decide how much the fitted and the trained head count.
-            batch_size: Number of rows in a batch.
-
-        Raises:
-            DataError: The data are wrong; the message names task and row.
-            TaskError: The model has no such heads, or a task is unknown.
-            NotFiniteError: The features of a row are not finite.
-            ValueError: The heads have been fitted already.
+        The arguments and errors are those of `training.text_heads.fit_heads`.
         """
         from hyperadapters.training.text_heads import fit_heads
 
@@ -846,49 +777,46 @@ class HyperAdapterModel(nn.Module):
     def task_loras(self, task: str) -> dict[str, Lora]:
         """Return the low-rank changes of a task, by the paths of the backbone's linear layers.
 
+        Args:
+            task: Name of the task.
+
         Raises:
-            TaskError: The task is unknown, adapters have another form, or the method has no adapters of tasks.
+            TaskError: If the task is unknown, the adapters have another form, or the method has no adapters of tasks.
         """
-        task_id = self.task_id(task)
-        if self.adapter_config.form != "lora":
-            raise TaskError(
-                "the adapters of this model are bottlenecks, which have a ReLU and are no change of the backbone's "
-                "weights; train a model with form 'lora' for that"
-            )
-        weights = self.method.adapters(torch.tensor([task_id], device=self.device))
-        return task_loras(self.adapted_linears(), weights, self.shared_adapters, self.adapter_config.lora_scale)
+        return task_loras(self.method, self.task_id(task), self.adapted_linears(), self.shared_adapters)
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the LoRA of a task is merged into the backbone's weights."""
+        return self._merged is not None
 
     @_exclusive
     def merge(self, task: str) -> None:
-        """Merge the LoRA of one task into the backbone's weights; until `unmerge` the model answers for it alone.
+        """Merge the LoRA of a task into the backbone's weights. Until `unmerge`, the model only computes this task.
 
-        The backbone is then the task's model, without any adapters: `detach` returns it as it is. The model is put
-        into evaluation mode.
+        The backbone then computes the task without any adapters, and `detach` returns it with the merged weights. The
+        model is switched to evaluation mode.
+
+        Args:
+            task: Name of the task.
 
         Raises:
-            TaskError: See `task_loras`; or a task is merged, or the task's head also reads the unchanged backbone.
-            BackboneError: A weight is quantised, or also used elsewhere in the backbone.
+            TaskError: If the task has no LoRA (see `task_loras`), a task is already merged, or parts of the model also
+                read the frozen backbone without adapters.
+            BackboneError: If a weight is quantised, offloaded, or shared with another module of the backbone.
         """
         self._check_not_merged()
-        loras, task_id = self.task_loras(task), self.task_id(task)
-        config = self.adapter_config
-        reads_texts = config.head_inputs != "adapted" and self.task_table.head_features_are_read
-        if reads_texts or config.features == "backbone":
-            setting = "head_inputs" if reads_texts else "features"
-            raise TaskError(
-                f"task '{task}' cannot be merged: with {setting} '{getattr(config, setting)}' the model also reads the "
-                "frozen backbone by itself, which merged weights would change; train with preset 'paper' and features "
-                "'layer' for that"
-            )
-        self._merged = Merged(self.eval().backbone, task_id, loras)
+        loras = self.task_loras(task)
+        check_can_merge(task, self.adapter_config, self.task_table.head_features_are_read)
+        self._merged = Merged(self.eval().backbone, self.task_id(task), loras)
         self.passes.set_merged(True)
 
     @_exclusive
     def unmerge(self) -> None:
-        """Put the backbone's weights back, bit for bit.
+        """Restore the backbone's weights bit for bit.
 
         Raises:
-            TaskError: No task is merged.
+            TaskError: If no task is merged.
         """
         if self._merged is None:
             raise TaskError("no task is merged")
@@ -903,51 +831,32 @@ class HyperAdapterModel(nn.Module):
     # Parameters and modes
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
-        """Return all parameters and buffers except the backbone's, by name."""
+        """Return all parameters and buffers except those of the backbone, by name."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
 
     @_exclusive
     def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Set all parameters and buffers except the backbone's.
+        """Set all parameters and buffers except those of the backbone.
+
+        Args:
+            state: Result of `adapter_state_dict`.
 
         Raises:
-            KeyError: A name is missing or unknown.
-            ValueError: A tensor has another shape.
+            KeyError: If a name is missing or unknown.
+            ValueError: If a tensor has another shape.
         """
-        own = self.adapter_state_dict()
-        if own.keys() != state.keys():
-            raise KeyError(f"expected and found names differ in {sorted(own.keys() ^ state.keys())}")
-        for name, value in state.items():
-            if own[name].shape != value.shape:
-                raise ValueError(f"'{name}': expected shape {tuple(own[name].shape)}, found {tuple(value.shape)}")
-        with torch.no_grad():
-            for name, value in state.items():
-                own[name].copy_(value)
+        copy_state(self.adapter_state_dict(), state)
         self.task_table.changed()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert the model, for `to`, `half`, `double` and the like.
-
-        Trained parameters are never converted to less than float32, in which small steps of an optimizer would be lost.
-
-        Raises:
-            BackboneError: accelerate has offloaded weights of the backbone, and it would have to be moved.
-        """
+        """Move or convert the model; called by `to`, `half`, `double` and similar methods."""
         backbone = self._modules.pop("backbone")
         assert backbone is not None
         try:
-            super()._apply(partial(_at_least_float32, fn), recurse)
+            super()._apply(partial(convert_parameter, fn), recurse)
         finally:
             self._modules["backbone"] = backbone
-        if not is_offloaded(backbone):
-            backbone._apply(fn, recurse)
-            return self
-        probe = torch.empty(0, device=execution_device(backbone), dtype=next(backbone.parameters()).dtype)
-        if (fn(probe).device, fn(probe).dtype) != (probe.device, probe.dtype):
-            raise BackboneError(
-                "the backbone cannot be moved or converted, since accelerate has offloaded weights of it; load it anew "
-                "with another device_map or dtype"
-            )
+        convert_backbone(backbone, fn)
         return self
 
     def num_trainable_parameters(self) -> int:
@@ -955,12 +864,18 @@ class HyperAdapterModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation mode; layers below the features stay in evaluation mode.
+        """Switch between training and evaluation mode. Layers below all trained parameters stay in evaluation mode.
 
-        Their outputs do not depend on anything that is trained, so dropout would not regularise anything there.
+        Their outputs do not depend on a trained parameter, so dropout in these layers would not regularise anything.
+
+        Args:
+            mode: True (default) for training mode, False for evaluation mode.
+
+        Returns:
+            The model itself.
 
         Raises:
-            TaskError: `mode` is True while a task is merged.
+            TaskError: If `mode` is True and a task is merged.
         """
         if mode:
             self._check_not_merged()
@@ -971,83 +886,41 @@ class HyperAdapterModel(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        """Enable gradient checkpointing of the backbone's layers, which keeps the batch's tasks for recomputation.
+        """Enable gradient checkpointing of the backbone's layers, always of the non-reentrant kind.
 
-        `transformers.Trainer` calls it. Checkpointing is always of the non-reentrant kind.
+        `transformers.Trainer` calls this method.
+
+        Args:
+            activation_checkpointing_kwargs: Keyword arguments of `torch.utils.checkpoint.checkpoint`.
+            **options: Other options of the method of the same name of transformers' models.
         """
         self.passes.enable_checkpointing(activation_checkpointing_kwargs or {}, options)
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile each layer of the backbone, with the arguments of `torch.compile`.
+        """Compile each layer of the backbone. A change of the task does not cause recompilation.
 
-        A change of the task does not recompile. The selection of tasks is not compiled: its result decides what is
-        computed.
+        The selection of tasks is not compiled, because the computation depends on its result.
+
+        Args:
+            *args: Positional arguments of `torch.compile`.
+            **options: Keyword arguments of `torch.compile`.
         """
-        self._is_compiled = True
-        for layer in self._layers():
-            layer.compile(*args, **options)
+        self.passes.compile(*args, **options)
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
-        """Return a context in which `model.backbone(...)` gives the outputs of the backbone without adapters.
+        """Return a context in which `model.backbone(...)` computes the outputs of the backbone without adapters.
 
         Raises:
-            TaskError: A task is merged into the backbone.
+            TaskError: If a task is merged into the backbone.
         """
         self._check_not_merged()
         return self.passes.disabled()
 
     @_exclusive
     def detach(self) -> nn.Module:
-        """Remove all adapters and return the backbone exactly as it was; a merged task stays in its weights.
+        """Remove all adapters from the backbone. The model cannot be used afterwards.
 
-        The model cannot be used afterwards.
+        Returns:
+            The backbone exactly as it was before, except that the weights of a merged task stay merged.
         """
-        if self._is_compiled:
-            for layer in self._layers():
-                layer._compiled_call_impl = None
         return self.passes.detach()
-
-    def _layers(self) -> list[nn.Module]:
-        stacks = (self._architecture.generated, self._architecture.shared)
-        return [layer for stack in stacks if stack is not None for layer in stack.layers]
-
-
-class _Selector:
-    """Selects the tasks and adapters of a batch as soon as its features are there.
-
-    Attributes:
-        features: Pooled hidden states that the retriever reads [B, d].
-        instances: Instance vectors [B, p]; None for a method without a retriever.
-        selected: The tasks that were selected [B].
-    """
-
-    features: Tensor
-    selected: Tensor
-    instances: Tensor | None = None
-
-    def __init__(self, method: Method, task_ids: Tensor | None, route: Route) -> None:
-        self._method, self._task_ids, self._route = method, task_ids, route
-
-    def __call__(self, features: Tensor) -> BatchState:
-        self.features, self.instances = features, self._method.instance_vectors(features)
-        self.selected, weights, grouping = self._method.select(self._task_ids, self.instances, self._route)
-        return BatchState(weights, grouping)
-
-
-def _at_least_float32(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """Apply a conversion to a tensor, but to float32 instead of a shorter floating-point type."""
-    converted = fn(tensor)
-    if not tensor.is_floating_point() or converted.dtype == tensor.dtype:
-        return converted
-    return tensor.to(converted.device, torch.promote_types(converted.dtype, torch.float32))
-
-
-def _by_parameter(linears: Mapping[str, LinearSize]) -> dict[str, LinearSize]:
-    return {parameter_name(path): size for path, size in linears.items()}
-
-
-def _make_heads(hidden_size: int, tasks: Sequence[Task], config: ModelConfig) -> TaskHeads:
-    if config.head_inputs == "adapted":
-        return TaskHeads(hidden_size, tasks)
-    size = features_size(hidden_size, config.head_inputs == "pair_features")
-    return TaskHeads(hidden_size, tasks, [True] * len(tasks), size)

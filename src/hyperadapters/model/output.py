@@ -1,4 +1,4 @@
-"""The outputs of a forward pass and of a generation."""
+"""Outputs of a forward pass and of generation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class HyperAdapterOutput(ModelOutput):
     """Result of `HyperAdapterModel.forward`.
 
     Attributes:
-        loss: Total loss, if labels were given.
-        losses: The total loss and its terms, if labels were given.
-        logits: [B, S, V] for text-to-text backbones, [B, C] for task heads (see `TaskHeads.forward`).
+        loss: Total loss, a scalar; None without labels.
+        losses: Total loss and its terms; None without labels.
+        logits: Logits [B, S, V] of text-to-text backbones, or [B, C] of task heads (see `TaskHeads.forward`).
         instances: Instance vectors [B, p]; None for a method without a retriever.
-        task_ids: The tasks that were used [B]: the given ones, or the most similar ones.
-        encoder_hidden_states: Output of the embeddings and of each encoder layer [B, S, d], if requested.
-        decoder_hidden_states: Output of the embeddings and of each decoder layer [B, S, d], if requested.
+        task_ids: Ids of the tasks that were used [B]: the given tasks, or the most similar ones.
+        encoder_hidden_states: Outputs of the embeddings and of each encoder layer, each [B, S, d], if requested.
+        decoder_hidden_states: Outputs of the embeddings and of each decoder layer, each [B, S, d], if requested.
     """
 
     loss: Tensor | None = None
@@ -38,8 +38,8 @@ class Generated(NamedTuple):
     """Result of `HyperAdapterModel.generate_with_tasks`.
 
     Attributes:
-        tokens: The result of transformers' `generate`.
-        task_ids: The tasks that were used [B].
+        tokens: Result of transformers' `generate`.
+        task_ids: Ids of the tasks that were used [B].
         instances: Instance vectors [B, p]; None for a method without a retriever.
     """
 

@@ -1,4 +1,4 @@
-"""The tasks of a model, and everything that belongs to one of them."""
+"""The tasks of a model and everything that belongs to one of them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from hyperadapters.methods import PHA, Method
 
 @dataclass
 class TaskState:
-    """What belongs to one task alone.
+    """Everything that belongs to one task only.
 
     Attributes:
-        task: Its definition.
-        prototype: [p].
-        centroids: Routing centroids [any number, p]; see `core.PrototypeTable`.
+        task: Definition of the task.
+        prototype: Prototype [p].
+        centroids: Routing centroids [K, p], where K may be 0; see `core.PrototypeTable`.
         threshold: Cosine similarity below which an input routed to the task is declined.
         head: Head of the task; None for text-to-text backbones.
-        own_adapter: Weights [L, 1, ...]; None where the hypernetwork generates them.
+        own_adapter: Weights [L, 1, ...] of an adapter of its own; None if the hypernetwork generates the adapter.
     """
 
     task: Task
@@ -41,25 +41,25 @@ class TaskState:
 class TaskTable:
     """The tasks of a model in the order of their ids.
 
-    This is the only place where tasks change. Everything that tasks share (retriever, hypernetwork, shared adapters) is
-    out of reach here, and the state of a task is copied as it is, so that the outputs of other tasks stay the same bit
-    for bit.
+    Tasks are changed in this class only. It does not access the parts that all tasks share (retriever, hypernetwork and
+    shared adapters), and it copies the states of the other tasks without a change, so that their outputs stay the same
+    bit for bit.
 
     Attributes:
-        tasks: Their definitions.
-        renamed: The name that each renamed task was trained under, by its present name.
-        revision: Number of changes so far. What was derived from the tasks at another revision is outdated.
+        tasks: Definitions of the tasks.
+        renamed: Name under which each renamed task was trained, by its present name.
+        revision: Number of changes so far. Values that were derived from the tasks at another revision are outdated.
     """
 
     def __init__(
         self, tasks: Sequence[Task], architecture: ResolvedArchitecture, method: Method, heads: TaskHeads | None
     ) -> None:
-        """Make a table over the parts of a model that hold the states of its tasks.
+        """Make a table of the tasks, whose states are held by other parts of the model.
 
         Args:
             tasks: Checked tasks in the order of their ids.
-            architecture: Decides which tasks the model can have.
-            method: Holds prototypes, routing centroids, thresholds and own adapters.
+            architecture: Architecture of the backbone, which determines the tasks that the model can have.
+            method: Method with the prototypes, routing centroids, thresholds and own adapters of the tasks.
             heads: Heads of the tasks; None for text-to-text backbones.
         """
         self.tasks = tuple(tasks)
@@ -69,7 +69,7 @@ class TaskTable:
         self._reads_features: tuple[int, bool] | None = None
 
     def __len__(self) -> int:
-        """Number of tasks."""
+        """Return the number of tasks."""
         return len(self.tasks)
 
     def __iter__(self) -> Iterator[Task]:
@@ -77,10 +77,13 @@ class TaskTable:
         return iter(self.tasks)
 
     def id_of(self, name: str) -> int:
-        """Return the id of the task of this name.
+        """Return the id of a task.
+
+        Args:
+            name: Name of the task.
 
         Raises:
-            TaskError: There is none.
+            TaskError: If there is no task of this name.
         """
         names = [task.name for task in self.tasks]
         if name not in names:
@@ -88,16 +91,23 @@ class TaskTable:
         return names.index(name)
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Raise TaskError unless the model can have these tasks."""
+        """Check that the model can have tasks.
+
+        Args:
+            tasks: All tasks that the model is to have, in the order of their ids.
+
+        Raises:
+            TaskError: If there is no task, two have the same name, or one does not fit the backbone.
+        """
         check_tasks(tasks, self._architecture)
 
     def changed(self) -> None:
-        """Note that the state of a task was changed, so that what was derived from it is outdated."""
+        """Increase the revision. Call this after every change of the state of a task."""
         self.revision += 1
 
     @property
     def head_features_are_read(self) -> bool:
-        """Whether any head has weights other than 0 for features that no adapter changes."""
+        """Whether any head has weights other than zero for features of the frozen backbone."""
         if self._heads is None:
             return False
         if self._reads_features is None or self._reads_features[0] != self.revision:
@@ -105,7 +115,7 @@ class TaskTable:
         return self._reads_features[1]
 
     def states(self) -> list[TaskState]:
-        """Return the states of all tasks, in the order of their ids; the tensors are the model's, not copies."""
+        """Return the states of all tasks in the order of their ids. The tensors are not copied."""
         pha = self._pha
         own = {int(key): adapter() for key, adapter in pha.own_adapters.items()}
         columns = zip(
@@ -120,13 +130,15 @@ class TaskTable:
         return [TaskState(*values) for values in columns]
 
     def replace(self, states: Sequence[TaskState]) -> None:
-        """Give the model other tasks. The parameters of tasks are new ones then, which an optimizer does not know.
+        """Replace all tasks. If an error is raised, the model has not changed.
+
+        The parameters of the tasks are new objects afterwards, which an existing optimizer does not update.
 
         Args:
-            states: In the order of the new ids.
+            states: States of the new tasks in the order of their ids.
 
         Raises:
-            TaskError: The model cannot have these tasks. Nothing has changed then.
+            TaskError: If the model cannot have these tasks.
         """
         pha, tasks = self._pha, tuple(state.task for state in states)
         self.check(tasks)
@@ -147,10 +159,13 @@ class TaskTable:
         self.changed()
 
     def remove(self, name: str) -> None:
-        """Remove a task; the ids of the tasks after it decrease by one.
+        """Remove a task. The ids of the following tasks decrease by one, and their outputs stay the same bit for bit.
+
+        Args:
+            name: Name of the task.
 
         Raises:
-            TaskError: It is unknown, or the last one, or the method's tasks cannot change.
+            TaskError: If the task is unknown or the only one, or the tasks of the method cannot change.
         """
         self._method.check_can_change_tasks()
         task_id = self.id_of(name)
@@ -161,10 +176,14 @@ class TaskTable:
         self.replace(states)
 
     def rename(self, name: str, new_name: str) -> None:
-        """Give a task another name, and keep the name that it was trained under in `renamed`.
+        """Give a task another name, and keep the name under which it was trained in `renamed`.
+
+        Args:
+            name: Present name of the task.
+            new_name: New name of the task.
 
         Raises:
-            TaskError: It is unknown, or the new name is taken or not a valid one.
+            TaskError: If the task is unknown, or the new name is invalid or that of another task.
         """
         task_id = self.id_of(name)
         renamed = parse(Task, {**self.tasks[task_id].model_dump(), "name": new_name}, TaskError)
@@ -176,22 +195,33 @@ class TaskTable:
         self.changed()
 
     def set_heads(self, heads: Sequence[Head]) -> None:
-        """Replace the heads of all tasks, in the order of their ids.
+        """Replace the heads of all tasks.
+
+        Args:
+            heads: Heads in the order of the task ids.
 
         Raises:
-            ValueError: A head has another shape than its task's.
+            ValueError: If a head has another number of logits than its task.
         """
         assert self._heads is not None
         self._heads.replace(self.tasks, heads)
         self.changed()
 
     def set_centroids(self, centroids: Sequence[Tensor]) -> None:
-        """Set the routing centroids [any number, p] of each task."""
+        """Replace the routing centroids of all tasks.
+
+        Args:
+            centroids: Centroids [K_t, p] of each task in the order of the ids, where K_t may be 0.
+        """
         self._pha.prototypes.set_centroids(centroids)
         self.changed()
 
     def set_thresholds(self, thresholds: Tensor) -> None:
-        """Set the similarities [T] below which an input routed to a task is declined."""
+        """Replace the routing thresholds of all tasks.
+
+        Args:
+            thresholds: Cosine similarities [T] below which an input routed to a task is declined.
+        """
         self._pha.thresholds.copy_(thresholds)
         self.changed()
 

@@ -100,10 +100,10 @@ class TrainingArguments(transformers.TrainingArguments):
         """Check the settings, and resolve those that depend on the machine.
 
         Raises:
-            RecipeError: A setting of this library has a wrong value or no effect, or a logger is unknown.
-            MissingPackageError: The package of a logger is not installed.
-            OutputError: Training was started on several processes.
-            ValueError: A setting of transformers has a wrong value, or the device does not support it.
+            RecipeError: If a setting of this library has a wrong value or no effect, or a logger is unknown.
+            MissingPackageError: If the package of a logger is not installed.
+            OutputError: If training was started on several processes.
+            ValueError: If a setting of transformers has a wrong value, or the device does not support it.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise OutputError("training on several processes is not supported yet: start one process, without torchrun")
@@ -175,7 +175,7 @@ def settings_without_effect(
         An iterator over the names of the settings, each with the reason.
     """
     config = model.adapter_config
-    heads = model.text_to_text, "this backbone writes its answers and has no task heads"
+    heads = model.text_to_text, "this backbone generates its answers as text and has no task heads"
     frozen = not model.has_frozen_layers, "this model has no layers below everything that is trained"
     useless = {
         "head_learning_rate": heads,

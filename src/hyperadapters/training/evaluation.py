@@ -21,11 +21,11 @@ class Evaluation:
     """Scores of one split.
 
     Attributes:
-        tasks: metrics by task name, the task's score first.
-        mean: mean of the tasks' scores.
-        routing_accuracy: share of the examples that are most similar to their own task, declined or not; None where the
+        tasks: Metrics by task name, the task's score first.
+        mean: Mean of the tasks' scores.
+        routing_accuracy: Share of the examples that are most similar to their own task, declined or not; None where the
             method cannot route.
-        predictions: one for each example, in their order.
+        predictions: One for each example, in their order.
     """
 
     tasks: dict[str, dict[str, float]]
@@ -43,14 +43,14 @@ def evaluate(
     """Answer examples under their own tasks, in mixed batches, and score each task that has any.
 
     Args:
-        examples: at least one, each with a task and a target.
-        prefix: of these examples, made for this model or another one of the same backbone. The frozen layers run for
+        examples: At least one, each with a task and a target.
+        prefix: Of these examples, made for this model or another one of the same backbone. The frozen layers run for
             the examples that it does not hold yet. The logits are those without it to 1e-5, since rows are padded to
             other lengths, and the same bit for bit whether the states are kept or computed anew (in float32).
 
     Raises:
-        BackboneError: the prefix is of another backbone, or of other frozen layers.
-        DataError: there are no examples, one of them has no task or no target, or the prefix has room for another
+        BackboneError: If the prefix is of another backbone, or of other frozen layers.
+        DataError: If there are no examples, one of them has no task or no target, or the prefix has room for another
             number of examples.
     """
     _check_examples(model, examples)

@@ -23,13 +23,13 @@ def score(task: Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[st
     0 where its label occurs in neither. A correlation with constant numbers is 0.
 
     Args:
-        task: names the metrics.
-        targets: label indices, numbers or texts; at least one.
-        answers: the same; None or NaN where there is none. It counts as wrong (labels, texts), or as the mean of the
+        task: Names the metrics.
+        targets: Label indices, numbers or texts; at least one.
+        answers: The same; None or NaN where there is none. It counts as wrong (labels, texts), or as the mean of the
             other answers (numbers), which says nothing about the target.
 
     Raises:
-        DataError: there are no targets.
+        DataError: If there are no targets.
     """
     if not len(targets):
         raise DataError(f"task '{task.name}': no rows to score; expected at least one")

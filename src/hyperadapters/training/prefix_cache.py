@@ -59,7 +59,7 @@ class FrozenPrefix:
                 for temporary files.
 
         Raises:
-            OutputError: There is not enough room.
+            OutputError: If there is not enough room.
         """
         folder = Path(tempfile.gettempdir() if folder is None else folder)
         self._model, self._layers = model, _layers(model)
@@ -82,7 +82,7 @@ class FrozenPrefix:
         """Compute with this model from now on; what is kept stays.
 
         Raises:
-            BackboneError: its backbone, or the layers of it that are frozen, are others.
+            BackboneError: If its backbone, or the layers of it that are frozen, are others.
         """
         if _layers(model) != self._layers:
             raise BackboneError(
@@ -107,11 +107,11 @@ class FrozenPrefix:
         """The states of a batch, zeros where it is padded.
 
         Args:
-            rows: index of each row among the examples [B].
-            inputs: their `input_ids` [B, S], `attention_mask` and what else the backbone takes, padded on the right.
+            rows: Index of each row among the examples [B].
+            inputs: Their `input_ids` [B, S], `attention_mask` and what else the backbone takes, padded on the right.
 
         Raises:
-            RecipeError: states exceed the range of float16.
+            RecipeError: If states exceed the range of float16.
         """
         if self._hidden is None:
             return self._compute(inputs)
@@ -175,7 +175,7 @@ def _layers(model: HyperAdapterModel) -> tuple[object, ...]:
     """What the states depend on: the weights, which layers run, and where texts are cut."""
     config = model.adapter_config
     layers = (config.feature_layer, config.features, config.frozen_encoder_layers)
-    return model.backbone_fingerprint, str(next(model.backbone.parameters()).dtype), *layers, model.lengths.input
+    return model.fingerprint.bfloat16, str(next(model.backbone.parameters()).dtype), *layers, model.lengths.input
 
 
 def _place(place: PrefixPlace, num_bytes: int, memory_gb: float, folder: Path) -> PrefixPlace:
@@ -190,7 +190,7 @@ def _room(place: PrefixPlace, shape: tuple[int, int], dtype: torch.dtype, folder
     """Memory or a file for the states, or None.
 
     Raises:
-        OutputError: there is not enough of it.
+        OutputError: If there is not enough of it.
     """
     if place == "none":
         return None

@@ -50,16 +50,16 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     backbone were checked. `seconds` in the metrics counts from the last start of a resumed run.
 
     Args:
-        recipe: what to train.
-        output: the folder.
-        resume: go on from the last complete one of the Trainer's checkpoints in the folder, or from the beginning.
-        overwrite: remove what an earlier run left in the folder.
+        recipe: What to train.
+        output: The folder.
+        resume: Go on from the last complete one of the Trainer's checkpoints in the folder, or from the beginning.
+        overwrite: Remove what an earlier run left in the folder.
 
     Raises:
-        OutputError: the folder holds a run and neither `resume` nor `overwrite` is given, or is not a run's.
-        NotFiniteError: training diverged, or what the trained model computes is not finite. The run is not finished
+        OutputError: If the folder holds a run and neither `resume` nor `overwrite` is given, or is not a run's.
+        NotFiniteError: If training diverged, or what the trained model computes is not finite. The run is not finished
             then, and has no `metrics.json` and no checkpoint of its result.
-        HyperAdaptersError: recipe, data or backbone are wrong.
+        HyperAdaptersError: If recipe, data or backbone are wrong.
     """
     output = Path(output)
     check_output(output, resume, overwrite)
@@ -103,7 +103,7 @@ def load_run(folder: Path) -> tuple[HyperAdapterModel, Recipe]:
     """Load the model, onto the accelerator if there is one, and the recipe of a finished run.
 
     Raises:
-        CheckpointError: the folder does not hold a finished run.
+        CheckpointError: If the folder does not hold a finished run.
     """
     model = HyperAdapterModel.from_pretrained(folder)
     if not (folder / RECIPE_FILE).is_file():
@@ -118,7 +118,7 @@ def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
     the name that a renamed task had.
 
     Raises:
-        DataError: it has changed so much that a task or its labels differ from the model's, or no task is left.
+        DataError: If it has changed so much that a task or its labels differ from the model's, or no task is left.
     """
     changed = {*model.task_table.renamed, *model.task_table.renamed.values()}
     ids = {task.name: task_id for task_id, task in enumerate(model.tasks) if task.name not in changed}
@@ -142,9 +142,9 @@ def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
         folder: Folder of checkpoints and logs.
 
     Raises:
-        RecipeError: A logger is unknown, or the device cannot compute in the type that is asked for.
-        MissingPackageError: The package of a logger is not installed.
-        OutputError: Training was started on several processes.
+        RecipeError: If a logger is unknown, or the device cannot compute in the type that is asked for.
+        MissingPackageError: If the package of a logger is not installed.
+        OutputError: If training was started on several processes.
     """
     training, data = recipe.training, recipe.data
     try:
@@ -288,7 +288,7 @@ def _check_settings(
     """Check that the settings of a recipe have an effect on its backbone and data.
 
     Raises:
-        RecipeError: one of them has none.
+        RecipeError: If one of them has none.
     """
     useless = [
         (f"training.{name}", reason) for name, reason in settings_without_effect(arguments, model, has_validation)

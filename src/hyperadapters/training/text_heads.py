@@ -118,18 +118,38 @@ def fit_heads(
     eval_data: Mapping[str, Any] | None = None,
     batch_size: int = 64,
 ) -> None:
-    """As `fit_text_heads`, with data as a `Trainer` takes them; see `HyperAdapterModel.fit_heads`."""
+    """Fit the heads of a trained model to the frozen text features of data in memory.
+
+    Args:
+        model: Trained model. Its heads are replaced.
+        train_data: Training data of all tasks, in any form that `Trainer` accepts.
+        eval_data: Validation data of some or all tasks, in the same forms. A task without any gets `SHARES_UNCHECKED`.
+        batch_size: Number of rows in a forward pass. Default: 64.
+
+    Raises:
+        DataError: If a row is invalid or a label of a task has no training row. The message names the task and the row.
+        TaskError: If the heads of the model do not read frozen features, or a task is unknown.
+        NotFiniteError: If the features of a row are not finite.
+        ValueError: If the heads of the model have been fitted already.
+    """
     check_int("batch_size", batch_size, 1)
     if model.heads is None or model.adapter_config.head_inputs == "adapted":
         raise TaskError(
-            "this model has no heads that read frozen features, which those of the preset 'plus' do; what it has is "
-            "trained with the adapters, and there is nothing to fit"
+            "expected a model whose heads read frozen features, as with the preset 'plus'; all parameters of this "
+            "model are trained together with the adapters, so no heads need to be fitted"
         )
     fit_text_heads(model, *read_train_and_eval_data(model.tasks, train_data, eval_data), batch_size)
 
 
 def check_not_fitted(heads: TaskHeads) -> None:
-    """Raise ValueError if the heads of a model have been fitted to frozen features already."""
+    """Check that the heads of a model have not been fitted to frozen features yet.
+
+    Args:
+        heads: Heads of the model.
+
+    Raises:
+        ValueError: If they have been fitted.
+    """
     if heads.reads_features:
         raise ValueError(
             "expected heads that have been trained on the adapted hidden states only; these heads have been fitted to "

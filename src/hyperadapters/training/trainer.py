@@ -149,9 +149,9 @@ class Trainer(transformers.Trainer):
                 schedule.
 
         Raises:
-            DataError: The data are wrong; the message names task and row.
-            TaskError: A task is unknown, or a text-to-text backbone cannot write a label or number.
-            RecipeError: A setting has no effect on this model or these data, or `args` are of another class.
+            DataError: If the data are wrong; the message names task and row.
+            TaskError: If a task is unknown, or a text-to-text backbone cannot write a label or number.
+            RecipeError: If a setting has no effect on this model or these data, or `args` are of another class.
         """
         if not isinstance(model, HyperAdapterModel):
             raise TaskError(f"model: expected a HyperAdapterModel, found {type(model).__name__}")
@@ -224,8 +224,8 @@ class Trainer(transformers.Trainer):
             Number of steps, mean loss and metrics.
 
         Raises:
-            NotFiniteError: Training diverged.
-            ValueError: The heads have been fitted to frozen features already.
+            NotFiniteError: If training diverged.
+            ValueError: If the heads have been fitted to frozen features already.
         """
         heads = self.model.heads
         if heads is not None:
@@ -375,8 +375,8 @@ class Trainer(transformers.Trainer):
             of each task; and `eval_routing_accuracy` where the method can route.
 
         Raises:
-            DataError: There are no evaluation data, or they are wrong.
-            NotFiniteError: The model computes values for a row that are not finite.
+            DataError: If there are no evaluation data, or they are wrong.
+            NotFiniteError: If the model computes values for a row that are not finite.
         """
         examples = self._read(eval_dataset, "eval_dataset") if eval_dataset is not None else self.eval_dataset
         if not examples:
@@ -406,8 +406,8 @@ class Trainer(transformers.Trainer):
             named as by `evaluate`, empty if no row has a label.
 
         Raises:
-            DataError: The data are wrong.
-            NotFiniteError: The model computes values for a row that are not finite.
+            DataError: If the data are wrong.
+            NotFiniteError: If the model computes values for a row that are not finite.
         """
         examples = self._read(test_dataset, "test_dataset", needs_labels=False)
         predictions = list(Predictor(self.model, self.args.per_device_eval_batch_size)(examples))
@@ -440,7 +440,7 @@ class Trainer(transformers.Trainer):
             output_dir: Folder to write to; default: `args.output_dir`.
 
         Raises:
-            OutputError: The folder cannot be written.
+            OutputError: If the folder cannot be written.
         """
         folder = Path(output_dir or self.args.output_dir)
         if _internal_call:
