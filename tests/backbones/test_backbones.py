@@ -35,7 +35,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hyperadapters.backbones.architectures import ARCHITECTURES, resolve_architecture
 from hyperadapters.config import Lengths, ModelConfig, ModuleNames, Recipe, Task, parse
-from hyperadapters.data.collate import Collator
+from hyperadapters.data.collate import make_collator
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import BackboneError, CheckpointError, RecipeError, TaskError
 from hyperadapters.inference.predictor import Predictor
@@ -276,7 +276,7 @@ def test_labels_of_another_shape_than_the_input_are_refused() -> None:
 def test_batches_of_a_language_model_are_prompts_with_their_answers() -> None:
     tasks = [Task.classification("mood", ["bad", "good"]), Task.text_to_text("echo", template="w1 {text}")]
     tokenizer = tiny_language_model_tokenizer()
-    collator = Collator(tokenizer, tasks, "decoder", max_length=4, max_target_length=3)
+    collator = make_collator("decoder", tokenizer, tasks, max_length=4, max_target_length=3)
     line = tokenizer("\n", add_special_tokens=False)["input_ids"]
     ids = dict(
         zip(["w1", "w2", "w3", "good"], tokenizer.convert_tokens_to_ids(["w1", "w2", "w3", "good"]), strict=True)
@@ -298,7 +298,7 @@ def test_a_language_model_without_an_end_of_text_is_refused() -> None:
     tokenizer = tiny_language_model_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(BackboneError, match="no eos_token"):
-        Collator(tokenizer, TEXT_TASKS, "decoder")
+        make_collator("decoder", tokenizer, TEXT_TASKS)
 
 
 def test_the_answer_of_a_language_model_is_what_it_writes_after_the_input() -> None:

@@ -10,8 +10,9 @@ import torch
 from helpers import VOCABULARY, tiny_tokenizer
 
 from hyperadapters.config import Task
-from hyperadapters.data.collate import Collator, read_answer, target_text
+from hyperadapters.data.collate import Collator, make_collator
 from hyperadapters.data.examples import Example
+from hyperadapters.data.targets import read_answer, target_text
 from hyperadapters.errors import DataError
 from hyperadapters.training.metrics import score
 
@@ -27,14 +28,14 @@ def ids(words: str) -> list[int]:
 
 
 def heads(**lengths: int) -> Collator:
-    return Collator(tiny_tokenizer(), [MOOD, PAIR, SCORE], kind="encoder", **lengths)
+    return make_collator("encoder", tiny_tokenizer(), [MOOD, PAIR, SCORE], **lengths)
 
 
 def writer(*tasks: Task, **lengths: int) -> Collator:
     """A collator for text-to-text whose tokenizer knows the tasks' prompts."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([f"{task.name}:" for task in tasks] + ["{text_pair}"])
-    return Collator(tokenizer, tasks, kind="encoder-decoder", **lengths)
+    return make_collator("encoder-decoder", tokenizer, tasks, **lengths)
 
 
 def prompts(collator: Collator, *examples: Example) -> list[str]:

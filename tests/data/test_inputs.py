@@ -20,7 +20,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from hyperadapters.config import DataConfig, Lengths, ModelConfig, Recipe, Task, TaskEntry, parse
-from hyperadapters.data.collate import Collator
+from hyperadapters.data.collate import make_collator
 from hyperadapters.data.examples import Example, infer_labels, read_target, warn_of_spellings
 from hyperadapters.data.loading import load_task
 from hyperadapters.data.rows import iterate_rows, plain
@@ -200,7 +200,7 @@ def test_numbers_that_the_tokenizer_can_write_are_accepted() -> None:
     words = WordLevel({"<unk>": 0, "0.5": 1, "1.0": 2}, unk_token="<unk>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="<unk>")
     task = Task.regression("alike", step=0.5)
-    collator = Collator(tokenizer, [task], "encoder-decoder")
+    collator = make_collator("encoder-decoder", tokenizer, [task])
     collator.check_targets(task, [Example(0, "w1", None, number) for number in (0.4, 1, 1.1)])
     with pytest.raises(TaskError, match=r"numbers that the tokenizer can write, found '2.5' \(read back as ''\)"):
         collator.check_targets(task, [Example(0, "w1", None, 2.4)])

@@ -1095,7 +1095,7 @@ def test_json_lines_are_read_one_by_one(tmp_path: Path) -> None:
     path.write_text('{"text": "w1"}\n\n{"text": "w2"}\n{"text": \n')
     rows = iterate_file(path)
     assert [next(rows).values["text"], next(rows).values["text"]] == ["w1", "w2"]
-    with pytest.raises(DataError, match=f"^{path}, line 4: expected one JSON object"):
+    with pytest.raises(DataError, match=f"^{path}, line 4: expected a JSON object on each line"):
         next(rows)
 
 

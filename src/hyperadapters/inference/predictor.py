@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import IO, Any, Self, cast
@@ -16,17 +16,17 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from hyperadapters.backbones.passes import FrozenOutput, evaluating
 from hyperadapters.config import Dtype, Task
-from hyperadapters.data.collate import read_answer
 from hyperadapters.data.examples import Example
+from hyperadapters.data.targets import read_answer
 from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
+from hyperadapters.inference.answers import answer_batch
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
 from hyperadapters.inference.cache import AdapterCache
-from hyperadapters.inference.finite import FiniteLogits, check_answers, has_usable_logits
+from hyperadapters.inference.finite import check_answers
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.routing import RoutingResult, decide
 from hyperadapters.methods.base import ROUTES, Route
@@ -222,14 +222,6 @@ class Predictor:
         plain = [Example(None, example.text, example.text_pair) for example in examples]
         return to_device(self.model.collator.inputs(plain), device_of(self.model))
 
-    @property
-    def _ends(self) -> list[int]:
-        """Token ids that end a generated text: the one used in the training of decoders, and the backbone's own."""
-        own = getattr(self.model.backbone.generation_config, "eos_token_id", None)
-        own = [] if own is None else torch.as_tensor(own).flatten().tolist()
-        trained = [self.model.tokenizer.eos_token_id] if self.model.kind == "decoder" else []
-        return list(dict.fromkeys([*trained, *own]))
-
     @torch.inference_mode()
     def _answer_batch(
         self,
@@ -240,34 +232,9 @@ class Predictor:
     ) -> tuple[list[Prediction], Tensor]:
         """Return the B predictions, and whether the values from which they were computed are finite [B]."""
         model = self.model
-        if model.text_to_text:
-            lower_output = None
-            if model.kind == "encoder-decoder" or frozen is not None:
-                lower_output = model.forward_lower_layers(**batch, frozen_output=frozen)
-            finite = FiniteLogits()
-            ends: dict[str, Any] = {"eos_token_id": self._ends} if model.kind == "decoder" else {}
-            tokens, used, instances = model.generate_with_tasks(
-                **batch,
-                task_ids=task_ids,
-                lower_output=lower_output,
-                route=self.route,
-                max_new_tokens=model.lengths.target,
-                do_sample=False,
-                logits_processor=LogitsProcessorList([finite]),
-                **ends,
-            )
-            if plain is not None:
-                instances = model.instance_vectors(**plain)
-            # The output of an encoder-decoder begins with the decoder's start token, which may also be an end token.
-            start = batch["input_ids"].shape[1] if model.kind == "decoder" else 1
-            answers = [_before_end(row, self._ends) for row in tokens[:, start:].tolist()]
-            outputs: list[Any] = model.collator.tokenizer.batch_decode(answers, skip_special_tokens=True)
-            assert finite.usable is not None
-            usable = finite.usable
-        else:
-            output = model(**batch, task_ids=task_ids, route=self.route, frozen_output=frozen)
-            instances, used, outputs = output.instances, output.task_ids, output.logits.float().tolist()
-            usable = has_usable_logits(output.logits) & output.logits[:, 0].isfinite()
+        outputs, used, instances, usable = answer_batch(model, batch, task_ids, self.route, frozen)
+        if plain is not None:
+            instances = model.instance_vectors(**plain)
         vectors = [None] * len(used) if instances is None else [tuple(vector) for vector in instances.tolist()]
         routings: Sequence[RoutingResult | None] = [None] * len(used)
         if model.method.can_route and instances is not None:
@@ -308,11 +275,6 @@ class _Tolerant:
         """Flush the stream if possible."""
         with suppress(OSError):
             self._stream.flush()
-
-
-def _before_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Return the tokens before the first end token, which may not be a special token of the tokenizer."""
-    return list(takewhile(lambda token: token not in ends, tokens))
 
 
 def _prediction(

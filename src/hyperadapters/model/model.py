@@ -26,7 +26,7 @@ from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, 
 from hyperadapters.backbones.runners import make_runner
 from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import AdapterWeights, Grouping, Losses, Reduction
-from hyperadapters.data.collate import Collator
+from hyperadapters.data.collate import Collator, make_collator
 from hyperadapters.errors import BackboneError, TaskError
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.methods import PHA, make_method
@@ -326,7 +326,7 @@ class HyperAdapterModel(nn.Module):
             tasks: Tasks in the order of their ids.
         """
         limit = num_embeddings(self.backbone)
-        return Collator(self.tokenizer, tasks, self.kind, self.lengths.input, self.lengths.target, limit)
+        return make_collator(self.kind, self.tokenizer, tasks, self.lengths.input, self.lengths.target, limit)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickling and copying: everything except the lock, which belongs to this object."""

@@ -1,0 +1,97 @@
+"""Answers of a model to one batch: from task heads, or generated as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from hyperadapters.backbones.passes import FrozenOutput
+from hyperadapters.inference.finite import FiniteLogits, has_usable_logits
+from hyperadapters.methods.base import Route
+from hyperadapters.model.model import HyperAdapterModel
+
+
+class Answers(NamedTuple):
+    """Answers to a batch.
+
+    Attributes:
+        outputs: The generated text of each row, or the logits of its head.
+        task_ids: The tasks that were used [B].
+        instances: Instance vectors [B, p]; None for a method without a retriever.
+        is_finite: Whether the values from which a row was answered are finite [B].
+    """
+
+    outputs: Sequence[str | list[float]]
+    task_ids: Tensor
+    instances: Tensor | None
+    is_finite: Tensor
+
+
+def answer_batch(
+    model: HyperAdapterModel,
+    batch: dict[str, Tensor],
+    task_ids: Tensor | None,
+    route: Route,
+    frozen_output: FrozenOutput | None = None,
+) -> Answers:
+    """Answer a batch with the heads of a model, or with generated texts if its backbone has no heads.
+
+    Args:
+        model: Model in evaluation mode.
+        batch: Inputs of the model [B, S].
+        task_ids: Task of each row [B]; None if they are routed.
+        route: See `HyperAdapterModel.forward`.
+        frozen_output: Output of the frozen layers for the batch, if it has been computed before.
+
+    Returns:
+        The answers in the order of the rows.
+    """
+    if model.text_to_text:
+        return _generated(model, batch, task_ids, route, frozen_output)
+    output = model(**batch, task_ids=task_ids, route=route, frozen_output=frozen_output)
+    is_finite = has_usable_logits(output.logits) & output.logits[:, 0].isfinite()
+    return Answers(output.logits.float().tolist(), output.task_ids, output.instances, is_finite)
+
+
+def _generated(
+    model: HyperAdapterModel,
+    batch: dict[str, Tensor],
+    task_ids: Tensor | None,
+    route: Route,
+    frozen_output: FrozenOutput | None,
+) -> Answers:
+    is_decoder = model.kind == "decoder"
+    lower_output = None
+    if not is_decoder or frozen_output is not None:
+        lower_output = model.forward_lower_layers(**batch, frozen_output=frozen_output)
+    finite, ends = FiniteLogits(), _end_tokens(model)
+    options: dict[str, Any] = {"eos_token_id": ends} if is_decoder else {}
+    tokens, used, instances = model.generate_with_tasks(
+        **batch,
+        task_ids=task_ids,
+        lower_output=lower_output,
+        route=route,
+        max_new_tokens=model.lengths.target,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([finite]),
+        **options,
+    )
+    # The output of an encoder-decoder begins with the decoder's start token, which may also be an end token.
+    start = batch["input_ids"].shape[1] if is_decoder else 1
+    answers = [list(takewhile(lambda token: token not in ends, row)) for row in tokens[:, start:].tolist()]
+    texts: list[str | list[float]] = model.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    assert finite.usable is not None
+    return Answers(texts, used, instances, finite.usable)
+
+
+def _end_tokens(model: HyperAdapterModel) -> list[int]:
+    """Token ids that end a generated text: the one used in the training of decoders, and the backbone's own."""
+    own = getattr(model.backbone.generation_config, "eos_token_id", None)
+    own = [] if own is None else torch.as_tensor(own).flatten().tolist()
+    trained = [model.tokenizer.eos_token_id] if model.kind == "decoder" else []
+    return list(dict.fromkeys([*trained, *own]))
