@@ -608,9 +608,7 @@ def test_a_head_of_format_1_with_another_shape_is_refused(tmp_path: Path) -> Non
     values, state = _save_format_1(make_model("bert"), tmp_path)
     state["heads.heads.2.weight"] = torch.zeros(3, 16)
     _write(tmp_path, values, state)
-    with pytest.raises(
-        CheckpointError, match=r"do not fit the model .* the head of task 2: expected a weight of shape"
-    ):
+    with pytest.raises(CheckpointError, match=r"do not fit the model .* the head of task 2: expected a weight"):
         _load(tmp_path)
     del state["heads.heads.2.weight"]
     _write(tmp_path, values, state)
