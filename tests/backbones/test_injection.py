@@ -147,7 +147,7 @@ def test_a_missing_module_is_named_and_nothing_has_been_changed() -> None:
 
 
 def test_something_that_is_no_transformers_model_is_refused() -> None:
-    with pytest.raises(BackboneError, match=r"expected a transformers model with a config.*found Linear"):
+    with pytest.raises(BackboneError, match=r"expected a transformers model whose config.*found Linear"):
         HyperAdapterModel(nn.Linear(2, 2), HEAD_TASKS)
 
 
@@ -216,7 +216,7 @@ def test_a_backbone_that_already_holds_adapters_is_refused(kind: str) -> None:
 
 
 def test_a_backbone_without_a_name_has_no_tokenizer_to_load() -> None:
-    with pytest.raises(BackboneError, match="has no name to find a tokenizer by"):
+    with pytest.raises(BackboneError, match="has no name by which its tokenizer could be loaded"):
         _ = make_model("bert").tokenizer
 
 

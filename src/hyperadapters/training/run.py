@@ -381,7 +381,7 @@ def _check_settings(
     for task in recipe.tasks:
         if not model.text_to_text and (unread := task.settings_of_texts()):
             raise RecipeError(
-                f"task '{task.name}', {unread[0]}: is for backbones that generate their answers as text, and this one "
+                f"task '{task.name}', {unread[0]}: is for backbones that generate their answers, and this one "
                 "has task heads; remove it"
             )
 
