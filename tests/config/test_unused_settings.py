@@ -170,7 +170,7 @@ def test_what_only_written_answers_have_is_refused_where_heads_answer(
 ) -> None:
     settings = recipe(tmp_path)
     settings["tasks"][0].update(task)
-    message = f"task 'colour', {setting}: is for backbones that write their answers"
+    message = f"task 'colour', {setting}: is for backbones that generate their answers"
     with pytest.raises(RecipeError, match=message):
         train(parse(Recipe, settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
