@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import dispatch_model, init_empty_weights
 from accelerate.hooks import attach_execution_device_hook
-from helpers import save_backbone, tiny_backbone
+from helpers import pairwise, save_backbone, tiny_backbone
 from torch import Tensor, nn
 
 from hyperadapters import HyperAdapterModel, ModelConfig, Predictor, Task
@@ -136,12 +136,19 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("fit", ["adapter", "prototype", "shared", "none"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("kind", "preset"), [("bert", "paper"), ("bert", "plus"), ("t5", "paper"), ("gpt2", "paper")])
+@pytest.mark.parametrize(
+    ("kind_and_preset", "dtype", "fit"),
+    pairwise(
+        [("bert", "paper"), ("bert", "plus"), ("t5", "paper"), ("gpt2", "paper")],
+        [torch.float16, torch.bfloat16, torch.float64],
+        ["adapter", "prototype", "shared", "none"],
+    ),
+    ids=str,
+)
 def test_a_converted_model_answers_and_learns_tasks(
-    kind: str, preset: str, dtype: torch.dtype, fit: Any, tmp_path: Path
+    kind_and_preset: tuple[str, str], dtype: torch.dtype, fit: Any, tmp_path: Path
 ) -> None:
+    kind, preset = kind_and_preset
     folder = str(save_backbone(tmp_path / kind, kind))
     tasks = [Task.classification("a", ["yes", "no"]), Task.classification("b", ["red", "blue"])]
     model = HyperAdapterModel.from_backbone(folder, tasks, preset=preset).to(dtype)
