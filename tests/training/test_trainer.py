@@ -175,7 +175,15 @@ ROW = {"text": "w1", "label": "red"}
             changed("colour", [ROW, {**ROW, "label": "rde"}]),
             "train_data, task 'colour', row 2: unknown label 'rde'.*'red'",
         ),
-        (changed("colour", [{"label": "red"}]), "train_data, task 'colour', row 1: no column 'text'"),
+        (
+            changed("colour", [{**ROW, "label": 1}]),
+            "row 1: unknown label '1' .* If it is an index, write the label's name, 'red' .in a recipe: label_n",
+        ),
+        (changed("colour", [{**ROW, "label": 2}]), "row 1: unknown label '2' of task 'colour'. Known: blue, red"),
+        (
+            changed("colour", [{"label": "red"}]),
+            "train_data, task 'colour', row 1: no column 'text'.* Rename the column, or in a recipe set its name",
+        ),
         (changed("colour", ["red"]), "train_data, task 'colour', row 1: expected a mapping with text and label, found"),
         (changed("mood", [{**ROW, "label": "bad"}]), "train_data, task 'mood', row 1: no column 'text_pair'"),
         (changed("size", [{**ROW, "label": "big"}]), "train_data, task 'size', row 1: expected a number as target"),
