@@ -81,7 +81,7 @@ def test_a_backbone_on_cpu_and_disk_gives_what_one_in_memory_gives(kind: str, fo
     assert model.fingerprint.bfloat16 == fingerprint(tiny_backbone(kind))
     assert torch.equal(hidden_of_both_tasks(model), expected)
     model.to("cpu")
-    with pytest.raises(BackboneError, match="offloaded weights of it; load it anew"):
+    with pytest.raises(BackboneError, match="offloaded some of its weights; load it again"):
         model.half()
 
 
