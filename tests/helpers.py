@@ -137,7 +137,6 @@ WITH_POOLER = ("bert", "roberta", "xlm-roberta", "mpnet")
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 ENCODER_DECODERS = ("t5", "flan-t5", "mt5")
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
-ENCODERS_AND_ENCODER_DECODERS = (*ENCODERS, *ENCODER_DECODERS)
 FORMS = ("bottleneck", "lora")
 FORM_SETTINGS: dict[str, dict[str, Any]] = {
     "bottleneck": {"adapter_dim": 4},

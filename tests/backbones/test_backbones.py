@@ -64,6 +64,7 @@ def test_a_mixed_batch_gives_each_row_what_a_batch_of_its_own_task_gives(kind: s
             assert_same(found[real[rows]], own.logits[real[rows]])
         else:
             assert_same(found[..., :size], own.logits)
+            assert torch.isneginf(found[..., size:]).all()
         assert_same(mixed.instances[rows], own.instances)
         assert own.loss.isfinite()
 

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import (
-    ENCODER_DECODERS,
     ENCODERS,
-    ENCODERS_AND_ENCODER_DECODERS,
     HEAD_TASKS,
     TEXT_TASKS,
     bare_outputs,
@@ -20,7 +18,7 @@ from helpers import (
     save_backbone,
     tiny_backbone,
 )
-from torch import Tensor, nn
+from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from hyperadapters.backbones.architectures import resolve_architecture
@@ -41,7 +39,7 @@ OPT_CONFIG = OPTConfig(
 )
 
 
-@pytest.mark.parametrize("kind", ENCODERS_AND_ENCODER_DECODERS)
+@pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_detaching_gives_the_backbone_back_bit_for_bit(kind: str) -> None:
     batch = make_batch(kind)
     backbone = tiny_backbone(kind).train()
@@ -59,46 +57,6 @@ def test_detaching_gives_the_backbone_back_bit_for_bit(kind: str) -> None:
     assert {name: parameter.requires_grad for name, parameter in backbone.named_parameters()} == flags
     assert all(module.training for module in backbone.modules())
     assert torch.equal(bare_outputs(backbone.eval(), kind, batch), before)
-
-
-@pytest.mark.parametrize("kind", ENCODERS_AND_ENCODER_DECODERS)
-def test_adapters_switched_off_give_the_bare_backbone(kind: str) -> None:
-    batch = make_batch(kind)
-    before = bare_outputs(tiny_backbone(kind), kind, batch)
-    model = make_model(kind)
-    with model.adapters_disabled():
-        assert torch.equal(bare_outputs(model.backbone, kind, batch), before)
-
-
-@pytest.mark.parametrize("kind", ENCODERS_AND_ENCODER_DECODERS)
-def test_only_declared_parameters_receive_gradients(kind: str) -> None:
-    model = make_model(kind).train()
-    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
-    model.training_loss(make_batch(kind)).total.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == (not name.startswith("backbone.")), name
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    optimizer.step()
-    assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
-
-
-@pytest.mark.parametrize("kind", ENCODERS_AND_ENCODER_DECODERS)
-def test_adapters_change_the_output_and_differ_by_task(kind: str) -> None:
-    model, batch = make_model(kind), make_batch(kind)
-    batch.pop("labels")
-    if kind in ENCODER_DECODERS:
-        batch["decoder_input_ids"] = torch.full((6, 3), 5)
-    states = []
-    for task_id in range(3):
-        seen: list[Tensor] = []
-        stack = model.backbone.encoder.layer if kind in ENCODERS else model.backbone.decoder.block
-        handle = stack[-1].register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
-        model(**{**batch, "task_ids": torch.full((6,), task_id)})
-        handle.remove()
-        states.append(seen[0] if isinstance(seen[0], Tensor) else seen[0][0])
-    assert (states[0] - states[1]).abs().max() > 1e-3
-    assert (states[1] - states[2]).abs().max() > 1e-3
 
 
 def test_features_do_not_depend_on_the_adapters_above_them() -> None:
