@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+from helpers import save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
 
 from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
 from hyperadapters.config import Lengths, ModelConfig
+from hyperadapters.errors import RecipeError
 
 TASKS = [Task.classification("mood", ["bad", "good"])]
 LONGEST = 8
@@ -62,6 +64,28 @@ def test_a_trainer_warns_of_truncated_rows(caplog: pytest.LogCaptureFixture) -> 
     trainer = Trainer(model, {"mood": rows}, args=TrainingArguments(max_steps=1))
     trainer.train()
     assert warned(caplog) == [WARNING]
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_truncated_target_texts_are_warned_of(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tasks = [Task.text_to_text("copy")]
+    folder = str(save_backbone(tmp_path, kind))
+    model = HyperAdapterModel.from_backbone(folder, tasks, max_length=16, max_target_length=4)
+    rows = [{"text": "w1", "label": " ".join(["w2"] * words)} for words in (3, 4, 5)]
+    Trainer(model, {"copy": rows[:1]})
+    assert warned(caplog) == []
+    Trainer(model, {"copy": rows})
+    assert warned(caplog) == [
+        "task 'copy': 2 of 3 target texts have more than 4 tokens and are truncated, and generated texts end there as "
+        "well; the first is 'w2 w2 w2 w2'; create the model with a larger max_target_length (in a recipe: "
+        "data.max_target_length) to keep them whole"
+    ]
+
+
+def test_lengths_out_of_range_are_named_as_the_arguments(tmp_path: Path) -> None:
+    folder = str(save_backbone(tmp_path, "bert"))
+    with pytest.raises(RecipeError, match=r"from_backbone: 2 fault.*\n  max_length: .*4; found 0\n  max_target_length"):
+        HyperAdapterModel.from_backbone(folder, TASKS, max_length=0, max_target_length=0)
 
 
 class Counting:

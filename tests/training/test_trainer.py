@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
 from hyperadapters.config import DataConfig, ModelConfig, Recipe, TrainingConfig, parse
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import DataError, HyperAdaptersError, RecipeError, TaskError
+from hyperadapters.errors import CheckpointError, DataError, HyperAdaptersError, RecipeError, TaskError
 from hyperadapters.heads.unfitted import UnfittedHeadsWarning, unfitted_tasks
 from hyperadapters.training.run import train, training_arguments
 
@@ -175,7 +175,15 @@ ROW = {"text": "w1", "label": "red"}
             changed("colour", [ROW, {**ROW, "label": "rde"}]),
             "train_data, task 'colour', row 2: unknown label 'rde'.*'red'",
         ),
-        (changed("colour", [{"label": "red"}]), "train_data, task 'colour', row 1: no column 'text'"),
+        (
+            changed("colour", [{**ROW, "label": 1}]),
+            "row 1: unknown label '1' .* If it is an index, write the label's name, 'red' .in a recipe: label_n",
+        ),
+        (changed("colour", [{**ROW, "label": 2}]), "row 1: unknown label '2' of task 'colour'. Known: blue, red"),
+        (
+            changed("colour", [{"label": "red"}]),
+            "train_data, task 'colour', row 1: no column 'text'.* Rename the column, or in a recipe set its name",
+        ),
         (changed("colour", ["red"]), "train_data, task 'colour', row 1: expected a mapping with text and label, found"),
         (changed("mood", [{**ROW, "label": "bad"}]), "train_data, task 'mood', row 1: no column 'text_pair'"),
         (changed("size", [{**ROW, "label": "big"}]), "train_data, task 'size', row 1: expected a number as target"),
@@ -350,9 +358,10 @@ def test_callbacks_see_the_training_and_at_its_end_the_finished_model() -> None:
 
 
 def test_training_stops_early() -> None:
-    trainer = trained(
-        make_model("paper"), make_data(), make_data(6), max_steps=100, learning_rate=1e-9, early_stopping_patience=2
-    )
+    # An accuracy does not change with steps this small; a correlation does, in its last digits.
+    eval_data = {name: rows for name, rows in make_data(6).items() if name != "size"}
+    options = {"max_steps": 100, "learning_rate": 1e-9, "early_stopping_patience": 2}
+    trainer = trained(make_model("paper"), make_data(), eval_data, **options)
     assert trainer.state.global_step == 6
 
 
@@ -395,6 +404,7 @@ def test_defaults_are_those_of_a_recipe() -> None:
         ({"early_stopping_patience": 0}, "early_stopping_patience: .*found 0"),
         ({"false_decline_rate": 1.0}, "false_decline_rate: .*found 1.0"),
         ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy: 'sequential' has no effect"),
+        ({"push_to_hub": True}, r"push_to_hub: .* remove it, and call trainer\.push_to_hub\(\)"),
         ({"report_to": "wandbb"}, r"report_to: Unknown logger 'wandbb'\. Did you mean 'wandb'"),
     ],
 )
@@ -406,6 +416,8 @@ def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha: has no effect, because the embeddings are frozen"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last: has no effect, because the rows of an epoch"),
         ({"early_stopping_patience": 2}, "early_stopping_patience: has no effect, because there are no validation"),
         ({"retriever_learning_rate": 0.1}, "retriever_learning_rate: has no effect, because method 'hyperformer'"),
         ({"false_decline_rate": 0.1}, "false_decline_rate: has no effect, because method 'hyperformer' cannot route"),
@@ -419,9 +431,8 @@ def test_settings_without_effect_are_refused(settings: dict[str, Any], message: 
 
 def test_settings_of_transformers_alone_are_refused() -> None:
     arguments: Any = transformers.TrainingArguments()
-    with pytest.raises(
-        RecipeError, match=r"args: expected hyperadapters\.TrainingArguments, found transformers\.Train"
-    ):
+    message = r"args: expected hyperadapters\.TrainingArguments, found transformers\.Train.*; import them from hyperad"
+    with pytest.raises(RecipeError, match=message):
         Trainer(make_model(), make_data(4), args=arguments)
     with pytest.raises(TaskError, match="model: expected a HyperAdapterModel, found BertModel"):
         Trainer(tiny_backbone("bert"), make_data(4))  # type: ignore[arg-type]
@@ -542,3 +553,71 @@ def test_a_training_that_was_interrupted_leaves_a_model_that_is_warned_of() -> N
         Trainer(model, make_data(), args=TrainingArguments(**SHORT), callbacks=[Stop]).train()
     with pytest.warns(UnfittedHeadsWarning):
         model.predict(["red w1"], task="colour")
+
+
+@pytest.mark.parametrize("name", ["mean", "eval_mean", "colour_accuracy", "eval_routing_accuracy"])
+def test_the_best_state_can_be_that_of_any_score(name: str) -> None:
+    Trainer(make_model("paper"), make_data(4), make_data(4), TrainingArguments(**SHORT, metric_for_best_model=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("color_accuracy", "Unknown score 'color_accuracy'. Did you mean 'colour_accuracy'"),
+        ("size_pearson", "Unknown score 'size_pearson'.* Known: colour_accuracy, mean, routing_accuracy"),
+    ],
+)
+def test_a_score_that_no_evaluation_has_is_named_before_training(name: str, message: str) -> None:
+    eval_data = {"colour": make_data(4)["colour"]}
+    with pytest.raises(RecipeError, match=f"metric_for_best_model: {message}"):
+        Trainer(make_model("paper"), make_data(4), eval_data, TrainingArguments(metric_for_best_model=name))
+
+
+def test_arguments_are_read_from_a_command_line() -> None:
+    parser = transformers.HfArgumentParser(TrainingArguments)  # type: ignore[arg-type]
+    (arguments,) = parser.parse_args_into_dataclasses(["--sampling", "balanced", "--report_to", "none"])
+    assert arguments.sampling == "balanced"
+    assert arguments.report_to == []
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_resuming_without_a_checkpoint_says_what_is_missing(is_named: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    if is_named:
+        make_model("paper").save_pretrained(folder)
+    trainer = Trainer(make_model("paper"), make_data(4), args=TrainingArguments(output_dir=str(folder), **SHORT))
+    with pytest.raises(CheckpointError, match=r"resume_from_checkpoint: expected .* found none in '.*run'; give its"):
+        trainer.train(resume_from_checkpoint=str(folder) if is_named else True)
+
+
+def test_resuming_passes_over_a_checkpoint_that_was_not_written_to_its_end(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), save_strategy="steps", save_steps=2, **SHORT)
+    Trainer(make_model("paper"), make_data(4), args=arguments).train()
+    (tmp_path / "checkpoint-8").mkdir()
+    trainer = Trainer(make_model("paper"), make_data(4), args=arguments)
+    assert trainer.train(resume_from_checkpoint=True).global_step == SHORT["max_steps"]
+
+
+def test_metrics_and_state_are_written_to_a_new_folder(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path / "new" / "run"), **SHORT)
+    trainer = Trainer(make_model("paper"), make_data(4), args=arguments)
+    trainer.save_state()
+    trainer.save_metrics("train", {"train_loss": 1.0})
+    written = {path.name for path in (tmp_path / "new" / "run").iterdir()}
+    assert written == {"trainer_state.json", "train_results.json", "all_results.json"}
+
+
+def test_a_trainer_uploads_the_model_with_its_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def record(model: Any, *names: str, **options: Any) -> None:
+        calls.append((names, options))
+
+    monkeypatch.setattr(HyperAdapterModel, "push_to_hub", record)
+    trainer = Trainer(make_model("paper"), make_data(4), args=TrainingArguments(hub_private_repo=True))
+    with pytest.raises(RecipeError, match="hub_model_id: expected a name such as 'user/name'"):
+        trainer.push_to_hub()
+    trainer.args.hub_model_id = "user/name"
+    trainer.push_to_hub("Trained longer", token="token")
+    options = {"private": True, "token": "token", "commit_message": "Trained longer", "revision": None}
+    assert calls == [(("user/name",), options)]

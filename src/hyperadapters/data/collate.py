@@ -83,8 +83,8 @@ class Collator(ABC):
     def check_targets(self, task: Task, examples: Sequence[Example]) -> None:
         """Check that a text-to-text backbone can generate the targets of a task and that they are parsed correctly.
 
-        The targets of text-to-text tasks may be truncated. A warning is logged if the tokenizer has no tokens for
-        parts of them. Encoders have heads instead, and nothing is checked.
+        The targets of text-to-text tasks may be truncated. A warning is logged if they are, or if the tokenizer has no
+        tokens for parts of them. Encoders have heads instead, and nothing is checked.
 
         Args:
             task: Task, whose labels are checked if it is a classification task.
@@ -176,6 +176,11 @@ class _TextToTextCollator(Collator):
     def _target_texts(self, examples: Sequence[Example]) -> list[str]:
         return [target_text(self.tasks[example.task_id], example.target) for example in examples]  # type: ignore[index]
 
+    @property
+    @abstractmethod
+    def _target_room(self) -> int:
+        """Maximum number of tokens of a target text without its end."""
+
     @abstractmethod
     def _target_ids(self, texts: list[str], **options: Any) -> Any:
         """Return target texts, tokenised as in training."""
@@ -209,7 +214,7 @@ class _TextToTextCollator(Collator):
         """Check the targets of a text-to-text task as `check_targets` describes."""
         unknown, ends = self.tokenizer.unk_token_id, (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         special = {*self.tokenizer.all_special_ids} - ({unknown} - {*ends})
-        unwritable = []
+        unwritable, too_long = [], []
         for part in _chunks(examples):
             texts = [target_text(task, example.target) for example in part]
             rows = self._target_ids(texts, add_special_tokens=False, truncation=False, max_length=None)["input_ids"]
@@ -223,10 +228,19 @@ class _TextToTextCollator(Collator):
                     )
                 if unknown in tokens:
                     unwritable.append(text)
+                if len(tokens) > self._target_room:
+                    too_long.append(text)
         if unwritable:
             logger.warning(
                 f"task '{task.name}': {len(unwritable)} of {len(examples)} target texts have parts for which the "
                 f"tokenizer has no tokens, so that generated texts lack them; the first is {_shortened(unwritable[0])}"
+            )
+        if too_long:
+            logger.warning(
+                f"task '{task.name}': {len(too_long)} of {len(examples)} target texts have more than "
+                f"{self.max_target_length} tokens and are truncated, and generated texts end there as well; the first "
+                f"is {_shortened(too_long[0])}; create the model with a larger max_target_length (in a recipe: "
+                "data.max_target_length) to keep them whole"
             )
 
 
@@ -244,6 +258,10 @@ class EncoderDecoderCollator(_TextToTextCollator):
         targets = self._target_ids(self._target_texts(examples), **options)
         self._check_ids(targets["input_ids"])
         return {**batch, "labels": targets["input_ids"].masked_fill(targets["attention_mask"] == 0, -100)}
+
+    @property
+    def _target_room(self) -> int:
+        return self.max_target_length - int(self.tokenizer.num_special_tokens_to_add())
 
     def _target_ids(self, texts: list[str], **options: Any) -> Any:
         return self.tokenizer(
@@ -290,8 +308,12 @@ class DecoderCollator(_TextToTextCollator):
         found = self._target_ids(self._target_texts(examples))["input_ids"]
         return [[*tokens, self.tokenizer.eos_token_id] for tokens in found]
 
+    @property
+    def _target_room(self) -> int:
+        return self.max_target_length - 1
+
     def _target_ids(self, texts: list[str], **options: Any) -> Any:
-        own = {"truncation": True, "max_length": self.max_target_length - 1, "add_special_tokens": False}
+        own = {"truncation": True, "max_length": self._target_room, "add_special_tokens": False}
         return self.tokenizer(texts, **{**own, **options})
 
     def _with_labels(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:

@@ -113,7 +113,7 @@ def read_target(row: Row, task: Task) -> int | float | str:
         if label not in task.labels:
             raise DataError(
                 f"{row.place}: unknown label '{label}' of task '{task.name}'."
-                f"{did_you_mean(label, task.labels)} Known: {', '.join(task.labels)}"
+                f"{_label_meant(label, task.labels)} Known: {', '.join(task.labels)}"
             )
         return task.labels.index(label)
     if task.kind == "regression":
@@ -122,6 +122,14 @@ def read_target(row: Row, task: Task) -> int | float | str:
         raise DataError(f"{row.place}: expected a string as target, found {value!r}")
     _check_unicode(row, "label", value)
     return value
+
+
+def _label_meant(label: str, known: Sequence[str]) -> str:
+    """Return a sentence with the label that an unknown one may stand for, or an empty text."""
+    if label.isdecimal() and int(label) < len(known):
+        name = known[int(label)]
+        return f" If it is an index, write the label's name, '{name}' (in a recipe: label_names: {{{label}: {name}}})."
+    return did_you_mean(label, known)
 
 
 def infer_labels(rows: list[Row]) -> tuple[str, ...]:
@@ -202,7 +210,7 @@ def _cell(row: Row, name: str) -> object:
     if name not in row.values:
         raise DataError(
             f"{row.place}: no column '{name}'.{did_you_mean(name, row.values)} Found: {', '.join(row.values)}. "
-            f"Rename the column, or set its name in the source of the recipe: columns: {{{name}: ...}}"
+            f"Rename the column, or in a recipe set its name in the source: columns: {{{name}: ...}}"
         )
     return row.values[name]
 

@@ -24,7 +24,7 @@ from hyperadapters.backbones.loading import (
 )
 from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, LowerOutput, pool
 from hyperadapters.backbones.runners import make_runner
-from hyperadapters.config import BackboneKind, Dtype, Lengths, ModelConfig, Task, parse
+from hyperadapters.config import BackboneKind, DataConfig, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import AdapterWeights, Grouping, Losses, Reduction
 from hyperadapters.data.collate import Collator, make_collator
 from hyperadapters.errors import BackboneError, TaskError
@@ -154,6 +154,7 @@ class HyperAdapterModel(nn.Module):
         preset: str | None = None,
         dtype: Dtype | None = None,
         max_length: int | None = None,
+        max_target_length: int | None = None,
         **settings: Any,
     ) -> HyperAdapterModel:
         """Load a backbone and make a model with fresh adapters. The errors are those of `HyperAdapterModel`.
@@ -166,13 +167,16 @@ class HyperAdapterModel(nn.Module):
                 always in float32.
             max_length: Maximum number of tokens of an input; longer texts are truncated. Default: 128, or fewer if the
                 backbone has fewer positions.
+            max_target_length: Maximum number of tokens of a target text and of a generated text. Default: 32.
             **settings: Other settings of `ModelConfig`.
 
         Returns:
             The model.
         """
         config = parse(ModelConfig, {"preset": preset, **settings})
-        lengths = None if max_length is None else parse(Lengths, {"input": max_length})
+        given = {"max_length": max_length, "max_target_length": max_target_length}
+        given = {name: length for name, length in given.items() if length is not None}
+        lengths = parse(DataConfig, given, where="from_backbone").lengths if given else None
         return cls(load_backbone(name, config.modules, dtype), tasks, config, backbone_name=name, lengths=lengths)
 
     # Checkpoints
@@ -652,7 +656,8 @@ class HyperAdapterModel(nn.Module):
         Args:
             texts: Strings, pairs of strings, or rows with the columns `text`, `text_pair` and `task` (a list of
                 mappings, a DataFrame or a `datasets.Dataset`).
-            task: Name of the task of rows that do not name one. Default: such rows are routed to the most similar task.
+            task: Name of the task of all texts. Default: the task that a row names, or the most similar task for rows
+                that name none.
             batch_size: Number of rows in a batch. Default: 64.
 
         Returns:

@@ -81,7 +81,7 @@ class TrainingArguments(transformers.TrainingArguments):
     metric_for_best_model: str | None = "mean"
     greater_is_better: bool | None = True
     logging_steps: float = 50
-    report_to: str | list[str] | None = "none"
+    report_to: None | str | list[str] = "none"  # noqa: RUF036  # the order that HfArgumentParser can read
     seed: int = 0
     remove_unused_columns: bool = False
     head_learning_rate: float | None = None
@@ -152,6 +152,11 @@ class TrainingArguments(transformers.TrainingArguments):
                 f"train_sampling_strategy: '{self.train_sampling_strategy}' has no effect, because batches mix tasks; "
                 "remove it, and use sampling and group_by_length"
             )
+        if self.push_to_hub:
+            raise RecipeError(
+                "push_to_hub: checkpoints are not uploaded while a model is trained; remove it, and call "
+                "trainer.push_to_hub() after trainer.train()"
+            )
 
     def _check_loggers(self) -> None:
         for logger in self.report_to or ():
@@ -186,6 +191,8 @@ def settings_without_effect(
         "prefix_cache_dtype": frozen,
         "prefix_cache_gb": frozen,
         "early_stopping_patience": (not has_eval_data, "there are no validation rows"),
+        "neftune_noise_alpha": (True, "the embeddings are frozen and in evaluation mode"),
+        "dataloader_drop_last": (True, "the rows of an epoch are spread over batches of about equal sizes"),
     }
     for name, (is_useless, reason) in useless.items():
         if is_useless and getattr(arguments, name) not in (_default(name), "none"):  # "none": without a cache anyway

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 from transformers import set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 
 from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.checkpoints.format import is_checkpoint, remove_checkpoint
@@ -25,7 +24,7 @@ from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.arguments import NAMED_AS_IN_RECIPES, TrainingArguments, settings_without_effect
 from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.prefix_cache import FrozenPrefix
-from hyperadapters.training.trainer import Trainer
+from hyperadapters.training.trainer import Trainer, last_checkpoint, trainer_checkpoints
 from hyperadapters.utils.files import check_folder, making_folder, write_atomically
 
 LOGS_FOLDER = "runs"
@@ -309,19 +308,6 @@ def is_run(folder: Path) -> bool:
     return is_checkpoint(folder) or (folder / RECIPE_FILE).is_file()
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """Return the last complete checkpoint of `transformers.Trainer` in the folder of a run.
-
-    Args:
-        folder: Folder of the run.
-
-    Returns:
-        Path of the checkpoint; None if there is none.
-    """
-    complete = [path for path in _checkpoints(folder) if (path / TRAINER_STATE_NAME).is_file()]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
-
-
 def remove_run(folder: Path) -> None:
     """Remove the files of a run, including its logs. Other files in the folder are kept.
 
@@ -335,12 +321,8 @@ def remove_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-
-
 def _remove_checkpoints(folder: Path) -> None:
-    for path in _checkpoints(folder):
+    for path in trainer_checkpoints(folder):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, PredictionOutput, TrainOutput
 
 from hyperadapters.checkpoints.format import load_state, save_model
@@ -22,7 +23,7 @@ from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.data.memory import read_examples, read_train_and_eval_data
 from hyperadapters.data.sampling import MixedTaskBatchSampler
-from hyperadapters.errors import DataError, NotFiniteError, RecipeError, TaskError
+from hyperadapters.errors import CheckpointError, DataError, NotFiniteError, RecipeError, TaskError, unknown_name
 from hyperadapters.heads.unfitted import expecting_unfitted_heads
 from hyperadapters.inference.finite import has_usable_logits, shown
 from hyperadapters.inference.predictor import Predictor
@@ -160,12 +161,17 @@ class Trainer(transformers.Trainer):
             raise TaskError(f"model: expected a HyperAdapterModel, found {type(model).__name__}")
         args = TrainingArguments() if args is None else args
         if not isinstance(args, TrainingArguments):
-            raise RecipeError(f"args: expected hyperadapters.TrainingArguments, found {_full_name(args)}")
+            raise RecipeError(
+                f"args: expected hyperadapters.TrainingArguments, found {_full_name(args)}; import them from "
+                "hyperadapters, they have all settings of transformers.TrainingArguments"
+            )
         train_examples, eval_examples = read_train_and_eval_data(model.tasks, train_data, eval_data)
         for task_id, task in enumerate(model.tasks):
             model.collator.check_targets(task, [row for row in train_examples if row.task_id == task_id])
         for setting, reason in settings_without_effect(args, model, bool(eval_examples)):
             raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
+        if eval_examples:
+            _check_metric(args.metric_for_best_model, model, eval_examples)
         callbacks = [_Finish(self), *(callbacks or ())]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
@@ -228,9 +234,11 @@ class Trainer(transformers.Trainer):
             Number of steps, mean loss and metrics.
 
         Raises:
-            NotFiniteError: If training diverges.
-            ValueError: If the heads have already been fitted to frozen features.
+            CheckpointError: If there is no checkpoint to continue from, or it is of another model.
+            NotFiniteError: If training diverged.
+            ValueError: If the heads have been fitted to frozen features already.
         """
+        resume_from_checkpoint, self._best_state = self._resume_from(resume_from_checkpoint), None
         heads = self.model.heads
         if heads is not None:
             if self.model.adapter_config.head_inputs != "adapted":
@@ -241,6 +249,20 @@ class Trainer(transformers.Trainer):
                     heads.set_target_scale(task_id, [float(row.target) for row in rows])
         with expecting_unfitted_heads(heads):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _resume_from(self, checkpoint: str | bool | None) -> str | None:
+        """Return the path of the checkpoint to continue from, or raise CheckpointError if there is none."""
+        if not checkpoint:
+            return None
+        folder = Path(self.args.output_dir)
+        found = last_checkpoint(folder) if checkpoint is True else str(checkpoint)
+        if found is None or not (Path(found) / TRAINER_STATE_NAME).is_file():
+            raise CheckpointError(
+                f"resume_from_checkpoint: expected a checkpoint that was written during a training, found none in "
+                f"'{found or folder}'; give its folder, such as {folder / 'checkpoint-500'}, or train without it and "
+                "with save_strategy='steps'"
+            )
+        return found
 
     def _finish(self) -> None:
         """Make a trained model ready for use."""
@@ -271,8 +293,10 @@ class Trainer(transformers.Trainer):
             list(range(len(examples))),  # type: ignore[arg-type]
             batch_sampler=sampler,
             collate_fn=self._batch,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
@@ -479,6 +503,55 @@ class Trainer(transformers.Trainer):
         else:
             self.model.save_pretrained(folder)
 
+    def save_state(self) -> None:
+        """Write the state of the training to `args.output_dir`, see `transformers.Trainer.save_state`."""
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        super().save_state()
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write metrics to `args.output_dir`, see `transformers.Trainer.save_metrics`.
+
+        Args:
+            split: Name of the split, which becomes a part of the name of the file.
+            metrics: Values by their names.
+            combined: If True, `all_results.json` is updated as well. Default: True.
+        """
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        super().save_metrics(split, metrics, combined)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> str:
+        """Upload the model with its card to `args.hub_model_id`; see `HyperAdapterModel.push_to_hub`.
+
+        Args:
+            commit_message: Message of the commit.
+            token: Token for the Hub. Default: `args.hub_token`, or the one of `hf auth login`.
+            revision: Branch to commit to. Default: `args.hub_revision`, or main.
+            private: Whether a new repository is private. Default: `args.hub_private_repo`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            RecipeError: If there is no `hub_model_id`.
+            OutputError: If the Hub cannot be reached, or refuses the commit.
+        """
+        args = self.args
+        if args.hub_model_id is None:
+            raise RecipeError("hub_model_id: expected a name such as 'user/name' to upload to, found None; set it")
+        return self.model.push_to_hub(
+            args.hub_model_id,
+            private=args.hub_private_repo if private is None else private,
+            token=token or args.hub_token,
+            commit_message=commit_message,
+            revision=revision or args.hub_revision,
+        )
+
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         """Save a state for resuming, without transformers' warning about checkpoints with equal modification times.
 
@@ -506,6 +579,35 @@ def _adjusted(args: TrainingArguments, has_eval_data: bool) -> TrainingArguments
         adjusted.eval_strategy, adjusted.do_eval = IntervalStrategy.NO, False
         adjusted.load_best_model_at_end, adjusted.metric_for_best_model = False, None
     return adjusted
+
+
+def _check_metric(name: str | None, model: HyperAdapterModel, examples: Sequence[Example]) -> None:
+    """Raise RecipeError unless an evaluation of the examples has a score of this name."""
+    evaluated = {example.task_id for example in examples}
+    known = ["mean", *(["routing_accuracy"] if model.method.can_route else [])]
+    for task_id, task in enumerate(model.tasks):
+        known += [f"{task.name}_{metric}" for metric in task.metrics if task_id in evaluated]
+    if name is not None and name.removeprefix("eval_") not in known:
+        raise RecipeError("metric_for_best_model: " + unknown_name("score", name, known))
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest of the Trainer's checkpoints in a folder that was written to its end, if there is one.
+
+    Args:
+        folder: Output folder of a training.
+    """
+    complete = [path for path in trainer_checkpoints(folder) if (path / TRAINER_STATE_NAME).is_file()]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+
+def trainer_checkpoints(folder: Path) -> list[Path]:
+    """Return the Trainer's checkpoints in a folder, complete or not.
+
+    Args:
+        folder: Output folder of a training.
+    """
+    return [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
 
 
 def _flat(result: Evaluation, prefix: str) -> dict[str, float]:
