@@ -19,21 +19,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from rich.console import Console
-from speed_parts import growth, scale, serving, synthetic, training
+from speed_parts import growth, many_tasks, serving, synthetic_training, training
 from speed_parts.models import Setting
 from speed_parts.runner import Part, run, select
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 PARTS = (
-    Part(("train_",), synthetic.steps),
-    Part(("epoch_bucketed_vs_shuffled",), synthetic.epochs),
-    Part(("per_row_memory_saved",), synthetic.memory),
+    Part(("train_",), synthetic_training.steps),
+    Part(("epoch_bucketed_vs_shuffled",), synthetic_training.epochs),
+    Part(("per_row_memory_saved",), synthetic_training.memory),
     Part(("exponent_train_",), training.growth),
     Part(("mixed_batch_", "vs_peft_", "peft_1_", "peft_8_", "peft_32_", "loop_"), serving.mixed_batches),
     Part(("generate_",), serving.generation),
     Part(("routing_vs_told",), serving.routing),
-    Part(("cold_task_", "peft_disk_bytes_per_task"), scale.cold_task),
-    Part(("ten_thousand_tasks_routing_ms",), scale.routing_among_many),
+    Part(("cold_task_", "peft_disk_bytes_per_task"), many_tasks.cold_task),
+    Part(("ten_thousand_tasks_routing_ms",), many_tasks.routing_among_many),
     Part(("exponent_tasks", "exponent_batch", "exponent_length"), growth.batches),
 )
 AIMS = {

@@ -19,9 +19,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from efficiency.arms import ARMS
 from efficiency.data import read_size
-from efficiency.loop import BUDGETS
+from efficiency.experiment import Setting
 from efficiency.runner import Runner
-from efficiency.setting import Setting
+from efficiency.training_loop import BUDGETS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "sample_efficiency.jsonl"

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from rich.console import Console
-from speed_parts import growth, scale, serving, training
+from speed_parts import growth, many_tasks, serving, training
 from speed_parts.models import Setting
 from speed_parts.runner import Part, run, select
 
@@ -33,10 +33,10 @@ PARTS = (
     Part(("generate_",), serving.generation),
     Part(("routing_vs_told",), serving.routing),
     Part(("routing_vs_told_predictor", "predictor_"), serving.routing_of_texts),
-    Part(("cold_task_", "peft_disk_bytes_per_task"), scale.cold_task),
-    Part(("ten_thousand_tasks_routing_ms",), scale.routing_among_many),
-    Part(("ten_thousand_tasks_mb", "ten_thousand_tasks_load_s", "disk_bytes_per_task"), scale.many_tasks),
-    Part(("scale_curve",), scale.curves),
+    Part(("cold_task_", "peft_disk_bytes_per_task"), many_tasks.cold_task),
+    Part(("ten_thousand_tasks_routing_ms",), many_tasks.routing_among_many),
+    Part(("ten_thousand_tasks_mb", "ten_thousand_tasks_load_s", "disk_bytes_per_task"), many_tasks.many_tasks),
+    Part(("scale_curve",), many_tasks.curves),
     Part(("exponent_tasks", "exponent_batch", "exponent_length"), growth.batches),
     Part(("exponent_predict_rows", "predict_peak_mb"), growth.predict_files),
 )

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from efficiency import foreign
-from efficiency.loop import Budget, fit
-from efficiency.networks import Network
-from efficiency.setting import Setting
+from efficiency import finetuning_baselines
+from efficiency.baseline_networks import Network
+from efficiency.experiment import Setting
+from efficiency.training_loop import Budget, fit
 
 from hyperadapters import HyperAdapterModel, Task, __version__
 from hyperadapters.config import DataConfig
@@ -66,7 +66,7 @@ def lora(setting: Setting, task: Task, few: list[Example], inputs: list[Example]
     """Answers to inputs by PEFT's LoRA, trained on a few examples."""
     few, inputs = ([replace(example, task_id=0) for example in rows] for rows in (few, inputs))
     torch.manual_seed(seed)
-    network = Network(foreign.lora(setting, 1), (TaskData(task, {"train": few}),), setting.hidden_size)
+    network = Network(finetuning_baselines.lora(setting, 1), (TaskData(task, {"train": few}),), setting.hidden_size)
     lengths, budget = setting.texts.lengths(few), LORA_BUDGET
     fit(network, few, few, lengths, budget, budget.steps, budget.task_batch_size, LORA_RATE, seed)
     return network.answers(inputs)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from efficiency import foreign
-from efficiency.foreign import train_alone, train_shared
-from efficiency.own import train_own, train_text_heads
-from efficiency.probe import train_probe
+from efficiency import finetuning_baselines
+from efficiency.experiment import Cell, Setting, Trained
+from efficiency.finetuning_baselines import train_alone, train_shared
+from efficiency.library_methods import train_own, train_text_heads
+from efficiency.linear_probe import train_probe
 from efficiency.setfit_arm import train_setfit
-from efficiency.setting import Cell, Setting, Trained
 
 Train = Callable[[Setting, Cell, Any], Trained]
 """Trains an arm on a cell with a learning rate, None if it has none."""
@@ -37,8 +37,8 @@ ADAPTER_GRID = (3e-4, 1e-3, 3e-3)
 HYPERNETWORK_GRID = (3e-5, 1e-4, 3e-4)
 ARMS = {
     "probe": Arm(train_probe, (), in_layers=False),
-    "lora_task": Arm(partial(train_alone, foreign.lora), (3e-4, 1e-3, 3e-3)),
-    "lora_shared": Arm(partial(train_shared, foreign.lora), (3e-4, 1e-3, 3e-3)),
+    "lora_task": Arm(partial(train_alone, finetuning_baselines.lora), (3e-4, 1e-3, 3e-3)),
+    "lora_shared": Arm(partial(train_shared, finetuning_baselines.lora), (3e-4, 1e-3, 3e-3)),
     "adapter_task": Arm(partial(train_own, {"method": "task_adapter"}), ADAPTER_GRID),
     "adapter_shared": Arm(partial(train_own, {"method": "shared_adapter"}), ADAPTER_GRID),
     "hyperformer": Arm(partial(train_own, {"method": "hyperformer"}), HYPERNETWORK_GRID),
@@ -54,10 +54,10 @@ ARMS = {
     "pha_no_instance": Arm(partial(train_own, {"preset": "paper", "contrast": "prototype"}), HYPERNETWORK_GRID),
     "pha_no_prototype": Arm(partial(train_own, {"preset": "paper", "contrast": "instance"}), HYPERNETWORK_GRID),
     "pha_no_contrast": Arm(partial(train_own, {"preset": "paper", "contrast": "none"}), HYPERNETWORK_GRID),
-    "ia3_task": Arm(partial(train_alone, foreign.ia3), (3e-3, 1e-2, 3e-2)),
-    "ln_task": Arm(partial(train_alone, foreign.layer_norms), (1e-3, 3e-3, 1e-2)),
-    "prompt_task": Arm(partial(train_alone, foreign.prompt), (3e-3, 1e-2, 3e-2), in_layers=False),
-    "mpt": Arm(partial(train_shared, foreign.multitask_prompt), (1e-2, 3e-2, 1e-1), in_layers=False),
-    "full": Arm(partial(train_alone, foreign.everything), (3e-5, 1e-4, 3e-4), in_layers=False),
+    "ia3_task": Arm(partial(train_alone, finetuning_baselines.ia3), (3e-3, 1e-2, 3e-2)),
+    "ln_task": Arm(partial(train_alone, finetuning_baselines.layer_norms), (1e-3, 3e-3, 1e-2)),
+    "prompt_task": Arm(partial(train_alone, finetuning_baselines.prompt), (3e-3, 1e-2, 3e-2), in_layers=False),
+    "mpt": Arm(partial(train_shared, finetuning_baselines.multitask_prompt), (1e-2, 3e-2, 1e-1), in_layers=False),
+    "full": Arm(partial(train_alone, finetuning_baselines.everything), (3e-5, 1e-4, 3e-4), in_layers=False),
     "setfit": Arm(train_setfit, (1e-5, 3e-5, 1e-4), in_layers=False),
 }

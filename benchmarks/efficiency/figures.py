@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from tables import RESULTS, read
 
-from efficiency.documents import NOTHING, fewer_tasks, replaced, tables
+from efficiency.document_tables import NOTHING, fewer_tasks, replaced, tables
 from efficiency.summary import (
     CONTROL,
     Column,

@@ -13,9 +13,9 @@ import torch
 
 from efficiency.arms import ARMS, Arm
 from efficiency.data import Size
-from efficiency.rates import Trials, search
-from efficiency.rows import append, device_name, peak_mb, read_rows, reset_peak
-from efficiency.setting import Cell, Setting, Trained
+from efficiency.experiment import Cell, Setting, Trained
+from efficiency.learning_rates import Trials, search
+from efficiency.result_rows import append, device_name, peak_mb, read_rows, reset_peak
 from hyperadapters import __version__
 
 SEED_OF_TRIALS = 0

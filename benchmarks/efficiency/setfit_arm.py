@@ -13,8 +13,8 @@ from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from efficiency.loop import task_scores
-from efficiency.setting import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
+from efficiency.experiment import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
+from efficiency.training_loop import task_scores
 from hyperadapters.backbones.loading import locate
 from hyperadapters.config import Split
 from hyperadapters.data.examples import Example, TaskData

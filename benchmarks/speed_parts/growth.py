@@ -13,7 +13,7 @@ from typing import Any
 from hyperadapters import HyperAdapterModel
 from hyperadapters.backbones.loading import load_tokenizer
 from hyperadapters.inference.cache import AdapterCache
-from speed_parts.fresh import in_fresh_process
+from speed_parts.fresh_process import in_fresh_process
 from speed_parts.models import (
     CACHE_BYTES,
     MINILM,
@@ -24,7 +24,7 @@ from speed_parts.models import (
     make_task_ids,
     make_tasks,
 )
-from speed_parts.rows import Row, rounded, row
+from speed_parts.result_rows import Row, rounded, row
 from speed_parts.serving import answer, demo_texts, without_gradients
 from speed_parts.timing import exponent, interleaved
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from speed_parts.models import Setting
-from speed_parts.rows import Row, print_rows, write_rows
+from speed_parts.result_rows import Row, print_rows, write_rows
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from speed_parts.models import (
     make_uneven_task_ids,
     serving,
 )
-from speed_parts.rows import Row, ratio, row, timing
+from speed_parts.result_rows import Row, ratio, row, timing
 from speed_parts.timing import interleaved
 
 Call = Callable[..., Any]

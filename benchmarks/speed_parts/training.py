@@ -22,9 +22,9 @@ from hyperadapters.core import masked_mean
 from hyperadapters.data.loading import load_tasks
 from hyperadapters.training.run import rows_by_task, training_arguments
 from hyperadapters.training.trainer import Trainer
-from speed_parts.fresh import in_fresh_process
+from speed_parts.fresh_process import in_fresh_process
 from speed_parts.models import Setting, make_batch, make_model, make_peft, make_task_ids
-from speed_parts.rows import Row, ratio, rounded, row
+from speed_parts.result_rows import Row, ratio, rounded, row
 from speed_parts.timing import exponent, interleaved
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "local-glue.yaml"

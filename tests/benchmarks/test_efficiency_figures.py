@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from efficiency.documents import NOTHING, differences_table, main_table, rates_table, replaced, transfer_differences
+from efficiency.document_tables import (
+    NOTHING,
+    differences_table,
+    main_table,
+    rates_table,
+    replaced,
+    transfer_differences,
+)
 from efficiency.figures import main
 from efficiency.summary import columns, difference, is_main, label, pairs
 from tables import MISSING, transfer_table

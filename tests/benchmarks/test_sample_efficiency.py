@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import save_backbone
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from efficiency import arms, foreign
+from efficiency import arms, finetuning_baselines
+from efficiency.baseline_networks import Encoder, Network, WholeEncoder, trainable_numbers
 from efficiency.data import alone, load, rows_of
-from efficiency.loop import Budget, fit, task_scores
-from efficiency.networks import Encoder, Network, WholeEncoder, trainable_numbers
-from efficiency.rates import MOST_TRIALS, next_rate, search
+from efficiency.experiment import Cell, Outcome, Setting, Trained
+from efficiency.learning_rates import MOST_TRIALS, next_rate, search
 from efficiency.runner import Runner
-from efficiency.setting import Cell, Outcome, Setting, Trained
+from efficiency.training_loop import Budget, fit, task_scores
+from helpers import save_backbone
 
 from hyperadapters import HyperAdapterModel, Task
 from hyperadapters.config import DataConfig, Lengths
@@ -287,7 +283,7 @@ def test_shares_of_tasks_trained_alone_add_up() -> None:
 
 def _network(name: str, setting: Setting) -> Network:
     arm: Any = arms.ARMS[name].train
-    tasks = (alone(_cell().tasks[1]),) if arm.func is foreign.train_alone else _cell().tasks
+    tasks = (alone(_cell().tasks[1]),) if arm.func is finetuning_baselines.train_alone else _cell().tasks
     torch.manual_seed(0)
     encoder: Encoder = arm.args[0](setting, len(tasks))
     return Network(encoder, tasks, setting.hidden_size)
@@ -318,7 +314,7 @@ def test_prompts_are_read_as_peft_reads_them(setting: Setting) -> None:
         hidden = network.encoder.model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
         ).last_hidden_state
-        expected = masked_mean(hidden[:, foreign.PROMPT_TOKENS :], inputs["attention_mask"])
+        expected = masked_mean(hidden[:, finetuning_baselines.PROMPT_TOKENS :], inputs["attention_mask"])
         assert torch.allclose(network.encoder(examples), expected, atol=1e-5)
 
 
@@ -413,7 +409,7 @@ def test_the_probe_is_the_librarys_and_computes_features_once(
     def fail(*_: Any) -> None:
         raise AssertionError("features are computed again")
 
-    monkeypatch.setattr("efficiency.probe.frozen_features", fail)
+    monkeypatch.setattr("efficiency.linear_probe.frozen_features", fail)
     assert arms.ARMS["probe"].train(setting, cell, None).test().scores == found
 
 

@@ -15,7 +15,7 @@ from hyperadapters.core import masked_mean
 from hyperadapters.data.sampling import MixedTaskBatchSampler
 from hyperadapters.training.prefix_cache import FrozenPrefix
 from speed_parts.models import Setting, make_batch, make_model, make_peft, make_task_ids
-from speed_parts.rows import Row, ratio, rounded, row
+from speed_parts.result_rows import Row, ratio, rounded, row
 from speed_parts.timing import interleaved
 
 TASKS = 12

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from efficiency.setting import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
-from efficiency.states import frozen_copy, key_of, missing_from
+from efficiency.experiment import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
+from efficiency.frozen_states import frozen_copy, key_of, missing_from
 from hyperadapters import HyperAdapterModel
 from hyperadapters.config import Lengths, Split
 from hyperadapters.data.examples import Example, TaskData

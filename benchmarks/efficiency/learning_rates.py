@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from efficiency.rows import append, read_rows
+from efficiency.result_rows import append, read_rows
 
 MOST_TRIALS = 7
 """Of an arm at a size. A best that is still at an edge then is at a rate a hundred times from where it began."""

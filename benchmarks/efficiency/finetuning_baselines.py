@@ -13,10 +13,17 @@ from typing import Any
 
 import torch
 
+from efficiency.baseline_networks import (
+    Encoder,
+    Network,
+    PromptedEncoder,
+    UpperEncoder,
+    WholeEncoder,
+    trainable_numbers,
+)
 from efficiency.data import alone, rows_of
-from efficiency.loop import Fit, fit, task_scores
-from efficiency.networks import Encoder, Network, PromptedEncoder, UpperEncoder, WholeEncoder, trainable_numbers
-from efficiency.setting import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
+from efficiency.experiment import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
+from efficiency.training_loop import Fit, fit, task_scores
 from hyperadapters.data.examples import TaskData
 from hyperadapters.errors import MissingPackageError
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from efficiency.baseline_networks import set_target_scales, trainable_numbers
 from efficiency.data import rows_of
-from efficiency.loop import EVAL_BATCH_SIZE, HEAD_LEARNING_RATE, Learner, fit, task_scores
-from efficiency.networks import set_target_scales, trainable_numbers
-from efficiency.setting import Cell, Outcome, Setting, Trained
-from efficiency.states import frozen_copy, key_of, missing_from
+from efficiency.experiment import Cell, Outcome, Setting, Trained
+from efficiency.frozen_states import frozen_copy, key_of, missing_from
+from efficiency.training_loop import EVAL_BATCH_SIZE, HEAD_LEARNING_RATE, Learner, fit, task_scores
 from hyperadapters import HyperAdapterModel
 from hyperadapters.backbones.passes import FrozenOutput
 from hyperadapters.checkpoints.format import stored_state

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from efficiency.data import MAX_LENGTH, Size, load
-from efficiency.loop import BUDGETS, Budget
-from efficiency.states import Key, States, Texts
+from efficiency.frozen_states import Key, States, Texts
+from efficiency.training_loop import BUDGETS, Budget
 from hyperadapters.backbones.loading import load_backbone, load_tokenizer
 from hyperadapters.data.examples import TaskData
 

@@ -1,9 +1,9 @@
 """What is measured in a process of its own, where nothing else has taken memory: prints one JSON object.
 
-python -m speed_parts.fresh load BACKBONE RUN REPEATS
-python -m speed_parts.fresh peft BACKBONE FOLDER COUNT,COUNT,... SECONDS REPEATS
-python -m speed_parts.fresh predict RUN INPUT OUTPUT
-python -m speed_parts.fresh train BACKBONE TASKS ROWS TOKENS TARGET_TOKENS
+python -m speed_parts.fresh_process load BACKBONE RUN REPEATS
+python -m speed_parts.fresh_process peft BACKBONE FOLDER COUNT,COUNT,... SECONDS REPEATS
+python -m speed_parts.fresh_process predict RUN INPUT OUTPUT
+python -m speed_parts.fresh_process train BACKBONE TASKS ROWS TOKENS TARGET_TOKENS
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ROWS, TOKENS, TASKS = 32, 18, 8
 
 def in_fresh_process(command: str, *arguments: object) -> Any:
     """Run a command of this module in a new process, and return what it found."""
-    words = [sys.executable, "-m", "speed_parts.fresh", command, *map(str, arguments)]
+    words = [sys.executable, "-m", "speed_parts.fresh_process", command, *map(str, arguments)]
     folder = Path(__file__).resolve().parents[1]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Encoders that foreign methods train, and the heads above them."""
+"""Encoders that PEFT and full fine-tuning train, and the heads above them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficiency.loop import HEAD_LEARNING_RATE, Learner
-from efficiency.setting import Setting
-from efficiency.states import frozen_copy, upper_layers
+from efficiency.experiment import Setting
+from efficiency.frozen_states import frozen_copy, upper_layers
+from efficiency.training_loop import HEAD_LEARNING_RATE, Learner
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.heads.task_heads import TaskHeads

@@ -13,7 +13,7 @@ import torch
 
 from hyperadapters import HyperAdapterModel
 from hyperadapters.inference.cache import AdapterCache
-from speed_parts.fresh import ROWS, TASKS, TOKENS, in_fresh_process
+from speed_parts.fresh_process import ROWS, TASKS, TOKENS, in_fresh_process
 from speed_parts.models import (
     CACHE_BYTES,
     Setting,
@@ -24,7 +24,7 @@ from speed_parts.models import (
     save_lora,
     serving,
 )
-from speed_parts.rows import Row, ratio, rounded, row, timing
+from speed_parts.result_rows import Row, ratio, rounded, row, timing
 from speed_parts.timing import Timing, interleaved, timed
 
 FEW = 10
