@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +406,23 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     """
     largest = max([1.0, *expected[expected.isfinite()].abs().flatten().tolist()])
     torch.testing.assert_close(found, expected, atol=1e-5 * largest, rtol=0)
+
+
+# Parameters
+
+
+def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """A part of the full grid in which every two values of different axes still occur together.
+
+    A fault that depends on one or two of the parameters is found as the whole grid would find it; one that needs three
+    certain values together may be missed. The choice is greedy and always the same: the combination that has the most
+    pairs that were not there yet is next, and of several such the first of the grid.
+    """
+    grid = list(product(*map(range, map(len, axes))))
+    pairs = {places: set(combinations(enumerate(places), 2)) for places in grid}
+    missing, chosen = set().union(*pairs.values()), []
+    while missing:
+        best = max(grid, key=lambda places: len(pairs[places] & missing))
+        missing -= pairs[best]
+        chosen.append(tuple(axis[place] for axis, place in zip(axes, best, strict=True)))
+    return chosen

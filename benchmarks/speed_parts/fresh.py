@@ -104,7 +104,7 @@ def measure_training(backbone_name: str, *sizes: str) -> dict[str, float]:
     model = make_model(setting, backbone_name, tasks).train()
     task_ids = make_task_ids(setting, rows, tasks)
     with torch.no_grad():
-        weights_mb = sum(tensor.nbytes for tensor in model.method.adapters(task_ids.unique())) / 1e6
+        weights_mb = sum(tensor.nbytes for tensor in model.method.adapters(task_ids.unique()).values()) / 1e6
     labels = make_batch(setting, rows, target_tokens)["input_ids"]
     model(**make_batch(setting, rows, tokens), task_ids=task_ids, labels=labels).loss.backward()
     return {"peak_mb": peak_mb(), "weights_mb": weights_mb}

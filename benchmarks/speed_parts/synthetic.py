@@ -112,7 +112,7 @@ def memory(setting: Setting) -> Iterator[Row]:
 
 def _peak(model: HyperAdapterModel, told: dict[str, Tensor]) -> tuple[float, float]:
     with torch.no_grad():
-        weights_mb = sum(tensor.nbytes for tensor in model.method.adapters(told["task_ids"].unique())) / 1e6
+        weights_mb = sum(tensor.nbytes for tensor in model.method.adapters(told["task_ids"].unique()).values()) / 1e6
     torch.cuda.reset_peak_memory_stats()
     model(**told).loss.backward()
     return torch.cuda.max_memory_allocated() / 1e6, rounded(weights_mb)

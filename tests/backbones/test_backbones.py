@@ -24,6 +24,7 @@ from helpers import (
     kind_of,
     make_batch,
     make_model,
+    pairwise,
     save_backbone,
     select_rows,
     tiny_backbone,
@@ -48,7 +49,6 @@ WRITING = [kind for kind in KINDS if ARCHITECTURES.get(kind, ARCHITECTURES["t5"]
 NOT_IN_FLOAT64 = ("gemma2",)  # rows of nothing but padding are not numbers there: transformers' softmax is in float32
 each = pytest.mark.parametrize("kind", KINDS)
 each_form = pytest.mark.parametrize("form", FORMS)
-each_that_writes = pytest.mark.parametrize("kind", WRITING)
 
 
 @each
@@ -184,17 +184,13 @@ GENERATION: dict[str, dict[str, Any]] = {
 }
 
 
-@each_that_writes
-@each_form
-@pytest.mark.parametrize("options", GENERATION.values(), ids=GENERATION.keys())
-def test_generation_in_a_mixed_batch_equals_generation_row_by_row(
-    kind: str, form: str, options: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize(("kind", "form", "search"), pairwise(WRITING, FORMS, tuple(GENERATION)))
+def test_generation_in_a_mixed_batch_equals_generation_row_by_row(kind: str, form: str, search: str) -> None:
     model, batch = make_model(kind, form), make_batch(kind, rows=4)
     if kind not in NOT_IN_FLOAT64:
         model = model.double()  # where rounding decides no token
     batch.pop("labels")
-    options = {**options, "max_new_tokens": 5, "min_new_tokens": 5}
+    options = {**GENERATION[search], "max_new_tokens": 5, "min_new_tokens": 5}
     together = model.generate(**batch, **options)
     returned = options.get("num_return_sequences", 1)
     for row in range(4):
@@ -343,7 +339,7 @@ def test_settings_that_do_not_fit_an_architecture_are_refused() -> None:
         make_model("gpt2", head_inputs="pair_features")
     with pytest.raises(RecipeError, match="shared_adapter_dim: decoder backbones have no shared adapters"):
         make_model("llama", shared_adapter_dim=4)
-    with pytest.raises(RecipeError, match="adapter_norm_input: this backbone norms"):
+    with pytest.raises(RecipeError, match="adapter_norm_input: the setting is for T5"):
         make_model("modernbert", adapter_norm_input=False)
     with pytest.raises(RecipeError, match="preset 'official' is for T5"):
         HyperAdapterModel(tiny_backbone("bart"), TEXT_TASKS, ModelConfig(preset="official"))
@@ -502,7 +498,7 @@ def test_modules_that_cannot_hold_adapters_are_refused_untouched() -> None:
         HyperAdapterModel(opt, TEXT_TASKS, ModelConfig(preset="paper", modules=names))
     llama = tiny_backbone("llama")
     llama.model.layers = nn.ModuleList([llama.model.layers[0]] * 4)
-    with pytest.raises(BackboneError, match="are in part the same module"):
+    with pytest.raises(BackboneError, match="are the same module"):
         HyperAdapterModel(llama, TEXT_TASKS, ModelConfig(preset="paper"))
     assert all(p.requires_grad for backbone in (opt, llama) for p in backbone.parameters())
 
@@ -522,12 +518,12 @@ def test_wrong_names_of_modules_are_refused_with_the_nearest() -> None:
         ),
         (ModuleNames(layers="blocks", feed_forward="mpl", hidden_size=16), r"at 'blocks.0.mpl'.*Did you mean 'mlp'\?"),
         (ModuleNames(layers="words", feed_forward="mlp", hidden_size=16), "expected a list of layers at 'words'"),
-        (ModuleNames(layers="blocks", feed_forward="mlp"), "hidden_size of the backbone's hidden states is not known"),
+        (ModuleNames(layers="blocks", feed_forward="mlp"), "hidden_size of the backbone's hidden states is unknown"),
     ):
         with pytest.raises(BackboneError, match=message):
             HyperAdapterModel(OwnEncoder(), HEAD_TASKS, ModelConfig(modules=modules))
     modules = ModuleNames(layers="blocks", feed_forward="mlp", hidden_size=16)
-    with pytest.raises(RecipeError, match="target_modules: which linear layers form 'lora' is to change"):
+    with pytest.raises(RecipeError, match="target_modules: there is no default for this backbone"):
         HyperAdapterModel(OwnEncoder(), HEAD_TASKS, ModelConfig(modules=modules, form="lora", preset="paper"))
 
 
@@ -607,7 +603,7 @@ def test_what_cannot_be_merged_is_refused() -> None:
     tied = HyperAdapterModel(backbone, TEXT_TASKS, ModelConfig(preset="paper", **FORM_SETTINGS["lora"]))
     with pytest.raises(BackboneError, match=r"layers\.2\.self_attn\.q_proj' and .*3.* of the backbone share a weight"):
         tied.merge("mood")
-    with pytest.raises(TaskError, match="bottlenecks, which have a ReLU"):
+    with pytest.raises(TaskError, match="expected a model of form 'lora', found form 'bottleneck'"):
         make_model("gpt2").merge("mood")
     with pytest.raises(TaskError, match="with features 'backbone' the model also reads the frozen backbone"):
         make_model("bert", "lora", features="backbone").merge("mood")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import VOCABULARY, save_backbone, tiny_backbone
+from helpers import VOCABULARY, pairwise, save_backbone, tiny_backbone
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
@@ -50,9 +50,9 @@ def set_ends(model: HyperAdapterModel, ends: Any, padding: int | None) -> None:
     config.eos_token_id, config.pad_token_id = ends, padding
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("ends", [LISTED_ENDS, 1, None], ids=str)
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize(
+    ("kind", "ends", "options"), pairwise(["gpt2", "llama", "t5"], [LISTED_ENDS, 1, None], OPTIONS), ids=str
+)
 def test_a_list_of_end_tokens_and_no_padding_token_generate(kind: str, ends: Any, options: dict[str, Any]) -> None:
     model = make_model(kind)
     set_ends(model, ends, None)
@@ -134,10 +134,11 @@ def test_a_predictor_reads_the_prompt_once(kind: str, tmp_path: Path) -> None:
     assert all(length == 1 for _, length in calls.shapes[1:])
 
 
-@pytest.mark.parametrize("left", [True, False])
-@pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
-@pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("route", ["nearest", "soft"])
+@pytest.mark.parametrize(
+    ("kind", "options", "route", "left"),
+    pairwise(tuple(LAYERS), OPTIONS[:3], ["nearest", "soft"], [True, False]),
+    ids=str,
+)
 def test_one_pass_generates_what_two_passes_do(kind: str, options: dict[str, Any], route: Any, left: bool) -> None:
     model, inputs = make_model(kind), batch(left)
     one = model.generate_with_tasks(**inputs, route=route, max_new_tokens=5, **options)

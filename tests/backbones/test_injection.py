@@ -147,7 +147,7 @@ def test_a_missing_module_is_named_and_nothing_has_been_changed() -> None:
 
 
 def test_something_that_is_no_transformers_model_is_refused() -> None:
-    with pytest.raises(BackboneError, match=r"expected a transformers model with a config.*found Linear"):
+    with pytest.raises(BackboneError, match=r"expected a transformers model whose config.*found Linear"):
         HyperAdapterModel(nn.Linear(2, 2), HEAD_TASKS)
 
 
@@ -165,7 +165,7 @@ def test_settings_that_do_not_fit_the_backbone_are_refused() -> None:
 def test_tasks_that_do_not_fit_the_backbone_are_refused() -> None:
     with pytest.raises(TaskError, match="'colour' is text-to-text, which needs an encoder-decoder"):
         HyperAdapterModel(tiny_backbone("bert"), TEXT_TASKS)
-    with pytest.raises(TaskError, match="labels are not known"):
+    with pytest.raises(TaskError, match="labels are unknown"):
         HyperAdapterModel(tiny_backbone("bert"), [Task(name="any")])
     with pytest.raises(TaskError, match="expected at least one task"):
         HyperAdapterModel(tiny_backbone("bert"), [])
@@ -211,12 +211,12 @@ def test_the_packaged_minilm_is_found_and_its_weights_are_checked(monkeypatch: p
 @pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_a_backbone_that_already_holds_adapters_is_refused(kind: str) -> None:
     model = make_model(kind)
-    with pytest.raises(BackboneError, match="already holds the adapters of another HyperAdapterModel"):
+    with pytest.raises(BackboneError, match="already contains adapters of another HyperAdapterModel"):
         HyperAdapterModel(model.backbone, model.tasks)
 
 
 def test_a_backbone_without_a_name_has_no_tokenizer_to_load() -> None:
-    with pytest.raises(BackboneError, match="has no name to find a tokenizer by"):
+    with pytest.raises(BackboneError, match="has no name by which its tokenizer could be loaded"):
         _ = make_model("bert").tokenizer
 
 

@@ -128,5 +128,5 @@ def test_a_plan_that_cannot_be_made_names_what_does_not_fit() -> None:
         checks.plan(tiny_backbone("bert"), TEXT_TASKS)
     with pytest.raises(RecipeError, match=r"features: 'backbone' is for encoders, .* remove it"):
         checks.plan(tiny_backbone("t5"), TEXT_TASKS, ModelConfig(features="backbone"))
-    with pytest.raises(BackboneError, match="already holds the adapters of another HyperAdapterModel"):
+    with pytest.raises(BackboneError, match="already contains adapters of another HyperAdapterModel"):
         checks.plan(make_model("bert").backbone, HEAD_TASKS)

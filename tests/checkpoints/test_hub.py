@@ -273,7 +273,7 @@ def test_a_card_that_somebody_wrote_or_changed_stays(
     assert not caplog.records
     model.save_pretrained(tmp_path, license="mit")
     assert (tmp_path / CARD_FILE).read_bytes() == text
-    assert "stays; write 'license: mit' into it" in caplog.text
+    assert "is kept; write 'license: mit' into it" in caplog.text
     assert torch.equal(_load(tmp_path).method.prototypes.weight, model.method.prototypes.weight)
 
 
@@ -347,7 +347,7 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     assert (data.license, data.base_model, data.eval_results) == (None, None, None)
     assert "score" not in _card(tmp_path)
     assert "Not stated." in _card(tmp_path)
-    assert "A model given in memory" in _card(tmp_path)
+    assert "A model passed in memory" in _card(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"tasks": ["a"]}', '{"tasks": {"colour": {"test": 0.5}}}'])
@@ -452,7 +452,7 @@ def test_the_code_of_a_card_runs(kind: str, method: str, tmp_path: Path, capsys:
     HyperAdapterModel.from_backbone(str(backbone), tasks, **options).save_pretrained(tmp_path / "run")
     exec(_snippet(tmp_path / "run"), {})
     assert len(capsys.readouterr().out.splitlines()) == (2 if method == "pha" else 1)
-    assert f"`{kind}`, a folder of whoever trained this" in _card(tmp_path / "run")
+    assert f"`{kind}`, a local folder of the author" in _card(tmp_path / "run")
 
 
 def test_the_code_of_a_card_runs_with_a_backbone_given_in_memory(tmp_path: Path) -> None:

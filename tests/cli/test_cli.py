@@ -363,7 +363,7 @@ def test_predict_and_evaluate_refuse_what_cannot_be_a_file(
 
 def test_train_refuses_a_folder_that_holds_a_run(cli: Cli, recipe: Path, run: Path) -> None:
     before = contents(run)
-    assert_refused(cli("train", recipe, "--output", run), "already holds a run", "--overwrite", "--resume")
+    assert_refused(cli("train", recipe, "--output", run), "already contains a run", "--overwrite", "--resume")
     assert contents(run) == before
 
 
@@ -372,7 +372,7 @@ def test_train_refuses_a_folder_with_foreign_files(cli: Cli, tmp_path: Path, rec
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     result = cli("train", recipe, "--output", tmp_path / "out", *options)
-    assert_refused(result, "expected an empty or new folder, or one of a run; found other files in it")
+    assert_refused(result, "expected an empty or new folder, or the folder of a run; found other files in it")
     assert contents(tmp_path / "out") == {"thesis.tex": b"years of work"}
 
 

@@ -241,7 +241,7 @@ def test_macro_f1_is_over_the_labels_of_targets_and_answers(
 
 @pytest.mark.parametrize("task", [MOOD, SCORE, TEXT], ids=lambda task: task.kind)
 def test_no_rows_have_no_score(task: Task) -> None:
-    with pytest.raises(DataError, match=f"task '{task.name}': no rows to score; expected at least one"):
+    with pytest.raises(DataError, match=f"task '{task.name}': expected at least one row to score"):
         score(task, [], [])
 
 

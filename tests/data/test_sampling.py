@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from helpers import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,10 +100,10 @@ def test_every_epoch_has_the_same_number_of_batches(
     assert len(numbers) == 1
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("sizes", [(40, 60), (41, 61, 7), (3,) * 40, (2, 300)])
-@pytest.mark.parametrize("batch_size", [4, 5, 8])
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    ("strategy", "sizes", "batch_size", "grouped"),
+    pairwise(STRATEGIES, [(40, 60), (41, 61, 7), (3,) * 40, (2, 300)], [4, 5, 8], [False, True]),
+)
 def test_batches_are_full_or_three_rows_short_at_most(
     strategy: Strategy, sizes: tuple[int, ...], batch_size: int, grouped: bool
 ) -> None:

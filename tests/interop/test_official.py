@@ -226,7 +226,7 @@ def test_a_loaded_official_checkpoint_can_be_saved_and_loaded_again(golden: Gold
     expected = model(**golden.batch).logits
     model.save_pretrained(tmp_path)
     backbone = model.detach()
-    with pytest.raises(CheckpointError, match="given in memory and has no name; pass it as backbone="):
+    with pytest.raises(CheckpointError, match="passed in memory and has no name; pass it as backbone="):
         HyperAdapterModel.from_pretrained(tmp_path)
     again = HyperAdapterModel.from_pretrained(tmp_path, backbone=backbone)
     assert torch.equal(again(**golden.batch).logits, expected)

@@ -283,9 +283,9 @@ def test_a_detached_model_says_so() -> None:
     for kind in ("bert", "t5"):
         model, batch = make_model(kind), make_batch(kind)
         model.detach()
-        with pytest.raises(RuntimeError, match="the adapters were detached"):
+        with pytest.raises(RuntimeError, match="the adapters have been detached"):
             model(**batch)
-        with pytest.raises(RuntimeError, match="the adapters were detached"):
+        with pytest.raises(RuntimeError, match="the adapters have been detached"):
             model.instance_vectors(batch["input_ids"])
 
 

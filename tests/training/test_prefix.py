@@ -138,13 +138,13 @@ def test_a_disk_without_room_is_reported_with_its_size(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", refuse)
-    with pytest.raises(OutputError, match=r"no room in .* for 0\.06 GiB of states of frozen layers: .*No space left"):
+    with pytest.raises(OutputError, match=r"not enough space in .* for 0\.06 GiB of states .*No space left"):
         _prefix(tmp_path, [1_000_000], place="file")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_more_memory_than_there_is_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"no room in memory for .* GiB of states"):
+    with pytest.raises(OutputError, match=r"not enough space in memory for .* GiB of states"):
         _prefix(tmp_path, [10**15], place="memory")
 
 
@@ -241,14 +241,14 @@ def test_states_of_other_frozen_layers_are_refused(change: str, tmp_path: Path) 
         "features": {"features": "backbone"},
     }
     other = _model(tiny_backbone("bert", seed=int(change == "weights")), **settings[change])
-    with pytest.raises(BackboneError, match="kept states are of another backbone, or of other frozen layers"):
+    with pytest.raises(BackboneError, match="cached states are of another backbone or of other frozen layers"):
         evaluate(other, examples, prefix=prefix)
 
 
 def test_a_prefix_of_other_examples_is_refused(tmp_path: Path) -> None:
     examples = _examples()
     model = _model(tiny_backbone("bert"))
-    with pytest.raises(DataError, match="expected a prefix of the 8 examples, found one of 10"):
+    with pytest.raises(DataError, match="expected a prefix of 8 examples, found one of 10"):
         evaluate(model, examples[:8], prefix=_states(model, examples, tmp_path))
 
 

@@ -177,7 +177,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     recipe = load_recipe(write_recipe(tmp_path))
     whole = train(recipe, tmp_path / "whole")
     _interrupted(recipe, tmp_path / "broken", 47, monkeypatch)
-    with pytest.raises(OutputError, match="already holds a run; use --overwrite to replace it or --resume"):
+    with pytest.raises(OutputError, match="already contains a run; use --overwrite to replace it or --resume"):
         train(recipe, tmp_path / "broken")
     resumed = train(recipe, tmp_path / "broken", resume=True)
     for name, value in whole.model.adapter_state_dict().items():
@@ -301,7 +301,7 @@ def test_a_run_is_not_resumed_with_another_recipe(tmp_path: Path, monkeypatch: p
     values["seed"] = 4
     path.write_text(yaml.safe_dump(values))
     before = (tmp_path / "run" / "resolved_recipe.yaml").read_bytes()
-    with pytest.raises(OutputError, match="was started with another recipe, which differs in seed, tasks"):
+    with pytest.raises(OutputError, match="the run was started with another recipe, which differs in seed, tasks"):
         train(load_recipe(path), tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "resolved_recipe.yaml").read_bytes() == before
 

@@ -1,1 +1,1 @@
-"""Putting adapters into backbones; the only place that knows module paths of Hugging Face models."""
+"""Frozen backbones: their architectures, loading, adapters in their layers, and passes through them."""

@@ -1,4 +1,4 @@
-"""The supported architectures: a table row for each, which is resolved completely before anything is changed."""
+"""The table of supported architectures, and the modules of a backbone that a row of the table names."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ Placement = Literal["parallel", "before_residual"]
 LayerOutput = Literal["hidden", "tuple", "t5"]
 
 HOLDS_ADAPTERS = "_holds_hyperadapters"
-"""Attribute of a backbone that adapters were put into."""
+"""Attribute of a backbone that contains adapters."""
 HOOKED_FORWARD = "_old_forward"
-"""Attribute in which accelerate's hooks keep the forward of the module that they were attached to."""
+"""Attribute in which a hook of accelerate stores the original forward method of its module."""
 
 
 @dataclass(frozen=True)
 class StackRow:
-    """The names of the modules of one stack of layers.
+    """Names of the modules of one stack of layers.
 
     Attributes:
         layers: Path of the list of layers in the model.
-        feed_forward: Path, inside a layer, of the last module of the feed-forward.
-        placement: "parallel" if the adapter reads the input of the feed-forward, and its output is added to the
-            feed-forward's. "before_residual" if the module takes (hidden, residual) and normalizes their sum: the
-            adapter reads the residual, which is the input of the feed-forward, and its output is added to it.
-        entry: Path, inside a layer, of the first module of the feed-forward; default: `feed_forward`.
-        norm: Path, inside `feed_forward`, of the layer norm that it applies to its input; default: the input has been
-            normalized before.
-        layer_output: What a layer returns: "hidden" for the hidden states, "tuple" for a tuple whose first element they
-            are, "t5" for what a block of T5 returns.
+        feed_forward: Path in a layer of the last module of the feed-forward block.
+        placement: "parallel" (default) if the adapter reads the input of the feed-forward block and its output is added
+            to that of the block. "before_residual" if the module takes (hidden, residual) and normalizes their sum; the
+            adapter then reads the residual, which is the input of the feed-forward block, and its output is added to
+            the residual.
+        entry: Path in a layer of the first module of the feed-forward block. Default: `feed_forward`.
+        norm: Path in `feed_forward` of the layer norm that it applies to its input. Default: the input is already
+            normalized.
+        layer_output: Return value of a layer: "hidden" (default) for the hidden states, "tuple" for a tuple whose first
+            element is the hidden states, "t5" for the return value of a block of T5.
     """
 
     layers: str
@@ -48,24 +49,23 @@ class StackRow:
 
 @dataclass(frozen=True)
 class ArchitectureRow:
-    """An architecture.
+    """A row of the table of architectures.
 
     Attributes:
-        kind: "encoder", "encoder-decoder" or "decoder".
-        generated: The stack of layers that gets generated adapters.
-        shared: The stack that gets adapters which are learned once for all tasks: an encoder-decoder's encoder. None
-            for the other kinds.
-        target_modules: The linear layers that form "lora" changes by default, as the last parts of their paths in a
-            layer.
-        not_by_row: Linear layers that are also applied to something else than the rows of a batch, so that form "lora"
+        kind: Kind of the architecture: "encoder", "encoder-decoder" or "decoder".
+        generated: Stack of layers with generated adapters.
+        shared: Stack with adapters that are learned once for all tasks, which is the encoder of an encoder-decoder.
+            None for the other kinds.
+        target_modules: Linear layers that form "lora" changes by default, as the last parts of their paths in a layer.
+        not_by_row: Linear layers that are also applied to other inputs than the rows of a batch, so that form "lora"
             cannot change them for each row.
-        takes_pooler: Whether the model class has an unused pooling layer that the argument `add_pooling_layer` leaves
-            out.
-        skips_padding_position: Whether the first position is the one after the padding token's id (RoBERTa), so that
-            not all position embeddings are for tokens.
-        is_pre_norm: Whether the hidden states between layers have not been normalized. A few of their components can
-            then be larger than all others by orders of magnitude, so each token is normalized before the mean over the
-            tokens is taken for the retriever.
+        takes_pooler: Whether the model class has an unused pooling layer that the argument `add_pooling_layer` can
+            omit.
+        skips_padding_position: Whether positions start after the id of the padding token, as in RoBERTa, so that not
+            all position embeddings are for tokens.
+        is_pre_norm: Whether the hidden states between layers are not normalized. A few of their components can then be
+            larger than all others by orders of magnitude, so each token is normalized before the mean over the tokens
+            is computed for the retriever.
     """
 
     kind: BackboneKind
@@ -106,7 +106,7 @@ _DEBERTA = ArchitectureRow(
     kind="encoder",
     generated=StackRow("encoder.layer", "output", "before_residual", layer_output="tuple"),
     target_modules=("value_proj", "attention.output.dense"),
-    not_by_row=("query_proj", "key_proj"),  # of the relative positions too, once for the batch
+    not_by_row=("query_proj", "key_proj"),  # also applied to relative positions, once for the batch
 )
 _DISTILBERT = ArchitectureRow(
     kind="encoder", generated=StackRow("transformer.layer", "ffn"), target_modules=("q_lin", "v_lin")
@@ -141,7 +141,7 @@ ARCHITECTURES: dict[str, ArchitectureRow] = {
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
 }
-"""Rows by `model_type`. MiniLM models are "bert", FLAN-T5 models are "t5", DeBERTa-v3 models are "deberta-v2"."""
+"""Rows by `model_type`, which is "bert" for MiniLM, "t5" for FLAN-T5 and "deberta-v2" for DeBERTa-v3."""
 
 
 class LinearSize(NamedTuple):
@@ -161,8 +161,8 @@ class Stack:
     """A stack of layers of a backbone.
 
     Attributes:
-        row: The names of its modules.
-        layers: Its layers, each of which has the modules that the row names.
+        row: Names of the modules of the stack.
+        layers: Layers of the stack, each with the modules that the row names.
     """
 
     row: StackRow
@@ -174,12 +174,14 @@ class ResolvedArchitecture:
     """The architecture of a backbone, with the modules that were found in it.
 
     Attributes:
-        kind: See `ArchitectureRow`.
-        hidden_size: d, size of the hidden states.
-        max_length: Number of tokens that there are positions for; None if there is no limit.
-        generated: The stack that gets generated adapters.
-        shared: The stack that gets learned adapters; None if there is none.
-        target_modules, not_by_row, is_pre_norm: see `ArchitectureRow`.
+        kind: Kind of the architecture: "encoder", "encoder-decoder" or "decoder".
+        hidden_size: Size d of the hidden states.
+        max_length: Maximum number of tokens for which there are positions; None if there is no limit.
+        generated: Stack with generated adapters.
+        shared: Stack with adapters that are learned once for all tasks; None if there is none.
+        target_modules: Linear layers that form "lora" changes by default; see `ArchitectureRow`.
+        not_by_row: Linear layers that form "lora" cannot change; see `ArchitectureRow`.
+        is_pre_norm: Whether the hidden states between layers are not normalized; see `ArchitectureRow`.
     """
 
     kind: BackboneKind
@@ -193,28 +195,25 @@ class ResolvedArchitecture:
 
     @property
     def lowest(self) -> Stack:
-        """The first stack that a batch passes through."""
+        """First stack that a batch passes through."""
         return self.shared or self.generated
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """The stack with generated adapters, then the one with learned adapters if there is one."""
+        """Stack with generated adapters, followed by the stack with shared adapters if there is one."""
         return (self.generated,) if self.shared is None else (self.generated, self.shared)
 
     @property
     def has_heads(self) -> bool:
-        """Whether task heads give the answers; if not, the backbone generates them as text."""
+        """Whether task heads compute the answers. Otherwise the backbone generates them as text."""
         return self.kind == "encoder"
 
     def first_adapted(self, stack: Stack, config: ModelConfig) -> int:
-        """Find the first layer of a stack that gets adapters. The lowest stack alone can have layers without.
+        """Return the index of the first layer of a stack with adapters. It can be above 0 in the lowest stack only.
 
         Args:
             stack: One of `stacks`.
             config: Settings with all defaults resolved (see `checks.plan`).
-
-        Returns:
-            The index of the layer, which is the number of layers without adapters below it.
         """
         if stack is not self.lowest:
             return 0
@@ -222,18 +221,18 @@ class ResolvedArchitecture:
 
 
 def resolve_architecture(backbone: nn.Module, modules: ModuleNames | None = None) -> ResolvedArchitecture:
-    """Find the modules of a backbone that its architecture's row names, without changing anything.
+    """Find the modules of a backbone that the row of its architecture names. The backbone is not changed.
 
     Args:
-        backbone: A model of a supported architecture, or any model if `modules` are given.
-        modules: Names of its modules; default: those of the table's row.
+        backbone: Model of a supported architecture, or any model if `modules` are given.
+        modules: Names of the modules. Default: the names in the table.
 
     Returns:
         The architecture and its modules.
 
     Raises:
-        BackboneError: If the architecture is not in the table, a module is missing, the hidden size is not known, or the
-            backbone already holds adapters.
+        BackboneError: If the architecture is not in the table, a module is missing, the hidden size is unknown, or the
+            backbone already contains adapters.
     """
     config = getattr(backbone, "config", None)
     row = _find_row(backbone, config) if modules is None else _row_of(modules)
@@ -242,10 +241,10 @@ def resolve_architecture(backbone: nn.Module, modules: ModuleNames | None = None
     )
     if hidden_size is None:
         raise BackboneError(
-            "the hidden_size of the backbone's hidden states is not known; give it as modules.hidden_size"
+            "the hidden_size of the backbone's hidden states is unknown; specify it as modules.hidden_size"
         )
     if getattr(backbone, HOLDS_ADAPTERS, False):
-        raise BackboneError("the backbone already holds the adapters of another HyperAdapterModel; detach that first")
+        raise BackboneError("the backbone already contains adapters of another HyperAdapterModel; detach them first")
     return ResolvedArchitecture(
         kind=row.kind,
         hidden_size=hidden_size,
@@ -262,8 +261,8 @@ def _find_row(backbone: nn.Module, config: Any) -> ArchitectureRow:
     model_type = getattr(config, "model_type", None)
     if model_type is None:
         raise BackboneError(
-            f"expected a transformers model with a config and its model_type, found {type(backbone).__name__}; "
-            "name the modules of another one (see ModelConfig.modules)"
+            f"expected a transformers model whose config has a model_type, found {type(backbone).__name__}; "
+            "name the modules of any other model (see ModelConfig.modules)"
         )
     row = ARCHITECTURES.get(model_type)
     if row is None:
@@ -274,7 +273,7 @@ def _find_row(backbone: nn.Module, config: Any) -> ArchitectureRow:
 HOW_TO_NAME = (
     "Name its modules (see ModelConfig.modules), or add a row to backbones/architectures.py (see docs/backbones.md)."
 )
-"""What an error about an unknown architecture advises."""
+"""Advice in the errors about an unknown architecture."""
 
 
 def _row_of(modules: ModuleNames) -> ArchitectureRow:
@@ -295,8 +294,8 @@ def _resolve(backbone: nn.Module, row: StackRow) -> Stack:
         raise BackboneError(f"expected a list of layers at '{row.layers}' of {type(backbone).__name__}")
     if len({id(layer) for layer in layers}) < len(layers):
         raise BackboneError(
-            f"the layers at '{row.layers}' of {type(backbone).__name__} are in part the same module, which cannot have "
-            "an adapter for each layer; copy.deepcopy makes layers of their own"
+            f"some of the layers at '{row.layers}' of {type(backbone).__name__} are the same module, which cannot have "
+            "an adapter for each layer; make separate layers with copy.deepcopy"
         )
     for index, layer in enumerate(layers):
         feed_forward = _module(layer, row.feed_forward, f"{row.layers}.{index}.")
@@ -322,14 +321,14 @@ def _module(root: nn.Module, path: str, before: str = "") -> nn.Module:
 
 
 def check_feed_forward(stack: Stack, hidden_size: int) -> None:
-    """Check that the module named as feed-forward maps hidden states to hidden states, as far as its sizes are known.
+    """Check that the module named as feed-forward maps hidden states to hidden states, if its sizes are known.
 
     Args:
-        stack: The stack whose layers are checked.
-        hidden_size: d, size of the hidden states.
+        stack: Stack whose layers are checked.
+        hidden_size: Size d of the hidden states.
 
     Raises:
-        BackboneError: If the module is a linear layer of other sizes.
+        BackboneError: If the module is a linear layer with other sizes.
     """
     for index, layer in enumerate(stack.layers):
         size = _size(layer.get_submodule(stack.row.feed_forward))
@@ -345,12 +344,12 @@ def find_linears(stack: Stack, num_frozen: int, targets: Sequence[str]) -> dict[
     """Find the linear layers that form "lora" changes in each adapted layer of a stack.
 
     Args:
-        stack: The stack to search.
-        num_frozen: Number of layers, from the bottom of the stack, that get no adapter.
-        targets: Names of the linear layers, as the last parts of their paths, like PEFT's `target_modules`.
+        stack: Stack to search.
+        num_frozen: Number of layers without adapters at the bottom of the stack.
+        targets: Names of the linear layers, as the last parts of their paths, like `target_modules` of PEFT.
 
     Returns:
-        The sizes of the linear layers by their paths in a layer, which are the same in each adapted layer. Empty if no
+        Sizes of the linear layers by their paths in a layer, which are the same in each adapted layer. Empty if no
         layer is adapted.
 
     Raises:
@@ -387,7 +386,7 @@ def _linears(layer: nn.Module, targets: Sequence[str]) -> dict[str, LinearSize]:
 
 
 def _size(module: nn.Module) -> LinearSize | None:
-    """Sizes of a linear layer, quantised or not; None for another module."""
+    """Return the sizes of a linear layer, quantised or not; None for any other module."""
     if isinstance(module, Conv1D):  # GPT-2's linear layer, with its weight transposed
         return LinearSize(module.nx, module.nf)
     inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)

@@ -1,4 +1,4 @@
-"""Whether tasks and settings fit a backbone: `plan` resolves and checks everything before anything is changed."""
+"""Checks that tasks and settings fit a backbone. `plan` resolves and checks everything before a change is made."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class AdaptedLinears(NamedTuple):
     """Sizes of the linear layers that form "lora" changes in each adapted layer, by their paths in the layer.
 
     Attributes:
-        generated: Those of the stack with generated adapters; empty for another form.
-        shared: Those of the stack with learned adapters; empty if there is no such stack, or for another form.
+        generated: Sizes in the stack with generated adapters; empty for another form.
+        shared: Sizes in the stack with shared adapters; empty for another form or if there is no such stack.
     """
 
     generated: dict[str, LinearSize]
@@ -35,17 +35,17 @@ class AdaptedLinears(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a model of some tasks on a backbone is made from.
+    """Everything that the parts of a model are made from.
 
     Attributes:
-        architecture: The backbone's architecture, with its modules.
-        tasks: The tasks; the index of each is its id.
-        config: The settings, with all defaults resolved.
-        lengths: Maximum numbers of tokens.
-        linears: The linear layers that form "lora" changes.
-        num_layers: L, number of layers with generated adapters.
+        architecture: Architecture of the backbone, with its modules.
+        tasks: Tasks in the order of their ids.
+        config: Settings with all defaults resolved.
+        lengths: Maximum numbers of tokens; longer texts are truncated.
+        linears: Linear layers that form "lora" changes.
+        num_layers: Number L of layers with generated adapters.
         num_shared: Number of layers with adapters that are learned once for all tasks.
-        device: The device that the backbone computes on.
+        device: Device on which the backbone computes.
     """
 
     architecture: ResolvedArchitecture
@@ -61,22 +61,22 @@ class Plan:
 def plan(
     backbone: nn.Module, tasks: Sequence[Task], config: ModelConfig | None = None, lengths: Lengths | None = None
 ) -> Plan:
-    """Check tasks and settings against a backbone, and resolve all defaults. Nothing is changed.
+    """Check tasks and settings against a backbone, and resolve all defaults. The backbone is not changed.
 
     Args:
-        backbone: A model of a supported architecture, or any model if `config.modules` names its modules.
-        tasks: At least one task; their order determines their ids.
-        config: Method, sizes and preset; default: `ModelConfig()`.
-        lengths: Maximum numbers of tokens; default: those of `Lengths`, or fewer if the backbone has fewer positions.
+        backbone: Model of a supported architecture, or any model if `config.modules` names its modules.
+        tasks: At least one task. Their order determines their ids.
+        config: Method, sizes and preset. Default: `ModelConfig()`.
+        lengths: Maximum numbers of tokens. Default: those of `Lengths`, or fewer if the backbone has fewer positions.
 
     Returns:
-        What the model is made from.
+        The plan of the model.
 
     Raises:
-        BackboneError: If the architecture is not supported, a module is missing or of the wrong kind, the backbone
-            already holds adapters, or it does not compute on one device.
-        TaskError: If there is no task, two have the same name, one does not fit the backbone, or its labels are not
-            known.
+        BackboneError: If the architecture is not supported, a module is missing or of the wrong kind, or the backbone
+            already contains adapters or does not compute on one device.
+        TaskError: If there is no task, two tasks have the same name, a task does not fit the backbone, or the labels of
+            a task are unknown.
         RecipeError: If a setting does not fit the backbone.
     """
     if not isinstance(config, ModelConfig | None) or not isinstance(lengths, Lengths | None):
@@ -96,15 +96,15 @@ def plan(
 
 
 def check_tasks(tasks: Sequence[Task], architecture: ResolvedArchitecture) -> None:
-    """Check that a backbone can answer tasks.
+    """Check that a model on a backbone can have tasks.
 
     Args:
-        tasks: The tasks, in the order of their ids.
-        architecture: The architecture of the backbone.
+        tasks: Tasks in the order of their ids.
+        architecture: Architecture of the backbone.
 
     Raises:
-        TaskError: If there is no task, two have the same name, one is text-to-text and the backbone has task heads, or
-            the labels of one are not known.
+        TaskError: If there is no task, two tasks have the same name, a task is text-to-text and the backbone has task
+            heads, or the labels of a task are unknown.
     """
     if not isinstance(tasks, (list, tuple)):
         raise TaskError(f"tasks: expected a list of Task in the order of their ids, found {type(tasks).__name__}")
@@ -122,34 +122,34 @@ def check_tasks(tasks: Sequence[Task], architecture: ResolvedArchitecture) -> No
                 "decoder-only one such as GPT-2; this backbone has classification and regression heads"
             )
         if task.kind == "classification" and not task.labels:
-            raise TaskError(f"task '{task.name}': its labels are not known; give them")
+            raise TaskError(f"task '{task.name}': its labels are unknown; specify them")
 
 
 def drop_settings_without_effect(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelConfig:
-    """Reset the settings that have no effect on a backbone. `plan` refuses them, but old checkpoints may have them.
+    """Reset settings that have no effect on a backbone. `plan` rejects them, but old checkpoints may contain them.
 
     Args:
-        config: The settings of a checkpoint.
-        architecture: The architecture of the backbone.
+        config: Settings of a checkpoint.
+        architecture: Architecture of the backbone.
 
     Returns:
-        The settings, with the default value of each that has no effect.
+        Settings in which those without an effect have their default values.
     """
     defaults = {name: type(config).model_fields[name].default for name in _without_effect(config, architecture)}
     return config.model_copy(update=defaults)
 
 
 def _without_effect(config: ModelConfig, architecture: ResolvedArchitecture) -> dict[str, str]:
-    """Settings that were given and have no effect on the backbone, each with the reason."""
+    """Return the chosen settings that have no effect on the backbone, each with the reason."""
     useless = {
         "adapter_norm_input": (
             architecture.generated.row.norm is None,
-            "this backbone norms its hidden states outside of the feed-forward, and the setting is for T5, whose "
-            "feed-forward norms its own input",
+            "the setting is for T5, whose feed-forward block normalizes its own input, and this backbone normalizes "
+            "the hidden states before the block",
         ),
         "label_names": (
             not architecture.has_heads,
-            "is for encoders, which have task heads, and this backbone generates its answers as text",
+            "the setting is for encoders, which have task heads, and this backbone generates its answers as text",
         ),
         "shared_adapter_dim": (
             architecture.shared is not None and config.frozen_encoder_layers >= len(architecture.shared.layers),
@@ -182,7 +182,7 @@ def _resolved(config: ModelConfig, architecture: ResolvedArchitecture) -> ModelC
 
 
 def _check_generates_text(config: ModelConfig) -> None:
-    """Refuse what only backbones with task heads have."""
+    """Reject settings that only backbones with task heads have."""
     if config.head_inputs != "adapted":
         raise RecipeError(
             f"head_inputs: '{config.head_inputs}' (preset 'plus' sets it) is for encoders, which have task heads; "
@@ -199,7 +199,7 @@ def _with_target_modules(config: ModelConfig, architecture: ResolvedArchitecture
     if config.form == "lora" and config.target_modules is None:
         if not architecture.target_modules:
             raise RecipeError(
-                "target_modules: which linear layers form 'lora' is to change is not known here; name them"
+                "target_modules: there is no default for this backbone; name the linear layers that form 'lora' changes"
             )
         config = config.model_copy(update={"target_modules": architecture.target_modules})
     for target in config.target_modules or ():
@@ -213,7 +213,7 @@ def _with_target_modules(config: ModelConfig, architecture: ResolvedArchitecture
 
 
 def _check_encoder_decoder(config: ModelConfig, architecture: ResolvedArchitecture, num_encoder_layers: int) -> None:
-    """Refuse what an encoder-decoder does not have."""
+    """Reject settings that an encoder-decoder does not have."""
     if config.feature_layer is not None:
         raise RecipeError("feature_layer: an encoder-decoder reads features from its encoder's output; remove it")
     if config.preset == "official" and architecture.generated.row.norm is None:
@@ -228,7 +228,7 @@ def _check_encoder_decoder(config: ModelConfig, architecture: ResolvedArchitectu
 
 
 def _check_one_stack(config: ModelConfig, architecture: ResolvedArchitecture) -> None:
-    """Refuse what only encoder-decoders have."""
+    """Reject settings that only encoder-decoders have."""
     if config.preset == "official":
         raise RecipeError("preset 'official' is for encoder-decoder backbones, as the released code is; use 'paper'")
     if config.shared_adapter_dim is not None:
@@ -253,7 +253,7 @@ def _adapted_linears(config: ModelConfig, architecture: ResolvedArchitecture) ->
 
 
 def _check_rank(rank: int, linears: Mapping[str, LinearSize]) -> None:
-    """Refuse a rank that is larger than a side of a linear layer that is to be changed."""
+    """Reject a rank that is larger than a dimension of a changed linear layer."""
     for path, size in linears.items():
         if rank > min(size):
             raise RecipeError(

@@ -1,8 +1,8 @@
-"""The device that a backbone computes on and the values of its weights, also if accelerate has dispatched it.
+"""The device on which a backbone computes and the values of its weights, also if accelerate has dispatched it.
 
-With a `device_map`, accelerate attaches a hook to each module. The hook moves the inputs to the device that the module
-is executed on. Weights that are offloaded to the CPU or the disk are loaded for the time of the call; between calls
-these parameters are on the meta device.
+With a `device_map`, accelerate attaches a hook to each module. The hook moves the inputs to the device on which the
+module is executed. Weights that are offloaded to the CPU or the disk are loaded during the call. Between calls, these
+parameters are on the meta device.
 """
 
 from __future__ import annotations
@@ -17,13 +17,10 @@ from hyperadapters.errors import BackboneError
 
 
 def execution_device(backbone: nn.Module) -> torch.device:
-    """Find the device that a backbone computes on.
+    """Return the device on which a backbone computes.
 
     Args:
         backbone: The model.
-
-    Returns:
-        The device.
 
     Raises:
         BackboneError: If it computes on several devices, or its weights are on the meta device, where they have no
@@ -51,13 +48,10 @@ def execution_device(backbone: nn.Module) -> torch.device:
 
 
 def is_offloaded(backbone: nn.Module) -> bool:
-    """Tell whether accelerate has offloaded weights of a backbone to the CPU or the disk.
+    """Return whether accelerate has offloaded at least one weight of a backbone to the CPU or the disk.
 
     Args:
         backbone: The model.
-
-    Returns:
-        True if at least one weight is offloaded.
     """
     return any(parameter.is_meta for parameter in backbone.parameters())
 
@@ -85,7 +79,7 @@ def convert_backbone(backbone: nn.Module, convert: Callable[[Tensor], Tensor]) -
 
 
 def named_weights(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Iterate over the names and values of all parameters, ordered by name. Offloaded ones are loaded one by one.
+    """Iterate over the names and values of all parameters, ordered by name. Offloaded values are loaded one by one.
 
     Args:
         backbone: The model.

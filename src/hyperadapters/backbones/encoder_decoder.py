@@ -1,4 +1,4 @@
-"""The passes through an encoder-decoder: the encoder gives what the retriever reads, the decoder is adapted by task."""
+"""Passes through an encoder-decoder. The retriever reads the output of the encoder, and the decoder is adapted."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from hyperadapters.errors import TaskError
 
 
 class EncoderDecoderRunner(PassRunner):
-    """Runs an encoder-decoder. The lower layers are the encoder, with its shared adapters; the upper ones the decoder.
+    """Runner of an encoder-decoder. The lower layers are the encoder with its shared adapters, the upper the decoder.
 
-    The layers below everything that is trained are those of the encoder that have no adapter. There may be none.
+    The frozen layers are the layers of the encoder without adapters. There may be none.
     """
 
     def default_decoder_input_ids(self, labels: Tensor | None) -> Tensor | None:
-        """Make the inputs of the decoder from the labels.
+        """Return the labels, shifted to the right by one position, as inputs of the decoder [B, T].
 
         Args:
             labels: Token ids of the targets [B, T], -100 for padding.
-
-        Returns:
-            The labels shifted to the right by one position [B, T].
 
         Raises:
             TaskError: If there are no labels.
@@ -38,9 +35,9 @@ class EncoderDecoderRunner(PassRunner):
         return shifted
 
     def keep_frozen_in_evaluation(self) -> None:
-        """Put the encoder's layers without adapters into evaluation mode; all of the encoder if it is frozen.
+        """Switch layers of the encoder without adapters to evaluation mode, or the whole encoder if it is frozen.
 
-        If the lowest layer has an adapter, the encoder keeps the dropout that it was pretrained with.
+        If the lowest layer has an adapter, all of the encoder keeps its dropout.
         """
         if not self.has_frozen_layers:
             return
@@ -56,14 +53,14 @@ class EncoderDecoderRunner(PassRunner):
         return not output_hidden_states or lower_output.hidden_states is not None
 
     def _frozen_output(self, inputs: Inputs, entered: Tensor | None, last: Tensor | None) -> FrozenOutput:
-        """The output of the frozen layers; what the retriever reads is known if the whole encoder is frozen."""
+        """Make the output of the frozen layers. The retriever's input is known only if all layers are frozen."""
         if last is not None:
             return FrozenOutput(last, self._pool(last, inputs))
         assert entered is not None
         return FrozenOutput(entered, None)
 
     def _forward_lower(self, inputs: Inputs, output_hidden_states: bool, frozen: FrozenOutput | None) -> LowerOutput:
-        """The output of the encoder, of which the frozen layers run first, without gradients."""
+        """Run the encoder. Its frozen layers run first, without gradients."""
         if frozen is None and self.has_frozen_layers:
             frozen = self.forward_frozen_layers(inputs)
         if frozen is not None and frozen.pooled is not None and not output_hidden_states:
@@ -97,7 +94,7 @@ class EncoderDecoderRunner(PassRunner):
         return self.backbone.get_encoder()(**inputs, **options)
 
     def _prompt(self, inputs: Inputs, lower_output: LowerOutput | None, options: dict[str, Any]) -> dict[str, Any]:
-        """The encoder's output, in place of the inputs that it was computed from."""
+        """Return the output of the encoder, which replaces the inputs in `generate`."""
         assert lower_output is not None
         if self._needs_growing_cache(options):
             options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -107,6 +104,9 @@ class EncoderDecoderRunner(PassRunner):
         }
 
     def _needs_growing_cache(self, options: Mapping[str, Any]) -> bool:
-        """Transformers makes a cache of as many layers as the encoder has, too few for a deeper decoder."""
+        """Return whether `generate` needs a cache that grows with the decoder.
+
+        Transformers makes a cache with the number of layers of the encoder, which is too small for a deeper decoder.
+        """
         chosen = options.keys() & {"past_key_values", "cache_implementation"} or not options.get("use_cache", True)
         return not chosen and len(self._architecture.generated.layers) > len(self._lowest.layers)

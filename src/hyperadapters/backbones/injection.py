@@ -1,8 +1,8 @@
-"""Freeze a backbone, put adapters beside its modules, and restore it exactly.
+"""Injection of adapters into a frozen backbone, and exact restoration of the backbone.
 
-The class of an adapted module is replaced by a subclass of it whose forward also applies the adapter. All modules keep
-their places, names and attributes. Forward hooks would not do: torch.compile does not look at hooks again once it has
-compiled a layer, but it does tell modules of different classes apart.
+The class of an adapted module is replaced by a subclass whose forward method also applies the adapter. All modules keep
+their positions, names and attributes. Forward hooks are not sufficient: torch.compile does not check hooks again after
+it has compiled a layer, but it does distinguish modules of different classes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Adapter = Callable[[Tensor], Tensor]
 
 
 class _Beside:
-    """What an adapted module reads: its adapter, and the state of the batch."""
+    """The adapter of an adapted module, and the state of the batch that it reads."""
 
     def __init__(self, active: ActiveAdapters, adapter: Adapter | None = None, norm: nn.Module | None = None) -> None:
         self.active, self.adapter, self.norm = active, adapter, norm
@@ -43,17 +43,17 @@ class _Beside:
 
 
 class _Adapted(nn.Module):
-    """A module whose class was replaced. What belongs to its adapter is in `beside`."""
+    """A module whose class was replaced. The attribute `beside` contains everything that belongs to its adapter."""
 
     beside: _Beside
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle the two base classes, since pickle cannot find the class that was made of them by its name."""
+        """Pickle the two base classes, because pickle cannot find their generated subclass by its name."""
         return _unpickled, type(self).__bases__, self.__dict__
 
 
 class _Parallel(_Adapted):
-    """Adds the adapter's output for the module's input to the module's output."""
+    """A module to whose output the output of an adapter for the same input is added."""
 
     def forward(self, inputs: Tensor, *args: Any, **options: Any) -> Any:
         output = super().forward(inputs, *args, **options)
@@ -61,7 +61,7 @@ class _Parallel(_Adapted):
 
 
 class _BeforeResidual(_Adapted):
-    """A module that takes (hidden, residual): adds the adapter's output to the residual."""
+    """A module with the arguments (hidden, residual). The output of the adapter is added to the residual."""
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Any:
         if self.beside.active.enabled:
@@ -70,7 +70,7 @@ class _BeforeResidual(_Adapted):
 
 
 class _Entry(_Adapted):
-    """The first module of a feed-forward: keeps its input for the last one."""
+    """The first module of a feed-forward block, which stores its input for the last module."""
 
     def forward(self, inputs: Tensor) -> Any:
         self.beside.active.keep_entered(inputs)
@@ -78,7 +78,7 @@ class _Entry(_Adapted):
 
 
 class _Exit(_Adapted):
-    """The last module of a feed-forward: adds the adapter's output for the input of the first one."""
+    """The last module of a feed-forward block, which adds the output of the adapter for the stored input."""
 
     def forward(self, inputs: Tensor) -> Any:
         entered = self.beside.active.take_entered()
@@ -87,10 +87,10 @@ class _Exit(_Adapted):
 
 
 class _BesideLayer(_Beside):
-    """What an adapted layer reads.
+    """The position of an adapted layer.
 
-    `index` is its index among the layers with generated adapters, None if its adapter is learned. `is_first` tells
-    whether it is the first adapted layer of the backbone.
+    `index` is the index among the layers with generated adapters, None for a layer with a shared adapter. `is_first` is
+    True for the first adapted layer of the backbone.
     """
 
     def __init__(self, active: ActiveAdapters, index: int | None, is_first: bool) -> None:
@@ -99,11 +99,11 @@ class _BesideLayer(_Beside):
 
 
 class _Layer(_Adapted):
-    """An adapted layer: makes its generated weights the current ones for its modules.
+    """An adapted layer, which selects its generated weights for its modules.
 
-    The input of the first adapted layer is what the retriever reads, or is replaced by features computed before. All
-    of this is done before the layer's forward and not in it: gradient checkpointing would repeat it, and torch.compile
-    would compile the forward again for each layer.
+    The retriever reads the input of the first adapted layer, or this input is replaced by features that were computed
+    before. This happens in `__call__` and not in `forward`, because gradient checkpointing would repeat it, and
+    torch.compile would compile the forward method again for each layer.
     """
 
     beside: _BesideLayer
@@ -117,7 +117,7 @@ class _Layer(_Adapted):
 
 
 class _BesideLayerBelow(_Beside):
-    """What a layer below all adapters reads: the function that takes its place when it acts as the identity."""
+    """The function that replaces a layer below all adapters while it acts as the identity."""
 
     def __init__(self, active: ActiveAdapters, identity: Callable[..., Any]) -> None:
         super().__init__(active)
@@ -125,7 +125,7 @@ class _BesideLayerBelow(_Beside):
 
 
 class _LayerBelow(_Adapted):
-    """A layer below all adapters. It acts as the identity if the output of the last such layer is known already."""
+    """A layer below all adapters. It acts as the identity if the output of the last such layer is already known."""
 
     beside: _BesideLayerBelow
 
@@ -151,7 +151,7 @@ def _identity_block(
     *args: Any,
     **options: Any,
 ) -> tuple[Tensor, Tensor, None]:
-    """Act as the identity as a block of T5's encoder; the first block computes the position bias of all blocks."""
+    """Act as the identity in place of a block of T5. The first block computes the position bias for all blocks."""
     if position_bias is None:
         length = hidden.shape[1]
         position_bias = block.layer[0].SelfAttention.compute_bias(length, length, device=hidden.device)
@@ -163,7 +163,7 @@ _IDENTITIES: dict[LayerOutput, Callable[..., Any]] = {
     "tuple": _identity_in_tuple,
     "t5": _identity_block,
 }
-"""For each kind of layer output, the function with which a layer acts as the identity."""
+"""Functions by which a layer acts as the identity, by kind of layer output."""
 
 
 @cache
@@ -172,12 +172,12 @@ def _adapted_class(adapted: type[_Adapted], module_class: type[nn.Module]) -> ty
 
 
 def _unpickled(adapted: type[_Adapted], module_class: type[nn.Module]) -> nn.Module:
-    made = _adapted_class(adapted, module_class)  # type: ignore[arg-type] # mypy takes a class's __hash__ for its own
+    made = _adapted_class(adapted, module_class)  # type: ignore[arg-type] # mypy misreads __hash__
     return made.__new__(made)
 
 
 class Injection:
-    """Adapters put into a backbone, until `restore`."""
+    """Adapters that are injected into a backbone until `restore`."""
 
     def __init__(
         self,
@@ -188,19 +188,19 @@ class Injection:
         active: ActiveAdapters,
         config: ModelConfig,
     ) -> None:
-        """Freeze the backbone and put adapters into it.
+        """Freeze the backbone and inject adapters. If an error is raised, the backbone has not changed.
 
         Args:
-            backbone: The model to adapt, in place.
-            architecture: The resolved architecture of `backbone`.
-            linears: The linear layers that form "lora" changes, of the stack with generated adapters and of the one
-                with learned adapters (see `architectures.find_linears`).
-            shared: Learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
-            active: The state of the batch, which generated adapters read.
+            backbone: Model to adapt in place.
+            architecture: Resolved architecture of `backbone`.
+            linears: Linear layers that form "lora" changes, in the stack with generated adapters and in the stack with
+                shared adapters (see `architectures.find_linears`).
+            shared: Shared adapters, one for each adapted layer of their stack; empty if there are none.
+            active: State of the batch, which generated adapters read.
             config: Settings with all defaults resolved (see `checks.plan`).
 
         Raises:
-            BackboneError: If another library has replaced the forward of a module. Nothing has been changed then.
+            BackboneError: If another library has replaced the forward method of a module.
         """
         self._backbone = backbone
         self._modes = {module: module.training for module in backbone.modules()}
@@ -209,7 +209,7 @@ class Injection:
         self._changed: list[tuple[nn.Module, type[nn.Module]]] = []
         self._active, self._config = active, config
         self._plan(architecture, linears, shared)
-        # A layer is adapted by its __call__, which comes before any forward.
+        # A layer is adapted by its __call__, which runs before any forward method.
         _check_forwards(backbone, [module for module, adapted, _ in self._planned if "forward" in vars(adapted)])
         backbone.requires_grad_(False)
         setattr(backbone, HOLDS_ADAPTERS, True)
@@ -217,7 +217,7 @@ class Injection:
             self._carry_out(*change)
 
     def restore(self) -> None:
-        """Give every module its class and its mode back, and every parameter its `requires_grad`."""
+        """Restore the class and the mode of every module, and `requires_grad` of every parameter."""
         for module, own_class in reversed(self._changed):
             _change_class(module, own_class)
             del module.__dict__["beside"]
@@ -230,7 +230,7 @@ class Injection:
     def _plan(
         self, architecture: ResolvedArchitecture, linears: Sequence[dict[str, LinearSize]], shared: nn.ModuleList
     ) -> None:
-        """Plan the change of every module, without carrying it out."""
+        """Plan the changes of all modules."""
         generated, lowest = architecture.generated, architecture.lowest
         identity = _IDENTITIES[lowest.row.layer_output]
         for layer in lowest.layers[: architecture.first_adapted(lowest, self._config)]:
@@ -265,7 +265,7 @@ class Injection:
             )
 
     def _put(self, stack: Stack, layer: nn.Module, adapter: Adapter) -> None:
-        """Put a bottleneck adapter beside the feed-forward of a layer."""
+        """Plan a bottleneck adapter beside the feed-forward block of a layer."""
         row, feed_forward = stack.row, layer.get_submodule(stack.row.feed_forward)
         if row.placement == "before_residual":
             self._change(feed_forward, _BeforeResidual, _Beside(self._active, adapter))
@@ -286,29 +286,29 @@ class Injection:
     def _carry_out(self, module: nn.Module, adapted: type[_Adapted], beside: _Beside) -> None:
         own_class = type(module)
         _change_class(module, _adapted_class(adapted, own_class))  # type: ignore[arg-type] # as in `_unpickled`
-        module.__dict__["beside"] = beside  # past nn.Module, which would take a module in it for its own
+        module.__dict__["beside"] = beside  # bypasses nn.Module, which would register it
         self._changed.append((module, own_class))
 
 
 def _check_forwards(backbone: nn.Module, changed: Sequence[nn.Module]) -> None:
-    """Check that no instance has a forward of its own, which would be called instead of that of its class.
+    """Check that no instance has its own forward method, which would be called instead of that of its class.
 
     Raises:
-        BackboneError: If another library has replaced the forward of an instance.
+        BackboneError: If another library has replaced the forward method of an instance.
     """
     names = {module: name for name, module in backbone.named_modules()}
     for module in changed:
         if "forward" in vars(module) and HOOKED_FORWARD not in vars(module):
             raise BackboneError(
-                f"the forward of the backbone's module '{names[module]}' was replaced by another library, so that an "
-                "adapter beside it would not be called; undo that first, and do it again after the adapters are in"
+                f"the forward method of the backbone's module '{names[module]}' was replaced by another library, so "
+                "its adapter would not be called; undo the replacement, and repeat it after the adapters are injected"
             )
 
 
 def _change_class(module: nn.Module, new_class: type[nn.Module]) -> None:
-    """Change the class of a module, and the forward that accelerate's hook on it calls, if it has one.
+    """Change the class of a module, and the forward method that a hook of accelerate on it calls, if there is one.
 
-    The hook replaces the forward of the instance and keeps the original one, bound to the class of that time.
+    The hook replaces the forward method of the instance and stores the original method, bound to the former class.
     """
     wrapped = getattr(vars(module).get(HOOKED_FORWARD), "__func__", None)
     is_of_class = wrapped is not None and wrapped is type(module).forward
@@ -318,7 +318,7 @@ def _change_class(module: nn.Module, new_class: type[nn.Module]) -> None:
 
 
 class _ScaledLora:
-    """The part of a learned LoRA that belongs to one linear layer, with its scale."""
+    """The part of a shared LoRA that belongs to one linear layer, with its scale."""
 
     def __init__(self, adapter: LearnedLora, name: str, scale: float) -> None:
         self.adapter, self.name, self.scale = adapter, name, scale
@@ -329,12 +329,9 @@ class _ScaledLora:
 
 
 def parameter_name(path: str) -> str:
-    """Turn the path of a module into a part of the name of a parameter.
+    """Return the path of a module with underscores instead of dots, as a part of the name of a parameter.
 
     Args:
-        path: The path, such as "self_attn.q_proj".
-
-    Returns:
-        The path with underscores for its dots.
+        path: Path of the module, such as "self_attn.q_proj".
     """
     return path.replace(".", "_")

@@ -1,4 +1,4 @@
-"""Loading a frozen language model and its tokenizer, and recognising it again."""
+"""Loading of frozen language models and tokenizers, and their fingerprints."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from hyperadapters.errors import BackboneError, unknown_name
 FINGERPRINT_VALUES = 256
 
 _LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
-"""What transformers raises for files that are missing, damaged, or do not belong together."""
+"""Errors that transformers raises for files that are missing, damaged or inconsistent."""
 _DROPPED: Any = object()
 _TRACES: dict[str, dict[str, Any]] = {
     "tokenizer.json": {"truncation": None, "padding": None},
     "tokenizer_config.json": {"is_local": _DROPPED, "local_files_only": _DROPPED, "name_or_path": _DROPPED},
 }
-"""Values in a tokenizer's files that say how it was loaded and called last, and what they are replaced with."""
+"""Replacements of values in the files of a tokenizer that depend on how it was last loaded and called."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class PackagedBackbone:
     """A model in an installed Python package, used instead of the same one on the Hub.
 
     Attributes:
-        module: Name of the package's module.
+        module: Name of the module of the package.
         folder: Folder of the model in the package.
-        sha256: Expected SHA-256 of the weights.
+        sha256: Expected SHA-256 of the weights, as hexadecimal digits.
     """
 
     module: str
@@ -66,11 +66,11 @@ def locate(name: str) -> str:
         name: Name of a model on the Hub, or a folder.
 
     Returns:
-        The folder of the packaged model of this name if one is installed, otherwise the name.
+        The folder of the packaged model of this name if it is installed, otherwise the name.
 
     Raises:
-        BackboneError: If the weights of a model that is listed in `PACKAGED` are not the expected ones, or cannot be
-            fetched.
+        BackboneError: If the weights of a model that is listed in `PACKAGED` cannot be downloaded or have another
+            checksum.
     """
     packaged = PACKAGED.get(name)
     if packaged is None:
@@ -91,30 +91,30 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(hf_hub_download(name, "model.safetensors"))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise BackboneError(f"backbone '{name}' cannot be fetched from the Hub: {error}") from error
+        raise BackboneError(f"backbone '{name}' cannot be downloaded from the Hub: {error}") from error
 
 
 @cache
 def _check_weights(path: Path, expected: str) -> None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != expected:
-        raise BackboneError(f"{path}: expected sha256 {expected}, found {digest}; delete the file and fetch it again")
+        raise BackboneError(f"{path}: expected sha256 {expected}, found {digest}; delete the file and load it again")
 
 
 def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | None = None) -> nn.Module:
-    """Load a model of the class that the adapters of its architecture need, in evaluation mode.
+    """Load a model with the model class for its kind: with a language model head, or without a head for encoders.
 
     Args:
         name: Name of the model on the Hub, or a folder.
-        modules: Names of its modules, needed if its architecture is not in `architectures.ARCHITECTURES`.
-        dtype: Floating-point type of its weights; default: the type in its files.
+        modules: Names of its modules, required if its architecture is not in `architectures.ARCHITECTURES`.
+        dtype: Floating-point type of its weights. Default: the type in its files.
 
     Returns:
-        The model.
+        The model, in evaluation mode.
 
     Raises:
-        BackboneError: If the model cannot be loaded, its architecture is not supported and no modules are named, or there
-            is no such dtype.
+        BackboneError: If the model cannot be loaded, its architecture is not supported and no modules are named, or
+            `dtype` is unknown.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -146,12 +146,9 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Make a context in which transformers shows neither a progress bar nor a report of keys.
+    """Return a context in which transformers shows neither progress bars nor reports of missing and unused keys.
 
     Missing keys raise an error of this library, and unused weights of task heads are expected.
-
-    Yields:
-        Nothing.
     """
     from transformers.utils import logging
 
@@ -193,32 +190,29 @@ def absolute_name(name: str) -> str:
         name: Name of a model on the Hub, or a folder.
 
     Returns:
-        The absolute path of a folder; any other name as it is.
+        The absolute path of a folder; any other name is returned unchanged.
     """
     is_folder = name not in PACKAGED and Path(name).is_dir()
     return str(Path(name).absolute()) if is_folder else name
 
 
 def is_quantised(backbone: nn.Module) -> bool:
-    """Tell whether torchao has quantised weights of a backbone.
+    """Return whether torchao has quantised at least one weight of a backbone.
 
     Args:
         backbone: The model.
-
-    Returns:
-        True if at least one weight is quantised.
     """
     return any(is_traceable_wrapper_subclass(parameter) for parameter in backbone.parameters())
 
 
 def num_embeddings(backbone: nn.Module) -> int | None:
-    """Count the token ids that a backbone has an input embedding for.
+    """Return the number of token ids for which a backbone has input embeddings.
 
     Args:
         backbone: The model.
 
     Returns:
-        The number of embeddings; None if the model does not tell which module its input embedding is.
+        Number of embeddings; None if the model has no method that returns its input embeddings.
     """
     try:
         embeddings: Any = backbone.get_input_embeddings()  # type: ignore[operator]
@@ -228,13 +222,13 @@ def num_embeddings(backbone: nn.Module) -> int | None:
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    """Serialise a tokenizer, without values that tell how it was loaded and called last.
+    """Serialise a tokenizer, without the values that depend on how it was last loaded and called.
 
     Args:
-        tokenizer: A tokenizer of transformers.
+        tokenizer: Tokenizer of transformers.
 
     Returns:
-        The contents of the files that its `save_pretrained` writes, by name.
+        Contents of the files that its `save_pretrained` writes, by name.
 
     Raises:
         BackboneError: If it is not a tokenizer of transformers.
@@ -256,19 +250,19 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 
 
 def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -> str:
-    """Compute a hash that tells one set of weights from another.
+    """Compute a hash by which the weights of a backbone are recognised.
 
-    The hash is the same if float32 weights are loaded in the half precision `rounded_to`. It covers names, shapes and
-    up to 256 evenly spaced values of each parameter, so it takes milliseconds for billions of parameters. It recognises
-    another model or revision; it is no protection against somebody who changes single values on purpose. The pooler is
-    left out: nothing here uses it, and loading may initialise it at random.
+    The hash does not change if float32 weights are loaded in the half precision `rounded_to`. It covers names, shapes
+    and up to 256 evenly spaced values of each parameter, so it takes milliseconds for billions of parameters. It
+    distinguishes models and revisions, but does not detect a deliberate change of single values. The pooler is omitted,
+    because this library does not use it, and loading may initialise it at random.
 
     Args:
         backbone: The model.
-        rounded_to: Type to which the values are rounded first, bfloat16 (default) or float16.
+        rounded_to: Type to which the values are rounded first: bfloat16 (default) or float16.
 
     Returns:
-        The SHA-256 as hexadecimal digits.
+        SHA-256 as hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, values in named_weights(backbone):

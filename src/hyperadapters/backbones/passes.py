@@ -1,7 +1,7 @@
-"""The passes through a backbone with adapters: whole, up to the adapters, and from the adapters on.
+"""Passes through a backbone with adapters: through all layers, the frozen, the lower or the upper layers.
 
-`PassRunner` runs backbones of one stack of layers, encoders and decoders. What is particular to encoder-decoders is in
-`encoder_decoder`; `runners.make_runner` makes the one that a backbone needs.
+`PassRunner` runs backbones with one stack of layers, which are encoders and decoders. Its subclass for encoder-decoders
+is in `encoder_decoder`. `runners.make_runner` chooses between them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from hyperadapters.config import ModelConfig
 from hyperadapters.core import AdapterWeights, masked_mean
 
 Inputs = Mapping[str, Tensor]
-"""The tensors of a batch by name: `input_ids`, `attention_mask`, and what else the backbone takes, each [B, S]."""
+"""Tensors of a batch by name: `input_ids`, `attention_mask` and other inputs of the backbone, each [B, S]."""
 Choose = Callable[[Tensor], BatchState]
-"""Returns the adapters of a batch, given what the retriever reads of it [B, d]."""
+"""Function that returns the state of a batch with its adapters, given the pooled hidden states [B, d]."""
 
 
 class LowerOutput(NamedTuple):
-    """Output of the layers below the generated adapters; it is the same for every task.
+    """Output of the layers below the generated adapters, which is the same for every task.
 
     Attributes:
-        hidden: Input of the first layer with generated adapters, or output of an encoder-decoder's encoder [B, S, d].
-        pooled: What the retriever reads [B, d], float32.
-        hidden_states: Hidden states of all layers of an encoder-decoder's encoder, each [B, S, d]; None unless they
-            were asked for.
+        hidden: Input of the first layer with generated adapters, or output of the encoder of an encoder-decoder
+            [B, S, d].
+        pooled: Pooled hidden states that the retriever reads [B, d], in float32.
+        hidden_states: Hidden states of all layers of the encoder of an encoder-decoder, each [B, S, d], if requested.
         head_features: Output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
     """
 
@@ -46,11 +46,12 @@ class LowerOutput(NamedTuple):
 
 
 class FrozenOutput(NamedTuple):
-    """Output of the layers below everything that is trained; it stays the same through training.
+    """Output of the layers below all trained parameters, which does not change during training.
 
     Attributes:
-        hidden: Input of the first layer with an adapter, or output of an encoder that is frozen as a whole [B, S, d].
-        pooled: What the retriever reads [B, d], float32; None if layers with adapters come before it.
+        hidden: Input of the first layer with an adapter, or output of an encoder of which all layers are frozen
+            [B, S, d].
+        pooled: Pooled hidden states that the retriever reads [B, d], in float32; None if they depend on adapters.
         head_features: Output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
     """
 
@@ -66,7 +67,7 @@ class AdaptedLinear(NamedTuple):
         path: Path of the linear layer in the backbone.
         layer: Index of its layer among the layers with adapters of the same stack.
         name: Name of the linear layer in the names of its LoRA's tensors.
-        is_shared: Whether its LoRA is learned once for all tasks, and not generated.
+        is_shared: Whether its LoRA is learned once for all tasks instead of being generated.
     """
 
     path: str
@@ -76,11 +77,11 @@ class AdaptedLinear(NamedTuple):
 
 
 class _FrozenLayersDoneError(Exception):
-    """Raised by a callback to leave a forward whose upper layers are not needed."""
+    """Error that a callback raises to end a forward pass whose upper layers are not needed."""
 
 
 class PassRunner:
-    """Runs a backbone of one stack of layers with adapters in it. Not a module: the model owns all parameters.
+    """Runner of a backbone with one stack of layers and adapters. It is not a module: the model owns all parameters.
 
     Attributes:
         backbone: The frozen model.
@@ -94,18 +95,18 @@ class PassRunner:
         linears: Sequence[dict[str, LinearSize]],
         shared: nn.ModuleList,
     ) -> None:
-        """Freeze the backbone and put adapters into it.
+        """Freeze the backbone and inject adapters. If an error is raised, the backbone has not changed.
 
         Args:
-            backbone: The model to adapt. It is changed in place, until `detach`.
-            architecture: The resolved architecture of `backbone`.
+            backbone: Model to adapt. It is changed in place until `detach`.
+            architecture: Resolved architecture of `backbone`.
             config: Settings with all defaults resolved (see `checks.plan`).
-            linears: The linear layers that form "lora" changes, of the stack with generated adapters and of the one
-                with learned adapters.
-            shared: Learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
+            linears: Linear layers that form "lora" changes, in the stack with generated adapters and in the stack with
+                shared adapters.
+            shared: Shared adapters, one for each adapted layer of their stack; empty if there are none.
 
         Raises:
-            BackboneError: If another library has replaced the forward of a module. Nothing has been changed then.
+            BackboneError: If another library has replaced the forward method of a module.
         """
         self.backbone: Any = backbone
         self._reads_whole_pass = config.features == "backbone"
@@ -116,13 +117,12 @@ class PassRunner:
         self._is_checkpointing = self._is_compiled = False
         self._injection: Injection | None = Injection(backbone, architecture, linears, shared, self._active, config)
 
-    # What is adapted
+    # Adapted modules
 
     def adapted_linears(self) -> list[AdaptedLinear]:
-        """List the linear layers that form "lora" changes.
+        """Return the linear layers that form "lora" changes, ordered by layer; none for another form.
 
-        Returns:
-            Those with generated LoRAs, then those with learned ones, each by layer; empty for another form.
+        The linear layers with generated LoRAs come first, followed by those with shared LoRAs.
         """
         found = []
         for stack, linears in zip(self._architecture.stacks, self._linears, strict=False):
@@ -141,23 +141,19 @@ class PassRunner:
 
     @property
     def has_frozen_layers(self) -> bool:
-        """Whether there are layers below everything that is trained."""
+        """Whether there are layers below all trained parameters."""
         return bool(self._below)
 
     def set_merged(self, is_merged: bool) -> None:
-        """Switch the adapters off while those of a task are merged into the backbone's weights.
+        """Disable the adapters while those of a task are merged into the backbone's weights.
 
         Args:
-            is_merged: Whether they are merged.
+            is_merged: Whether the adapters of a task are merged.
         """
         self._active.is_merged = is_merged
 
     def disabled(self) -> AbstractContextManager[None]:
-        """Make a context in which the backbone runs without adapters.
-
-        Returns:
-            The context manager.
-        """
+        """Return a context in which the backbone runs without adapters."""
         return self._active.use(BatchState(enabled=False))
 
     # Passes
@@ -171,18 +167,19 @@ class PassRunner:
         lower_output: LowerOutput | None = None,
         frozen_output: FrozenOutput | None = None,
     ) -> tuple[Any, LowerOutput | None]:
-        """Run a batch through the whole backbone, in one pass where that is possible.
+        """Run a batch through the whole backbone, if possible in one pass.
 
         Args:
-            inputs: The batch, tensors [B, S].
-            choose: Called once, with what the retriever reads [B, d]; it returns the adapters of the batch.
-            decoder_input_ids: [B, T], for encoder-decoders.
-            output_hidden_states: Whether the output is to have the hidden states of all layers.
+            inputs: Tensors of the batch [B, S].
+            choose: Function that is called once, with the pooled hidden states [B, d], and returns the state of the
+                batch with its adapters.
+            decoder_input_ids: Token ids [B, T], for encoder-decoders.
+            output_hidden_states: Whether the output should contain the hidden states of all layers. Default: False.
             lower_output: Result of `forward_lower_layers` for the same inputs, if it has been computed before.
             frozen_output: Result of `forward_frozen_layers` for the same inputs, if it has been computed before.
 
         Returns:
-            The backbone's output, and the output of the lower layers; None for that if they did not run separately.
+            Output of the backbone, and output of the lower layers. The latter is None if they did not run separately.
         """
         self._check_attached()
         if lower_output is None and frozen_output is None and self._is_one_pass:
@@ -196,15 +193,15 @@ class PassRunner:
 
     @torch.no_grad()
     def forward_frozen_layers(self, inputs: Inputs) -> FrozenOutput:
-        """Run the layers below everything that is trained.
+        """Run the layers below all trained parameters.
 
-        They run in evaluation mode: there is nothing that dropout in them could regularise.
+        They run in evaluation mode, because dropout in these layers would not regularise anything.
 
         Args:
-            inputs: The batch, tensors [B, S].
+            inputs: Tensors of the batch [B, S].
 
         Returns:
-            The input of the first layer with an adapter, and what the retriever reads.
+            Input of the first layer with an adapter, and pooled hidden states.
         """
         self._check_attached()
         entered: list[Tensor] = []
@@ -226,12 +223,13 @@ class PassRunner:
         """Run the layers below the generated adapters.
 
         Args:
-            inputs: The batch, tensors [B, S].
-            output_hidden_states: Whether to keep the hidden states of an encoder-decoder's encoder.
+            inputs: Tensors of the batch [B, S].
+            output_hidden_states: Whether to return the hidden states of the encoder of an encoder-decoder. Default:
+                False.
             frozen_output: Result of `forward_frozen_layers` for the same inputs, if it has been computed before.
 
         Returns:
-            The input of the layers with generated adapters, and what the retriever reads.
+            Input of the layers with generated adapters, and pooled hidden states.
         """
         self._check_attached()
         return self._forward_lower(inputs, output_hidden_states, frozen_output)
@@ -247,14 +245,14 @@ class PassRunner:
         """Run the layers with generated adapters on the output of the layers below them.
 
         Args:
-            inputs: The batch, tensors [B, S].
+            inputs: Tensors of the batch [B, S].
             lower_output: Result of `forward_lower_layers` for the same inputs.
-            state: The adapters of the batch.
-            decoder_input_ids: [B, T], for encoder-decoders.
-            output_hidden_states: Whether the output is to have the hidden states of all layers.
+            state: State of the batch with its adapters.
+            decoder_input_ids: Token ids [B, T], for encoder-decoders.
+            output_hidden_states: Whether the output should contain the hidden states of all layers. Default: False.
 
         Returns:
-            The backbone's output.
+            Output of the backbone.
         """
         self._check_attached()
         state.weights = _like(lower_output.hidden, state.weights)
@@ -263,18 +261,18 @@ class PassRunner:
 
     @torch.no_grad()
     def text_features(self, inputs: Inputs, is_pair: Tensor | bool, compared: bool) -> Tensor:
-        """Encode each text of a batch by itself with the frozen backbone, an encoder.
+        """Encode each text of a batch separately with the frozen backbone, which must be an encoder.
 
         Args:
-            inputs: The batch, tensors [B, S].
-            is_pair: Which rows are pairs of texts [B], or whether all of them are.
+            inputs: Tensors of the batch [B, S].
+            is_pair: Whether each row is a pair of texts, as a boolean mask [B], or one value for all rows.
             compared: Whether the features compare the texts of a pair.
 
         Returns:
-            The features [B, F]; see `text_features.text_features`.
+            Features [B, F]; see `text_features.text_features`.
 
         Raises:
-            TaskError: If there are pairs, and the inputs do not tell which text a token belongs to.
+            TaskError: If there are pairs, and the inputs do not determine the text to which a token belongs.
         """
         self._check_attached()
         mask = inputs["attention_mask"]
@@ -287,64 +285,66 @@ class PassRunner:
             return text_features(encode, inputs["input_ids"], mask, is_pair, compared, sequence_ids)
 
     def default_decoder_input_ids(self, labels: Tensor | None) -> Tensor | None:
-        """Make the inputs of an encoder-decoder's decoder from the labels; other backbones have no such inputs.
+        """Make the inputs of the decoder of an encoder-decoder from the labels.
 
         Args:
             labels: Token ids of the targets [B, T], -100 for padding.
 
         Returns:
-            The labels shifted to the right by one position [B, T]; None if the backbone has one stack only.
+            The labels, shifted to the right by one position [B, T]; None for backbones with one stack of layers.
 
         Raises:
-            TaskError: If the backbone is an encoder-decoder, and there are no labels.
+            TaskError: If the backbone is an encoder-decoder and there are no labels.
         """
         return None
 
     @property
     def _is_one_pass(self) -> bool:
-        """Whether one pass through the backbone gives what the retriever reads as well as the output."""
+        """Whether one pass through the backbone computes both the input of the retriever and the output."""
         return not self._reads_whole_pass
 
     def _is_complete(self, lower_output: LowerOutput, output_hidden_states: bool) -> bool:
-        """Whether the output of the lower layers has all that is asked for."""
+        """Return whether the output of the lower layers contains everything that is requested."""
         return True
 
     def _frozen_output(self, inputs: Inputs, entered: Tensor | None, last: Tensor | None) -> FrozenOutput:
-        """The output of the frozen layers.
+        """Make the output of the frozen layers.
 
-        It is made from the input of the first adapted layer, None if there is none, and the last hidden states of the
-        lowest stack, None if the pass ended before them; both [B, S, d].
+        Args:
+            inputs: Tensors of the batch [B, S].
+            entered: Input of the first adapted layer [B, S, d]; None if the lowest stack has no adapted layer.
+            last: Last hidden states of the lowest stack [B, S, d]; None if the pass ended before them.
         """
         assert entered is not None
         return FrozenOutput(entered, self._pool(entered if last is None else last, inputs))
 
     def _forward_lower(self, inputs: Inputs, output_hidden_states: bool, frozen: FrozenOutput | None) -> LowerOutput:
-        """The output of the lower layers, which are the frozen ones: the first adapter is a generated one."""
+        """Run the lower layers. They are the frozen layers, because all adapters are generated."""
         if frozen is None:
             frozen = self.forward_frozen_layers(inputs)
         assert frozen.pooled is not None
         return LowerOutput(frozen.hidden, frozen.pooled, None, frozen.head_features)
 
     def _choosing(self, inputs: Inputs, choose: Choose) -> BatchState:
-        """A state that gets its adapters from `choose` as soon as the first adapted layer is reached."""
+        """Return a state that gets its adapters from `choose` when the first adapted layer is reached."""
         state, num_rows = BatchState(), inputs["input_ids"].shape[0]
 
         def on_features(hidden: Tensor) -> None:
             of_rows = hidden[:: hidden.shape[0] // num_rows]  # `generate` repeats each row for its beams
             chosen = choose(self._pool(of_rows, inputs))
             state.weights, state.grouping = _like(hidden, chosen.weights), chosen.grouping
-            state.on_features = None  # this reference cycle would keep the weights until garbage is collected
+            state.on_features = None  # breaks a reference cycle that would keep the weights alive
 
         state.on_features = on_features
         return state
 
     def _forward(self, inputs: Inputs, output_hidden_states: bool = False) -> Any:
-        """The backbone's forward."""
+        """Run the forward method of the backbone."""
         options: dict[str, Any] = backbone_inputs(inputs)
         if output_hidden_states:
             options["output_hidden_states"] = True
         if self._architecture.kind == "decoder":
-            positions = inputs["attention_mask"].cumsum(dim=1) - 1  # padding on the left moves no token
+            positions = inputs["attention_mask"].cumsum(dim=1) - 1  # padding on the left shifts no token
             options.update(position_ids=positions.clamp(min=0), use_cache=False)
         return self.backbone(**options)
 
@@ -356,16 +356,16 @@ class PassRunner:
         decoder_input_ids: Tensor | None,
         output_hidden_states: bool,
     ) -> Any:
-        """The forward of the layers with generated adapters, in which `state` is active."""
+        """Run the layers with generated adapters while `state` is active."""
         state.features, state.skips_below = lower_output.hidden, not output_hidden_states
         return self._forward(inputs, output_hidden_states)
 
     def _forward_lowest_stack(self, inputs: Inputs) -> Any:
-        """The forward of the first stack of layers that a batch passes through."""
+        """Run the first stack of layers that a batch passes through."""
         return self._forward(inputs)
 
     def _pool(self, hidden: Tensor, inputs: Inputs) -> Tensor:
-        """What the retriever reads [B, d]: the mean of hidden states [B, S, d] over the tokens of the prompt."""
+        """Return the input of the retriever [B, d]: the mean of hidden states [B, S, d] over the prompt tokens."""
         if self._architecture.is_pre_norm:
             hidden = F.layer_norm(hidden.float(), hidden.shape[-1:])
         return masked_mean(hidden, inputs.get("prompt_mask", inputs["attention_mask"]))
@@ -375,17 +375,18 @@ class PassRunner:
     def generate(
         self, inputs: Inputs, choose: Choose, lower_output: LowerOutput | None, options: dict[str, Any]
     ) -> Any:
-        """Run the backbone's own `generate`.
+        """Run the `generate` method of the backbone.
 
         Args:
-            inputs: The prompts, or the inputs of the encoder, tensors [B, S].
-            choose: Called once, with what the retriever reads [B, d]; it returns the adapters of the batch.
-            lower_output: Result of `forward_lower_layers` for the same inputs; if it is None, the lower layers run
-                before, except where the first step of `generate` reads the whole prompt.
+            inputs: Tensors of the prompts, or the inputs of the encoder [B, S].
+            choose: Function that is called once, with the pooled hidden states [B, d], and returns the state of the
+                batch with its adapters.
+            lower_output: Result of `forward_lower_layers` for the same inputs. If it is None, the lower layers run
+                first, unless the first step of `generate` reads the whole prompt.
             options: Keyword arguments of `generate`.
 
         Returns:
-            What the backbone's `generate` returns.
+            Result of the backbone's `generate`.
         """
         self._check_attached()
         self._set_padding(options)
@@ -401,18 +402,18 @@ class PassRunner:
             return self.backbone.generate(**prompt, **options)
 
     def _generates_in_one_pass(self, options: Mapping[str, Any]) -> bool:
-        """Whether the first step of `generate` reads the whole prompt, so that the retriever needs no separate pass."""
+        """Return whether the first step of `generate` reads the whole prompt, so the retriever needs no own pass."""
         configs = (options.get("generation_config"), self.backbone.generation_config)
         in_chunks = [options.get("prefill_chunk_size")]
         in_chunks += [getattr(config, "prefill_chunk_size", None) for config in configs]
         return self._is_one_pass and "past_key_values" not in options and not any(in_chunks)
 
     def _prompt(self, inputs: Inputs, lower_output: LowerOutput | None, options: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of `generate`; `options` may be changed to go with them."""
+        """Return the inputs of `generate`. The options may be changed accordingly."""
         return _padded_left(inputs)
 
     def _set_padding(self, options: dict[str, Any]) -> None:
-        """Pad with the first end-of-sequence token if the model has no padding token, as transformers does."""
+        """Use the first end-of-sequence token for padding if there is no padding token, as transformers does."""
         configs = (options.get("generation_config"), self.backbone.generation_config)
         if any(getattr(config, "pad_token_id", None) is not None for config in configs):
             return
@@ -425,19 +426,19 @@ class PassRunner:
     # Modes
 
     def keep_frozen_in_evaluation(self) -> None:
-        """Put the modules below everything that is trained into evaluation mode, also while the model is trained.
+        """Switch the modules below all trained parameters to evaluation mode, also while the model is trained.
 
-        Dropout there would regularise nothing and only take time.
+        Dropout in these modules would not regularise anything.
         """
         self._evaluate_below()
         for module in self._outside:
             module.training = False
 
     def _evaluate_below(self) -> None:
-        """Put the layers without adapters into evaluation mode, and of the next layer what comes before its adapter."""
+        """Switch layers without adapters, and modules before the first adapter, to evaluation mode."""
         for layer in self._below:
             layer.eval()
-        if self._config.form != "bottleneck":  # a LoRA may be in the first linear layer already
+        if self._config.form != "bottleneck":  # the first linear layer may have a LoRA
             return
         parent, _, name = self._lowest.row.feed_forward.rpartition(".")
         for layer in self._lowest.layers[len(self._below) :][:1]:
@@ -449,16 +450,16 @@ class PassRunner:
         return _modules_outside(self.backbone, self._lowest.row.layers)
 
     def enable_checkpointing(self, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """Switch on non-reentrant gradient checkpointing of the backbone's layers.
+        """Enable non-reentrant gradient checkpointing of the backbone's layers.
 
         Args:
             settings: Keyword arguments of `torch.utils.checkpoint.checkpoint`.
-            options: Further keyword arguments of the backbone's `activation_checkpointing_enable`.
+            options: Other keyword arguments of the backbone's `activation_checkpointing_enable`.
         """
         kept = {**settings, "use_reentrant": False, "context_fn": self._active.checkpoint_contexts}
         self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=kept, **options)
-        # transformers makes the embeddings require gradients, for the reentrant kind; it would run the backward pass
-        # through layers where nothing is trained.
+        # For the reentrant kind, transformers makes the embeddings require gradients. The backward pass would then run
+        # through layers without trained parameters.
         self.backbone.disable_input_require_grads()
         self._is_checkpointing = True
 
@@ -474,10 +475,10 @@ class PassRunner:
             layer.compile(*args, **options)
 
     def detach(self) -> nn.Module:
-        """Take the adapters out of the backbone.
+        """Remove the adapters from the backbone.
 
         Returns:
-            The backbone as it was before the adapters were put in.
+            The backbone as it was before the adapters were injected.
         """
         if self._is_checkpointing:
             self.backbone.activation_checkpointing_disable()
@@ -495,54 +496,48 @@ class PassRunner:
 
     def _check_attached(self) -> None:
         if self._injection is None:
-            raise RuntimeError("the adapters were detached from this model's backbone; make or load a new model")
+            raise RuntimeError("the adapters have been detached from the backbone; make or load a new model")
 
 
 def _like(hidden: Tensor, weights: AdapterWeights | None) -> AdapterWeights | None:
-    """Convert weights to the type of the hidden states, once instead of in each adapted layer and decoding step."""
+    """Convert weights to the type of the hidden states once, and not in each adapted layer and decoding step."""
     return None if weights is None else weights.to(hidden.dtype)
 
 
 def backbone_inputs(inputs: Inputs) -> dict[str, Tensor]:
-    """Select the inputs that a backbone takes, without those that only this library reads.
+    """Return the tensors of a batch that are arguments of the backbone, without those that only this library reads.
 
     Args:
-        inputs: The batch, tensors [B, S].
-
-    Returns:
-        The tensors by the names of the backbone's arguments.
+        inputs: Tensors of the batch [B, S].
     """
     return {name: tensor for name, tensor in inputs.items() if name not in ("prompt_mask", "sequence_ids")}
 
 
 def pool(output: Any, inputs: Inputs) -> Tensor:
-    """Take the mean of the last hidden states over the tokens that are not padding.
+    """Compute the mean of the last hidden states over the tokens that are not padding [B, d], in float32.
 
     Args:
-        output: The output of an encoder.
-        inputs: The batch, with its `attention_mask` [B, S].
-
-    Returns:
-        The means [B, d], in float32.
+        output: Output of an encoder.
+        inputs: Tensors of the batch, with the `attention_mask` [B, S].
     """
     return masked_mean(_last_hidden_state(output), inputs["attention_mask"])
 
 
 def _last_hidden_state(output: Any) -> Tensor:
-    """The last hidden states [B, S, d] of an output, which a module that is not of transformers may return as such."""
+    """Return the last hidden states [B, S, d] of an output, which may also be this tensor itself."""
     hidden: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
     return hidden
 
 
 def _padded_left(inputs: Inputs) -> dict[str, Tensor]:
-    """Token ids and attention mask [B, S] with each row's padding moved to its left."""
+    """Return token ids and attention mask [B, S] with the padding of each row moved to the left."""
     mask = inputs["attention_mask"]
     places = mask.argsort(dim=1, stable=True)
     return {"input_ids": inputs["input_ids"].gather(1, places), "attention_mask": mask.gather(1, places)}
 
 
 def _modules_outside(backbone: nn.Module, path: str) -> list[nn.Module]:
-    """The modules that are neither inside the module of this path nor around it."""
+    """Return the modules that are neither inside the module at a path nor contain it."""
     inside = {id(module) for module in backbone.get_submodule(path).modules()}
     return [
         module
@@ -553,13 +548,10 @@ def _modules_outside(backbone: nn.Module, path: str) -> list[nn.Module]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Make a context in which a model is in evaluation mode; on leaving it, each module gets its own mode back.
+    """Return a context in which a model is in evaluation mode. Afterwards, the mode of each module is restored.
 
     Args:
-        model: The model. A module that is added to it inside the context gets the model's mode.
-
-    Yields:
-        Nothing.
+        model: The model. A module that is added inside the context gets the mode of the model.
     """
     was_training = model.training
     modes = {module: module.training for module in model.modules()}

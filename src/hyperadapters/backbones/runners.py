@@ -1,4 +1,4 @@
-"""The runner that a backbone needs."""
+"""Choice of the pass runner for a backbone."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def make_runner(
     linears: Sequence[dict[str, LinearSize]],
     shared: nn.ModuleList,
 ) -> PassRunner:
-    """Freeze a backbone, put adapters into it, and return what runs it.
+    """Freeze a backbone, inject adapters, and make its pass runner. If an error is raised, the backbone is unchanged.
 
     Args:
-        backbone: The model to adapt. It is changed in place, until the runner's `detach`.
-        architecture: The resolved architecture of `backbone`.
+        backbone: Model to adapt. It is changed in place until `PassRunner.detach`.
+        architecture: Resolved architecture of `backbone`.
         config: Settings with all defaults resolved (see `checks.plan`).
-        linears: The linear layers that form "lora" changes, of the stack with generated adapters and of the one with
-            learned adapters.
-        shared: Learned adapters, one for each adapted layer of the stack that shares them; empty if there are none.
+        linears: Linear layers that form "lora" changes, in the stack with generated adapters and in the stack with
+            shared adapters.
+        shared: Shared adapters, one for each adapted layer of their stack; empty if there are none.
 
     Returns:
-        A runner for one stack of layers, or for an encoder-decoder.
+        Runner of a single stack of layers or of an encoder-decoder.
 
     Raises:
-        BackboneError: If another library has replaced the forward of a module. Nothing has been changed then.
+        BackboneError: If another library has replaced the forward method of a module.
     """
     runner = PassRunner if architecture.shared is None else EncoderDecoderRunner
     return runner(backbone, architecture, config, linears, shared)

@@ -1,4 +1,4 @@
-"""The model card: the README.md of a checkpoint, as the Hugging Face Hub shows it."""
+"""The model card: the README.md of a checkpoint, which the Hugging Face Hub displays."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from hyperadapters.utils.files import write_atomically
 
 CARD_FILE = "README.md"
 LISTED_TASKS, LISTED_LABELS, LABEL_LENGTH = 50, 8, 40
-"""How much of the tasks a card shows; a model may have thousands, and a task hundreds of labels."""
+"""Maximum numbers of tasks, of labels of a task and of characters of a label in a card."""
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""By task, split and metric, as `metrics.json` has them."""
+"""Scores by task, split and metric, as in `metrics.json`."""
 
 _SCORES = TypeAdapter(dict[str, dict[str, dict[str, float]]])
 _MARKER = "<!-- hyperadapters card {}: saving writes it anew until you change it; then it is yours and stays. -->"
@@ -45,23 +45,24 @@ logger = logging.getLogger(__name__)
 def write_card(
     model: HyperAdapterModel, folder: Path, name: str, license: str | None = None, scores: Scores | None = None
 ) -> None:
-    """Write the card of a checkpoint into its folder, unless there is one that somebody wrote or changed.
+    """Write the card of a checkpoint. A card that was written or edited by hand is kept.
 
     Args:
-        model: What the checkpoint is of.
-        folder: Of the checkpoint.
-        name: By which `from_pretrained` finds it: the folder, or a name on the Hub.
-        license: As the Hub names it, for example "apache-2.0"; default: that of the card that is replaced, or none.
-        scores: Of the tasks.
+        model: Model of the checkpoint.
+        folder: Folder of the checkpoint.
+        name: Name by which `from_pretrained` finds the checkpoint: a folder, or a name on the Hub.
+        license: License by its name on the Hub, for example "apache-2.0". Default: the license of the card that is
+            replaced, if there is one.
+        scores: Scores of the tasks. Default: the card contains no scores.
 
     Raises:
-        OutputError: If it cannot be written.
+        OutputError: If the card cannot be written.
     """
     path = folder / CARD_FILE
     if path.is_file():
         if not is_generated(path):
             if license is not None:
-                logger.warning(f"{path}: is not as the library wrote it and stays; write 'license: {license}' into it")
+                logger.warning(f"{path}: was edited by hand and is kept; write 'license: {license}' into it")
             return
         license = license or ModelCard(_read(path)).data.license
     data, body = _front_matter(model, name, license, scores or {}), _body(model, name, license, scores or {})
@@ -70,13 +71,27 @@ def write_card(
 
 
 def is_generated(path: Path) -> bool:
-    """Whether a card is as the library wrote it."""
+    """Return whether a card was written by this library and has not been edited since.
+
+    Args:
+        path: Path of the card.
+
+    Raises:
+        OutputError: If the card cannot be read.
+    """
     parts = _MARKED.split(_read(path))
     return len(parts) == 3 and parts[1] == _digest(parts[0], parts[2])
 
 
 def read_scores(folder: Path) -> Scores:
-    """The scores that a training run left in a folder; none where there is no such file, or one of something else."""
+    """Return the scores in the `metrics.json` of a training run.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        Scores by task, split and metric; empty if there is no such file, or the file has other contents.
+    """
     try:
         return _SCORES.validate_python(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["tasks"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -87,7 +102,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise OutputError(f"{path}: cannot be read, to see whether it may be replaced: {error}") from error
+        raise OutputError(f"{path}: cannot be read to check whether it may be replaced: {error}") from error
 
 
 def _digest(front: str, body: str) -> str:
@@ -95,7 +110,7 @@ def _digest(front: str, body: str) -> str:
 
 
 def _front_matter(model: HyperAdapterModel, name: str, license: str | None, scores: Scores) -> ModelCardData:
-    """What the Hub reads. Without a license it has none, which the Hub accepts."""
+    """Return the metadata that the Hub reads. The license may be missing."""
     pipelines = {_PIPELINES[task.kind] for task in model.tasks}
     base_model = model.backbone_name if _is_hub_name(model.backbone_name) else None
     return ModelCardData(
@@ -125,7 +140,7 @@ def _front_matter(model: HyperAdapterModel, name: str, license: str | None, scor
 
 
 def _is_hub_name(backbone: str | None) -> bool:
-    """Whether others find a backbone on the Hub under its name."""
+    """Return whether a name can be that of a backbone on the Hub."""
     try:
         validate_repo_id(backbone)
     except HFValidationError:
@@ -138,7 +153,7 @@ def _title(name: str) -> str:
 
 
 def _scores_of(task: Task, scores: Scores) -> tuple[str, dict[str, float]]:
-    """Split and scores of a task, those of its test rows if there are any."""
+    """Return split and scores of a task: those of the test rows if there are any, otherwise of the validation rows."""
     splits = scores.get(task.name, {})
     split = "test" if "test" in splits else "validation"
     return split, {metric: value for metric, value in splits.get(split, {}).items() if math.isfinite(value)}
@@ -150,7 +165,7 @@ def _body(model: HyperAdapterModel, name: str, license: str | None, scores: Scor
 
 # {_escaped(_title(name))}
 
-Adapters for {number} on one frozen language model, which is not in here. They were trained with the Python library
+Adapters for {number} on one frozen language model, which is not included. They were trained with the Python library
 hyperadapters, version {__version__}.
 
 ## Tasks
@@ -173,13 +188,13 @@ hyperadapters, version {__version__}.
 
 ## Limits
 
-- Texts are cut at {model.lengths.input} tokens.
+- Texts longer than {model.lengths.input} tokens are truncated.
 - {_routing(model)}
-- What the language model has learned from its own training data, good or bad, is in the answers too.
+- The answers also reflect what the language model has learned from its own training data, including its biases.
 
 ## Licence
 
-{license or "Not stated. The author can add `license:` to the lines at the top."}
+{license or "Not stated. The author can add `license:` to the metadata at the top of this file."}
 """
 
 
@@ -198,7 +213,7 @@ def _task_table(model: HyperAdapterModel, scores: Scores) -> str:
     if len(rows[0]) == 5:
         lines += [
             "",
-            "Scores are those of the training run; what was fitted later has none, or an old one.",
+            "Scores are those of the training run. Tasks that were fitted later have no score, or an outdated one.",
         ]
     return "\n".join(lines)
 
@@ -209,30 +224,30 @@ def _labels(task: Task) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text for a cell of a table: one line, not long, with nothing that Markdown takes as its own."""
+    """Return a text as a cell of a table: on one line, shortened and escaped."""
     line = " ".join(text.split())
     line = line if len(line) <= LABEL_LENGTH else line[: LABEL_LENGTH - 1] + "…"
     return _escaped(line)
 
 
 def _escaped(text: str) -> str:
-    """A text in which Markdown and its extensions find nothing but text: no emphasis, links or formulas."""
+    """Return a text with all characters escaped that have a meaning in Markdown and its extensions."""
     return _SPECIAL.sub(r"\\\g<0>", text)
 
 
 def _code(text: str) -> str:
-    """A text as code, with more backticks around it than in it."""
+    """Return a text as code, between more backticks than it contains."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def _backbone(model: HyperAdapterModel) -> str:
-    fingerprint = f"its weights have the fingerprint `{model.fingerprint.bfloat16[:12]}`; others are refused."
+    fingerprint = f"its weights have the fingerprint `{model.fingerprint.bfloat16[:12]}`; other weights are refused."
     if model.backbone_name is None:
-        return f"A model given in memory; {fingerprint} Pass it as `backbone=`."
+        return f"A model passed in memory; {fingerprint} Pass it as `backbone=`."
     if _is_hub_name(model.backbone_name):
         return f"`{model.backbone_name}`; {fingerprint}"
-    return f"{_code(Path(model.backbone_name).name)}, a folder of whoever trained this; {fingerprint}"
+    return f"{_code(Path(model.backbone_name).name)}, a local folder of the author; {fingerprint}"
 
 
 def _usage(model: HyperAdapterModel, name: str) -> str:
@@ -241,13 +256,13 @@ def _usage(model: HyperAdapterModel, name: str) -> str:
         return (
             "from hyperadapters import HyperAdapterModel\n\n"
             f"model = HyperAdapterModel.from_pretrained({where}, backbone=backbone)\n"
-            "output = model(input_ids, attention_mask, task_ids=task_ids)  # task_ids: places in the table, from 0"
+            "output = model(input_ids, attention_mask, task_ids=task_ids)  # task_ids: rows of the table, from 0"
         )
     inputs = '[("A first text", "and a second")]' if task.is_pair else '["A text"]'
     lines = ["from hyperadapters import Predictor", "", f"predictor = Predictor.from_pretrained({where})"]
     heads = [f"for found in predictor({inputs}, task={_quoted(task.name)}):"]
     if model.method.can_route:
-        heads.append(f"for found in predictor({inputs}):  # of a task that is not named")
+        heads.append(f"for found in predictor({inputs}):  # the task is found by routing")
     for head in heads:
         lines += [head, "    print(found.task, found.answer)"]
     return "\n".join(lines)
@@ -267,5 +282,5 @@ def _settings(model: HyperAdapterModel) -> str:
 
 def _routing(model: HyperAdapterModel) -> str:
     if model.method.can_route:
-        return "An input without a task goes to the most similar one, or is declined: nothing else is known here."
-    return f"Each input needs its task: method `{model.adapter_config.method}` does not find it."
+        return "An input without a task is routed to the most similar task, or is declined. Other tasks are not known."
+    return f"Each input needs a task, because method `{model.adapter_config.method}` cannot route."

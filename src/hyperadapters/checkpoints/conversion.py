@@ -1,10 +1,10 @@
-"""How tensors are stored in a checkpoint, and how checkpoints of older formats are read.
+"""Conversion between the tensors of a model and those of a checkpoint, also of older formats.
 
 format 1   a weight and a bias for each head
 format 2   heads packed into three tensors, as in `TaskHeads`
-format 3   wide heads in two parts, those of pairs and those of single texts, as float16 where that loses nothing
+format 3   wide heads in two parts, those of pairs and those of single texts, in float16 if this is lossless
 format 4   may contain a tokenizer
-format 5   parameters of the method under "method.", and new names of some settings and tensors
+format 5   names of the method's parameters start with "method."; some settings and tensors have new names
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ RENAMED_TENSORS = {
     "hypernetwork.site_embeddings": "method.hypernetwork.layer_embeddings",
 }
 METHOD_TENSORS = ("retriever", "prototypes", "hypernetwork", "learned_adapters", "own_adapters", "thresholds")
-"""First parts of the names that have "method." before them since format 5."""
+"""First parts of the names that start with "method." since format 5."""
 CENTROIDS = "method.prototypes.centroids"
 
 
 def convert_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Convert the settings of a model in a checkpoint before format 5 to the present names."""
+    """Convert the settings of a model from formats 1 to 4 to the present names.
+
+    Args:
+        values: Settings in the checkpoint.
+
+    Returns:
+        Settings with the present names and values.
+    """
     found = {RENAMED_SETTINGS.get(name, name): value for name, value in values.items()}
     for name, renamed in RENAMED_VALUES.items():
         if isinstance(found.get(name), str):
@@ -43,14 +50,28 @@ def convert_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_task(values: Any) -> Any:
-    """Convert a task in a checkpoint before format 5 to the present names."""
+    """Convert a task from formats 1 to 4 to the present names.
+
+    Args:
+        values: Fields of the task in the checkpoint.
+
+    Returns:
+        Fields with the present names; a value of another type than a dictionary is returned as it is.
+    """
     if isinstance(values, dict) and "label_words" in values:
         values = {("verbalizer" if name == "label_words" else name): value for name, value in values.items()}
     return values
 
 
 def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the names of tensors in a checkpoint before format 5 to the present ones."""
+    """Convert the names of tensors from formats 1 to 4 to the present names.
+
+    Args:
+        state: Tensors in the checkpoint, by name.
+
+    Returns:
+        Tensors by their present names.
+    """
     return {
         RENAMED_TENSORS.get(name) or (f"method.{name}" if name.split(".")[0] in METHOD_TENSORS else name): tensor
         for name, tensor in state.items()
@@ -59,10 +80,13 @@ def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint's weights file by name, on the CPU.
+    """Return the tensors of the weights file of a checkpoint by name, on the CPU.
 
-    Routing centroids are left out where no task has any. Wide heads are stored in two parts: those that compare the
-    texts of a pair, and the others without their zeros for that.
+    Routing centroids are omitted if no task has any. Wide heads are stored in two parts: the heads that compare the
+    texts of a pair, and the other heads, without their zeros for the comparison.
+
+    Args:
+        model: Model of the checkpoint.
     """
     state = {name: value.detach().cpu() for name, value in model.adapter_state_dict().items()}
     if not state.get(CENTROIDS, torch.ones(1)).numel():
@@ -73,7 +97,7 @@ def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
 
 
 def _pack(wide_weight: Tensor, heads: TaskHeads) -> dict[str, Tensor]:
-    """Store wide heads [N, F + d] in two parts, in float16 where that loses nothing."""
+    """Split wide heads [N, F + d] into two parts, in float16 if this is lossless."""
     compares = wide_weight[:, heads.hidden_size : heads.features_size].any(dim=1)
     kept = _columns_of_single_texts(heads)
     packed = {"heads.wide_weight": wide_weight[compares], "heads.single_weight": wide_weight[~compares][:, kept]}
@@ -100,21 +124,21 @@ def _unpack(state: dict[str, Tensor], heads: TaskHeads) -> None:
 
 
 def _columns_of_single_texts(heads: TaskHeads) -> Tensor:
-    """Which of the F + d inputs of a wide head do not compare the texts of a pair."""
+    """Return a mask [F + d] of the inputs of a wide head that do not compare the texts of a pair."""
     columns = torch.arange(heads.features_size + heads.hidden_size)
     return (columns < heads.hidden_size) | (columns >= heads.features_size)
 
 
 def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
-    """Add to a stored state what was left out or stored otherwise, so that it has the names of the model's parameters.
+    """Complete the tensors of a checkpoint, so that their names are those of the model's parameters and buffers.
 
     Args:
-        model: The model that the state is loaded into.
-        state: Changed in place.
+        model: Model that the tensors are loaded into.
+        state: Tensors by name, changed in place. Omitted tensors are added, and packed heads are unpacked.
 
     Raises:
         KeyError: If a head, or a part of the heads, is missing.
-        ValueError: If a head has another shape than its task's.
+        ValueError: If the shape of a head does not fit its task.
     """
     if model.method.can_route:
         state.setdefault("method.thresholds", torch.full_like(model.pha.thresholds, -torch.inf))
@@ -134,16 +158,16 @@ def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def make_room(model: HyperAdapterModel, state: Mapping[str, Tensor]) -> None:
-    """Give a model room for what only some tasks have: routing centroids, own adapters, wide heads.
+    """Allocate the parts that only some tasks have: routing centroids, own adapters and wide heads.
 
-    The values are loaded afterwards.
+    Their values are loaded afterwards.
 
     Args:
-        model: Changed in place.
-        state: Result of `complete_state`.
+        model: Model that is changed in place.
+        state: Tensors by name, after `complete_state`.
 
     Raises:
-        ValueError: If one of these tensors has another shape than this model's.
+        ValueError: If the shape of one of these tensors does not fit the model.
     """
     device = model.device
     if CENTROIDS in state:

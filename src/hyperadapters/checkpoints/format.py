@@ -1,14 +1,15 @@
-"""The checkpoint format: a JSON file and a safetensors file, written so that a reader sees the old or the new state.
+"""The checkpoint format: a JSON file and a safetensors file, which are replaced atomically.
 
     hyperadapter.json              format, library version, backbone and its fingerprint, model, tasks, weights file
-    adapters-<digest>.safetensors  everything trained, under the names of the model's parameters
-    tokenizer-<digest>/            files of the tokenizer, if it is not the one that the backbone's name leads to
+    adapters-<digest>.safetensors  all trained parameters, under their names in the model
+    tokenizer-<digest>/            files of the tokenizer, if it differs from the one loaded by the backbone's name
 
-The weights file carries its digest in its name, so writing a new one never touches the old; replacing the JSON file
-is the one step that makes the new state current. Each file holds a checksum of the other.
+The name of the weights file contains its digest, so writing a new file never changes the old one. Replacing the JSON
+file is the single step that makes the new state current. A reader therefore sees either the old or the new state. Each
+file contains a checksum of the other.
 
-The fields of a task are left out where they have the defaults of `Task`, which are therefore part of the format.
-`conversion` describes how tensors are stored, and reads checkpoints of older formats.
+Fields of a task with the defaults of `Task` are omitted, so these defaults are part of the format. `conversion`
+describes how tensors are stored, and reads checkpoints of older formats.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from hyperadapters.utils.files import locked, make_folder, making_folder, new_fo
 
 FORMAT_VERSION = 5
 OLDEST_RESUMABLE_FORMAT = 2
-"""Format of the oldest checkpoints from which a training can be resumed."""
+"""Oldest format of checkpoints from which training can be resumed."""
 FIRST_WITH_PRESENT_NAMES = 5
 CONFIG_FILE = "hyperadapter.json"
 WEIGHTS_PATTERN = "adapters-*.safetensors"
@@ -58,12 +59,13 @@ logger = logging.getLogger(__name__)
 
 
 class BackboneReference(StrictModel):
-    """Which backbone a checkpoint belongs to; one that was given in memory may have no name.
+    """Reference to the backbone of a checkpoint.
 
     Attributes:
-        name: On the Hub, or a folder: an absolute path, or one that starts with "./", relative to the checkpoint.
-        fingerprint: Of its weights in bfloat16.
-        fingerprint_float16: Of its weights in float16; early checkpoints lack it.
+        name: Name on the Hub, absolute path of a folder, or "./" and a path relative to the checkpoint. It is None if
+            the backbone was passed in memory and has no name.
+        fingerprint: Fingerprint of the weights rounded to bfloat16.
+        fingerprint_float16: Fingerprint of the weights rounded to float16; None in early checkpoints.
     """
 
     name: str | None
@@ -72,10 +74,17 @@ class BackboneReference(StrictModel):
 
     @classmethod
     def of(cls, model: HyperAdapterModel) -> BackboneReference:
-        """Refer to the backbone of a model, as it is now."""
+        """Refer to the backbone of a model in its current state. If its weights have changed, a warning is logged.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The reference.
+        """
         if not model.is_merged and model.fingerprint.refresh(model.backbone):
             logger.warning(
-                "the weights of the backbone have changed since the model was made, and a checkpoint does not hold "
+                "the weights of the backbone have changed since the model was made, and a checkpoint does not contain "
                 "them: save them with backbone.save_pretrained, and load the model with backbone="
             )
         return cls(
@@ -85,19 +94,23 @@ class BackboneReference(StrictModel):
         )
 
     def is_of(self, model: HyperAdapterModel) -> bool:
-        """Whether a model has this backbone, be it in another floating point type."""
+        """Return whether a model has this backbone, in the same or another floating-point type.
+
+        Args:
+            model: The model.
+        """
         return self.fingerprint == model.fingerprint.bfloat16 or self.fingerprint_float16 == model.fingerprint.float16
 
 
 class WeightsReference(StrictModel):
-    """The weights file of a checkpoint and its checksum."""
+    """Reference to the weights file of a checkpoint, with its checksum."""
 
     file: str
     sha256: str
 
 
 class TokenizerReference(StrictModel):
-    """The folder of a checkpoint's tokenizer and a checksum of all files in it."""
+    """Reference to the folder of the tokenizer of a checkpoint, with a checksum of all its files."""
 
     folder: str
     sha256: str
@@ -107,7 +120,8 @@ class CheckpointConfig(StrictModel):
     """Contents of the JSON file.
 
     Attributes:
-        renamed: The name that each renamed task was trained under; left out of the file where no task is renamed.
+        renamed: Name under which each renamed task was trained, by its present name. It is omitted from the file if no
+            task has been renamed.
     """
 
     format: Literal["hyperadapters"] = "hyperadapters"
@@ -123,13 +137,13 @@ class CheckpointConfig(StrictModel):
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    """Checksum of the JSON file's values but the reference to the weights; stored inside the weights file."""
+    """Return the checksum of all values of the JSON file except `weights`, which the weights file contains."""
     text = json.dumps({key: value for key, value in values.items() if key != "weights"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _values(config: CheckpointConfig) -> dict[str, Any]:
-    """What the JSON file holds."""
+    """Return the values of the JSON file."""
     tasks = config.model_dump(mode="json", include={"tasks"}, exclude_defaults=True)
     values = config.model_dump(mode="json", exclude={"tasks", "weights"})
     if config.tokenizer is None:
@@ -140,7 +154,7 @@ def _values(config: CheckpointConfig) -> dict[str, Any]:
 
 
 def _text(values: Mapping[str, Any]) -> str:
-    """The values as indented JSON with one line for each task, since there may be thousands."""
+    """Return the values as indented JSON, with one line for each task, because there may be thousands."""
     parts = []
     for key, value in values.items():
         if key == "tasks":
@@ -152,16 +166,24 @@ def _text(values: Mapping[str, Any]) -> str:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint."""
+    """Return whether a folder contains a checkpoint.
+
+    Args:
+        folder: The folder.
+    """
     return (folder / CONFIG_FILE).is_file()
 
 
 def save_model(model: HyperAdapterModel, folder: Path) -> None:
-    """Write a checkpoint of a model into a folder, replacing one that is there.
+    """Write a checkpoint of a model. An existing checkpoint in the folder is replaced.
+
+    Args:
+        model: The model.
+        folder: Folder to write to.
 
     Raises:
         OutputError: If the folder cannot be written.
-        BackboneError: If the model's tokenizer is not one of transformers.
+        BackboneError: If the tokenizer of the model is not a tokenizer of transformers.
     """
     tokenizer = changed_tokenizer(model)
     reference = BackboneReference.of(model)
@@ -180,7 +202,7 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
     sha256 = hashlib.sha256(weights).hexdigest()
     name = f"adapters-{sha256[:12]}.safetensors"
     values["weights"] = WeightsReference(file=name, sha256=sha256).model_dump(mode="json")
-    with making_folder(folder), locked(folder):  # or else one of two would remove the other's new weights
+    with making_folder(folder), locked(folder):  # two writers would remove each other's weights
         if tokenizer and config.tokenizer:
             _write_tokenizer(tokenizer, folder / config.tokenizer.folder)
         write_atomically(folder / name, weights)
@@ -189,13 +211,17 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove the files of a checkpoint, if there is one; other files in the folder stay."""
+    """Remove the files of a checkpoint if there is one. Other files in the folder are kept.
+
+    Args:
+        folder: Folder of the checkpoint.
+    """
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     _remove_old(folder, kept=set())
 
 
 def _remove_old(folder: Path, kept: set[str]) -> None:
-    """Remove what belongs to earlier states; what cannot be removed does no harm, for the new state is current."""
+    """Remove the files of earlier states. A file that cannot be removed is ignored, because it is not used."""
     for path in (*folder.glob(WEIGHTS_PATTERN), *folder.glob(TOKENIZER_PATTERN)):
         if path.name not in kept:
             with suppress(OSError):
@@ -203,12 +229,18 @@ def _remove_old(folder: Path, kept: set[str]) -> None:
 
 
 def changed_tokenizer(model: HyperAdapterModel) -> dict[str, bytes] | None:
-    """The files of the model's tokenizer; None if it is the one that the backbone's name leads to.
+    """Return the files of the tokenizer of a model if it differs from the one loaded by the backbone's name.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Contents of the files by name; None if the tokenizer does not differ.
 
     Raises:
-        BackboneError: If it is not a tokenizer of transformers.
+        BackboneError: If the tokenizer is not a tokenizer of transformers.
     """
-    if "tokenizer" not in vars(model):  # nobody has asked for it or set it
+    if "tokenizer" not in vars(model):  # It has been neither loaded nor set.
         return None
     files = tokenizer_files(model.tokenizer)
     if model.backbone_name is not None:
@@ -245,7 +277,10 @@ def _read_files(folder: Path) -> dict[str, bytes]:
 
 
 def _relative(name: str | None, folder: Path) -> str | None:
-    """The name of a backbone; of a folder in the checkpoint's, "./" and the path there, so that both can be moved."""
+    """Return the name of a backbone for a checkpoint.
+
+    A folder inside the checkpoint becomes a relative path that starts with "./", so that both can be moved together.
+    """
     if name is None or not Path(name).is_absolute():
         return name
     path, folder = Path(os.path.realpath(name)), Path(os.path.realpath(folder))
@@ -253,16 +288,24 @@ def _relative(name: str | None, folder: Path) -> str | None:
 
 
 def _backbone_name(name: str | None, folder: Path) -> str | None:
-    """The name by which the backbone of a checkpoint is loaded, the reverse of `_relative`."""
+    """Return the name by which the backbone of a checkpoint is loaded, the reverse of `_relative`."""
     is_relative = name is not None and name.startswith("./") and (folder / name).is_dir()
     return absolute_name(str(folder / name)) if name is not None and is_relative else name
 
 
 def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | None = None) -> HyperAdapterModel:
-    """Load a checkpoint into its backbone, or into one that is given.
+    """Load the model of a checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+        backbone: Backbone to load the checkpoint into. Default: the backbone is loaded by its name.
+        dtype: Floating-point type of a backbone that is loaded. Default: the type in its files.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        CheckpointError: If it is missing, damaged, of a newer format, or of another backbone.
+        CheckpointError: If the checkpoint is missing, damaged, of a newer format, or of another backbone.
         BackboneError: If the backbone cannot be loaded.
     """
     if not isinstance(backbone, nn.Module | None):
@@ -300,7 +343,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
 
 def _load_backbone(folder: Path, name: str | None, config: ModelConfig, dtype: Dtype | None) -> nn.Module:
     if name is None:
-        raise CheckpointError(f"{folder}: its backbone was given in memory and has no name; pass it as backbone=")
+        raise CheckpointError(f"{folder}: its backbone was passed in memory and has no name; pass it as backbone=")
     if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
         raise CheckpointError(
             f"{folder}: its backbone '{name}' cannot be loaded: there is no such folder; put it back there, or load it "
@@ -318,16 +361,21 @@ def _of_another(folder: Path, expected: BackboneReference, found: str) -> Checkp
 
 
 def load_state(model: HyperAdapterModel, folder: Path) -> None:
-    """Load the weights of a checkpoint into the model that wrote it, or one like it.
+    """Load the weights of a checkpoint into a model with the same tasks, settings and backbone.
+
+    Args:
+        model: Model whose weights are replaced.
+        folder: Folder of the checkpoint.
 
     Raises:
-        CheckpointError: If it is missing or damaged, or its tasks, settings or backbone are not those of the model.
+        CheckpointError: If the checkpoint is missing or damaged, or its tasks, settings or backbone differ from those
+            of the model.
     """
     config, state = read_checkpoint(folder)
     if config.format_version < OLDEST_RESUMABLE_FORMAT:
         raise CheckpointError(
-            f"{folder}: was written by an earlier version of the library, whose training state this one cannot go on "
-            "with: finish the run with that version, or start it anew with --overwrite"
+            f"{folder}: was written by an earlier version of the library, from whose checkpoints this version cannot "
+            "resume: finish the run with that version, or start it anew with --overwrite"
         )
     found = (config.tasks, config.model, config.backbone.fingerprint)
     if found != (model.tasks, model.adapter_config, model.fingerprint.bfloat16):
@@ -342,15 +390,21 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
 def read_checkpoint(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     """Read and check both files of a checkpoint.
 
+    Args:
+        folder: Folder of the checkpoint.
+
+    Returns:
+        Contents of the JSON file, and the tensors by name.
+
     Raises:
-        CheckpointError: If one of them is missing, damaged or of a newer format.
+        CheckpointError: If a file is missing, damaged or of a newer format.
     """
     text = _read_text(folder)
     while True:
         try:
             return _check(text, folder)
         except CheckpointError:
-            # Somebody may have saved since the JSON file was read, and removed what it refers to.
+            # Another process may have saved a checkpoint after the JSON file was read, and removed the old weights.
             if text == (text := _read_text(folder)):
                 raise
 
@@ -394,7 +448,7 @@ def _check_tokenizer(folder: Path, expected: TokenizerReference | None) -> None:
 def _parse(values: Any, where: str, has_old_names: bool) -> CheckpointConfig:
     tasks: Any = values.get("tasks") if isinstance(values, dict) else None
     if isinstance(tasks, list):
-        # As text in between: the memory of thousands of tasks' values is then free in one piece when tasks are made.
+        # The tasks are converted to text first, so that the memory of thousands of dictionaries is freed in one piece.
         lines = [json.dumps(convert_task(task) if has_old_names else task) for task in tasks]
         tasks.clear()
         tasks.extend(map(_task, lines))
@@ -405,7 +459,7 @@ def _parse(values: Any, where: str, has_old_names: bool) -> CheckpointConfig:
 
 
 def _task(line: str) -> Any:
-    """A task from JSON; as it is where something is wrong with it, which the whole reports with its place."""
+    """Return a task from JSON, or its values if they are invalid, so that the error is reported with its position."""
     values = json.loads(line)
     with suppress(ValidationError):
         return Task.model_validate(values)
@@ -449,7 +503,7 @@ def _read_weights(folder: Path, config: CheckpointConfig, expected_digest: str) 
         with safetensors.safe_open(path, framework="pt") as weights:
             digest = (weights.metadata() or {}).get("config_sha256")
             state = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # RuntimeError: torch does not find the file
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # RuntimeError: file not found
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
     if digest != expected_digest:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} was altered after it was written: copy both files again")

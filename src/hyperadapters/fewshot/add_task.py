@@ -154,7 +154,7 @@ def add_task(
     model.method.check_can_change_tasks()
     if not model.text_to_text and (unread := task.settings_of_texts()):
         raise TaskError(
-            f"task '{task.name}', {unread[0]}: is for backbones that write their answers, and this model has task "
+            f"task '{task.name}', {unread[0]}: is for backbones that generate their answers, and this model has task "
             "heads; remove it"
         )
     _check_choice("fit", fit, FITS)

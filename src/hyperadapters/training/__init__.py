@@ -1,1 +1,1 @@
-"""Training on many tasks, and measuring the result."""
+"""Training on several tasks, and evaluation of the trained models."""

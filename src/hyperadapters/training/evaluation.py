@@ -1,4 +1,4 @@
-"""Measuring a model on the examples of its tasks."""
+"""Evaluation of a model on the examples of its tasks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hyperadapters.training.prefix_cache import FrozenPrefix
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one split.
+    """Scores of a model on one split.
 
     Attributes:
-        tasks: Metrics by task name, the task's score first.
-        mean: Mean of the tasks' scores.
-        routing_accuracy: Share of the examples that are most similar to their own task, declined or not; None where the
-            method cannot route.
-        predictions: One for each example, in their order.
+        tasks: Metrics of each task by its name. The first metric of a task is its main metric.
+        mean: Mean of the main metrics of the tasks.
+        routing_accuracy: Share of the examples whose most similar task is their own, whether or not they are declined.
+            None if the method cannot route.
+        predictions: Predictions in the order of the examples.
     """
 
     tasks: dict[str, dict[str, float]]
@@ -40,23 +40,30 @@ def evaluate(
     batch_size: int = 64,
     prefix: FrozenPrefix | None = None,
 ) -> Evaluation:
-    """Answer examples under their own tasks, in mixed batches, and score each task that has any.
+    """Predict the answers to examples with their own tasks, in mixed batches, and score each task that has examples.
 
     Args:
-        examples: At least one, each with a task and a target.
-        prefix: Of these examples, made for this model or another one of the same backbone. The frozen layers run for
-            the examples that it does not hold yet. The logits are those without it to 1e-5, since rows are padded to
-            other lengths, and the same bit for bit whether the states are kept or computed anew (in float32).
+        model: Model to evaluate.
+        examples: At least one example, each with a task and a target.
+        batch_size: Number of examples in a batch. Default: 64.
+        prefix: States of frozen layers of these examples, made for this model or another one with the same backbone.
+            The frozen layers only run for examples whose states are missing. The logits differ by up to 1e-5 from those
+            without a prefix, because rows are padded to other lengths. In float32, they are the same bit for bit
+            whether or not the states have been computed before.
+
+    Returns:
+        Scores and predictions.
 
     Raises:
-        BackboneError: If the prefix is of another backbone, or of other frozen layers.
-        DataError: If there are no examples, one of them has no task or no target, or the prefix has room for another
-            number of examples.
+        BackboneError: If the prefix was made for another backbone or other frozen layers.
+        DataError: If there are no examples, an example has no task or an invalid target, or the prefix was made for
+            another number of examples.
+        NotFiniteError: If an output of the model for an example is not finite.
     """
     _check_examples(model, examples)
     if prefix is not None:
         if len(prefix) != len(examples):
-            raise DataError(f"expected a prefix of the {len(examples)} examples, found one of {len(prefix)}")
+            raise DataError(f"expected a prefix of {len(examples)} examples, found one of {len(prefix)}")
         prefix.use(model)
     return score_predictions(model, examples, list(Predictor(model, batch_size)(examples, frozen=prefix)))
 
@@ -64,15 +71,15 @@ def evaluate(
 def score_predictions(
     model: HyperAdapterModel, examples: Sequence[Example], predictions: list[Prediction]
 ) -> Evaluation:
-    """Score each task that has any examples.
+    """Score each task that has examples.
 
     Args:
         model: Model that made the predictions.
         examples: Examples with tasks and targets.
-        predictions: One for each example, in their order.
+        predictions: Predictions in the order of the examples.
 
     Returns:
-        The scores.
+        Scores and the predictions.
     """
     rows_of: dict[int | None, list[int]] = {}
     for row, example in enumerate(examples):
@@ -100,9 +107,9 @@ def _check_examples(model: HyperAdapterModel, examples: Sequence[Example]) -> No
     for number, example in enumerate(examples, start=1):
         if example.task_id is None or example.target is None:
             missing = "task_id" if example.task_id is None else "target"
-            raise DataError(f"evaluate: example {number} has no {missing}; without one it cannot be scored")
+            raise DataError(f"evaluate: example {number} has no {missing}, so it cannot be scored; set it")
         if not is_index(example.task_id, len(model.tasks)):
-            continue  # the predictor names what is expected
+            continue  # The predictor raises an error for it.
         task, target = model.tasks[example.task_id], example.target
         is_number = isinstance(target, Real) and not isinstance(target, bool) and isfinite(target)
         fits = {

@@ -1,4 +1,4 @@
-"""Scores of a task, by scikit-learn and scipy."""
+"""Metrics of a task, computed with scikit-learn and SciPy."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ NO_ANSWER = -1
 
 
 def score(task: Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:
-    """All metrics of a task, each as a fraction or a correlation.
+    """Compute the metrics of a task.
 
-    As in scikit-learn, "macro_f1" is the mean over the labels that occur among the targets or the answers, and "f1" is
-    0 where its label occurs in neither. A correlation with constant numbers is 0.
+    As in scikit-learn, "macro_f1" is the mean over the labels that occur in the targets or in the answers, and "f1" is
+    0 if its label occurs in neither. A correlation with constant numbers is 0.
 
     Args:
-        task: Names the metrics.
-        targets: Label indices, numbers or texts; at least one.
-        answers: The same; None or NaN where there is none. It counts as wrong (labels, texts), or as the mean of the
-            other answers (numbers), which says nothing about the target.
+        task: Task that determines the metrics.
+        targets: At least one label index, number or string.
+        answers: Predicted label indices, numbers or strings, in the same order. A missing answer is None or NaN. It
+            counts as wrong, or, for numbers, as the mean of the other answers.
+
+    Returns:
+        Values by metric, each a fraction from 0 to 1 or a correlation.
 
     Raises:
         DataError: If there are no targets.
     """
     if not len(targets):
-        raise DataError(f"task '{task.name}': no rows to score; expected at least one")
+        raise DataError(f"task '{task.name}': expected at least one row to score, found none")
     if task.kind == "text-to-text":
         hits = [str(target).strip() == answer for target, answer in zip(targets, answers, strict=True)]
         return {"exact_match": float(np.mean(hits))}

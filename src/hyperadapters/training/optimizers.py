@@ -10,13 +10,14 @@ import torch
 
 
 class OfficialAdamW(torch.optim.Optimizer):
-    """AdamW as transformers 4.14 had it, which the released code trains with.
+    """AdamW as implemented in transformers 4.14, which the released code uses.
 
-    It differs from `torch.optim.AdamW` in where epsilon stands: added to sqrt(v) before the bias correction,
+    The difference from `torch.optim.AdamW` is that epsilon is added to sqrt(v) before the bias correction:
 
         p -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)
 
-    which matters in the first steps for gradients near epsilon. Weight decay is decoupled and comes after the step.
+    The difference matters in the first steps, for gradients near epsilon. Weight decay is decoupled and applied after
+    the step.
     """
 
     def __init__(
@@ -27,11 +28,28 @@ class OfficialAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        """Set up the optimizer.
+
+        Args:
+            params: Parameters to optimize, or dictionaries of parameter groups.
+            lr: Learning rate. Default: 3e-4.
+            betas: Decay rates b1 and b2 of the running averages of the gradient and of its square. Default: (0.9,
+                0.999).
+            eps: Term added to the denominator. Default: 1e-8.
+            weight_decay: Coefficient of the weight decay. Default: 0.
+        """
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step; parameters without a gradient stay as they are."""
+        """Perform one optimization step. Parameters without a gradient do not change.
+
+        Args:
+            closure: Function that evaluates the model again and returns the loss.
+
+        Returns:
+            The loss that `closure` returns; None without a closure.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,9 +1,9 @@
-"""What the frozen layers below everything trained make of examples, computed once and kept.
+"""A cache of the outputs of the frozen layers, which lie below all trained parameters.
 
-A row's hidden states depend in their last bits on the length that it is padded to, and on nothing else of its batch
-(on a CPU; a GPU may also choose its kernels by the number of rows). So rows are always padded to the next of a few
-lengths here, whether or not the results are kept: training with kept states repeats training without them, and so does
-validation.
+The last bits of the hidden states of a row depend on the length to which the row is padded, and on no other property
+of its batch (on a CPU; a GPU may also choose its kernels by the number of rows). Rows are therefore always padded to
+one of a few lengths here, whether or not the states are cached. As a result, training and validation with the cache
+compute the same numbers as without it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ StoredDtype = Literal["float32", "float16"]
 
 
 class FrozenPrefix:
-    """Gives the hidden states of examples below everything trained, each computed when it is first needed.
+    """Outputs of the frozen layers for given examples. The states of an example are computed when first needed.
 
-    One object serves models of the same backbone one after the other (see `use`): frozen layers never change.
+    An object can be used for several models with the same backbone one after the other (see `use`), because frozen
+    layers never change.
+
+    Attributes:
+        place: Where the states are kept: "memory", "file" or "none".
+        num_bytes: Size of the states of all examples in bytes.
     """
 
     def __init__(
@@ -46,20 +51,21 @@ class FrozenPrefix:
         memory_gb: float = 4.0,
         folder: str | Path | None = None,
     ) -> None:
-        """Make room for the examples, not yet filled.
+        """Allocate space for the states of the examples.
 
         Args:
             model: Model with frozen layers.
-            lengths: Number of tokens of each example [N].
-            place: Where the states are kept: "memory", "file", "none", or "auto": in memory up to `memory_gb`, in a
-                file above that if it takes less than half of the free disk, otherwise nowhere.
-            dtype: Type in which they are kept; "float16" halves and rounds them.
-            memory_gb: GiB of memory that "auto" may take.
-            folder: Folder of the file, which has no name there and is gone when the process ends; default: the folder
+            lengths: Number of tokens of each of the N examples.
+            place: Where the states are kept: "memory", "file", "none" or "auto" (default). "auto" keeps them in memory
+                if they take at most `memory_gb`, else in a file if it takes less than half of the free disk space, else
+                nowhere.
+            dtype: Type in which the states are kept. Default: "float32". "float16" needs half the space and rounds.
+            memory_gb: Maximum memory in GiB for "auto". Default: 4.
+            folder: Folder of the file. The file is anonymous and disappears when the process ends. Default: the folder
                 for temporary files.
 
         Raises:
-            OutputError: If there is not enough room.
+            OutputError: If there is not enough space.
         """
         folder = Path(tempfile.gettempdir() if folder is None else folder)
         self._model, self._layers = model, _layers(model)
@@ -72,46 +78,49 @@ class FrozenPrefix:
         self._pooled: Tensor | None = None
         self._known = [False] * len(lengths)
         config_of_backbone = getattr(model.backbone, "config", None)
-        self._padding_id: int = getattr(config_of_backbone, "pad_token_id", 0) or 0  # RoBERTa counts positions by it
+        self._padding_id: int = getattr(config_of_backbone, "pad_token_id", 0) or 0  # RoBERTa derives positions from it
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         return len(self._known)
 
     def use(self, model: HyperAdapterModel) -> None:
-        """Compute with this model from now on; what is kept stays.
+        """Use another model for states that have not been computed yet. Cached states are kept.
+
+        Args:
+            model: Model with the same backbone and the same frozen layers.
 
         Raises:
-            BackboneError: If its backbone, or the layers of it that are frozen, are others.
+            BackboneError: If the backbone or the frozen layers differ.
         """
         if _layers(model) != self._layers:
             raise BackboneError(
-                "the kept states are of another backbone, or of other frozen layers of it (feature_layer, features, "
-                "frozen_encoder_layers, lengths); make a FrozenPrefix for this model"
+                "the cached states are of another backbone or of other frozen layers (settings feature_layer, "
+                "features, frozen_encoder_layers and lengths); make a FrozenPrefix for this model"
             )
         self._model = model
 
     @property
     def bytes_in_memory(self) -> int:
-        """Bytes of memory that the states take when all are there."""
+        """Size in memory of the states of all examples, in bytes."""
         return self.num_bytes if self.place == "memory" else 0
 
     def describe(self) -> str:
-        """Where the states are kept and how large they will be, for the log."""
-        where = {"memory": "kept in memory", "file": "kept in a file", "none": "computed anew for each batch"}
+        """Return a message for the log that says where the states are kept and how large they are."""
+        where = {"memory": "kept in memory", "file": "kept in a file", "none": "computed again for each batch"}
         rows, tokens = len(self._known), self._starts[-1]
         size = f"{self.num_bytes / GIB:.2f} GiB when full"
         return f"Frozen layers: the states of {rows:,} rows, {tokens:,} tokens, are {where[self.place]} ({size})."
 
     def __call__(self, rows: Sequence[int], inputs: Mapping[str, Tensor]) -> FrozenOutput:
-        """The states of a batch, zeros where it is padded.
+        """Return the states of a batch, with zeros for padding.
 
         Args:
-            rows: Index of each row among the examples [B].
-            inputs: Their `input_ids` [B, S], `attention_mask` and what else the backbone takes, padded on the right.
+            rows: Indices of the B rows among the examples.
+            inputs: Inputs of the backbone for these rows, by name, each [B, S] and padded on the right.
 
         Raises:
-            RecipeError: If states exceed the range of float16.
+            RecipeError: If a state is not finite, for example because it exceeds the range of float16.
         """
         if self._hidden is None:
             return self._compute(inputs)
@@ -153,9 +162,9 @@ class FrozenPrefix:
             self._hidden[start:end] = found.hidden[place, : end - start]
             if not self._hidden[start:end].isfinite().all():
                 raise RecipeError(
-                    "prefix_cache_dtype: activations exceed float16; use float32"
+                    "prefix_cache_dtype: activations exceed the range of float16; use float32"
                     if self._hidden.dtype == torch.float16
-                    else "the frozen layers give values that are not finite; look at fp16 and the backbone"
+                    else "the outputs of the frozen layers are not finite; check the backbone, and the setting fp16"
                 )
             self._known[row] = True
         if found.pooled is not None and self._pooled is not None:
@@ -172,7 +181,7 @@ class FrozenPrefix:
 
 
 def _layers(model: HyperAdapterModel) -> tuple[object, ...]:
-    """What the states depend on: the weights, which layers run, and where texts are cut."""
+    """Return all values on which the states depend: weights, type, frozen layers and maximum number of tokens."""
     config = model.adapter_config
     layers = (config.feature_layer, config.features, config.frozen_encoder_layers)
     return model.fingerprint.bfloat16, str(next(model.backbone.parameters()).dtype), *layers, model.lengths.input
@@ -187,10 +196,10 @@ def _place(place: PrefixPlace, num_bytes: int, memory_gb: float, folder: Path) -
 
 
 def _room(place: PrefixPlace, shape: tuple[int, int], dtype: torch.dtype, folder: Path) -> Tensor | None:
-    """Memory or a file for the states, or None.
+    """Return a tensor for the states, in memory or in a file; None if they are not kept.
 
     Raises:
-        OutputError: If there is not enough of it.
+        OutputError: If there is not enough space.
     """
     if place == "none":
         return None
@@ -198,13 +207,13 @@ def _room(place: PrefixPlace, shape: tuple[int, int], dtype: torch.dtype, folder
     try:
         if place == "memory":
             return torch.empty(shape, dtype=dtype)
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the mapping keeps it
-        if hasattr(os, "posix_fallocate"):  # a full disk is to be noticed now, not as a crash while writing
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the mapping keeps it open
+        if hasattr(os, "posix_fallocate"):  # detects a full disk now instead of crashing later
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.truncate(size)
     except (OSError, RuntimeError) as error:
         where = "in memory" if place == "memory" else f"in {folder}"
-        message = f"prefix_cache: no room {where} for {size / GIB:.2f} GiB of states of frozen layers: {error}"
+        message = f"prefix_cache: not enough space {where} for {size / GIB:.2f} GiB of states of frozen layers: {error}"
         raise OutputError(message) from None
     return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype, count=shape[0] * shape[1]).view(shape)

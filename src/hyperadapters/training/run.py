@@ -1,4 +1,4 @@
-"""A training run from a recipe to a folder."""
+"""A training run that reads a recipe and writes its results to a folder."""
 
 from __future__ import annotations
 
@@ -27,12 +27,20 @@ from hyperadapters.training.prefix_cache import FrozenPrefix
 from hyperadapters.training.trainer import Trainer, last_checkpoint, trainer_checkpoints
 from hyperadapters.utils.files import check_folder, making_folder, write_atomically
 
-LOGS_FOLDER = "runs"  # the Trainer's name for it
+LOGS_FOLDER = "runs"
+"""Name of the folder to which `transformers.Trainer` writes logs."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: the model, its data, and the scores of each split that has rows."""
+    """Results of a finished training run.
+
+    Attributes:
+        model: Trained model.
+        tasks: Tasks and their examples.
+        evaluations: Scores of each split that has rows.
+        metrics: Contents of `metrics.json`.
+    """
 
     model: HyperAdapterModel
     tasks: list[TaskData]
@@ -41,24 +49,29 @@ class Run:
 
 
 def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: bool = False) -> Run:
-    """Train, keep the best checkpoint, measure it on validation and test rows, and write everything to a folder.
+    """Train a model, evaluate its best state on the validation and test rows, and write the results to a folder.
 
-    The folder then holds the checkpoint and its card, `metrics.json`, `resolved_recipe.yaml` and the logs that the
-    recipe asks for; until the run has ended also the Trainer's own checkpoints. At the end the routing is calibrated,
-    where the method routes (see `inference.routing.calibrate`). Nothing is written before the recipe, the data and the
-    backbone were checked. `seconds` in the metrics counts from the last start of a resumed run.
+    The folder contains the checkpoint and its model card, `metrics.json`, `resolved_recipe.yaml` and the logs that the
+    recipe specifies. Until the run ends it also contains the checkpoints of `transformers.Trainer`. At the end, routing
+    is calibrated if the method can route (see `inference.routing.calibrate`). The recipe, the data and the backbone are
+    checked before any file is written. For a resumed run, `seconds` in the metrics is the time since it was resumed.
 
     Args:
-        recipe: What to train.
-        output: The folder.
-        resume: Go on from the last complete one of the Trainer's checkpoints in the folder, or from the beginning.
-        overwrite: Remove what an earlier run left in the folder.
+        recipe: Recipe of the run.
+        output: Folder to write to.
+        resume: Whether to continue from the last complete checkpoint in the folder, or from the beginning if there is
+            none. Default: False.
+        overwrite: Whether to remove the files of an earlier run from the folder. Default: False.
+
+    Returns:
+        Model, data and scores of the run.
 
     Raises:
-        OutputError: If the folder holds a run and neither `resume` nor `overwrite` is given, or is not a run's.
-        NotFiniteError: If training diverged, or what the trained model computes is not finite. The run is not finished
-            then, and has no `metrics.json` and no checkpoint of its result.
-        HyperAdaptersError: If recipe, data or backbone are wrong.
+        OutputError: If the folder contains a run and neither `resume` nor `overwrite` is True, or if it contains other
+            files.
+        NotFiniteError: If training diverges, or an output of the trained model is not finite. The run is then not
+            finished: there is no `metrics.json` and no checkpoint of its result.
+        HyperAdaptersError: If the recipe, the data or the backbone are invalid.
     """
     output = Path(output)
     check_output(output, resume, overwrite)
@@ -81,7 +94,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
 
     started = time.monotonic()
     with making_folder(output):
-        trainer = Trainer(model, train_rows, validation_rows, arguments)  # checks what the tokenizer can write
+        trainer = Trainer(model, train_rows, validation_rows, arguments)  # also checks the labels
         if overwrite:
             remove_run(output)
         write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
@@ -99,25 +112,40 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
 
 
 def load_run(folder: Path) -> tuple[HyperAdapterModel, Recipe]:
-    """Load the model, onto the accelerator if there is one, and the recipe of a finished run.
+    """Load the model and the recipe of a finished run.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The model, on an accelerator if there is one, and the recipe.
 
     Raises:
-        CheckpointError: If the folder does not hold a finished run.
+        CheckpointError: If the folder does not contain a finished run.
     """
     model = HyperAdapterModel.from_pretrained(folder)
     if not (folder / RECIPE_FILE).is_file():
-        raise CheckpointError(f"{folder}: expected a {RECIPE_FILE} beside the checkpoint; it was not made by `train`")
+        raise CheckpointError(
+            f"{folder}: expected a file {RECIPE_FILE} beside the checkpoint, found none; was it made by `train`?"
+        )
     return model.to(best_device()), load_recipe(folder / RECIPE_FILE)
 
 
 def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
-    """Read the data of a run again, of those tasks of the recipe that the model still has under the same names.
+    """Read the data of a run again, for the tasks of the recipe that the model still has under the same names.
 
-    A renamed task is left out, even if it now has the name of another task of the recipe, and so is one that now has
-    the name that a renamed task had.
+    Renamed tasks are omitted, and so are tasks that now have the former name of a renamed task.
+
+    Args:
+        model: Model of the run.
+        recipe: Recipe of the run.
+
+    Returns:
+        Tasks and their examples.
 
     Raises:
-        DataError: If it has changed so much that a task or its labels differ from the model's, or no task is left.
+        DataError: If the task that the recipe and the data describe differs from the task of the model, for example in
+            its labels, or if the model has none of the tasks of the recipe.
     """
     changed = {*model.task_table.renamed, *model.task_table.renamed.values()}
     ids = {task.name: task_id for task_id, task in enumerate(model.tasks) if task.name not in changed}
@@ -126,7 +154,8 @@ def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
     for data in tasks:
         if data.task != model.tasks[ids[data.task.name]]:
             raise DataError(
-                f"task '{data.task.name}': what the recipe and its data describe is not the task of the checkpoint"
+                f"task '{data.task.name}': the task described by the recipe and its data differs from that of the "
+                "checkpoint"
             )
     if not tasks:
         raise DataError("the model has none of the tasks that its recipe describes")
@@ -137,11 +166,11 @@ def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
     """Return the settings of a `Trainer` for a recipe.
 
     Args:
-        recipe: Its `training`, the sampling of its `data` and its `seed` are used.
-        folder: Folder of checkpoints and logs.
+        recipe: Recipe whose `training`, `seed` and sampling of the data are used.
+        folder: Folder for checkpoints and logs.
 
     Raises:
-        RecipeError: If a logger is unknown, or the device cannot compute in the type that is asked for.
+        RecipeError: If a logger is unknown, or the device does not support the floating-point type.
         MissingPackageError: If the package of a logger is not installed.
         OutputError: If training was started on several processes.
     """
@@ -179,12 +208,22 @@ def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
 
 
 def rows_by_task(tasks: Sequence[TaskData], split: Split) -> dict[str, list[Example]]:
-    """The examples of one split by the name of their task, of the tasks that have any."""
+    """Return the examples of one split by the name of their task. Tasks without examples are omitted.
+
+    Args:
+        tasks: Tasks and their examples.
+        split: Name of the split.
+    """
     return {data.task.name: data.splits[split] for data in tasks if data.splits.get(split)}
 
 
 def examples_of(tasks: Sequence[TaskData], split: Split) -> list[Example]:
-    """The examples of all tasks in one split, task after task."""
+    """Return the examples of all tasks in one split, ordered by task.
+
+    Args:
+        tasks: Tasks and their examples.
+        split: Name of the split.
+    """
     return [example for data in tasks for example in data.splits.get(split, [])]
 
 
@@ -195,14 +234,31 @@ def evaluate_splits(
     splits: Sequence[Split] = ("validation", "test"),
     prefixes: Mapping[Split, FrozenPrefix] | None = None,
 ) -> dict[Split, Evaluation]:
-    """Evaluate those of the splits that have rows, with the states of frozen layers that are there already."""
+    """Evaluate a model on each split that has rows.
+
+    Args:
+        model: Model to evaluate.
+        tasks: Tasks and their examples.
+        batch_size: Number of rows in a batch.
+        splits: Names of the splits. Default: validation and test.
+        prefixes: States of frozen layers by split, if they have been computed before.
+
+    Returns:
+        Scores by split.
+    """
     found = {split: examples_of(tasks, split) for split in splits}
     prefixes = prefixes or {}
     return {split: evaluate(model, rows, batch_size, prefixes.get(split)) for split, rows in found.items() if rows}
 
 
 def metrics_of(evaluations: dict[Split, Evaluation], trainable_parameters: int, seconds: float) -> dict[str, Any]:
-    """The contents of `metrics.json`; the routing accuracy is of the last split evaluated (test, if there is one)."""
+    """Return the contents of `metrics.json`.
+
+    Args:
+        evaluations: Scores by split. The routing accuracy is that of the last split, usually test.
+        trainable_parameters: Number of trained parameters.
+        seconds: Duration of the training in seconds.
+    """
     names = dict.fromkeys(name for result in evaluations.values() for name in result.tasks)
     last = list(evaluations.values())[-1:]
     return {
@@ -218,28 +274,46 @@ def metrics_of(evaluations: dict[Split, Evaluation], trainable_parameters: int, 
 
 
 def check_output(output: Path, resume: bool, overwrite: bool) -> None:
-    """Raise OutputError unless a run may be written to the folder."""
+    """Check that a run may be written to a folder.
+
+    Args:
+        output: The folder.
+        resume: Whether a run in the folder is to be resumed.
+        overwrite: Whether a run in the folder is to be removed.
+
+    Raises:
+        OutputError: If both are True, the folder contains a run and neither is True, there is no unfinished run to
+            resume, or the folder contains other files.
+    """
     if resume and overwrite:
-        raise OutputError("--resume and --overwrite exclude each other: one goes on with a run, the other removes it")
+        raise OutputError("--resume and --overwrite exclude each other: one continues a run, the other removes it")
     check_folder(output)
     holds_run = is_run(output)
     if output.is_dir() and any(output.iterdir()) and not holds_run:
-        raise OutputError(f"{output}: expected an empty or new folder, or one of a run; found other files in it")
+        raise OutputError(f"{output}: expected an empty or new folder, or the folder of a run; found other files in it")
     if holds_run and not (resume or overwrite):
-        raise OutputError(f"{output}: already holds a run; use --overwrite to replace it or --resume to go on with it")
+        raise OutputError(f"{output}: already contains a run; use --overwrite to replace it or --resume to continue it")
     if resume and not holds_run:
-        raise OutputError(f"{output}: nothing to resume: no run in it")
+        raise OutputError(f"{output}: nothing to resume: there is no run in it")
     if resume and (output / METRICS_FILE).is_file():
         raise OutputError(f"{output}: nothing to resume: the run has finished; use --overwrite to replace it")
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder holds a run, finished or not."""
+    """Return whether a folder contains a run, finished or not.
+
+    Args:
+        folder: The folder.
+    """
     return is_checkpoint(folder) or (folder / RECIPE_FILE).is_file()
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a run and its logs; other files in the folder stay."""
+    """Remove the files of a run, including its logs. Other files in the folder are kept.
+
+    Args:
+        folder: Folder of the run.
+    """
     _remove_checkpoints(folder)
     shutil.rmtree(folder / LOGS_FOLDER, ignore_errors=True)
     remove_checkpoint(folder)
@@ -258,14 +332,14 @@ def _check_same_recipe(recipe: Recipe, output: Path) -> None:
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise OutputError(
-            f"{output}: was started with another recipe, which differs in {', '.join(changed)}; "
-            "resume with the same one, or use --overwrite"
+            f"{output}: the run was started with another recipe, which differs in {', '.join(changed)}; "
+            "resume it with the same recipe, or use --overwrite"
         )
 
 
 def _recipe_text(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    if "model" in values:  # where a preset has another value, the field's own default says something too
+    if "model" in values:  # a default may differ from the value of the preset
         values["model"] = recipe.model.model_dump(mode="json", exclude_unset=True)
     resolve_paths(values, Path.cwd())
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
@@ -277,7 +351,7 @@ def _check_settings(
     """Check that the settings of a recipe have an effect on its backbone and data.
 
     Raises:
-        RecipeError: If one of them has none.
+        RecipeError: If a setting has no effect.
     """
     useless = [
         (f"training.{name}", reason) for name, reason in settings_without_effect(arguments, model, has_validation)
@@ -289,8 +363,8 @@ def _check_settings(
     for task in recipe.tasks:
         if not model.text_to_text and (unread := task.settings_of_texts()):
             raise RecipeError(
-                f"task '{task.name}', {unread[0]}: is for backbones that write their answers, and this one has task "
-                "heads; remove it"
+                f"task '{task.name}', {unread[0]}: is for backbones that generate their answers, and this one "
+                "has task heads; remove it"
             )
 
 

@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with mixed-task batches, the terms of the objective in the log, and scores by task."""
+"""`transformers.Trainer` with batches of mixed tasks, the terms of the objective in the log, and scores by task."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask", 
 logger = logging.getLogger(__name__)
 
 DIRECTIONS_LEARNING_RATE = 1e-2
-"""Default of heads that read directions, vectors of length 1; hidden states are some seven times as long on MiniLM."""
+"""Default for heads that read normalised vectors. Hidden states are longer, for example by a factor of 7 on MiniLM."""
 SHOWN_ROWS = 3
 DIVERGED = (
     "Either training diverged: lower learning_rate, head_learning_rate or retriever_learning_rate; or the "
@@ -49,33 +49,33 @@ DIVERGED = (
 
 
 class _TolerantLog(TrainerCallback):
-    """Writes the Trainer's log; an output that cannot take a line of it does not end the training."""
+    """Writes the log of the Trainer. An error of the output stream does not end the training."""
 
     def on_log(self, *arguments: Any, **options: Any) -> None:
-        """Write the line, if the output can take it."""
+        """Write a line to the log, and ignore errors of the output stream."""
         with suppress(OSError, UnicodeError):
             super().on_log(*arguments, **options)
 
 
 class TolerantProgress(_TolerantLog, ProgressCallback):
-    """The Trainer's progress bar and log, for terminals; the bar ends when its terminal has gone."""
+    """Progress bar and log of the Trainer, for terminals. The bar ends without an error when the terminal is closed."""
 
     training_bar: Any
 
     def on_train_begin(self, *arguments: Any, **options: Any) -> None:
-        """Show the bar."""
+        """Show the bar. The arguments are those of `transformers.TrainerCallback.on_train_begin`."""
         self.current_step = 0
         with self._until_gone():
             super().on_train_begin(*arguments, **options)
 
     def on_step_end(self, *arguments: Any, **options: Any) -> None:
-        """Move the bar on."""
+        """Advance the bar. The arguments are those of `transformers.TrainerCallback.on_step_end`."""
         with self._until_gone():
             if self.training_bar is not None:
                 super().on_step_end(*arguments, **options)
 
     def on_train_end(self, *arguments: Any, **options: Any) -> None:
-        """Leave the bar as it is at the end."""
+        """Close the bar. The arguments are those of `transformers.TrainerCallback.on_train_end`."""
         with self._until_gone():
             if self.training_bar is not None:
                 super().on_train_end(*arguments, **options)
@@ -86,16 +86,16 @@ class TolerantProgress(_TolerantLog, ProgressCallback):
             yield
         except OSError:
             if self.training_bar is not None:
-                self.training_bar.disable = True  # or else it would write once more when it is deleted
+                self.training_bar.disable = True  # prevents output when it is deleted
             self.training_bar = None
 
 
 class TolerantPrinter(_TolerantLog, PrinterCallback):
-    """The Trainer's log alone, for files and pipes."""
+    """Log of the Trainer without a progress bar, for files and pipes."""
 
 
 class _Finish(TrainerCallback):
-    """Finishes the model when training has ended, before the callbacks of the user see it."""
+    """Finishes the model at the end of training, before the callbacks of the user are called."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -106,19 +106,22 @@ class _Finish(TrainerCallback):
 
 
 class Trainer(transformers.Trainer):
-    """Trains a `HyperAdapterModel`; accelerate, mixed precision, accumulation, loggers and resuming are the Trainer's.
+    """`transformers.Trainer` for a `HyperAdapterModel`.
 
-    `train` leaves a model that is ready for use: the best state is loaded if there are evaluation data, heads that read
-    frozen features are fitted (see `HyperAdapterModel.fit_heads`), routing is calibrated, and the model is in
-    evaluation mode.
+    Accelerate, mixed precision, gradient accumulation, loggers and resuming work as in `transformers.Trainer`. After
+    `train`, the model is ready for use: the best state is loaded if there are evaluation data, heads that read frozen
+    features are fitted (see `HyperAdapterModel.fit_heads`), routing is calibrated, and the model is in evaluation mode.
 
-    The contrastive losses see the rows of one forward: with gradient accumulation, those of one micro-batch.
+    The contrastive losses are computed over the rows of one forward pass, which with gradient accumulation is one
+    micro-batch.
 
-    Training ends with a `NotFiniteError` when the loss, the gradients or the answers to evaluation rows are not finite.
-    With `fp16` only the loss counts: the gradient scaler skips steps whose gradients exceed float16.
+    Training ends with a `NotFiniteError` if the loss, the gradients or the predictions for evaluation rows are not
+    finite. With `fp16` the gradients are not checked, because the gradient scaler skips steps whose gradients exceed
+    the range of float16.
 
     Attributes:
-        validation_prefix: States of frozen layers of the evaluation examples; None where there are none of either.
+        validation_prefix: States of frozen layers for the evaluation examples; None without evaluation data or without
+            frozen layers.
     """
 
     model: HyperAdapterModel
@@ -140,18 +143,18 @@ class Trainer(transformers.Trainer):
 
         Args:
             model: Model that is trained in place.
-            train_data: Data of each task of the model by the task's name: a list of mappings with the keys `text`,
-                `text_pair` (of tasks of pairs) and `label`, a DataFrame, a `datasets.Dataset`, a map-style dataset of
-                PyTorch whose items are such mappings, or a list of `Example`.
-            eval_data: The same, of some or all tasks; default: none, and the last state is kept.
-            args: Settings; default: those of `TrainingArguments()`.
-            callbacks: Callbacks as of `transformers.Trainer`.
-            optimizers: Optimizer and learning rate scheduler; default: AdamW with groups by learning rate, and a linear
-                schedule.
+            train_data: Data of each task of the model by its name: a list of mappings with the keys `text`, `text_pair`
+                (for tasks of pairs) and `label`, a DataFrame, a `datasets.Dataset`, a map-style dataset of PyTorch
+                whose items are such mappings, or a list of `Example`.
+            eval_data: Data of some or all tasks in the same forms. Default: no evaluation, and the last state is kept.
+            args: Settings. Default: `TrainingArguments()`.
+            callbacks: Callbacks, as for `transformers.Trainer`.
+            optimizers: Optimizer and learning rate scheduler. Default: AdamW with parameter groups by learning rate,
+                and a linear schedule.
 
         Raises:
-            DataError: If the data are wrong; the message names task and row.
-            TaskError: If a task is unknown, or a text-to-text backbone cannot write a label or number.
+            DataError: If a row is invalid. The message names the task and the row.
+            TaskError: If a task is unknown, or a text-to-text backbone cannot generate a label or number.
             RecipeError: If a setting has no effect on this model or these data, or `args` are of another class.
         """
         if not isinstance(model, HyperAdapterModel):
@@ -173,7 +176,7 @@ class Trainer(transformers.Trainer):
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
         own_args = _adjusted(args, bool(eval_examples))
-        own_args.label_smoothing_factor = 0.0  # or else the Trainer would ask the model for a config of transformers
+        own_args.label_smoothing_factor = 0.0  # The Trainer would need a transformers config otherwise.
         super().__init__(
             model=model,
             args=own_args,
@@ -185,7 +188,7 @@ class Trainer(transformers.Trainer):
         )
         own_args.label_smoothing_factor = args.label_smoothing_factor
         for callback, tolerant in ((ProgressCallback, TolerantProgress), (PrinterCallback, TolerantPrinter)):
-            if self.pop_callback(callback) is not None:  # a notebook has another one
+            if self.pop_callback(callback) is not None:  # notebooks have another callback
                 self.add_callback(tolerant)
         # The loss is a mean over the micro-batch, so the Trainer has to divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
@@ -197,7 +200,7 @@ class Trainer(transformers.Trainer):
         self.validation_prefix: FrozenPrefix | None = None
         if model.has_frozen_layers:
             self._prefix = self._make_prefix(self._lengths)
-            if eval_examples and model.kind != "decoder":  # generating, it runs its frozen layers for each token
+            if eval_examples and model.kind != "decoder":  # generation runs the frozen layers for every token
                 self.validation_prefix = self._make_prefix(self.data_collator.lengths(eval_examples))
 
     def _make_prefix(self, lengths: list[int]) -> FrozenPrefix:
@@ -219,11 +222,12 @@ class Trainer(transformers.Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train the model, and finish it as described for the class.
+        """Train the model and make it ready for use, as described for the class.
 
         Args:
-            resume_from_checkpoint: Checkpoint to continue from, or True for the last one in `args.output_dir`.
-            trial: See `transformers.Trainer`.
+            resume_from_checkpoint: Checkpoint to continue from, or True for the last one in `args.output_dir`. Default:
+                training starts from the beginning.
+            trial: Trial of a hyperparameter search; see `transformers.Trainer`.
             ignore_keys_for_eval: Unused.
 
         Returns:
@@ -231,8 +235,8 @@ class Trainer(transformers.Trainer):
 
         Raises:
             CheckpointError: If there is no checkpoint to continue from, or it is of another model.
-            NotFiniteError: If training diverged.
-            ValueError: If the heads have been fitted to frozen features already.
+            NotFiniteError: If training diverges.
+            ValueError: If the heads have already been fitted to frozen features.
         """
         resume_from_checkpoint, self._best_state = self._resume_from(resume_from_checkpoint), None
         heads = self.model.heads
@@ -270,12 +274,12 @@ class Trainer(transformers.Trainer):
             fit_text_heads(model, self.train_dataset, evaluation, batch_size)
         if model.method.can_route:
             calibrate(model, self.train_dataset, evaluation, self.args.false_decline_rate, self.args.seed)
-        if not evaluation:  # no other rows show whether the result is usable
+        if not evaluation:  # checks that the result is finite
             evaluate(model, self.train_dataset[:batch_size])
         model.eval()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of mixed tasks, in which each task present has at least two rows."""
+        """Return a data loader with batches of mixed tasks, in which each task has no row or at least two rows."""
         args, examples = self.args, self.train_dataset
         sampler = MixedTaskBatchSampler(
             [example.task_id for example in examples],
@@ -301,7 +305,13 @@ class Trainer(transformers.Trainer):
         return {**self.data_collator([self.train_dataset[row] for row in rows]), "rows": torch.tensor(rows)}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Groups by learning rate (heads, retriever, everything else), each with and without weight decay."""
+        """Return the optimizer, with parameter groups by learning rate and weight decay.
+
+        Heads, retriever and other parameters may have different learning rates.
+
+        Args:
+            model: Unused.
+        """
         if self.optimizer is None:
             args = self.args
             rates = {"heads": args.head_learning_rate, "method.retriever": args.retriever_learning_rate}
@@ -327,7 +337,20 @@ class Trainer(transformers.Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The total objective; its terms are collected for the log."""
+        """Compute the total objective, and store its terms for the log.
+
+        Args:
+            model: Model, possibly wrapped by accelerate.
+            inputs: Batch of the data loader.
+            return_outputs: Whether to return the outputs of the model, too. Default: False.
+            num_items_in_batch: Unused.
+
+        Returns:
+            Total loss, or a tuple of the total loss and the outputs.
+
+        Raises:
+            NotFiniteError: If the loss is not finite.
+        """
         args, rows = self.args, inputs.pop("rows", None)
         frozen = None
         if self._prefix is not None and rows is not None:
@@ -348,14 +371,14 @@ class Trainer(transformers.Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        scales_gradients = self.accelerator.scaler is not None  # and skips steps whose gradients exceed float16
+        scales_gradients = self.accelerator.scaler is not None  # and skips steps with infinite gradients
         if not scales_gradients and not math.isfinite(float(norm)):
             raise self._diverged(f"the norm of the gradients is {float(norm)}", self._rows_of_step)
         self._rows_of_step.clear()
         return norm
 
     def _diverged(self, what: str, rows: Sequence[int]) -> NotFiniteError:
-        """The error for a step, with its tasks and rows."""
+        """Make the error for a step, with its tasks and rows."""
         tasks: dict[int, list[int]] = {}
         for row in rows:
             tasks.setdefault(self.train_dataset[row].task_id, []).append(row)
@@ -368,7 +391,7 @@ class Trainer(transformers.Trainer):
         )
 
     def _numbers(self, rows: Sequence[int]) -> str:
-        """The first of some rows of one task, counted from 1 among its training rows, each with its text."""
+        """List rows of one task with their texts. Rows are counted from 1 among the training rows of the task."""
         named = []
         for row in sorted(rows)[:SHOWN_ROWS]:
             example = self.train_dataset[row]
@@ -377,7 +400,12 @@ class Trainer(transformers.Trainer):
         return ", ".join(named) + (f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else "")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each term since the last log to the Trainer's own values."""
+        """Log values, and with the loss also the mean of each term of the objective since the last time.
+
+        Args:
+            logs: Values to log.
+            start_time: Start of the training; see `transformers.Trainer`.
+        """
         if "loss" in logs and self._terms:
             means = torch.stack(self._terms).mean(dim=0).tolist()
             logs.update({f"loss_{name}": mean for name, mean in zip(Losses._fields[1:], means[1:], strict=True)})
@@ -390,17 +418,18 @@ class Trainer(transformers.Trainer):
         """Score every task that has rows.
 
         Args:
-            eval_dataset: Data as of the constructor, with labels; default: the evaluation data of the constructor.
+            eval_dataset: Data with labels, in the forms that the constructor accepts. Default: the evaluation data of
+                the constructor.
             ignore_keys: Unused.
-            metric_key_prefix: First part of the names of the scores.
+            metric_key_prefix: Prefix of the names of the scores. Default: "eval".
 
         Returns:
-            `eval_mean`, the mean of the tasks' scores, by which the best checkpoint is chosen; `eval_<task>_<metric>`
-            of each task; and `eval_routing_accuracy` where the method can route.
+            `eval_mean`, the mean of the main metrics of the tasks, by which the best checkpoint is chosen;
+            `eval_<task>_<metric>` of each task; and `eval_routing_accuracy` if the method can route.
 
         Raises:
-            DataError: If there are no evaluation data, or they are wrong.
-            NotFiniteError: If the model computes values for a row that are not finite.
+            DataError: If there are no evaluation data, or a row is invalid.
+            NotFiniteError: If an output of the model for a row is not finite.
         """
         examples = self._read(eval_dataset, "eval_dataset") if eval_dataset is not None else self.eval_dataset
         if not examples:
@@ -417,21 +446,21 @@ class Trainer(transformers.Trainer):
         return values
 
     def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
-        """Answer rows under their own tasks, and score those tasks whose rows have labels.
+        """Predict the answers to rows with their own tasks, and score the tasks whose rows have labels.
 
         Args:
-            test_dataset: Data as of the constructor; a task may be without labels.
+            test_dataset: Data in the forms that the constructor accepts. Labels may be missing.
             ignore_keys: Unused.
-            metric_key_prefix: First part of the names of the scores.
+            metric_key_prefix: Prefix of the names of the scores. Default: "test".
 
         Returns:
             `predictions`, a list of `Prediction` in the order of the model's tasks and their rows; `label_ids`, a list
-            of the index of the label, the number or the text of each row, None where there is none; and `metrics`,
-            named as by `evaluate`, empty if no row has a label.
+            of the label index, number or string of each row, or None if it has no label; and `metrics`, named as in
+            `evaluate`, empty if no row has a label.
 
         Raises:
-            DataError: If the data are wrong.
-            NotFiniteError: If the model computes values for a row that are not finite.
+            DataError: If a row is invalid.
+            NotFiniteError: If an output of the model for a row is not finite.
         """
         examples = self._read(test_dataset, "test_dataset", needs_labels=False)
         predictions = list(Predictor(self.model, self.args.per_device_eval_batch_size)(examples))
@@ -445,7 +474,7 @@ class Trainer(transformers.Trainer):
         return PredictionOutput(predictions=predictions, label_ids=targets, metrics=metrics)
 
     def _read(self, data: Any, what: str, needs_labels: bool = True) -> list[Example]:
-        """Data as examples; the examples of this Trainer as they are."""
+        """Return data as examples, which the data sets of this Trainer already are."""
         if data is self.eval_dataset or data is self.train_dataset:
             return data
         return read_examples(self.model.tasks, data, what, needs_labels)
@@ -458,17 +487,19 @@ class Trainer(transformers.Trainer):
         return bool(is_best)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint with its model card; see `HyperAdapterModel.save_pretrained`.
+        """Save a checkpoint with its model card; see `HyperAdapterModel.save_pretrained`.
 
         Args:
-            output_dir: Folder to write to; default: `args.output_dir`.
+            output_dir: Folder to write to. Default: `args.output_dir`.
+            _internal_call: Whether `transformers.Trainer` calls the method, to save a state for resuming without a
+                model card. Default: False.
 
         Raises:
             OutputError: If the folder cannot be written.
         """
         folder = Path(output_dir or self.args.output_dir)
         if _internal_call:
-            save_model(self.model, folder)  # to continue from: without a card
+            save_model(self.model, folder)
         else:
             self.model.save_pretrained(folder)
 
@@ -522,7 +553,10 @@ class Trainer(transformers.Trainer):
         )
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        """Without transformers' warning that it sorts checkpoints of one second by their number, which is right."""
+        """Save a state for resuming, without transformers' warning about checkpoints with equal modification times.
+
+        It then sorts them by step, which is the correct order.
+        """
         log = logging.getLogger("transformers.trainer_utils")
         level = log.level
         log.setLevel(logging.ERROR)
@@ -539,7 +573,7 @@ class Trainer(transformers.Trainer):
 
 
 def _adjusted(args: TrainingArguments, has_eval_data: bool) -> TrainingArguments:
-    """A copy of the settings, without evaluations if there are no data for them."""
+    """Return a copy of the settings, without evaluation if there are no data for it."""
     adjusted = copy.copy(args)
     if not has_eval_data:
         adjusted.eval_strategy, adjusted.do_eval = IntervalStrategy.NO, False
@@ -577,7 +611,7 @@ def trainer_checkpoints(folder: Path) -> list[Path]:
 
 
 def _flat(result: Evaluation, prefix: str) -> dict[str, float]:
-    """Scores by their names in the log."""
+    """Return scores by their names in the log."""
     values = {f"{prefix}_mean": result.mean}
     if result.routing_accuracy is not None:
         values[f"{prefix}_routing_accuracy"] = result.routing_accuracy
