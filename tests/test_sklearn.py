@@ -22,7 +22,7 @@ from helpers import SPECIAL, save_backbone, tiny_backbone, tiny_tokenizer
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
@@ -257,6 +257,12 @@ def test_cross_validation_of_several_tasks(classifier: HyperAdapterClassifier) -
     labels = np.column_stack([COLOURS, COLOURS])
     predictions = cross_val_predict(classifier, pd.DataFrame({"text": TEXTS}), labels, cv=2)
     assert predictions.shape == labels.shape
+
+
+def test_grid_search_over_tasks_of_different_types_needs_a_splitter(classifier: HyperAdapterClassifier) -> None:
+    """With a number of folds scikit-learn sorts the values of `y` itself, which it cannot do with texts and numbers."""
+    search = GridSearchCV(classifier, {"max_steps": [1, 2]}, cv=KFold(2))
+    assert search.fit(TEXTS, BOTH).predict(TEXTS).shape == BOTH.shape
 
 
 def test_pickling_keeps_what_was_fitted(classifier: HyperAdapterClassifier, regressor: HyperAdapterRegressor) -> None:

@@ -568,7 +568,7 @@ def test_evaluate_refuses_a_split_without_rows(cli: Cli, tmp_path: Path, run: Pa
 def test_evaluate_refuses_a_checkpoint_without_a_recipe(cli: Cli, tmp_path: Path, run: Path) -> None:
     (run / "resolved_recipe.yaml").unlink()
     result = cli("evaluate", run, "--output", tmp_path / "scores.json")
-    assert_refused(result, "expected a resolved_recipe.yaml beside the checkpoint")
+    assert_refused(result, "expected a file resolved_recipe.yaml beside the checkpoint")
     assert not (tmp_path / "scores.json").exists()
 
 
@@ -576,7 +576,7 @@ def test_evaluate_refuses_a_recipe_of_other_tasks(cli: Cli, tmp_path: Path, run:
     other = {"name": "mood", "labels": ["yes", "no"], "source": {"path": "../data/{split}.jsonl"}}
     write_recipe(run / "resolved_recipe.yaml", **values_of(bert_folder, tasks=[other]))
     result = cli("evaluate", run, "--output", tmp_path / "scores.json")
-    assert_refused(result, "is not the task of the checkpoint")
+    assert_refused(result, "differs from that of the checkpoint")
     assert not (tmp_path / "scores.json").exists()
 
 

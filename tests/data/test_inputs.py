@@ -333,8 +333,10 @@ def test_wrong_arguments_of_a_call_are_refused_at_the_call() -> None:
     model = _model()
     with pytest.raises(DataError, match=r"inputs: expected .* found NoneType"):
         Predictor(model)(None)
-    with pytest.raises(TaskError, match="Unknown task '3'"):
+    with pytest.raises(TaskError, match="task: expected the name of a task, found a int; pass its name"):
         Predictor(model)(["w1"], task=3)  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match="task: expected the name of a task, found a Task; pass its name"):
+        model.predict(["w1"], task=model.tasks[0])  # type: ignore[arg-type]
     with pytest.raises(DataError, match="batch_size: expected an integer of 1 or more, found 0"):
         model.route(["w1"], batch_size=0)
 

@@ -21,12 +21,14 @@ from helpers import (
 )
 from torch import Tensor
 
+from hyperadapters import Trainer, TrainingArguments, methods
 from hyperadapters.config import Method, ModelConfig, Recipe, Task, load_recipe, parse
 from hyperadapters.core import AdapterWeights, bottleneck, bottleneck_tensors
 from hyperadapters.core.grouping import Grouping
 from hyperadapters.errors import RecipeError, TaskError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
+from hyperadapters.methods.base import Route, Selection
 from hyperadapters.methods.learned import LearnedAdapters
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import load_run, load_run_tasks, train
@@ -358,3 +360,34 @@ def test_a_run_of_every_method_trains_is_measured_and_answers(kind: str, method:
     assert [p.answer for p in predictions] == [p.answer for p in run.evaluations["test"].predictions[:8]]
     assert all(prediction.routing is None for prediction in predictions)
     assert all((prediction.instance is None) == (method != "hyperdecoder") for prediction in predictions)
+
+
+class OneAdapterForEachTask(methods.Method):
+    """A method that is not in the library: a learned adapter for the one task."""
+
+    def __init__(self, config: ModelConfig, num_tasks: int, num_layers: int, hidden_size: int, tensors: Any) -> None:
+        super().__init__(config)
+        self.own = LearnedAdapters(num_layers, num_tasks, tensors)
+
+    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
+        assert task_ids is not None
+        return self._of_tasks(task_ids)
+
+    def adapters(self, task_ids: Tensor) -> AdapterWeights:
+        weights: AdapterWeights = self.own(task_ids)
+        return weights
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_method_is_trained_and_saved_and_answers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(methods.METHODS, "task_adapter", OneAdapterForEachTask)
+    folder, tasks = save_backbone(tmp_path / kind, kind), [Task.classification("mood", ["bad", "good"])]
+    rows = [{"text": "w1", "label": "bad"}, {"text": "w2", "label": "good"}]
+    model = HyperAdapterModel.from_backbone(str(folder), tasks, method="task_adapter", **SIZES)
+    assert isinstance(model.method, OneAdapterForEachTask)
+    Trainer(model, {"mood": rows}, {"mood": rows}, TrainingArguments(max_steps=2)).train()
+    model.save_pretrained(tmp_path / "saved")
+    loaded = HyperAdapterModel.from_pretrained(tmp_path / "saved")
+    assert loaded.predict(["w1"], task="mood") == model.predict(["w1"], task="mood")

@@ -154,7 +154,7 @@ def test_activations_that_float16_cannot_hold_are_reported(tmp_path: Path) -> No
     with torch.no_grad():
         prefix._model.get_parameter("backbone.embeddings.LayerNorm.weight").fill_(1e6)
         prefix._model.get_parameter("backbone.encoder.layer.1.output.LayerNorm.weight").fill_(1e6)
-    with pytest.raises(RecipeError, match="exceed float16; use float32"):
+    with pytest.raises(RecipeError, match="exceed the range of float16; use float32"):
         prefix([0], inputs)
 
 

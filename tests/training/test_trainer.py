@@ -21,6 +21,7 @@ from hyperadapters.config import DataConfig, ModelConfig, Recipe, TrainingConfig
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import CheckpointError, DataError, HyperAdaptersError, RecipeError, TaskError
 from hyperadapters.heads.unfitted import UnfittedHeadsWarning, unfitted_tasks
+from hyperadapters.interop.task_files import write_task_files
 from hyperadapters.training.run import train, training_arguments
 
 TASKS = [
@@ -473,6 +474,11 @@ def test_the_example_of_the_document_runs_and_prints_what_it_says(
 
 
 # Heads that are not fitted
+
+
+def test_exporting_with_heads_that_are_not_fitted_warns_of_them(tmp_path: Path) -> None:
+    with pytest.warns(UnfittedHeadsWarning, match=r"the heads of colour, mood, size "):
+        write_task_files(make_model(), "mood", tmp_path)
 
 
 def test_a_loop_that_forgets_to_fit_the_heads_is_warned_once(tmp_path: Path) -> None:

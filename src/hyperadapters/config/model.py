@@ -41,6 +41,8 @@ GENERATING: tuple[Method, ...] = ("pha", "hyperformer", "hyperdecoder")
 """Methods with a hypernetwork."""
 RETRIEVING: tuple[Method, ...] = ("pha", "hyperdecoder")
 """Methods with a retriever."""
+ROUTING: tuple[Method, ...] = ("pha",)
+"""Methods with contrastive losses, which find the task of an input and can add tasks."""
 
 
 class ModelConfig(StrictModel):
@@ -196,27 +198,27 @@ class Effect(NamedTuple):
 
 
 EFFECTS = (
-    Effect("contrast", lambda config: config.method == "pha", "method '{method}' has no contrastive losses"),
+    Effect("contrast", lambda config: config.method in ROUTING, "method '{method}' has no contrastive losses"),
     Effect(
         "contrastive_weight",
-        lambda config: config.method == "pha" and config.contrast != "none",
+        lambda config: config.method in ROUTING and config.contrast != "none",
         "there are no contrastive losses with this method and contrast",
     ),
     Effect(
         "temperature",
-        lambda config: config.method == "pha",
+        lambda config: config.method in ROUTING,
         "method '{method}' has no contrastive losses and cannot route",
     ),
     Effect(
         "centroids_per_task",
-        lambda config: config.method == "pha",
+        lambda config: config.method in ROUTING,
         "this setting is for routing, and method '{method}' cannot route",
     ),
     Effect("codes", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
     Effect("features", lambda config: config.method in RETRIEVING, "method '{method}' has no retriever"),
     Effect(
         "label_names",
-        lambda config: config.method == "pha" or config.head_inputs != "adapted",
+        lambda config: config.method in ROUTING or config.head_inputs != "adapted",
         "method '{method}' cannot add tasks, and no weights are fitted to label names with head_inputs 'adapted'",
     ),
     Effect(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from hyperadapters.config.model import RETRIEVING, Dtype, Lengths, ModelConfig
+from hyperadapters.config.model import RETRIEVING, ROUTING, Dtype, Lengths, ModelConfig
 from hyperadapters.config.tasks import Task, check_task_names
 from hyperadapters.config.validation import Float, Int, StrictModel, parse
 from hyperadapters.errors import RecipeError, did_you_mean
@@ -276,7 +276,7 @@ class Recipe(StrictModel):
         method, training = self.model.method, self.training
         if method not in RETRIEVING and _is_set(training, "retriever_learning_rate"):
             raise ValueError(f"training.retriever_learning_rate: method '{method}' has no retriever; remove it")
-        if method != "pha" and _is_set(training, "false_decline_rate"):
+        if method not in ROUTING and _is_set(training, "false_decline_rate"):
             raise ValueError(f"training.false_decline_rate: method '{method}' cannot route; remove it")
         if self.model.preset == "official" and _is_set(training, "optimizer"):
             raise ValueError("training.optimizer: preset 'official' uses the released code's optimizer; remove it")

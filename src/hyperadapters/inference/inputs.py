@@ -31,8 +31,10 @@ def read_inputs(inputs: Any, tasks: Sequence[Task], task: str | None) -> Iterato
     """
     rows = iterate_rows(inputs)
     names = {known.name: task_id for task_id, known in enumerate(tasks)}
-    if task is not None and (not isinstance(task, str) or task not in names):
-        raise TaskError(unknown_name("task", str(task), names))
+    if task is not None and not isinstance(task, str):
+        raise TaskError(f"task: expected the name of a task, found a {type(task).__name__}; pass its name")
+    if task is not None and task not in names:
+        raise TaskError(unknown_name("task", task, names))
     return _read_all(rows, tasks, names, task)
 
 

@@ -13,6 +13,7 @@ from hyperadapters.checkpoints.format import BackboneReference, changed_tokenize
 from hyperadapters.config import parse
 from hyperadapters.errors import CheckpointError
 from hyperadapters.heads.task_heads import Head
+from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.model.model import HyperAdapterModel
 
 TASK_FILE = "hyperadapters_task.json"
@@ -44,6 +45,7 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
         "head": None,
     }
     if model.heads is not None:
+        warn_of_unfitted_heads(model.heads, model.tasks)
         head = model.heads.unpack()[task_id]
         values["head"] = _describe(model, head)
         tensors = {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()}

@@ -5,7 +5,7 @@ interface (`base.Method`), so that no other part of the library depends on a par
 that only "pha" has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hyperadapters.config import Method as MethodName
 from hyperadapters.config import ModelConfig
@@ -18,7 +18,7 @@ from hyperadapters.methods.pha import PHA
 
 __all__ = ["METHODS", "PHA", "HyperDecoder", "HyperFormer", "LearnedMethod", "Method", "make_method"]
 
-METHODS: dict[MethodName, type[PHA | HyperFormer | HyperDecoder | LearnedMethod]] = {
+METHODS: dict[MethodName, Callable[[ModelConfig, int, int, int, Sequence[AdapterTensor]], Method]] = {
     "pha": PHA,
     "hyperformer": HyperFormer,
     "hyperdecoder": HyperDecoder,

@@ -44,8 +44,9 @@ class Selection(NamedTuple):
 class Method(nn.Module, ABC):
     """Interface of the methods, which select the tasks of the rows of a batch and give the rows their adapters.
 
-    A new method is a subclass in a file of its own and an entry in `methods.METHODS`. In a checkpoint, the names of its
-    parameters start with `method.`.
+    A new method is a subclass in a file of its own, with an entry in `methods.METHODS` and its name in `config.model`.
+    A method that can route is a subclass of `PHA`, because routing and new tasks use the prototypes, centroids and
+    thresholds of `PHA`. In a checkpoint, the names of the parameters of a method start with `method.`.
 
     Attributes:
         config: Settings of the model with all defaults resolved.

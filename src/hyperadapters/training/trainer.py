@@ -235,8 +235,8 @@ class Trainer(transformers.Trainer):
 
         Raises:
             CheckpointError: If there is no checkpoint to continue from, or it is of another model.
-            NotFiniteError: If training diverged.
-            ValueError: If the heads have been fitted to frozen features already.
+            NotFiniteError: If training diverges.
+            ValueError: If the heads have already been fitted to frozen features.
         """
         resume_from_checkpoint, self._best_state = self._resume_from(resume_from_checkpoint), None
         heads = self.model.heads
