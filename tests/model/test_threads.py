@@ -29,7 +29,8 @@ def make_model(tmp_path: Path, kind: str, **settings: Any) -> HyperAdapterModel:
         for index in range(NUM_TASKS)
     ]
     folder = save_backbone(tmp_path / kind, kind)
-    model = HyperAdapterModel.from_backbone(str(folder), tasks, preset="paper", max_target_length=6, **settings)
+    settings |= {"preset": "paper", "max_length": 32, "max_target_length": 6}
+    model = HyperAdapterModel.from_backbone(str(folder), tasks, **settings)
     for parameter in model.method.hypernetwork.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.double().eval()
