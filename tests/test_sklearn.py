@@ -104,9 +104,12 @@ SKIPPED_BY_SCIKIT_LEARN = {
 """The checks that scikit-learn skips, by name; all others have to pass."""
 
 
-# The interface does not depend on the preset; "paper" takes half the time of the default, which the regressor has.
+# The interface does not depend on the preset, and "paper" takes half the time of the default.
 @parametrize_with_checks(
-    [NumbersClassifier(preset="paper", max_steps=1, random_state=0), NumbersRegressor(max_steps=1, random_state=0)],
+    [
+        NumbersClassifier(preset="paper", max_steps=1, random_state=0),
+        NumbersRegressor(preset="paper", max_steps=1, random_state=0),
+    ],
 )
 def test_checks(estimator: Any, check: partial[None], backbone: str) -> None:
     try:
