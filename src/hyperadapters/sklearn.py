@@ -10,6 +10,7 @@ docs/scikit-learn.md names the few checks that do not apply, with the reasons.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ class _Targets(NamedTuple):
     is_2d: bool
 
 
-class _HyperAdapterEstimator(BaseEstimator):
+class _HyperAdapterEstimator(BaseEstimator, ABC):
     """What the classifier and the regressor have in common."""
 
     model_: HyperAdapterModel
@@ -172,13 +173,13 @@ class _HyperAdapterEstimator(BaseEstimator):
         names = [str(name) for name in y.columns] if is_frame else [f"y{index}" for index in range(len(columns))]
         return _Targets(names, [self._check_target(column) for column in columns], True)
 
+    @abstractmethod
     def _check_target(self, column: Any) -> Array:
         """Return a column of `y` as an array, or raise a ValueError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _make_tasks(self, targets: _Targets, fields: Sequence[str]) -> list[Task]:
         """Return the tasks of the columns of `y`."""
-        raise NotImplementedError
 
     def _make_model(self, tasks: Sequence[Task]) -> HyperAdapterModel:
         name = str(self.backbone)

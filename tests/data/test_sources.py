@@ -16,11 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hyperadapters.config import DataConfig, Source, TaskEntry
+from hyperadapters.config import DataConfig, Source, Split, TaskEntry
 from hyperadapters.data.examples import TaskData
 from hyperadapters.data.loading import load_task
-from hyperadapters.data.sources import read_file, read_source
+from hyperadapters.data.sources import Row, read_file, read_splits
 from hyperadapters.errors import DataError
+
+
+def read_split(source: Source, split: Split) -> list[Row] | None:
+    return read_splits(source).get(split)
+
 
 GOOD = [{"text": "a", "label": "no"}, {"text": "b", "label": "yes"}]
 
@@ -237,7 +242,7 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
 
 def test_columns_can_change_places(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "text_pair": "b"}])
-    rows = read_source(Source(path=str(path), columns={"text": "text_pair", "text_pair": "text"}), "train")
+    rows = read_split(Source(path=str(path), columns={"text": "text_pair", "text_pair": "text"}), "train")
     assert rows is not None
     assert rows[0].values == {"text": "b", "text_pair": "a"}
 
@@ -268,12 +273,12 @@ def test_label_without_a_name_keeps_its_own(tmp_path: Path) -> None:
 
 def test_unknown_demo_task_is_named_with_the_nearest_one() -> None:
     with pytest.raises(DataError, match=r"Unknown demo task 'message_spm'\. Did you mean 'message_spam'\?"):
-        read_source(Source(demo="message_spm"), "train")
+        read_split(Source(demo="message_spm"), "train")
 
 
 def test_demo_task_has_three_splits() -> None:
     splits = ("train", "validation", "test")
-    assert all(read_source(Source(demo="message_spam"), split) for split in splits)
+    assert all(read_split(Source(demo="message_spam"), split) for split in splits)
 
 
 # Data sets
@@ -297,14 +302,14 @@ def save_data_set(path: Path, labels: list[int | None]) -> None:
 
 
 def test_data_set_is_read_with_the_names_of_its_classes(data_set: Path) -> None:
-    rows = read_source(Source(dataset=str(data_set)), "train")
+    rows = read_split(Source(dataset=str(data_set)), "train")
     assert rows is not None
     assert [row.values["label"] for row in rows] == ["bad", "good", "bad", "good", "good"]
     assert rows[2].place == f"data set {data_set}, train row 3"
 
 
 def test_split_that_a_data_set_lacks_is_left_out(data_set: Path) -> None:
-    assert read_source(Source(dataset=str(data_set)), "validation") is None
+    assert read_split(Source(dataset=str(data_set)), "validation") is None
 
 
 def test_splits_may_be_slices(data_set: Path) -> None:
@@ -320,7 +325,7 @@ def test_splits_may_be_slices(data_set: Path) -> None:
 
 
 def test_split_that_is_not_listed_is_left_out(data_set: Path) -> None:
-    assert read_source(Source(dataset=str(data_set), splits={"train": "train"}), "test") is None
+    assert read_split(Source(dataset=str(data_set), splits={"train": "train"}), "test") is None
 
 
 def test_unlabelled_row_of_a_data_set_is_reported(data_set: Path) -> None:
@@ -338,23 +343,23 @@ def test_row_of_a_data_set_whose_class_is_null_is_reported(data_set: Path) -> No
 
 def test_unknown_split_of_a_data_set_is_reported(data_set: Path) -> None:
     with pytest.raises(DataError, match=r"reviews: cannot be loaded: Unknown split \"trian\""):
-        read_source(Source(dataset=str(data_set), splits={"train": "trian"}), "train")
+        read_split(Source(dataset=str(data_set), splits={"train": "trian"}), "train")
 
 
 def test_empty_slice_of_a_data_set_is_refused(data_set: Path) -> None:
     with pytest.raises(DataError, match=r"reviews: cannot be loaded: .*corresponds to no data"):
-        read_source(Source(dataset=str(data_set), splits={"train": "train[:0]"}), "train")
+        read_split(Source(dataset=str(data_set), splits={"train": "train[:0]"}), "train")
 
 
 @pytest.mark.usefixtures("data_set")
 def test_data_set_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone: cannot be loaded: FileNotFoundError"):
-        read_source(Source(dataset=str(tmp_path / "gone")), "train")
+        read_split(Source(dataset=str(tmp_path / "gone")), "train")
 
 
 def test_unknown_configuration_of_a_data_set_is_reported(data_set: Path) -> None:
     with pytest.raises(DataError, match=r"reviews \(sst2\): cannot be loaded: "):
-        read_source(Source(dataset=str(data_set), subset="sst2"), "train")
+        read_split(Source(dataset=str(data_set), subset="sst2"), "train")
 
 
 # Rows
@@ -684,7 +689,7 @@ def test_csv_folder_read_as_a_data_set_keeps_texts(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "codes").mkdir()
     (tmp_path / "codes" / "train.csv").write_text("text,label\nNA,001\n1.0,1\n,true\n")
-    rows = read_source(Source(dataset=str(tmp_path / "codes")), "train")
+    rows = read_split(Source(dataset=str(tmp_path / "codes")), "train")
     assert rows is not None
     assert [tuple(row.values.values()) for row in rows] == [("NA", "001"), ("1.0", "1"), ("", "true")]
 

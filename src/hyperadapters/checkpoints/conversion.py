@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperadapters.config.validation import RENAMED_KEYS, RENAMED_VALUES
 from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.heads.task_heads import Head, TaskHeads
 from hyperadapters.model.model import HyperAdapterModel
 
-RENAMED_SETTINGS = {"prototypes_per_task": "centroids_per_task"}
-RENAMED_VALUES = {"head_inputs": {"text": "text_features", "texts": "pair_features"}}
 RENAMED_TENSORS = {
     "prototypes.keys": "method.prototypes.centroids",
     "hypernetwork.site_embeddings": "method.hypernetwork.layer_embeddings",
@@ -39,13 +38,12 @@ def convert_settings(values: dict[str, Any]) -> dict[str, Any]:
     Returns:
         Settings with the present names and values.
     """
-    found = {RENAMED_SETTINGS.get(name, name): value for name, value in values.items()}
+    found = _with_present_keys(values)
     for name, renamed in RENAMED_VALUES.items():
         if isinstance(found.get(name), str):
             found[name] = renamed.get(found[name], found[name])
-    if isinstance(found.get("modules"), dict) and "width" in found["modules"]:
-        modules = dict(found["modules"])
-        found["modules"] = {"hidden_size": modules.pop("width"), **modules}
+    if isinstance(found.get("modules"), dict):
+        found["modules"] = _with_present_keys(found["modules"])
     return found
 
 
@@ -58,9 +56,11 @@ def convert_task(values: Any) -> Any:
     Returns:
         Fields with the present names; a value of another type than a dictionary is returned as it is.
     """
-    if isinstance(values, dict) and "label_words" in values:
-        values = {("verbalizer" if name == "label_words" else name): value for name, value in values.items()}
-    return values
+    return _with_present_keys(values) if isinstance(values, dict) else values
+
+
+def _with_present_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {RENAMED_KEYS.get(name, name): value for name, value in values.items()}
 
 
 def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

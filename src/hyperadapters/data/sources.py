@@ -47,24 +47,6 @@ class Row:
     place: str
 
 
-def read_source(source: Source, split: Split) -> list[Row] | None:
-    """Read the rows of one split.
-
-    Args:
-        source: Origin of the rows.
-        split: Split to read.
-
-    Returns:
-        Rows whose columns have been renamed to text, text_pair and label, or None if the source does not have the
-        split.
-
-    Raises:
-        DataError: If a file is missing, empty or unreadable, or does not have a column in `source.columns`.
-    """
-    rows = _read_columns(source, split)
-    return None if rows is None else [_name_label(row, source.label_names) for row in rows]
-
-
 def read_splits(source: Source) -> dict[Split, list[Row]]:
     """Read the rows of all splits that a source has.
 
@@ -75,7 +57,8 @@ def read_splits(source: Source) -> dict[Split, list[Row]]:
         Rows of each split, whose columns have been renamed to text, text_pair and label.
 
     Raises:
-        DataError: If `read_source` raises it, or a key of `source.label_names` is not a label in any split.
+        DataError: If a file is missing, empty or unreadable, or does not have a column in `source.columns`, or a key of
+            `source.label_names` is not a label in any split.
     """
     found = {split: rows for split in SPLITS if (rows := _read_columns(source, split)) is not None}
     labels = {_label_key(row.values.get("label")) for rows in found.values() for row in rows}
