@@ -27,8 +27,8 @@ from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.model.output import HyperAdapterOutput
+from hyperadapters.training.optimizers import DIRECTIONS_LEARNING_RATE
 from hyperadapters.training.text_heads import HeadRows, regression_examples, set_text_heads
-from hyperadapters.training.trainer import DIRECTIONS_LEARNING_RATE
 
 ADAPTER_DIM = 32
 RETRIEVER_LEARNING_RATE = 3e-3

@@ -22,7 +22,7 @@ from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.training.metrics import score
 
 HEAD_LEARNING_RATE = 3e-3
-"""Of the heads, in every arm but those whose heads read directions (`trainer.DIRECTIONS_LEARNING_RATE`)."""
+"""Of the heads, in every arm but those whose heads read directions (`optimizers.DIRECTIONS_LEARNING_RATE`)."""
 WARMUP_STEPS = 50
 MAX_GRAD_NORM = 1.0
 EVAL_BATCH_SIZE = 128

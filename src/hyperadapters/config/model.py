@@ -87,6 +87,8 @@ class ModelConfig(StrictModel):
         codes: Computation of the codes of the hypernetwork: "trunk" (default) for the published network, or
             "orthogonal" for a rotation of the prototype in each layer, so that the codes of different tasks and layers
             are nearly orthogonal at first.
+        common_adapter: If True, the weights that the hypernetwork generates for a task are added to those of an adapter
+            that is learned for all tasks. Default: False.
         head_inputs: Inputs of the heads of trained tasks: "adapted" (default) for the mean of the last hidden states;
             "pair_features" for this and the features of the frozen backbone for each text, and a comparison of the two
             texts of a pair; or "text_features" for the same without the comparison. For encoder backbones.
@@ -115,6 +117,7 @@ class ModelConfig(StrictModel):
     contrastive_weight: Float = Field(0.1, ge=0)
     contrast: Literal["both", "instance", "prototype", "none"] = "both"
     codes: Literal["trunk", "orthogonal"] = "trunk"
+    common_adapter: bool = False
     head_inputs: Literal["adapted", "text_features", "pair_features"] = "adapted"
     label_names: bool = False
 
@@ -150,6 +153,8 @@ class ModelConfig(StrictModel):
             raise ValueError(f"preset 'official' is only for method 'pha'; use preset 'paper' with '{self.method}'")
         if self.preset == "official" and self.codes != "trunk":
             raise ValueError(f"codes: preset 'official' only has 'trunk', found '{self.codes}'; remove it")
+        if self.preset == "official" and self.common_adapter:
+            raise ValueError("common_adapter: preset 'official' has no common adapter; remove it")
         for name, reason in self.without_effect().items():
             raise ValueError(f"{name}: {reason}; remove it")
         return self
@@ -215,6 +220,7 @@ EFFECTS = (
         "this setting is for routing, and method '{method}' cannot route",
     ),
     Effect("codes", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
+    Effect("common_adapter", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
     Effect("features", lambda config: config.method in RETRIEVING, "method '{method}' has no retriever"),
     Effect(
         "label_names",

@@ -195,10 +195,15 @@ def make_hypernetwork(config: ModelConfig, num_layers: int, tensors: Sequence[Ad
         tensors: Tensors of an adapter in one layer.
 
     Returns:
-        The hypernetwork of the setting `codes`.
+        The hypernetwork of the settings `codes` and `common_adapter`.
     """
+    hypernetwork: Hypernetwork
     if config.codes == "orthogonal":
-        return OrthogonalHypernetwork(num_layers, tensors, config.prototype_dim)
-    return PrototypicalHypernetwork(
-        num_layers, tensors, config.prototype_dim, config.hidden_dim, starts_as_backbone=config.form == "lora"
-    )
+        hypernetwork = OrthogonalHypernetwork(num_layers, tensors, config.prototype_dim)
+    else:
+        hypernetwork = PrototypicalHypernetwork(
+            num_layers, tensors, config.prototype_dim, config.hidden_dim, starts_as_backbone=config.form == "lora"
+        )
+    if config.common_adapter:
+        hypernetwork.add_common_adapter(num_layers)
+    return hypernetwork
