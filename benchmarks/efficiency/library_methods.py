@@ -50,7 +50,7 @@ def train_own(settings: dict[str, Any], setting: Setting, cell: Cell, rate: floa
     learner = OwnLearner(settings, setting, cell)
     train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
     setting.states.prepare([*train, *validation])
-    lengths, budget = setting.texts.lengths(train), setting.budgets[cell.n]
+    lengths, budget = setting.texts.lengths(train), setting.budget(cell)
     found = fit(learner, train, validation, lengths, budget, budget.steps, budget.batch_size, rate, cell.seed)
     scores, seconds = found.scores, found.seconds
     if learner.model.adapter_config.head_inputs != "adapted":
