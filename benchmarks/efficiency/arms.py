@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from efficiency import finetuning_baselines
+from efficiency import finetuning_baselines, text_heads
 from efficiency.experiment import Cell, Setting, Trained
 from efficiency.finetuning_baselines import train_alone, train_shared
-from efficiency.library_methods import train_own, train_text_heads
+from efficiency.library_methods import train_own, train_shared_then_task, train_text_heads
 from efficiency.linear_probe import train_probe
 from efficiency.setfit_arm import train_setfit
 
@@ -40,10 +40,17 @@ HYPERNETWORK_RATE = 1e-4
 PUBLISHED_RATE = 3e-5
 """Of the published network of PHA, and of HyperFormer."""
 
+LORA32 = partial(finetuning_baselines.lora, rank=32)
+
 
 def own(rate: float, **settings: Any) -> Arm:
     """A method of this library. Args: settings: those of `ModelConfig`."""
     return Arm(partial(train_own, settings), rate)
+
+
+def own_texts(rate: float, **settings: Any) -> Arm:
+    """The same with heads that also read texts."""
+    return own(rate, **text_heads.SETTINGS, **settings)
 
 
 ARMS = {
@@ -54,6 +61,15 @@ ARMS = {
     "adapter_shared": own(ADAPTER_RATE, method="shared_adapter"),
     "hyperformer": own(PUBLISHED_RATE, method="hyperformer"),
     "hyperdecoder": own(HYPERNETWORK_RATE, method="hyperdecoder"),
+    "lora_task_texts": Arm(partial(train_alone, finetuning_baselines.lora, text_heads=True), LORA_RATE),
+    "lora_shared_texts": Arm(partial(train_shared, finetuning_baselines.lora, text_heads=True), LORA_RATE),
+    "lora32_shared_texts": Arm(partial(train_shared, LORA32, text_heads=True), LORA_RATE),
+    "adapter_task_texts": own_texts(ADAPTER_RATE, method="task_adapter"),
+    "adapter_shared_texts": own_texts(ADAPTER_RATE, method="shared_adapter"),
+    "adapter_shared_then_task_texts": Arm(partial(train_shared_then_task, text_heads.SETTINGS), ADAPTER_RATE),
+    "hyperformer_texts": own_texts(PUBLISHED_RATE, method="hyperformer"),
+    "hyperdecoder_texts": own_texts(HYPERNETWORK_RATE, method="hyperdecoder"),
+    "pha_texts": own_texts(PUBLISHED_RATE, preset="paper"),
     "pha": own(PUBLISHED_RATE, preset="paper"),
     "plus": own(HYPERNETWORK_RATE, preset="plus"),
     "plus_no_orthogonal": own(HYPERNETWORK_RATE, preset="plus", codes="trunk"),

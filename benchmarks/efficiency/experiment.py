@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from efficiency.data import MAX_LENGTHS, Size, Suite, load
 from efficiency.frozen_states import Key, States, Texts
+from efficiency.text_heads import HeadFeatures
 from efficiency.training_loop import BUDGETS, Budget
 from hyperadapters.backbones.loading import load_backbone, load_tokenizer
 from hyperadapters.data.examples import TaskData
@@ -34,7 +35,6 @@ class Setting:
         max_length: tokens of an input.
         load: gives the tasks of a folder and suite at a size, drawn by a seed.
         features: of the linear probe [d], by text; filled as they are needed.
-        head_features: of heads that read texts [F], by text; filled as they are needed.
     """
 
     data: Path
@@ -46,7 +46,6 @@ class Setting:
     max_length: int = MAX_LENGTHS["main"]
     load: Callable[[Path, Suite, Size, int], tuple[TaskData, ...]] = load
     features: dict[Key, np.ndarray[Any, Any]] = field(default_factory=dict)
-    head_features: dict[Key, Tensor] = field(default_factory=dict)
 
     def budget(self, cell: Cell) -> Budget:
         """How long an arm trains on a cell."""
@@ -72,6 +71,11 @@ class Setting:
     def states(self) -> States:
         """Hidden states below the adapted layers."""
         return States(self.backbone, self.texts, self.first_layer)
+
+    @cached_property
+    def head_features(self) -> HeadFeatures:
+        """What heads that read texts read of examples."""
+        return HeadFeatures(self.backbone, self.texts)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from efficiency import arms, finetuning_baselines
+from efficiency import arms, finetuning_baselines, text_heads
 from efficiency import data as suites
 from efficiency.baseline_networks import Encoder, Network, WholeEncoder, trainable_numbers
 from efficiency.code_digest import code_digest, digest_of, statements
 from efficiency.data import alone, load, load_for_development, rows_of
 from efficiency.experiment import Cell, Outcome, Setting, Trained
 from efficiency.learning_rates import TRIALS, next_rate, search
+from efficiency.library_methods import OwnLearner
 from efficiency.runner import Runner
-from efficiency.training_loop import Budget, fit, task_scores
+from efficiency.text_heads import fit_text_heads
+from efficiency.training_loop import Budget, Fit, fit, task_scores
 from helpers import save_backbone
 
 from hyperadapters import HyperAdapterModel, Task
@@ -438,6 +440,68 @@ def test_an_arm_trains_only_what_it_declares(setting: Setting, name: str) -> Non
     assert tested.routing_accuracy is None
     assert all(torch.equal(before[key], value) for key, value in setting.backbone.state_dict().items())
     assert not any(parameter.requires_grad for parameter in setting.backbone.parameters())
+
+
+# Heads that read texts
+
+TEXT_ARMS = [name for name in arms.ARMS if name.endswith("_texts") and "_no_" not in name]
+
+
+@pytest.mark.parametrize("name", TEXT_ARMS)
+def test_arms_get_heads_that_read_texts(setting: Setting, name: str) -> None:
+    if "lora" in name:
+        pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
+    plain, texts = (arms.ARMS.get(arm) for arm in (name.removesuffix("_texts"), name))
+    assert texts is not None
+    trained = texts.train(setting, _cell(), 1e-3)
+    assert set(trained.test().scores) == {"mood", "pairs", "number"}
+    if plain is not None:
+        without = plain.train(setting, _cell(), 1e-3)
+        assert trained.trainable == without.trainable + (2 * 16 + 1) * (2 + 3 + 1)  # features of six outputs
+    assert trained.bytes_per_task > 0
+
+
+def test_lora_at_another_rank(setting: Setting) -> None:
+    pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
+    network = _network("lora32_shared_texts", setting)
+    assert trainable_numbers(network.encoder) == 4 * trainable_numbers(_network("lora_shared", setting).encoder)
+
+
+def test_heads_of_any_arm_are_fitted_and_stored_as_the_librarys(setting: Setting) -> None:
+    cell, features = _cell(), setting.head_features
+    network = Network(WholeEncoder(setting), cell.tasks, setting.hidden_size, features)
+    library = OwnLearner({"method": "shared_adapter", **text_heads.SETTINGS}, setting, cell)
+    train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
+    found = []
+    for learner, heads in ((network, network.heads), (library, library.model.heads)):
+        heads.wide_weight.data.zero_()  # so that nothing but the texts is read
+        fitted = fit_text_heads(learner, features, train, validation, Fit({}, steps=3, seconds=1.0))
+        assert (fitted.steps, fitted.seconds > 1.0) == (3, True)
+        found.append([fitted.scores, task_scores(learner.tasks, test, learner.answers(test))])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    stored = library.bytes_of(("heads.wide_weight", "heads.single_weight", "heads.weight", "heads.bias"))
+    assert network.head_bytes == stored
+
+
+def test_adapters_a_task_start_from_the_shared_one(setting: Setting) -> None:
+    cell, examples = _cell(), rows_of(_cell().tasks, "test")
+    shared, each = (
+        OwnLearner({"method": method, **text_heads.SETTINGS}, setting, cell).eval()
+        for method in ("shared_adapter", "task_adapter")
+    )
+    for parameter in shared.model.method.parameters():
+        torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        each.start_from(shared)
+        torch.testing.assert_close(each.logits(examples), shared.logits(examples))
+        for parameter in each.model.method.learned_adapters.parameters():
+            parameter[:, 1] += 1
+        changed = ~each.logits(examples).isclose(shared.logits(examples), atol=1e-3)
+    assert {examples[row].task_id for row in changed.any(dim=1).nonzero()[:, 0].tolist()} == {1}
+
+
+# Training
 
 
 def test_training_learns_and_keeps_the_best_state(setting: Setting) -> None:
