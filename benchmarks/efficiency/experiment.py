@@ -15,6 +15,7 @@ from efficiency.data import MAX_LENGTHS, Size, Suite, load
 from efficiency.frozen_states import Key, States, Texts
 from efficiency.text_heads import HeadFeatures
 from efficiency.training_loop import BUDGETS, Budget
+from hyperadapters import HyperAdapterModel
 from hyperadapters.backbones.loading import load_backbone, load_tokenizer
 from hyperadapters.data.examples import TaskData
 
@@ -115,6 +116,7 @@ class Trained:
         bytes_per_task: what is stored for them.
         steps: of the optimizer; the sum over tasks that are trained alone.
         seconds: of the training, without what is read and cached before it.
+        model: of this library, for an arm that is one.
     """
 
     validation: float
@@ -124,3 +126,4 @@ class Trained:
     bytes_per_task: float
     steps: int
     seconds: float
+    model: HyperAdapterModel | None = None

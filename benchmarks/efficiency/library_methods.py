@@ -113,6 +113,7 @@ def _trained(learner: OwnLearner, cell: Cell, found: Fit) -> Trained:
         bytes_per_task=learner.bytes_by_task / len(cell.tasks),
         steps=found.steps,
         seconds=found.seconds,
+        model=learner.model,
     )
 
 
@@ -127,6 +128,7 @@ class OwnLearner(TextHeadsLearner):
         config = parse(ModelConfig, {**shared, **settings})
         lengths = Lengths(input=setting.max_length)
         self.model = HyperAdapterModel(frozen_copy(setting.backbone), self.tasks, config, lengths=lengths)
+        self.model.tokenizer = setting.texts.tokenizer
         assert self.model.heads is not None
         set_target_scales(self.model.heads, cell.tasks)
         self._texts, self._states, self._head_features = setting.texts, setting.states, setting.head_features
