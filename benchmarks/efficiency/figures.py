@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from tables import RESULTS, read
 
+from efficiency import leakage_tables
 from efficiency.document_tables import NOTHING, fewer_tasks, replaced, tables
 from efficiency.summary import (
     CONTROL,
@@ -145,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "parameters": parameters(found.get(100, {})),
     }
     blocks = tables(found, trials, transfer)
+    leakage = folders.results / "leakage.json"
+    blocks |= leakage_tables.tables(json.loads(leakage.read_text()) if leakage.is_file() else {})
     for title, figure in figures.items():
         blocks[title] = f"![{CAPTIONS[title]}](images/{title}.svg)" if figure else NOTHING
         if figure:

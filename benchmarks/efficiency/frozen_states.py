@@ -22,13 +22,13 @@ class Texts:
     """Tokens of examples, by their texts."""
 
     def __init__(self, tokenizer: Any, max_length: int, device: str) -> None:
-        self._tokenizer, self.max_length, self.device = tokenizer, max_length, device
+        self.tokenizer, self.max_length, self.device = tokenizer, max_length, device
         self._known: dict[Key, dict[str, Tensor]] = {}
 
     @property
     def separator(self) -> str:
         """What the tokenizer puts between the texts of a pair."""
-        return self._tokenizer.sep_token or ""
+        return self.tokenizer.sep_token or ""
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """Number of tokens of each example."""
@@ -39,14 +39,14 @@ class Texts:
         """Inputs of the backbone on the device, padded on the right [B, S]."""
         self._read(examples)
         rows = [self._known[key_of(example)] for example in examples]
-        fill = {"input_ids": self._tokenizer.pad_token_id}
+        fill = {"input_ids": self.tokenizer.pad_token_id}
         return {
             name: pad_sequence([row[name] for row in rows], True, fill.get(name, 0)).to(self.device) for name in rows[0]
         }
 
     def _read(self, examples: Sequence[Example]) -> None:
         for example in missing_from(self._known, examples):
-            tokens = self._tokenizer(*key_of(example), truncation=True, max_length=self.max_length)
+            tokens = self.tokenizer(*key_of(example), truncation=True, max_length=self.max_length)
             self._known[key_of(example)] = {name: torch.tensor(values) for name, values in tokens.items()}
 
 

@@ -7,18 +7,20 @@ that were computed once, whereas a Trainer computes those of its own model.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from efficiency import text_heads
 from efficiency.baseline_networks import set_target_scales, trainable_numbers
 from efficiency.data import rows_of
 from efficiency.experiment import Cell, Outcome, Setting, Trained
-from efficiency.frozen_states import frozen_copy, key_of, missing_from
-from efficiency.training_loop import EVAL_BATCH_SIZE, HEAD_LEARNING_RATE, Learner, fit, task_scores
+from efficiency.frozen_states import frozen_copy
+from efficiency.text_heads import TextHeadsLearner
+from efficiency.training_loop import EVAL_BATCH_SIZE, HEAD_LEARNING_RATE, Fit, fit, task_scores
 from hyperadapters import HyperAdapterModel
 from hyperadapters.backbones.passes import FrozenOutput
 from hyperadapters.checkpoints.format import stored_state
@@ -28,7 +30,7 @@ from hyperadapters.data.examples import Example
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.model.output import HyperAdapterOutput
 from hyperadapters.training.optimizers import DIRECTIONS_LEARNING_RATE
-from hyperadapters.training.text_heads import HeadRows, regression_examples, set_text_heads
+from hyperadapters.training.text_heads import HeadRows, set_text_heads
 
 ADAPTER_DIM = 32
 RETRIEVER_LEARNING_RATE = 3e-3
@@ -48,52 +50,74 @@ def train_own(settings: dict[str, Any], setting: Setting, cell: Cell, rate: floa
     """
     torch.manual_seed(cell.seed)
     learner = OwnLearner(settings, setting, cell)
-    train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
+    found = _fit(learner, setting, cell, setting.budget(cell).steps, rate)
+    return _trained(learner, cell, _finish(learner, setting, cell, found))
+
+
+def train_shared_then_task(settings: dict[str, Any], setting: Setting, cell: Cell, rate: float) -> Trained:
+    """Train an adapter for all tasks for half of the steps, and copies of it, one a task, for the other half.
+
+    The arguments are those of `train_own`; the settings are without the method.
+    """
+    torch.manual_seed(cell.seed)
+    steps = setting.budget(cell).steps
+    shared = OwnLearner({**settings, "method": "shared_adapter"}, setting, cell)
+    before = _fit(shared, setting, cell, -(-steps // 2), rate)
+    learner = OwnLearner({**settings, "method": "task_adapter"}, setting, cell)
+    learner.start_from(shared)
+    after = _fit(learner, setting, cell, max(1, steps // 2), rate)
+    found = replace(after, steps=before.steps + after.steps, seconds=before.seconds + after.seconds)
+    return _trained(learner, cell, _finish(learner, setting, cell, found))
+
+
+def train_text_heads(setting: Setting, cell: Cell, rate: float | None) -> Trained:
+    """What arms whose heads read texts are without adapters: regressions on what the backbone makes of the texts."""
+    learner = OwnLearner({"method": "shared_adapter", **text_heads.SETTINGS}, setting, cell)
+    assert learner.model.heads is not None
+    learner.model.heads.wide_weight.data.zero_()
+    found = _finish(learner, setting, cell, Fit({}, steps=0, seconds=0.0))
+    trained = trainable_numbers(learner.model.heads)
+    return replace(
+        _trained(learner, cell, found),
+        trainable=trained,
+        trainable_per_task=trained / len(cell.tasks),
+        bytes_per_task=learner.bytes_of(("heads.",)) / len(cell.tasks),
+    )
+
+
+def _fit(learner: OwnLearner, setting: Setting, cell: Cell, steps: int, rate: float) -> Fit:
+    train, validation = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
     setting.states.prepare([*train, *validation])
-    lengths, budget = setting.texts.lengths(train), setting.budgets[cell.n]
-    found = fit(learner, train, validation, lengths, budget, budget.steps, budget.batch_size, rate, cell.seed)
-    scores, seconds = found.scores, found.seconds
-    if learner.model.adapter_config.head_inputs != "adapted":
-        learner.prepare_features([*train, *validation])
-        started = time.monotonic()
-        learner.fit_text_heads(train, validation)
-        scores = task_scores(learner.tasks, validation, learner.answers(validation))
-        seconds += time.monotonic() - started
+    lengths, budget = setting.texts.lengths(train), setting.budget(cell)
+    return fit(learner, train, validation, lengths, budget, steps, budget.batch_size, rate, cell.seed)
+
+
+def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit) -> Fit:
+    """Fit heads that read texts, where the learner has such heads."""
+    config = learner.model.adapter_config
+    if config.head_inputs == "adapted":
+        return found
+    train, validation = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
+    return text_heads.fit_text_heads(
+        learner, setting.head_features, train, validation, found, label_names=config.label_names
+    )
+
+
+def _trained(learner: OwnLearner, cell: Cell, found: Fit) -> Trained:
+    test = rows_of(cell.tasks, "test")
     return Trained(
-        validation=sum(scores.values()) / len(scores),
+        validation=sum(found.scores.values()) / len(found.scores),
         test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test)), learner.routing_accuracy(test)),
         trainable=trainable_numbers(learner),
         trainable_per_task=learner.numbers_by_task / len(cell.tasks),
         bytes_per_task=learner.bytes_by_task / len(cell.tasks),
         steps=found.steps,
-        seconds=seconds,
+        seconds=found.seconds,
+        model=learner.model,
     )
 
 
-def train_text_heads(setting: Setting, cell: Cell, rate: float | None) -> Trained:
-    """What `plus` is without adapters: regressions on what the frozen backbone makes of the texts."""
-    learner = OwnLearner({"preset": "plus"}, setting, cell)
-    assert learner.model.heads is not None
-    learner.model.heads.wide_weight.data.zero_()
-    train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
-    learner.prepare_features([*train, *validation])
-    started = time.monotonic()
-    learner.fit_text_heads(train, validation)
-    seconds = time.monotonic() - started
-    scores = task_scores(learner.tasks, validation, learner.answers(validation))
-    trained = trainable_numbers(learner.model.heads)
-    return Trained(
-        validation=sum(scores.values()) / len(scores),
-        test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test))),
-        trainable=trained,
-        trainable_per_task=trained / len(cell.tasks),
-        bytes_per_task=learner.bytes_of(("heads.",)) / len(cell.tasks),
-        steps=0,
-        seconds=seconds,
-    )
-
-
-class OwnLearner(Learner):
+class OwnLearner(TextHeadsLearner):
     """A model of this library, fed with cached states."""
 
     def __init__(self, settings: dict[str, Any], setting: Setting, cell: Cell) -> None:
@@ -104,6 +128,7 @@ class OwnLearner(Learner):
         config = parse(ModelConfig, {**shared, **settings})
         lengths = Lengths(input=setting.max_length)
         self.model = HyperAdapterModel(frozen_copy(setting.backbone), self.tasks, config, lengths=lengths)
+        self.model.tokenizer = setting.texts.tokenizer
         assert self.model.heads is not None
         set_target_scales(self.model.heads, cell.tasks)
         self._texts, self._states, self._head_features = setting.texts, setting.states, setting.head_features
@@ -155,15 +180,16 @@ class OwnLearner(Learner):
         return self._run(examples).logits
 
     @torch.no_grad()
-    def fit_text_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Finish the heads as `hyperadapters.train` does, with cached features."""
-        logits: dict[int, Tensor] = {}
-        self.eval()
-        for rows in batches_by_length(validation, EVAL_BATCH_SIZE):
-            logits.update(zip(rows, self.logits([validation[row] for row in rows]).cpu(), strict=True))
-        checked = HeadRows(validation, self._features(validation), [logits[row] for row in range(len(validation))])
-        fitted_to = regression_examples(self.model, train)
-        set_text_heads(self.model, HeadRows(fitted_to, self._features(fitted_to)), checked)
+    def start_from(self, shared: OwnLearner) -> None:
+        """Begin with the heads and the adapter of another learner, which has one for all tasks."""
+        mine, theirs = (learner.model.method.learned_adapters for learner in (self, shared))
+        for name, parameter in mine.named_parameters():
+            parameter.copy_(theirs.get_parameter(name).expand_as(parameter))
+        self.model.heads.load_state_dict(shared.model.heads.state_dict())
+
+    def set_text_heads(self, fitted_to: HeadRows, validation: HeadRows) -> None:
+        """Replace the heads."""
+        set_text_heads(self.model, fitted_to, validation)
         self._reads_texts = True
 
     @torch.no_grad()
@@ -187,23 +213,8 @@ class OwnLearner(Learner):
 
     def _frozen(self, examples: Sequence[Example]) -> FrozenOutput:
         hidden, mask = self._states.batch(examples)
-        features = torch.stack(self._features(examples)).to(hidden.device) if self._reads_texts else None
+        features = torch.stack(self._head_features.of(examples)).to(hidden.device) if self._reads_texts else None
         return FrozenOutput(hidden, masked_mean(hidden, mask), features)
-
-    def _features(self, examples: Sequence[Example]) -> list[Tensor]:
-        """What heads that read texts read of each example [F]; computed once for all arms."""
-        self.prepare_features(examples)
-        return [self._head_features[key_of(example)] for example in examples]
-
-    @torch.no_grad()
-    def prepare_features(self, examples: Sequence[Example]) -> None:
-        """Compute what heads that read texts read, for those examples of which it is not known yet."""
-        missing = missing_from(self._head_features, examples)
-        for rows in batches_by_length(missing, EVAL_BATCH_SIZE):
-            batch = [missing[row] for row in rows]
-            is_pair = [example.text_pair is not None for example in batch]
-            found = self.model.head_features(self._texts.batch(batch), torch.empty(0), is_pair)
-            self._head_features.update(zip(map(key_of, batch), found.cpu(), strict=True))
 
     def _task_ids(self, examples: Sequence[Example]) -> Tensor:
         return torch.tensor([example.task_id for example in examples], device=self._texts.device)
