@@ -10,27 +10,14 @@ import torch
 
 from hyperadapters.config import ModelConfig
 
-LEARNING_RATE = 3e-4
-"""Default learning rate of a model without a common adapter."""
-COMMON_LEARNING_RATE = 1e-3
-"""Default learning rate of a model with a common adapter. It is the rate of this adapter and of the shared ones."""
 RETRIEVER_LEARNING_RATE = 3e-3
 """Default learning rate of the retriever and the prototypes of a model with a common adapter."""
-HYPERNETWORK_FACTOR = 0.02
-"""Default learning rate of a hypernetwork with a common adapter, divided by the learning rate. Each generated weight
-moves with all weights of a row of a head, so that at the rate of an adapter the generated part would fit the training
-rows of each task within a few dozen steps."""
+HYPERNETWORK_LEARNING_RATE = 2e-5
+"""Default learning rate of a hypernetwork with a common adapter, except for this adapter. A generated weight is a sum
+over the elements of a code, so that it moves with many weights at once. At the rate of an adapter, the generated part
+would fit the training rows of each task within a few dozen steps."""
 DIRECTIONS_LEARNING_RATE = 1e-2
 """Default for heads that read normalised vectors. Hidden states are longer, for example by a factor of 7 on MiniLM."""
-
-
-def default_learning_rate(config: ModelConfig) -> float:
-    """Return the default of the setting `learning_rate` for a model.
-
-    Args:
-        config: Settings of the model with all defaults resolved.
-    """
-    return COMMON_LEARNING_RATE if config.common_adapter else LEARNING_RATE
 
 
 def learning_rates(
@@ -50,7 +37,7 @@ def learning_rates(
         retriever_learning_rate: Learning rate of the retriever and, with a common adapter, of the prototypes. Default:
             `RETRIEVER_LEARNING_RATE` with a common adapter, otherwise `learning_rate`.
         hypernetwork_learning_rate: Learning rate of the hypernetwork, except for its common adapter. Default:
-            `HYPERNETWORK_FACTOR` times `learning_rate` with a common adapter, otherwise `learning_rate`.
+            `HYPERNETWORK_LEARNING_RATE` with a common adapter, otherwise `learning_rate`.
 
     Returns:
         Learning rates by the beginning of the names of the parameters, of which the first that matches applies.
@@ -69,7 +56,7 @@ def learning_rates(
         "method.retriever.": retriever,
         "method.prototypes.": retriever,  # the contrastive losses train them together with the retriever
         "method.hypernetwork.common.": learning_rate,
-        "method.hypernetwork.": hypernetwork_learning_rate or HYPERNETWORK_FACTOR * learning_rate,
+        "method.hypernetwork.": hypernetwork_learning_rate or HYPERNETWORK_LEARNING_RATE,
         "": learning_rate,
     }
 

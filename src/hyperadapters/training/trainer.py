@@ -31,7 +31,7 @@ from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.arguments import TrainingArguments, settings_without_effect
 from hyperadapters.training.evaluation import Evaluation, evaluate, score_predictions
-from hyperadapters.training.optimizers import OfficialAdamW, default_learning_rate, learning_rates
+from hyperadapters.training.optimizers import OfficialAdamW, learning_rates
 from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
 from hyperadapters.training.text_heads import check_not_fitted, fit_text_heads
 
@@ -173,7 +173,7 @@ class Trainer(transformers.Trainer):
         callbacks = [_Finish(self), *(callbacks or ())]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
-        own_args = _adjusted(args, model, bool(eval_examples))
+        own_args = _adjusted(args, bool(eval_examples))
         own_args.label_smoothing_factor = 0.0  # The Trainer would need a transformers config otherwise.
         super().__init__(
             model=model,
@@ -312,7 +312,6 @@ class Trainer(transformers.Trainer):
         """
         if self.optimizer is None:
             args = self.args
-            assert args.learning_rate is not None  # see `_adjusted`
             rates = learning_rates(
                 self.model.adapter_config,
                 args.learning_rate,
@@ -574,11 +573,9 @@ class Trainer(transformers.Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def _adjusted(args: TrainingArguments, model: HyperAdapterModel, has_eval_data: bool) -> TrainingArguments:
-    """Return a copy of the settings with a learning rate, and without evaluation if there are no data for it."""
+def _adjusted(args: TrainingArguments, has_eval_data: bool) -> TrainingArguments:
+    """Return a copy of the settings, without evaluation if there are no data for it."""
     adjusted = copy.copy(args)
-    if args.learning_rate is None:
-        adjusted.learning_rate = default_learning_rate(model.adapter_config)
     if not has_eval_data:
         adjusted.eval_strategy, adjusted.do_eval = IntervalStrategy.NO, False
         adjusted.load_best_model_at_end, adjusted.metric_for_best_model = False, None
