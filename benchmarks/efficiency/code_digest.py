@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parents[1] / "src" / "hyperadapters"
 FOLDERS = ("backbones", "config", "core", "data", "fewshot", "heads", "inference", "methods", "model", "training")
 """Parts of the package that compute something; not the command line, checkpoints, reports and exports."""
-READERS = ("document_tables.py", "figures.py", "leakage_tables.py", "summary.py")
+READERS = ("document_tables.py", "figures.py", "leakage_tables.py", "summary.py", "transfer_tables.py")
 """Modules beside this one that only read the rows."""
 DIGITS = 12
 
