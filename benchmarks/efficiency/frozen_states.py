@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from hyperadapters.backbones.text_features import sequence_rows
 from hyperadapters.data.examples import Example
 from hyperadapters.inference.batches import batches_by_length
 
@@ -64,6 +65,7 @@ class States:
         self._prefix = with_layers(backbone, 0, first_layer).eval()
         self._texts = texts
         self._known: dict[Key, Tensor] = {}
+        self._known_texts: dict[tuple[Key, int], Tensor] = {}
 
     @torch.no_grad()
     def prepare(self, examples: Sequence[Example]) -> None:
@@ -75,6 +77,26 @@ class States:
             lengths = inputs["attention_mask"].sum(dim=1).tolist()
             for row, states, length in zip(rows, hidden, lengths, strict=True):
                 self._known[key_of(missing[row])] = states[:length].clone()
+
+    @torch.no_grad()
+    def of_sequences(self, examples: Sequence[Example], sequences: Mapping[str, Tensor]) -> Tensor:
+        """Hidden states of the texts of examples, each by itself, zeros where padded [R, S, d].
+
+        Args:
+            examples: B examples.
+            sequences: those of `HyperAdapterModel.sequences` for them.
+        """
+        rows = sequence_rows(sequences)
+        owners = list(range(len(examples))) if rows is None else rows.tolist()
+        keys = [(key_of(examples[row]), int(place >= len(examples))) for place, row in enumerate(owners)]
+        missing = [place for place, key in enumerate(keys) if key not in self._known_texts]
+        lengths = sequences["attention_mask"].sum(dim=1)
+        if missing:
+            longest = int(lengths[missing].max())
+            inputs = {name: sequences[name][missing, :longest] for name in ("input_ids", "attention_mask")}
+            for place, states in zip(missing, self._prefix(**inputs).last_hidden_state, strict=True):
+                self._known_texts[keys[place]] = states[: int(lengths[place])].clone()
+        return pad_sequence([self._known_texts[key] for key in keys], True)
 
     def batch(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Hidden states, zeros where padded [B, S, d], and the attention mask [B, S]."""

@@ -23,13 +23,14 @@ from efficiency.text_heads import TextHeadsLearner
 from efficiency.training_loop import EVAL_BATCH_SIZE, HEAD_LEARNING_RATE, Fit, fit, task_scores
 from hyperadapters import HyperAdapterModel
 from hyperadapters.backbones.passes import FrozenOutput
+from hyperadapters.backbones.text_features import mean_of_texts
 from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.config import Lengths, ModelConfig, parse
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.model.output import HyperAdapterOutput
-from hyperadapters.training.optimizers import DIRECTIONS_LEARNING_RATE
+from hyperadapters.training.optimizers import learning_rates
 from hyperadapters.training.text_heads import HeadRows, set_text_heads
 
 ADAPTER_DIM = 32
@@ -157,14 +158,14 @@ class OwnLearner(TextHeadsLearner):
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Heads and a retriever that only contrasts have rates of their own."""
-        wide = self.model.adapter_config.head_inputs != "adapted"
-        rates = {"heads.": DIRECTIONS_LEARNING_RATE if wide else HEAD_LEARNING_RATE}
-        if self.model.method.can_route:
-            rates["method.retriever."] = RETRIEVER_LEARNING_RATE
+        config = self.model.adapter_config
+        heads = HEAD_LEARNING_RATE if config.head_inputs == "adapted" else None
+        retriever = RETRIEVER_LEARNING_RATE if self.model.method.can_route else None
+        rates = learning_rates(config, rate, heads, retriever)
         groups = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                own_rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), rate)
+                own_rate = next(rate for prefix, rate in rates.items() if name.startswith(prefix))
                 groups.append({"params": [parameter], "lr": own_rate})
         return groups
 
@@ -212,6 +213,10 @@ class OwnLearner(TextHeadsLearner):
         return output
 
     def _frozen(self, examples: Sequence[Example]) -> FrozenOutput:
+        if self.model.adapter_config.separates_texts:
+            sequences = self.model.sequences(self._texts.batch(examples))
+            hidden = self._states.of_sequences(examples, sequences)
+            return FrozenOutput(hidden, mean_of_texts(masked_mean(hidden, sequences["attention_mask"]), sequences))
         hidden, mask = self._states.batch(examples)
         features = torch.stack(self._head_features.of(examples)).to(hidden.device) if self._reads_texts else None
         return FrozenOutput(hidden, masked_mean(hidden, mask), features)
