@@ -10,7 +10,7 @@ from typing import Any
 from efficiency import finetuning_baselines, text_heads
 from efficiency.experiment import Cell, Setting, Trained
 from efficiency.finetuning_baselines import train_alone, train_shared
-from efficiency.library_methods import train_own, train_shared_then_task, train_text_heads
+from efficiency.library_methods import train_heads_alone, train_own, train_shared_then_task
 from efficiency.linear_probe import train_probe
 from efficiency.setfit_arm import train_setfit
 
@@ -37,10 +37,9 @@ class Arm:
 LORA_RATE = 3e-3
 ADAPTER_RATE = 1e-3
 HYPERNETWORK_RATE = 1e-4
+PLUS_RATE = 3e-4
 PUBLISHED_RATE = 3e-5
 """Of the published network of PHA, and of HyperFormer."""
-
-LORA32 = partial(finetuning_baselines.lora, rank=32)
 
 
 def own(rate: float, **settings: Any) -> Arm:
@@ -49,8 +48,13 @@ def own(rate: float, **settings: Any) -> Arm:
 
 
 def own_texts(rate: float, **settings: Any) -> Arm:
-    """The same with heads that also read texts."""
+    """The same with the heads of `plus`."""
     return own(rate, **text_heads.SETTINGS, **settings)
+
+
+def plus(**settings: Any) -> Arm:
+    """The preset `plus` with some settings of its own."""
+    return own(PLUS_RATE, preset="plus", **settings)
 
 
 ARMS = {
@@ -61,9 +65,9 @@ ARMS = {
     "adapter_shared": own(ADAPTER_RATE, method="shared_adapter"),
     "hyperformer": own(PUBLISHED_RATE, method="hyperformer"),
     "hyperdecoder": own(HYPERNETWORK_RATE, method="hyperdecoder"),
-    "lora_task_texts": Arm(partial(train_alone, finetuning_baselines.lora, text_heads=True), LORA_RATE),
-    "lora_shared_texts": Arm(partial(train_shared, finetuning_baselines.lora, text_heads=True), LORA_RATE),
-    "lora32_shared_texts": Arm(partial(train_shared, LORA32, text_heads=True), LORA_RATE),
+    "lora_task_texts": own_texts(LORA_RATE, method="task_adapter", form="lora"),
+    "lora_shared_texts": own_texts(LORA_RATE, method="shared_adapter", form="lora"),
+    "lora32_shared_texts": own_texts(LORA_RATE, method="shared_adapter", form="lora", lora_rank=32, lora_alpha=64.0),
     "adapter_task_texts": own_texts(ADAPTER_RATE, method="task_adapter"),
     "adapter_shared_texts": own_texts(ADAPTER_RATE, method="shared_adapter"),
     "adapter_shared_then_task_texts": Arm(partial(train_shared_then_task, text_heads.SETTINGS), ADAPTER_RATE),
@@ -71,13 +75,18 @@ ARMS = {
     "hyperdecoder_texts": own_texts(HYPERNETWORK_RATE, method="hyperdecoder"),
     "pha_texts": own_texts(PUBLISHED_RATE, preset="paper"),
     "pha": own(PUBLISHED_RATE, preset="paper"),
-    "plus": own(HYPERNETWORK_RATE, preset="plus"),
-    "plus_no_orthogonal": own(HYPERNETWORK_RATE, preset="plus", codes="trunk"),
-    "plus_no_texts": own(HYPERNETWORK_RATE, preset="plus", head_inputs="adapted"),
-    "plus_no_names": own(HYPERNETWORK_RATE, preset="plus", label_names=False),
-    "plus_no_contrast": own(HYPERNETWORK_RATE, preset="plus", contrast="none"),
-    "plus_no_hypernetwork": own(ADAPTER_RATE, preset="plus", method="task_adapter"),
-    "plus_no_adapters": Arm(train_text_heads, in_layers=False),
+    "former_plus": own(HYPERNETWORK_RATE, preset="paper", codes="orthogonal", **text_heads.FROZEN_SETTINGS),
+    "adapter_shared_frozen_texts": own(ADAPTER_RATE, method="shared_adapter", **text_heads.FROZEN_SETTINGS),
+    "plus": plus(),
+    "plus_no_common": plus(common_adapter=False),
+    "plus_no_texts": plus(head_inputs="adapted"),
+    "plus_no_names": plus(label_names=False),
+    "plus_no_contrast": plus(contrast="none"),
+    "plus_no_related": Arm(partial(train_own, {"preset": "plus"}, heads="own"), PLUS_RATE),
+    "plus_no_refit": Arm(partial(train_own, {"preset": "plus"}, heads="trained"), PLUS_RATE),
+    "plus_no_hypernetwork": own_texts(PLUS_RATE, method="task_adapter"),
+    "plus_no_prototypes": own_texts(PLUS_RATE, method="shared_adapter"),
+    "plus_no_adapters": Arm(train_heads_alone, in_layers=False),
     "pha_no_instance": own(PUBLISHED_RATE, preset="paper", contrast="prototype"),
     "pha_no_prototype": own(PUBLISHED_RATE, preset="paper", contrast="instance"),
     "pha_no_contrast": own(PUBLISHED_RATE, preset="paper", contrast="none"),

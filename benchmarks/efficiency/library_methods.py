@@ -7,9 +7,10 @@ that were computed once, whereas a Trainer computes those of its own model.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,28 +32,33 @@ from hyperadapters.data.examples import Example
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.model.output import HyperAdapterOutput
 from hyperadapters.training.optimizers import learning_rates
-from hyperadapters.training.text_heads import HeadRows, set_text_heads
+from hyperadapters.training.text_heads import HeadRows, regression_examples, set_adapted_heads, set_text_heads
 
 ADAPTER_DIM = 32
 RETRIEVER_LEARNING_RATE = 3e-3
 """Of a retriever that only the contrastive losses train, as in the recipes."""
+FittedHeads = Literal["related", "own", "trained"]
 COUNTED_BY_TASK = ("method.prototypes.", "heads.")
 """Parts of which every task has its share."""
 
 
-def train_own(settings: dict[str, Any], setting: Setting, cell: Cell, rate: float) -> Trained:
+def train_own(
+    settings: dict[str, Any], setting: Setting, cell: Cell, rate: float, heads: FittedHeads = "related"
+) -> Trained:
     """Train a `HyperAdapterModel`.
 
     Args:
         settings: of `ModelConfig`, on top of those that all arms of this library share.
         setting: the backbone, the cached states below `first_layer`, and the budgets.
         cell: the tasks with their rows, and the seed.
-        rate: learning rate of what is neither head nor retriever.
+        rate: learning rate of what has no rate of its own.
+        heads: how heads that read adapted texts are fitted after training: "related" as `plus` does, "own" each to the
+            rows of its task alone, "trained" not at all.
     """
     torch.manual_seed(cell.seed)
     learner = OwnLearner(settings, setting, cell)
     found = _fit(learner, setting, cell, setting.budget(cell).steps, rate)
-    return _trained(learner, cell, _finish(learner, setting, cell, found))
+    return _trained(learner, cell, _finish(learner, setting, cell, found, heads))
 
 
 def train_shared_then_task(settings: dict[str, Any], setting: Setting, cell: Cell, rate: float) -> Trained:
@@ -71,11 +77,11 @@ def train_shared_then_task(settings: dict[str, Any], setting: Setting, cell: Cel
     return _trained(learner, cell, _finish(learner, setting, cell, found))
 
 
-def train_text_heads(setting: Setting, cell: Cell, rate: float | None) -> Trained:
-    """What arms whose heads read texts are without adapters: regressions on what the backbone makes of the texts."""
+def train_heads_alone(setting: Setting, cell: Cell, rate: float | None) -> Trained:
+    """Heads on what the frozen backbone makes of each text: those of `plus` without any adapter."""
     learner = OwnLearner({"method": "shared_adapter", **text_heads.SETTINGS}, setting, cell)
-    assert learner.model.heads is not None
-    learner.model.heads.wide_weight.data.zero_()
+    for adapter in learner.model.method.parameters():
+        adapter.data.zero_()
     found = _finish(learner, setting, cell, Fit({}, steps=0, seconds=0.0))
     trained = trainable_numbers(learner.model.heads)
     return replace(
@@ -93,12 +99,23 @@ def _fit(learner: OwnLearner, setting: Setting, cell: Cell, steps: int, rate: fl
     return fit(learner, train, validation, lengths, budget, steps, budget.batch_size, rate, cell.seed)
 
 
-def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit) -> Fit:
+def _finish(
+    learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads: FittedHeads = "related"
+) -> Fit:
     """Fit heads that read texts, where the learner has such heads."""
-    config = learner.model.adapter_config
-    if config.head_inputs == "adapted":
+    model, config = learner.model, learner.model.adapter_config
+    if config.head_inputs == "adapted" or heads == "trained":
         return found
     train, validation = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
+    if config.separates_texts:
+        started = time.monotonic()
+        rows = learner.head_rows(regression_examples(model, train))
+        if heads == "related":
+            set_adapted_heads(model, rows)
+        else:
+            model.task_table.set_heads([fit_related_heads([of_task])[0] for of_task in task_rows(model.tasks, rows)])
+        scores = task_scores(learner.tasks, validation, learner.answers(validation))
+        return replace(found, scores=scores, seconds=found.seconds + time.monotonic() - started)
     return text_heads.fit_text_heads(
         learner, setting.head_features, train, validation, found, label_names=config.label_names
     )
@@ -187,6 +204,17 @@ class OwnLearner(TextHeadsLearner):
         for name, parameter in mine.named_parameters():
             parameter.copy_(theirs.get_parameter(name).expand_as(parameter))
         self.model.heads.load_state_dict(shared.model.heads.state_dict())
+
+    @torch.no_grad()
+    def head_rows(self, examples: Sequence[Example]) -> HeadRows:
+        """What the heads read of examples, with the adapters of their tasks."""
+        found: dict[int, Tensor] = {}
+        self.eval()
+        for rows in batches_by_length(examples, EVAL_BATCH_SIZE):
+            batch = [examples[row] for row in rows]
+            inputs = self._texts.batch(batch), self._task_ids(batch)
+            found.update(zip(rows, self.model.head_inputs(*inputs, frozen_output=self._frozen(batch)).cpu(), strict=True))
+        return HeadRows(examples, [found[row] for row in range(len(examples))])
 
     def set_text_heads(self, fitted_to: HeadRows, validation: HeadRows) -> None:
         """Replace the heads."""

@@ -33,6 +33,7 @@ NAMES = {
     "lora32_shared": "LoRA of rank 32, shared",
     "adapter_task": "adapter, per task",
     "adapter_shared": "adapter, shared",
+    "adapter_shared_frozen": "adapter, shared, frozen",
     "adapter_shared_then_task": "adapter, shared, then per task",
     "ia3_task": "IA3, per task",
     "ln_task": "LayerNorm, per task",
@@ -41,12 +42,13 @@ NAMES = {
     "hyperformer": "HyperFormer++ style",
     "hyperdecoder": "Hyperdecoder style",
     "pha": "PHA",
+    "former_plus": "former PHA+",
     "plus": "PHA+",
 }
 """The main arms in the order of the tables, with their names. Those whose heads also read texts are called `ARM_texts`,
 and ablations `ARM_no_SOMETHING`."""
 
-WITHOUT_PROTOTYPES = ("plus_no_adapters", "plus_no_hypernetwork")
+WITHOUT_PROTOTYPES = ("plus_no_adapters", "plus_no_hypernetwork", "plus_no_prototypes")
 """Ablations that stand among the main arms: what the heads of PHA+ read is worth without its prototypes."""
 
 CONTROL = "_all_layers"
