@@ -89,7 +89,9 @@ class ModelConfig(StrictModel):
             are nearly orthogonal at first.
         head_inputs: Inputs of the heads of trained tasks: "adapted" (default) for the mean of the last hidden states;
             "pair_features" for this and the features of the frozen backbone for each text, and a comparison of the two
-            texts of a pair; or "text_features" for the same without the comparison. For encoder backbones.
+            texts of a pair; "text_features" for the same without the comparison; or "adapted_texts" for the directions
+            of the mean last hidden states of each text, and a comparison of the two texts of a pair, where each text
+            passes through the adapted backbone as a sequence of its own. For encoder backbones.
         label_names: If True, the name of a label is an additional example of it in classification tasks with single
             texts, for the head weights that are fitted to features of the frozen backbone and for new tasks. For
             encoder backbones. Default: False.
@@ -115,7 +117,7 @@ class ModelConfig(StrictModel):
     contrastive_weight: Float = Field(0.1, ge=0)
     contrast: Literal["both", "instance", "prototype", "none"] = "both"
     codes: Literal["trunk", "orthogonal"] = "trunk"
-    head_inputs: Literal["adapted", "text_features", "pair_features"] = "adapted"
+    head_inputs: Literal["adapted", "text_features", "pair_features", "adapted_texts"] = "adapted"
     label_names: bool = False
 
     @model_validator(mode="before")
@@ -124,6 +126,11 @@ class ModelConfig(StrictModel):
         if not isinstance(values, dict):
             return values
         return {**PRESETS.get(str(values.get("preset")), {}), **values}
+
+    @property
+    def separates_texts(self) -> bool:
+        """Whether each text of a pair passes through the adapted backbone as a sequence of its own."""
+        return self.head_inputs == "adapted_texts"
 
     @property
     def lora_scale(self) -> float:

@@ -27,13 +27,27 @@ Route = Literal["nearest", "soft"]
 ROUTES = ("nearest", "soft")
 
 
+class Assignment(NamedTuple):
+    """The tasks of a batch, and which adapter each of its rows gets.
+
+    Attributes:
+        task_ids: Id of the task of each row [B].
+        weights: Adapters [L, U, ...].
+        adapters: Adapter of each row [B], as an index from 0 to U - 1. Every adapter has at least one row.
+    """
+
+    task_ids: Tensor
+    weights: AdapterWeights
+    adapters: Tensor
+
+
 class Selection(NamedTuple):
     """The tasks and the adapters of a batch.
 
     Attributes:
         task_ids: Id of the task of each row [B].
-        weights: Adapters of the groups of rows [L, G, ...].
-        grouping: Assignment of the rows to groups.
+        weights: Adapters of the groups of sequences [L, G, ...].
+        grouping: Assignment of the sequences to groups.
     """
 
     task_ids: Tensor
@@ -78,7 +92,13 @@ class Method(nn.Module, ABC):
         """
         return None
 
-    def select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route = "nearest") -> Selection:
+    def select(
+        self,
+        task_ids: Tensor | None,
+        instances: Tensor | None,
+        route: Route = "nearest",
+        rows: Tensor | None = None,
+    ) -> Selection:
         """Select the task of each row and its adapters.
 
         Args:
@@ -86,9 +106,11 @@ class Method(nn.Module, ABC):
             instances: Result of `instance_vectors` [B, p].
             route: Adapters of the rows if `task_ids` is None. "nearest" (default) uses those of the most similar task,
                 "soft" generates them from a mixture of the prototypes, weighted by similarity.
+            rows: Row of each sequence [R] that passes through the backbone, where every row has at least one sequence.
+                Default: row i is sequence i.
 
         Returns:
-            Tasks and adapters of the rows.
+            Tasks of the rows, and adapters of the sequences.
 
         Raises:
             TaskError: `route` is unknown, or rows have no task and the method cannot route.
@@ -97,11 +119,15 @@ class Method(nn.Module, ABC):
             raise TaskError(unknown_name("route", route, ROUTES))
         if task_ids is None:
             self.check_can_route()
-        return self._select(task_ids, instances, route)
+        selected, weights, adapters = self._select(task_ids, instances, route)
+        grouping = Grouping.of(adapters if rows is None else adapters[rows], weights.num_tasks)
+        if len(grouping.tasks) > weights.num_tasks:
+            weights = weights.tasks(grouping.tasks)
+        return Selection(selected, weights, grouping)
 
     @abstractmethod
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
-        """Implement `select`, with checked arguments."""
+    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Assignment:
+        """Select the task and the adapter of each row. The arguments are those of `select`, and have been checked."""
 
     def adapters(self, task_ids: Tensor) -> AdapterWeights:
         """Compute the adapters of tasks.
@@ -163,16 +189,13 @@ class Method(nn.Module, ABC):
         finally:
             self._adapter_source = before
 
-    def _of_tasks(self, task_ids: Tensor) -> Selection:
+    def _of_tasks(self, task_ids: Tensor) -> Assignment:
         """Give each row the adapters of its task, generated once for each distinct task of the batch."""
-        distinct, rows = task_ids.unique(return_inverse=True)
-        weights, grouping = (self._adapter_source or self.adapters)(distinct), Grouping.of(rows, len(distinct))
-        if len(grouping.tasks) > len(distinct):
-            weights = weights.tasks(grouping.tasks)
-        return Selection(task_ids, weights, grouping)
+        distinct, adapters = task_ids.unique(return_inverse=True)
+        return Assignment(task_ids, (self._adapter_source or self.adapters)(distinct), adapters)
 
 
-def select_by_row(task_ids: Tensor, weights: AdapterWeights) -> Selection:
+def select_by_row(task_ids: Tensor, weights: AdapterWeights) -> Assignment:
     """Give each row an adapter of its own.
 
     Args:
@@ -180,10 +203,9 @@ def select_by_row(task_ids: Tensor, weights: AdapterWeights) -> Selection:
         weights: Adapter of each row [L, B, ...].
 
     Returns:
-        Selection of B groups with one row each.
+        Assignment of B adapters to one row each.
     """
-    rows = torch.arange(weights.num_tasks, device=task_ids.device)
-    return Selection(task_ids, weights, Grouping.of(rows, len(rows)))
+    return Assignment(task_ids, weights, torch.arange(weights.num_tasks, device=task_ids.device))
 
 
 def make_hypernetwork(config: ModelConfig, num_layers: int, tensors: Sequence[AdapterTensor]) -> Hypernetwork:

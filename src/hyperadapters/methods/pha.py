@@ -23,7 +23,7 @@ from hyperadapters.core import (
     instance_contrastive_loss,
     prototype_contrastive_loss,
 )
-from hyperadapters.methods.base import Method, Route, Selection, make_hypernetwork, select_by_row
+from hyperadapters.methods.base import Assignment, Method, Route, make_hypernetwork, select_by_row
 
 
 class PHA(Method):
@@ -74,7 +74,7 @@ class PHA(Method):
         instances: Tensor = self.retriever(features)
         return instances
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
+    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Assignment:
         if task_ids is not None:
             return self._of_tasks(task_ids)
         assert instances is not None
