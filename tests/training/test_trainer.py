@@ -582,7 +582,7 @@ def test_models_without_such_heads_have_nothing_to_fit() -> None:
             warnings.simplefilter("error", UnfittedHeadsWarning)
             model.predict(["red w1"], task="colour")
         with pytest.raises(
-            TaskError, match=r"expected a model whose heads read frozen features.*no heads need to be fitted"
+            TaskError, match=r"expected a model whose heads read features of the texts.*no heads need to be fitted"
         ):
             model.fit_heads(make_data())
 

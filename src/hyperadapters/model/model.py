@@ -831,11 +831,11 @@ class HyperAdapterModel(nn.Module):
     def fit_heads(
         self, train_data: Mapping[str, Any], eval_data: Mapping[str, Any] | None = None, batch_size: int = 64
     ) -> None:
-        """Fit the heads of a trained model to features of its frozen backbone.
+        """Fit the heads of a trained model to the features of texts by regularised regressions.
 
         This is the last step of training if heads read such features, as with the preset "plus" (`head_inputs` other
         than "adapted"). `Trainer.train` calls it. Call it at the end of a training loop of your own, because otherwise
-        the heads only read the adapted hidden states.
+        the heads only read the adapted hidden states, or remain those of the training loop with "adapted_texts".
 
         The arguments and errors are those of `training.text_heads.fit_heads`.
         """

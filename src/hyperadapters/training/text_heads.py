@@ -1,8 +1,14 @@
-"""Fitting of heads that also read frozen text features (`head_inputs` "text_features" or "pair_features").
+"""Fitting of heads that read features of the texts, which is the last step of training (`head_inputs` except "adapted").
 
-While the adapters are trained, heads read the adapted hidden states only. Afterwards, a regularised regression is
-fitted for each task to the frozen features of its training rows (see `heads.regression.fit_feature_head`). The logits
-of the task are then a weighted sum of the logits of the regression and of the trained head. Their weights, called
+Heads that read adapted texts (`head_inputs` "adapted_texts") are trained together with the adapters. Afterwards, they
+are replaced by regularised regressions on the adapted features of all training rows, where tasks with the same labels
+learn from each other (see `heads.regression.fit_related_heads`). A head that is trained by gradient descent on few rows
+fits them exactly; the regression generalises better.
+
+The other heads also read frozen text features (`head_inputs` "text_features" or "pair_features"). While the adapters
+are trained, these heads read the adapted hidden states only. Afterwards, a regularised regression is fitted for each
+task to the frozen features of its training rows (see `heads.regression.fit_feature_head`). The logits of the task are
+then a weighted sum of the logits of the regression and of the trained head. Their weights, called
 shares, are chosen on the validation rows: with few rows the regression is usually better, and with many rows the
 adapted hidden states improve on it. The sum is stored as one linear head.
 """
@@ -22,7 +28,7 @@ from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.data.memory import read_train_and_eval_data
 from hyperadapters.errors import TaskError, check_int
-from hyperadapters.heads.regression import fit_feature_head, minimize
+from hyperadapters.heads.regression import TaskRows, fit_feature_head, fit_related_heads, minimize
 from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
@@ -43,7 +49,8 @@ class HeadRows:
 
     Attributes:
         examples: N examples with task ids and targets.
-        features: Frozen features of each row, of shape [F], as returned by `HyperAdapterModel.head_features`.
+        features: Features of each row, of shape [F]: the adapted ones of `HyperAdapterModel.head_inputs` if the heads
+            read adapted texts, otherwise the frozen ones of `HyperAdapterModel.head_features`.
         logits: Logits of each row from the trained model, of shape [C] or longer if other tasks have more labels.
             They are empty for rows that only the regressions are fitted to.
     """
@@ -91,24 +98,28 @@ class HeadRows:
 def fit_text_heads(
     model: HyperAdapterModel, train: Sequence[Example], validation: Sequence[Example], batch_size: int = 64
 ) -> None:
-    """Fit the heads of a trained model to the frozen text features.
+    """Fit the heads of a trained model to the features of the texts.
 
     Args:
         model: Trained model with `head_inputs` other than "adapted". Its heads are replaced.
         train: Training examples of all tasks, with task ids and targets.
-        validation: Validation examples, with task ids and targets. A task without any gets `SHARES_UNCHECKED`.
+        validation: Validation examples, with task ids and targets. A task without any gets `SHARES_UNCHECKED`. They
+            have no effect on heads that read adapted texts.
         batch_size: Number of examples in a forward pass.
 
     Raises:
         DataError: If a label of a task has no training example.
         NotFiniteError: If the features of an example are not finite.
-        ValueError: If the heads of the model have been fitted already, so that the logits of the trained heads can no
-            longer be separated from those of the regressions.
+        ValueError: If the heads of the model read frozen features and have been fitted already, so that the logits of
+            the trained heads can no longer be separated from those of the regressions.
     """
     assert model.heads is not None
+    rows = regression_examples(model, train)
+    if model.adapter_config.separates_texts:
+        set_adapted_heads(model, _adapted_rows(model, rows, batch_size))
+        return
     check_not_fitted(model.heads)
     checked = _head_rows(model, validation, batch_size, with_logits=True)
-    rows = regression_examples(model, train)
     set_text_heads(model, _head_rows(model, rows, batch_size, with_logits=False), checked)
 
 
@@ -118,24 +129,25 @@ def fit_heads(
     eval_data: Mapping[str, Any] | None = None,
     batch_size: int = 64,
 ) -> None:
-    """Fit the heads of a trained model to the frozen text features of data in memory.
+    """Fit the heads of a trained model to the features of texts in memory.
 
     Args:
         model: Trained model. Its heads are replaced.
         train_data: Training data of all tasks, in any form that `Trainer` accepts.
         eval_data: Validation data of some or all tasks, in the same forms. A task without any gets `SHARES_UNCHECKED`.
+            They have no effect on heads that read adapted texts.
         batch_size: Number of rows in a forward pass. Default: 64.
 
     Raises:
         DataError: If a row is invalid or a label of a task has no training row. The message names the task and the row.
-        TaskError: If the heads of the model do not read frozen features, or a task is unknown.
+        TaskError: If the heads of the model do not read features of the texts, or a task is unknown.
         NotFiniteError: If the features of a row are not finite.
-        ValueError: If the heads of the model have been fitted already.
+        ValueError: If the heads of the model read frozen features and have been fitted already.
     """
     check_int("batch_size", batch_size, 1)
     if model.heads is None or model.adapter_config.head_inputs == "adapted":
         raise TaskError(
-            "expected a model whose heads read frozen features, as with the preset 'plus'; all parameters of this "
+            "expected a model whose heads read features of the texts, as with the preset 'plus'; all parameters of this "
             "model are trained together with the adapters, so no heads need to be fitted"
         )
     fit_text_heads(model, *read_train_and_eval_data(model.tasks, train_data, eval_data), batch_size)
@@ -168,6 +180,39 @@ def regression_examples(model: HyperAdapterModel, train: Sequence[Example]) -> l
         The training examples, followed by one example for the name of each label if the setting is True.
     """
     return [*train, *label_examples(model.tasks)] if model.adapter_config.label_names else list(train)
+
+
+@torch.no_grad()
+def _adapted_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int) -> HeadRows:
+    """Compute the adapted features of examples, each with the adapters of its task."""
+    features = [torch.empty(0)] * len(examples)
+    with model.lock, evaluating(model):
+        for rows in batches_by_length(examples, batch_size):
+            inputs = to_device(model.collator.inputs([examples[row] for row in rows]), device_of(model))
+            found = model.head_inputs(
+                inputs, torch.tensor([examples[row].task_id for row in rows], device=model.device)
+            )
+            numbers, what = [row + 1 for row in rows], "the output of the adapted backbone"
+            check_answers(model, found.isfinite().all(dim=1), [examples[row] for row in rows], numbers, what)
+            for row, of_row in zip(rows, found.cpu(), strict=True):
+                features[row] = of_row
+    return HeadRows(examples, features)
+
+
+@torch.no_grad()
+def set_adapted_heads(model: HyperAdapterModel, train: HeadRows) -> None:
+    """Fit the heads of a trained model to adapted features that have been computed already.
+
+    Args:
+        model: Trained model with `head_inputs` "adapted_texts". Its heads are replaced.
+        train: Rows of all tasks to fit the heads to.
+
+    Raises:
+        DataError: If a label of a task has no row.
+    """
+    by_task = zip(model.tasks, train.by_task(len(model.tasks)), strict=True)
+    data = [TaskRows(task, torch.stack(list(rows.features)).float(), rows.targets) for task, rows in by_task]
+    model.task_table.set_heads(fit_related_heads(data))
 
 
 @torch.no_grad()
