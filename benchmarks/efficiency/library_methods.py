@@ -29,10 +29,17 @@ from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.config import Lengths, ModelConfig, parse
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example
+from hyperadapters.heads.regression import fit_related_heads
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.model.output import HyperAdapterOutput
 from hyperadapters.training.optimizers import learning_rates
-from hyperadapters.training.text_heads import HeadRows, regression_examples, set_adapted_heads, set_text_heads
+from hyperadapters.training.text_heads import (
+    HeadRows,
+    regression_examples,
+    set_adapted_heads,
+    set_text_heads,
+    task_rows,
+)
 
 ADAPTER_DIM = 32
 RETRIEVER_LEARNING_RATE = 3e-3
@@ -99,9 +106,7 @@ def _fit(learner: OwnLearner, setting: Setting, cell: Cell, steps: int, rate: fl
     return fit(learner, train, validation, lengths, budget, steps, budget.batch_size, rate, cell.seed)
 
 
-def _finish(
-    learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads: FittedHeads = "related"
-) -> Fit:
+def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads: FittedHeads = "related") -> Fit:
     """Fit heads that read texts, where the learner has such heads."""
     model, config = learner.model, learner.model.adapter_config
     if config.head_inputs == "adapted" or heads == "trained":
@@ -213,7 +218,9 @@ class OwnLearner(TextHeadsLearner):
         for rows in batches_by_length(examples, EVAL_BATCH_SIZE):
             batch = [examples[row] for row in rows]
             inputs = self._texts.batch(batch), self._task_ids(batch)
-            found.update(zip(rows, self.model.head_inputs(*inputs, frozen_output=self._frozen(batch)).cpu(), strict=True))
+            found.update(
+                zip(rows, self.model.head_inputs(*inputs, frozen_output=self._frozen(batch)).cpu(), strict=True)
+            )
         return HeadRows(examples, [found[row] for row in range(len(examples))])
 
     def set_text_heads(self, fitted_to: HeadRows, validation: HeadRows) -> None:

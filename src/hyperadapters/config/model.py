@@ -15,7 +15,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 
-PRESETS = {"plus": {"codes": "orthogonal", "head_inputs": "pair_features", "label_names": True}}
+PRESETS = {"plus": {"common_adapter": True, "head_inputs": "adapted_texts", "label_names": True}}
 """For each preset, its settings that differ from the defaults."""
 
 
@@ -52,8 +52,8 @@ class ModelConfig(StrictModel):
         method: Source of the adapters: "pha" (default), or one of the methods that it is compared with (see
             docs/methods.md). Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
         preset: "paper"; "official", which reproduces the arithmetic of the released code (see docs/faithfulness.md); or
-            "plus", which changes the defaults of `codes`, `head_inputs` and `label_names` (see docs/plus.md). Default:
-            "plus" for encoder backbones with method "pha", "paper" otherwise.
+            "plus", which changes the defaults of `common_adapter`, `head_inputs` and `label_names` (see docs/plus.md).
+            Default: "plus" for encoder backbones with method "pha", "paper" otherwise.
         prototype_dim: Size p of a prototype, an instance vector, a layer embedding and a code of the hypernetwork.
             Default: 64.
         hidden_dim: Number of hidden units of the retriever and of the hypernetwork's trunk. Default: 128.

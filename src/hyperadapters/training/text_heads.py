@@ -1,4 +1,4 @@
-"""Fitting of heads that read features of the texts, which is the last step of training (`head_inputs` except "adapted").
+"""Fitting of heads that read features of the texts, the last step of training (`head_inputs` other than "adapted").
 
 Heads that read adapted texts (`head_inputs` "adapted_texts") are trained together with the adapters. Afterwards, they
 are replaced by regularised regressions on the adapted features of all training rows, where tasks with the same labels
@@ -147,8 +147,8 @@ def fit_heads(
     check_int("batch_size", batch_size, 1)
     if model.heads is None or model.adapter_config.head_inputs == "adapted":
         raise TaskError(
-            "expected a model whose heads read features of the texts, as with the preset 'plus'; all parameters of this "
-            "model are trained together with the adapters, so no heads need to be fitted"
+            "expected a model whose heads read features of the texts, as with the preset 'plus'; all parameters of "
+            "this model are trained together with the adapters, so no heads need to be fitted"
         )
     fit_text_heads(model, *read_train_and_eval_data(model.tasks, train_data, eval_data), batch_size)
 
@@ -210,9 +210,21 @@ def set_adapted_heads(model: HyperAdapterModel, train: HeadRows) -> None:
     Raises:
         DataError: If a label of a task has no row.
     """
-    by_task = zip(model.tasks, train.by_task(len(model.tasks)), strict=True)
-    data = [TaskRows(task, torch.stack(list(rows.features)).float(), rows.targets) for task, rows in by_task]
-    model.task_table.set_heads(fit_related_heads(data))
+    model.task_table.set_heads(fit_related_heads(task_rows(model.tasks, train)))
+
+
+def task_rows(tasks: Sequence[Task], rows: HeadRows) -> list[TaskRows]:
+    """Group rows by task, as `heads.regression.fit_related_heads` reads them.
+
+    Args:
+        tasks: Tasks of the model.
+        rows: Rows of all tasks, with adapted features.
+
+    Returns:
+        The rows of each task, in the order of the tasks.
+    """
+    by_task = zip(tasks, rows.by_task(len(tasks)), strict=True)
+    return [TaskRows(task, torch.stack(list(own.features)).float(), own.targets) for task, own in by_task]
 
 
 @torch.no_grad()
