@@ -16,8 +16,8 @@ from efficiency.training_loop import HEAD_LEARNING_RATE
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.heads.task_heads import TaskHeads
+from hyperadapters.training.optimizers import DIRECTIONS_LEARNING_RATE
 from hyperadapters.training.text_heads import HeadRows, fitted_heads
-from hyperadapters.training.trainer import DIRECTIONS_LEARNING_RATE
 
 Wrap = Callable[[Any], Any]
 
