@@ -1,4 +1,4 @@
-"""Fitting of heads that read features of the texts, which is the last step of training (`head_inputs` except "adapted").
+"""Fitting of heads that read features of the texts, as the last step of training (`head_inputs` except "adapted").
 
 Heads that read adapted texts (`head_inputs` "adapted_texts") are trained together with the adapters. Afterwards, they
 are replaced by regularised regressions on the adapted features of all training rows, where tasks with the same labels
@@ -147,8 +147,8 @@ def fit_heads(
     check_int("batch_size", batch_size, 1)
     if model.heads is None or model.adapter_config.head_inputs == "adapted":
         raise TaskError(
-            "expected a model whose heads read features of the texts, as with the preset 'plus'; all parameters of this "
-            "model are trained together with the adapters, so no heads need to be fitted"
+            "expected a model whose heads read features of the texts, as with the preset 'plus'; all parameters of "
+            "this model are trained together with the adapters, so no heads need to be fitted"
         )
     fit_text_heads(model, *read_train_and_eval_data(model.tasks, train_data, eval_data), batch_size)
 
