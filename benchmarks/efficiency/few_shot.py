@@ -9,14 +9,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from efficiency import finetuning_baselines
-from efficiency.baseline_networks import Network
-from efficiency.experiment import Setting
-from efficiency.text_heads import fit_text_heads
+from efficiency import text_heads
+from efficiency.experiment import Cell, Setting
+from efficiency.library_methods import OwnLearner
 from efficiency.training_loop import Budget, fit
 from hyperadapters import Task
 from hyperadapters.data.examples import Example, TaskData, label_examples
 from hyperadapters.heads.regression import few_shot_probe
+from hyperadapters.training.text_heads import regression_examples, set_adapted_heads
 
 LORA_BUDGET = Budget(steps=80, evaluations=1)
 """As many steps of 8 rows as a task of twelve has by itself with 100 rows; the last state."""
@@ -43,30 +43,23 @@ def probe_texts(
     return few_shot_probe(features, [int(row.target or 0) for row in rows], of_inputs)
 
 
-def lora(
-    setting: Setting,
-    task: Task,
-    few: Sequence[Example],
-    inputs: Sequence[Example],
-    seed: int,
-    text_heads: bool = False,
+def lora_texts(
+    setting: Setting, task: Task, few: Sequence[Example], inputs: Sequence[Example], seed: int
 ) -> list[int | float]:
-    """Answers to inputs by PEFT's LoRA; the arguments are those of `probe_texts`, the heads are plain or read texts."""
+    """Answers to inputs by a LoRA of the task with the heads of `plus`; the arguments are those of `probe_texts`."""
     few, inputs = ([replace(example, task_id=0) for example in rows] for rows in (few, inputs))
     torch.manual_seed(seed)
-    data = (TaskData(task, {"train": few}),)
-    features = setting.head_features if text_heads else None
-    network = Network(finetuning_baselines.lora(setting, 1), data, setting.hidden_size, features)
+    cell = Cell(len(few), seed, (TaskData(task, {"train": few, "validation": few}),))
+    learner = OwnLearner({"method": "task_adapter", "form": "lora", **text_heads.SETTINGS}, setting, cell)
     lengths, budget = setting.texts.lengths(few), LORA_BUDGET
-    found = fit(network, few, few, lengths, budget, budget.steps, budget.task_batch_size, LORA_RATE, seed)
-    if features is not None:
-        fit_text_heads(network, features, few, (), found)
-    return network.answers(inputs)
+    fit(learner, few, few, lengths, budget, budget.steps, budget.task_batch_size, LORA_RATE, seed)
+    set_adapted_heads(learner.model, learner.head_rows(regression_examples(learner.model, few)))
+    return learner.answers(inputs)
 
 
 BASELINES = {
     "probe_texts": partial(probe_texts, label_names=False),
     "probe_names": partial(probe_texts, label_names=True),
-    "lora_texts": partial(lora, text_heads=True),
+    "lora_texts": lora_texts,
 }
 """Each gives its answers to inputs."""

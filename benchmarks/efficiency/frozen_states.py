@@ -36,19 +36,22 @@ class Texts:
         self._read(examples)
         return [len(self._known[key_of(example)]["input_ids"]) for example in examples]
 
-    def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Inputs of the backbone on the device, padded on the right [B, S]."""
+    def batch(self, examples: Sequence[Example], with_sequence_ids: bool = False) -> dict[str, Tensor]:
+        """Inputs of the backbone on the device, padded on the right [B, S]; also the text of each token if wanted."""
         self._read(examples)
         rows = [self._known[key_of(example)] for example in examples]
-        fill = {"input_ids": self.tokenizer.pad_token_id}
+        fill = {"input_ids": self.tokenizer.pad_token_id, "sequence_ids": -1}
+        names = [name for name in rows[0] if with_sequence_ids or name != "sequence_ids"]
         return {
-            name: pad_sequence([row[name] for row in rows], True, fill.get(name, 0)).to(self.device) for name in rows[0]
+            name: pad_sequence([row[name] for row in rows], True, fill.get(name, 0)).to(self.device) for name in names
         }
 
     def _read(self, examples: Sequence[Example]) -> None:
         for example in missing_from(self._known, examples):
             tokens = self.tokenizer(*key_of(example), truncation=True, max_length=self.max_length)
-            self._known[key_of(example)] = {name: torch.tensor(values) for name, values in tokens.items()}
+            texts = [-1 if text is None else text for text in tokens.sequence_ids()]
+            named = {**tokens, "sequence_ids": texts}
+            self._known[key_of(example)] = {name: torch.tensor(values) for name, values in named.items()}
 
 
 class States:

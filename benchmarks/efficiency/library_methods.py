@@ -147,7 +147,8 @@ class OwnLearner(TextHeadsLearner):
         """Args: as `train_own`."""
         super().__init__()
         self.tasks = [data.task for data in cell.tasks]
-        shared = {"adapter_dim": ADAPTER_DIM, "feature_layer": setting.first_layer}
+        size = {} if settings.get("form") == "lora" else {"adapter_dim": ADAPTER_DIM}
+        shared = {**size, "feature_layer": setting.first_layer}
         config = parse(ModelConfig, {**shared, **settings})
         lengths = Lengths(input=setting.max_length)
         self.model = HyperAdapterModel(frozen_copy(setting.backbone), self.tasks, config, lengths=lengths)
@@ -217,7 +218,7 @@ class OwnLearner(TextHeadsLearner):
         self.eval()
         for rows in batches_by_length(examples, EVAL_BATCH_SIZE):
             batch = [examples[row] for row in rows]
-            inputs = self._texts.batch(batch), self._task_ids(batch)
+            inputs = self._texts.batch(batch, with_sequence_ids=True), self._task_ids(batch)
             found.update(
                 zip(rows, self.model.head_inputs(*inputs, frozen_output=self._frozen(batch)).cpu(), strict=True)
             )
@@ -241,7 +242,7 @@ class OwnLearner(TextHeadsLearner):
         return hits / len(examples)
 
     def _run(self, examples: Sequence[Example], labels: Tensor | None = None) -> HyperAdapterOutput:
-        inputs, task_ids = self._texts.batch(examples), self._task_ids(examples)
+        inputs, task_ids = self._texts.batch(examples, with_sequence_ids=True), self._task_ids(examples)
         output: HyperAdapterOutput = self.model(
             **inputs, task_ids=task_ids, labels=labels, frozen_output=self._frozen(examples)
         )
@@ -249,7 +250,7 @@ class OwnLearner(TextHeadsLearner):
 
     def _frozen(self, examples: Sequence[Example]) -> FrozenOutput:
         if self.model.adapter_config.separates_texts:
-            sequences = self.model.sequences(self._texts.batch(examples))
+            sequences = self.model.sequences(self._texts.batch(examples, with_sequence_ids=True))
             hidden = self._states.of_sequences(examples, sequences)
             return FrozenOutput(hidden, mean_of_texts(masked_mean(hidden, sequences["attention_mask"]), sequences))
         hidden, mask = self._states.batch(examples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ from efficiency.code_digest import code_digest, digest_of, statements
 from efficiency.data import alone, load, load_for_development, rows_of
 from efficiency.experiment import Cell, Outcome, Setting, Trained
 from efficiency.learning_rates import TRIALS, next_rate, search
-from efficiency.library_methods import OwnLearner
+from efficiency.library_methods import FittedHeads, OwnLearner, train_own
 from efficiency.runner import Runner
-from efficiency.text_heads import fit_text_heads
-from efficiency.training_loop import Budget, Fit, fit, task_scores
+from efficiency.training_loop import Budget, fit, task_scores
 from helpers import save_backbone
+from tolerance import rounding
 
 from hyperadapters import HyperAdapterModel, Task
 from hyperadapters.config import DataConfig, Lengths
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import subset
+from hyperadapters.heads.regression import TaskRows, fit_related_heads
+from hyperadapters.heads.task_heads import Head
 from hyperadapters.training.probes import linear_probe
 
 FIELDS = {
@@ -444,44 +446,46 @@ def test_an_arm_trains_only_what_it_declares(setting: Setting, name: str) -> Non
 
 # Heads that read texts
 
-TEXT_ARMS = [name for name in arms.ARMS if name.endswith("_texts") and "_no_" not in name]
+# The hidden size of the tiny backbone is below the rank 32.
+TEXT_ARMS = [
+    name for name in arms.ARMS if name.endswith("_texts") and name not in ("plus_no_texts", "lora32_shared_texts")
+]
 
 
 @pytest.mark.parametrize("name", TEXT_ARMS)
 def test_arms_get_heads_that_read_texts(setting: Setting, name: str) -> None:
-    if "lora" in name:
-        pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
-    plain, texts = (arms.ARMS.get(arm) for arm in (name.removesuffix("_texts"), name))
-    assert texts is not None
-    trained = texts.train(setting, _cell(), 1e-3)
+    trained = arms.ARMS[name].train(setting, _cell(), 1e-3)
     assert set(trained.test().scores) == {"mood", "pairs", "number"}
-    if plain is not None:
-        without = plain.train(setting, _cell(), 1e-3)
-        assert trained.trainable == without.trainable + (2 * 16 + 1) * (2 + 3 + 1)  # features of six outputs
     assert trained.bytes_per_task > 0
 
 
-def test_lora_at_another_rank(setting: Setting) -> None:
-    pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
-    network = _network("lora32_shared_texts", setting)
-    assert trainable_numbers(network.encoder) == 4 * trainable_numbers(_network("lora_shared", setting).encoder)
+@pytest.mark.parametrize("heads", ["related", "own", "trained"])
+def test_heads_are_fitted_after_training_as_asked(
+    setting: Setting, heads: FittedHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+
+    def count(data: Sequence[TaskRows]) -> list[Head]:
+        fitted.append(len(data))
+        return fit_related_heads(data)
+
+    monkeypatch.setattr("hyperadapters.training.text_heads.fit_related_heads", count)
+    monkeypatch.setattr("efficiency.library_methods.fit_related_heads", count)
+    train_own({"preset": "plus"}, setting, _cell(), 1e-3, heads)
+    assert fitted == {"related": [3], "own": [1, 1, 1], "trained": []}[heads]
 
 
-def test_heads_of_any_arm_are_fitted_and_stored_as_the_librarys(setting: Setting) -> None:
-    cell, features = _cell(), setting.head_features
-    network = Network(WholeEncoder(setting), cell.tasks, setting.hidden_size, features)
-    library = OwnLearner({"method": "shared_adapter", **text_heads.SETTINGS}, setting, cell)
-    train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
-    found = []
-    for learner, heads in ((network, network.heads), (library, library.model.heads)):
-        heads.wide_weight.data.zero_()  # so that nothing but the texts is read
-        fitted = fit_text_heads(learner, features, train, validation, Fit({}, steps=3, seconds=1.0))
-        assert (fitted.steps, fitted.seconds > 1.0) == (3, True)
-        found.append([fitted.scores, task_scores(learner.tasks, test, learner.answers(test))])
-    for ours, theirs in zip(*found, strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-3)
-    stored = library.bytes_of(("heads.wide_weight", "heads.single_weight", "heads.weight", "heads.bias"))
-    assert network.head_bytes == stored
+def test_states_of_texts_are_those_of_the_model(setting: Setting) -> None:
+    learner = OwnLearner({"preset": "plus"}, setting, _cell()).eval()
+    examples = rows_of(_cell().tasks, "test")
+    inputs, task_ids = (
+        setting.texts.batch(examples, with_sequence_ids=True),
+        torch.tensor([example.task_id for example in examples]),
+    )
+    with torch.no_grad():
+        expected = learner.model(**inputs, task_ids=task_ids).logits
+        for _ in range(2):  # computed, and known
+            torch.testing.assert_close(learner.logits(examples), expected, rtol=0, atol=rounding(1000, largest=4))
 
 
 def test_adapters_a_task_start_from_the_shared_one(setting: Setting) -> None:
