@@ -49,7 +49,6 @@ def main() -> None:
         action="store_true",
         help="score validation rows that nothing else uses, not the test rows; needs an --output of its own",
     )
-    parser.add_argument("--cache", type=Path, help="folder that keeps the features of texts for the next process")
     parser.add_argument(
         "--steps", type=int, help="steps of twelve tasks, to see that an arm runs; needs an --output of its own"
     )
@@ -68,7 +67,6 @@ def main() -> None:
         first_layer=arguments.first_layer,
         budgets={n: replace(budget, steps=arguments.steps or budget.steps) for n, budget in BUDGETS.items()},
         max_length=MAX_LENGTHS[arguments.suite],
-        cache=arguments.cache,
         load=load_for_development if arguments.development else load,
     )
     runner = Runner(

@@ -170,7 +170,6 @@ def main() -> None:
     suite.add_argument("--shots", nargs="+", type=int, default=SHOTS)
     suite.add_argument("--draws", nargs="+", type=int, default=DRAWS, help="seeds of the examples")
     suite.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    suite.add_argument("--cache", type=Path, help="folder that keeps the features of texts for the next process")
     suite.add_argument(
         "--steps", type=int, help="steps of twelve tasks, to see that a method runs; needs an --output of its own"
     )
@@ -189,7 +188,6 @@ def main() -> None:
         device=arguments.device,
         budgets={n: replace(budget, steps=arguments.steps or budget.steps) for n, budget in BUDGETS.items()},
         max_length=MAX_LENGTHS[arguments.suite],
-        cache=arguments.cache,
     )
     runner = TransferRunner(
         setting, output, arguments.size, arguments.training_seed, arguments.fit, arguments.test_rows

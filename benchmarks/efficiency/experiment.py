@@ -12,7 +12,6 @@ import numpy as np
 from torch import nn
 
 from efficiency.data import MAX_LENGTHS, Size, Suite, load
-from efficiency.feature_file import FeatureFile
 from efficiency.frozen_states import Key, States, Texts
 from efficiency.text_heads import HeadFeatures
 from efficiency.training_loop import BUDGETS, Budget
@@ -36,7 +35,6 @@ class Setting:
         budgets: by training size, for a model of `training_loop.TASKS_OF_BUDGETS` tasks.
         max_length: tokens of an input.
         load: gives the tasks of a folder and suite at a size, drawn by a seed.
-        cache: folder where features of texts are kept for other processes; None where they are not.
         features: of the linear probe [d], by text; filled as they are needed.
     """
 
@@ -48,7 +46,6 @@ class Setting:
     budgets: Mapping[Size, Budget] = field(default_factory=lambda: BUDGETS)
     max_length: int = MAX_LENGTHS["main"]
     load: Callable[[Path, Suite, Size, int], tuple[TaskData, ...]] = load
-    cache: Path | None = None
     features: dict[Key, np.ndarray[Any, Any]] = field(default_factory=dict)
 
     def budget(self, cell: Cell) -> Budget:
@@ -79,8 +76,7 @@ class Setting:
     @cached_property
     def head_features(self) -> HeadFeatures:
         """What heads that read texts read of examples."""
-        file = FeatureFile(self.cache, self.backbone_name, self.max_length) if self.cache else None
-        return HeadFeatures(self.backbone, self.texts, file)
+        return HeadFeatures(self.backbone, self.texts)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from efficiency.feature_file import FeatureFile
-from efficiency.frozen_states import Texts, frozen_copy, key_of, missing_from
+from efficiency.frozen_states import Key, Texts, frozen_copy, key_of, missing_from
 from efficiency.training_loop import EVAL_BATCH_SIZE, Fit, Learner, task_scores
 from hyperadapters import HyperAdapterModel, Task
 from hyperadapters.config import Lengths, ModelConfig
@@ -23,28 +22,18 @@ SETTINGS = {"head_inputs": "adapted_texts", "label_names": True}
 FROZEN_SETTINGS = {"head_inputs": "pair_features", "label_names": True}
 """Those that give it the heads of the former preset, which read frozen features besides the adapted states."""
 
-MANY = 1000
-"""New features from which on it is worth while to write them to a file."""
-
 
 class HeadFeatures:
-    """What heads that read texts read of each example [F]: computed once and kept on the CPU, by texts."""
+    """What heads that read texts read of each example [F]: computed once in a process and kept on the CPU, by texts."""
 
-    def __init__(self, backbone: nn.Module, texts: Texts, file: FeatureFile | None = None) -> None:
-        """Nothing is computed yet.
-
-        Args:
-            backbone: an encoder.
-            texts: give the tokenizer and the maximum length.
-            file: what it has is known; many new features are written to it.
-        """
+    def __init__(self, backbone: nn.Module, texts: Texts) -> None:
+        """Nothing is computed yet."""
         config = ModelConfig(method="shared_adapter", head_inputs="pair_features")
         tasks = [Task.classification("any", ["one", "other"])]
         lengths = Lengths(input=texts.max_length)
         self._model = HyperAdapterModel(frozen_copy(backbone), tasks, config, lengths=lengths).eval()
         self._model.tokenizer = texts.tokenizer
-        self._file = file
-        self._known = file.read() if file else {}
+        self._known: dict[Key, Tensor] = {}
 
     @property
     def size(self) -> int:
@@ -62,8 +51,6 @@ class HeadFeatures:
             inputs = to_device(self._model.collator.inputs(batch), device_of(self._model))
             found = self._model.head_features(inputs, torch.empty(0), is_pair)
             self._known.update(zip(map(key_of, batch), found.cpu(), strict=True))
-        if self._file and len(missing) >= MANY:
-            self._file.write(self._known)
 
     def of(self, examples: Sequence[Example]) -> list[Tensor]:
         """The features of each example [F]."""

@@ -484,24 +484,6 @@ def test_heads_of_any_arm_are_fitted_and_stored_as_the_librarys(setting: Setting
     assert network.head_bytes == stored
 
 
-def test_features_are_kept_for_the_next_process(
-    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_heads, "MANY", 1)
-    examples = rows_of(_cell().tasks, "test")
-    setting = replace(setting, cache=tmp_path / "cache")
-    first = setting.head_features.of(examples)
-
-    def fail(*_: Any) -> None:
-        raise AssertionError("features are computed again")
-
-    monkeypatch.setattr(HyperAdapterModel, "head_features", fail)
-    again = replace(setting).head_features.of(examples)
-    assert torch.equal(torch.stack(first), torch.stack(again))
-    with pytest.raises(AssertionError, match="computed again"):
-        _ = replace(setting, max_length=16).head_features.of(examples)
-
-
 def test_adapters_a_task_start_from_the_shared_one(setting: Setting) -> None:
     cell, examples = _cell(), rows_of(_cell().tasks, "test")
     shared, each = (
