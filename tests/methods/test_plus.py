@@ -20,6 +20,7 @@ from helpers import (
     tiny_backbone,
 )
 
+from hyperadapters.checkpoints.conversion import complete_state, stored_state
 from hyperadapters.config import ModelConfig, Task, parse
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, label_examples
@@ -27,6 +28,7 @@ from hyperadapters.errors import RecipeError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import load_run, train
+from hyperadapters.training.text_heads import fit_text_heads
 
 
 def settings_of(config: ModelConfig) -> tuple[object, ...]:
@@ -115,3 +117,64 @@ def test_a_task_with_one_example_a_label_can_learn_from_their_names(label_names:
     assert report.examples == 2
     # With one row a label nothing can be left out to choose a number of steps.
     assert report.stopping == ("leave-one-out" if label_names else "fixed")
+
+
+# What a checkpoint keeps of heads
+
+
+def fitted() -> HyperAdapterModel:
+    model = make_plus_model()
+    fit_text_heads(model, pair_examples(), [])
+    return model
+
+
+def add_colours(model: HyperAdapterModel, name: str) -> None:
+    rows = [{"text": f"w{n} w{n + 1}", "label": ("red", "blue")[n % 2]} for n in range(8)]
+    model.add_task(Task.classification(name, ["red", "blue"]), rows, fit="prototype", max_steps=2)
+
+
+def assert_kept(model: HyperAdapterModel, folder: Path) -> None:
+    model.save_pretrained(folder)
+    loaded = HyperAdapterModel.from_pretrained(folder, backbone=tiny_backbone("bert"))
+    assert model.heads is not None
+    assert loaded.heads is not None
+    for name, value in model.heads.state_dict().items():
+        assert torch.equal(value, loaded.heads.state_dict()[name]), name
+
+
+def test_a_checkpoint_keeps_heads_in_half_the_bytes_and_without_zeros(tmp_path: Path) -> None:
+    model = fitted()
+    add_colours(model, "colour")
+    state = stored_state(model)
+    pairs, single = state["heads.weight"], state["heads.single_weight"]
+    assert (pairs.shape, pairs.dtype) == ((2, 2 * HIDDEN_SIZE + 1), torch.float16)
+    assert (single.shape, single.dtype) == ((5, HIDDEN_SIZE), torch.float16)
+    assert_kept(model, tmp_path)
+
+
+def test_heads_of_a_training_loop_are_kept_as_they_are(tmp_path: Path) -> None:
+    model = make_plus_model()
+    assert stored_state(model)["heads.weight"].dtype == torch.float32
+    assert_kept(model, tmp_path)
+
+
+def test_the_bytes_of_an_added_task_are_those_of_its_numbers() -> None:
+    model = fitted()
+    add_colours(model, "first")  # the routing centroids of a task are stored from the first added task on
+    before = sum(tensor.nbytes for tensor in stored_state(model).values())
+    add_colours(model, "second")
+    added = sum(tensor.nbytes for tensor in stored_state(model).values()) - before
+    of_head = 2 * (2 * HIDDEN_SIZE + 4 + 1)  # for each label the weight, the bias, and whether it compares texts
+    of_task = 8 + 4 + 4 + 4  # the place of its head, the mean and the deviation of its targets, its threshold
+    prototype_and_centroid = 2 * 4 * SIZES["prototype_dim"]
+    assert added == of_head + of_task + prototype_and_centroid
+
+
+def test_a_damaged_part_of_the_heads_is_refused() -> None:
+    model = fitted()
+    state = stored_state(model)
+    complete_state(model, dict(state))
+    with pytest.raises(
+        ValueError, match=r"the heads have shapes \(2, 33\) and \(3, 15\), not \(\(2, 33\), \(3, 16\)\)"
+    ):
+        complete_state(model, {**state, "heads.single_weight": state["heads.single_weight"][:, 1:]})
