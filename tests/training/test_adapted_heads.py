@@ -20,7 +20,7 @@ from hyperadapters.training.text_heads import fit_text_heads
 from hyperadapters.training.trainer import Trainer
 
 TOLERANCE: dict[str, Any] = {"atol": rounding(2**13), "rtol": rounding(2**13)}
-"""Features of batches that are padded differently, after an iterative fit."""
+"""Features of batches that are padded differently, after an iterative fit, and weights in float16."""
 
 
 def fresh(tasks: list[Task] = PAIR_TASKS, **settings: Any) -> HyperAdapterModel:

@@ -210,7 +210,7 @@ def set_adapted_heads(model: HyperAdapterModel, train: HeadRows) -> None:
     Raises:
         DataError: If a label of a task has no row.
     """
-    model.task_table.set_heads(fit_related_heads(task_rows(model.tasks, train)))
+    model.task_table.set_heads([head.rounded() for head in fit_related_heads(task_rows(model.tasks, train))])
 
 
 def task_rows(tasks: Sequence[Task], rows: HeadRows) -> list[TaskRows]:
@@ -363,7 +363,5 @@ def _combined(regression: Head, trained: Head, shares: tuple[float, float]) -> H
     if not shares[1]:  # Zero times infinity or nan would be nan.
         adapted, bias = torch.zeros_like(adapted), torch.zeros_like(bias)
     weight = torch.cat([shares[0] * regression.weight, shares[1] * adapted], dim=1)
-    rounded = weight.half().float()  # so that a checkpoint can store the weight in float16 without loss
-    weight = rounded if rounded.isfinite().all() else weight
     bias = shares[0] * regression.bias + shares[1] * bias
-    return trained._replace(weight=weight, bias=bias)
+    return trained._replace(weight=weight, bias=bias).rounded()
