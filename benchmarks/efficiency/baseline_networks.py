@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficiency.experiment import FLOAT32_BYTES, Setting
+from efficiency.experiment import Setting
 from efficiency.frozen_states import frozen_copy, upper_layers
-from efficiency.text_heads import HeadFeatures, TextHeadsLearner
-from efficiency.training_loop import HEAD_LEARNING_RATE
+from efficiency.training_loop import HEAD_LEARNING_RATE, Learner
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.heads.task_heads import TaskHeads
-from hyperadapters.training.optimizers import DIRECTIONS_LEARNING_RATE
-from hyperadapters.training.text_heads import HeadRows, fitted_heads
 
 Wrap = Callable[[Any], Any]
 
@@ -96,53 +93,22 @@ class PromptedEncoder(Encoder):
         return masked_mean(output.last_hidden_state[:, count:], mask)
 
 
-class Network(TextHeadsLearner):
+class Network(Learner):
     """An encoder for one task or several, with the library's heads."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        tasks: tuple[TaskData, ...],
-        hidden_size: int,
-        head_features: HeadFeatures | None = None,
-    ) -> None:
-        """Heads are trained on the encoder's output.
-
-        Args:
-            encoder: of all tasks.
-            tasks: with their training rows.
-            hidden_size: d of the encoder's output.
-            head_features: what heads read of texts after `set_text_heads`; None for heads that cannot.
-        """
+    def __init__(self, encoder: Encoder, tasks: tuple[TaskData, ...], hidden_size: int) -> None:
+        """Args: hidden_size: d of the encoder's output."""
         super().__init__()
         self.encoder, self.tasks = encoder, [data.task for data in tasks]
-        self._head_features, self._reads_texts = head_features, False
-        is_wide = [head_features is not None] * len(tasks)
-        self.heads = TaskHeads(hidden_size, self.tasks, is_wide, head_features.size if head_features else None)
+        self.heads = TaskHeads(hidden_size, self.tasks)
         set_target_scales(self.heads, tasks)
         device = next(encoder.parameters()).device
         self.heads.to(device)
 
-    @property
-    def head_bytes(self) -> int:
-        """What a checkpoint of this library has for the weights of such heads.
-
-        Those of fitted heads are in half precision, and those that compare texts are only there where there are pairs.
-        """
-        wide, first, end = self.heads.wide_weight, self.heads.hidden_size, self.heads.features_size
-        without_pairs = len(wide) - int(wide[:, first:end].any(dim=1).sum())
-        wide_bytes = FLOAT32_BYTES // 2 if self._reads_texts else FLOAT32_BYTES
-        others = self.heads.weight.numel() + self.heads.bias.numel()
-        return FLOAT32_BYTES * others + wide_bytes * (wide.numel() - without_pairs * (end - first))
-
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """What the encoder trains, and the heads with a rate of their own."""
         own = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
-        return [{"params": own, "lr": rate}, {"params": list(self.heads.parameters()), "lr": self._head_rate}]
-
-    @property
-    def _head_rate(self) -> float:
-        return HEAD_LEARNING_RATE if self._head_features is None else DIRECTIONS_LEARNING_RATE
+        return [{"params": own, "lr": rate}, {"params": list(self.heads.parameters()), "lr": HEAD_LEARNING_RATE}]
 
     def loss(self, examples: Sequence[Example]) -> Tensor:
         """Cross-entropy or squared error, the mean over the rows."""
@@ -153,17 +119,7 @@ class Network(TextHeadsLearner):
     def logits(self, examples: Sequence[Example]) -> Tensor:
         """Of each row under its own task [B, C]."""
         pooled = self.encoder(examples)
-        return self.heads(pooled, self._features(examples, pooled), self._task_ids(examples))
-
-    def set_text_heads(self, fitted_to: HeadRows, validation: HeadRows) -> None:
-        """Replace the heads."""
-        self.heads.replace(self.tasks, fitted_heads(self.tasks, self.heads, fitted_to, validation))
-        self._reads_texts = True
-
-    def _features(self, examples: Sequence[Example], pooled: Tensor) -> Tensor:
-        if self._head_features is None or not self._reads_texts:
-            return pooled.new_zeros(len(examples), self.heads.features_size)
-        return torch.stack(self._head_features.of(examples)).to(pooled.device)
+        return self.heads(pooled, pooled, self._task_ids(examples))
 
     def _task_ids(self, examples: Sequence[Example]) -> Tensor:
         return torch.tensor([example.task_id for example in examples], device=self.heads.starts.device)

@@ -11,9 +11,10 @@ import torch
 
 from efficiency import finetuning_baselines
 from efficiency.baseline_networks import Network
-from efficiency.experiment import Setting
-from efficiency.text_heads import fit_text_heads
-from efficiency.training_loop import Budget, fit
+from efficiency.experiment import Cell, Setting
+from efficiency.library_methods import OwnLearner
+from efficiency.text_heads import SETTINGS
+from efficiency.training_loop import Budget, Learner, fit
 from hyperadapters import Task
 from hyperadapters.data.examples import Example, TaskData, label_examples
 from hyperadapters.heads.regression import few_shot_probe
@@ -44,29 +45,42 @@ def probe_texts(
 
 
 def lora(
-    setting: Setting,
-    task: Task,
-    few: Sequence[Example],
-    inputs: Sequence[Example],
-    seed: int,
-    text_heads: bool = False,
+    setting: Setting, task: Task, few: Sequence[Example], inputs: Sequence[Example], seed: int
 ) -> list[int | float]:
-    """Answers to inputs by PEFT's LoRA; the arguments are those of `probe_texts`, the heads are plain or read texts."""
-    few, inputs = ([replace(example, task_id=0) for example in rows] for rows in (few, inputs))
+    """Answers to inputs by PEFT's LoRA with a plain head; the arguments are those of `probe_texts`."""
+    few, inputs = _numbered(few), _numbered(inputs)
     torch.manual_seed(seed)
     data = (TaskData(task, {"train": few}),)
-    features = setting.head_features if text_heads else None
-    network = Network(finetuning_baselines.lora(setting, 1), data, setting.hidden_size, features)
-    lengths, budget = setting.texts.lengths(few), LORA_BUDGET
-    found = fit(network, few, few, lengths, budget, budget.steps, budget.task_batch_size, LORA_RATE, seed)
-    if features is not None:
-        fit_text_heads(network, features, few, (), found)
+    network = Network(finetuning_baselines.lora(setting, 1), data, setting.hidden_size)
+    _fit(setting, network, few, seed)
     return network.answers(inputs)
+
+
+def lora_texts(
+    setting: Setting, task: Task, few: Sequence[Example], inputs: Sequence[Example], seed: int
+) -> list[int | float]:
+    """Answers to inputs by a LoRA with the head of `plus`; the arguments are those of `probe_texts`."""
+    few, inputs = _numbered(few), _numbered(inputs)
+    torch.manual_seed(seed)
+    cell = Cell(len(few), seed, (TaskData(task, {"train": few}),))
+    learner = OwnLearner({"method": "shared_adapter", "form": "lora", **SETTINGS}, setting, cell)
+    _fit(setting, learner, few, seed)
+    learner.fit_heads(few)
+    return learner.answers(inputs)
+
+
+def _numbered(examples: Sequence[Example]) -> list[Example]:
+    return [replace(example, task_id=0) for example in examples]
+
+
+def _fit(setting: Setting, learner: Learner, few: list[Example], seed: int) -> None:
+    lengths, budget = setting.texts.lengths(few), LORA_BUDGET
+    fit(learner, few, few, lengths, budget, budget.steps, budget.task_batch_size, LORA_RATE, seed)
 
 
 BASELINES = {
     "probe_texts": partial(probe_texts, label_names=False),
     "probe_names": partial(probe_texts, label_names=True),
-    "lora_texts": partial(lora, text_heads=True),
+    "lora_texts": lora_texts,
 }
 """Each gives its answers to inputs."""

@@ -23,7 +23,6 @@ from efficiency.baseline_networks import (
 )
 from efficiency.data import alone, rows_of
 from efficiency.experiment import FLOAT32_BYTES, Cell, Outcome, Setting, Trained
-from efficiency.text_heads import fit_text_heads
 from efficiency.training_loop import Fit, fit, task_scores
 from hyperadapters.data.examples import TaskData
 from hyperadapters.errors import MissingPackageError
@@ -31,14 +30,13 @@ from hyperadapters.errors import MissingPackageError
 Make = Callable[[Setting, int], Encoder]
 """Makes an arm's encoder for so many tasks."""
 
-LORA_SCALE = 2
-"""Alpha over rank: PEFT's default alpha of 16 at the rank of 8, which is kept at other ranks."""
+LORA = {"r": 8, "lora_alpha": 16}
 PROMPT_TOKENS = 20
 
 
-def lora(setting: Setting, num_tasks: int, rank: int = 8) -> Encoder:
+def lora(setting: Setting, num_tasks: int) -> Encoder:
     """PEFT's LoRA."""
-    return UpperEncoder(setting, partial(_with_peft, "LoraConfig", {"r": rank, "lora_alpha": LORA_SCALE * rank}))
+    return UpperEncoder(setting, partial(_with_peft, "LoraConfig", LORA))
 
 
 def ia3(setting: Setting, num_tasks: int) -> Encoder:
@@ -71,28 +69,29 @@ def everything(setting: Setting, num_tasks: int) -> Encoder:
     return WholeEncoder(setting)
 
 
-def train_shared(make: Make, setting: Setting, cell: Cell, rate: float, text_heads: bool = False) -> Trained:
+def train_shared(make: Make, setting: Setting, cell: Cell, rate: float) -> Trained:
     """Train one network on mixed batches of all tasks."""
     budget = setting.budget(cell)
-    network, found = _train(make, setting, cell.tasks, budget.steps, budget.batch_size, rate, cell, text_heads)
+    network, found = _train(make, setting, cell.tasks, budget.steps, budget.batch_size, rate, cell)
+    per_task = network.encoder.per_task + trainable_numbers(network.heads) / len(cell.tasks)
     return Trained(
         validation=_mean(found.scores),
         test=lambda: Outcome(_scores(network, cell.tasks)),
         trainable=trainable_numbers(network),
-        trainable_per_task=network.encoder.per_task + trainable_numbers(network.heads) / len(cell.tasks),
-        bytes_per_task=FLOAT32_BYTES * network.encoder.per_task + network.head_bytes / len(cell.tasks),
+        trainable_per_task=per_task,
+        bytes_per_task=FLOAT32_BYTES * per_task,
         steps=found.steps,
         seconds=found.seconds,
     )
 
 
-def train_alone(make: Make, setting: Setting, cell: Cell, rate: float, text_heads: bool = False) -> Trained:
+def train_alone(make: Make, setting: Setting, cell: Cell, rate: float) -> Trained:
     """Train one network a task, each with its share of the examples and its own best state."""
     budget = setting.budget(cell)
     shares = budget.steps_alone([len(data.splits["train"]) for data in cell.tasks])
     tasks = [(alone(data),) for data in cell.tasks]
     done = [
-        _train(make, setting, task, steps, budget.task_batch_size, rate, cell, text_heads)
+        _train(make, setting, task, steps, budget.task_batch_size, rate, cell)
         for task, steps in zip(tasks, shares, strict=True)
     ]
 
@@ -103,39 +102,28 @@ def train_alone(make: Make, setting: Setting, cell: Cell, rate: float, text_head
         return Outcome(scores)
 
     trainable = sum(trainable_numbers(network) for network, _ in done)
-    stored = sum(FLOAT32_BYTES * trainable_numbers(network.encoder) + network.head_bytes for network, _ in done)
     return Trained(
         validation=_mean({name: value for _, found in done for name, value in found.scores.items()}),
         test=test,
         trainable=trainable,
         trainable_per_task=trainable / len(tasks),
-        bytes_per_task=stored / len(tasks),
+        bytes_per_task=FLOAT32_BYTES * trainable / len(tasks),
         steps=sum(found.steps for _, found in done),
         seconds=sum(found.seconds for _, found in done),
     )
 
 
 def _train(
-    make: Make,
-    setting: Setting,
-    tasks: tuple[TaskData, ...],
-    steps: int,
-    batch_size: int,
-    rate: float,
-    cell: Cell,
-    text_heads: bool,
+    make: Make, setting: Setting, tasks: tuple[TaskData, ...], steps: int, batch_size: int, rate: float, cell: Cell
 ) -> tuple[Network, Fit]:
     torch.manual_seed(cell.seed)
     encoder = make(setting, len(tasks)).to(setting.device)
-    network = Network(encoder, tasks, setting.hidden_size, setting.head_features if text_heads else None)
+    network = Network(encoder, tasks, setting.hidden_size)
     train, validation = rows_of(tasks, "train"), rows_of(tasks, "validation")
     if isinstance(encoder, UpperEncoder):
         setting.states.prepare([*train, *validation])
     lengths, budget = setting.texts.lengths(train), setting.budget(cell)
-    found = fit(network, train, validation, lengths, budget, steps, batch_size, rate, cell.seed)
-    if text_heads:
-        found = fit_text_heads(network, setting.head_features, train, validation, found)
-    return network, found
+    return network, fit(network, train, validation, lengths, budget, steps, batch_size, rate, cell.seed)
 
 
 def _scores(network: Network, tasks: tuple[TaskData, ...]) -> dict[str, float]:

@@ -20,8 +20,7 @@ from efficiency.experiment import Cell, Outcome, Setting, Trained
 from efficiency.learning_rates import TRIALS, next_rate, search
 from efficiency.library_methods import OwnLearner
 from efficiency.runner import Runner
-from efficiency.text_heads import fit_text_heads
-from efficiency.training_loop import Budget, Fit, fit, task_scores
+from efficiency.training_loop import Budget, fit, task_scores
 from helpers import save_backbone
 
 from hyperadapters import HyperAdapterModel, Task
@@ -447,41 +446,45 @@ def test_an_arm_trains_only_what_it_declares(setting: Setting, name: str) -> Non
 TEXT_ARMS = [name for name in arms.ARMS if name.endswith("_texts") and "_no_" not in name]
 
 
-@pytest.mark.parametrize("name", TEXT_ARMS)
+@pytest.mark.parametrize("name", [name for name in TEXT_ARMS if name != "lora32_shared_texts"])
 def test_arms_get_heads_that_read_texts(setting: Setting, name: str) -> None:
-    if "lora" in name:
-        pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
-    plain, texts = (arms.ARMS.get(arm) for arm in (name.removesuffix("_texts"), name))
-    assert texts is not None
-    trained = texts.train(setting, _cell(), 1e-3)
+    trained = arms.ARMS[name].train(setting, _cell(), 1e-3)
     assert set(trained.test().scores) == {"mood", "pairs", "number"}
-    if plain is not None:
-        without = plain.train(setting, _cell(), 1e-3)
-        assert trained.trainable == without.trainable + (2 * 16 + 1) * (2 + 3 + 1)  # features of six outputs
-    assert trained.bytes_per_task > 0
+    assert trained.model is not None
+    assert trained.model.adapter_config.head_inputs != "adapted"
+    assert trained.model.adapter_config.label_names
 
 
-def test_lora_at_another_rank(setting: Setting) -> None:
-    pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
-    network = _network("lora32_shared_texts", setting)
-    assert trainable_numbers(network.encoder) == 4 * trainable_numbers(_network("lora_shared", setting).encoder)
+def test_the_rivals_of_plus_have_its_heads() -> None:
+    for name in TEXT_ARMS:
+        settings: dict[str, Any] = arms.ARMS[name].train.args[0]  # type: ignore[attr-defined]
+        expected = text_heads.FROZEN_SETTINGS if "frozen" in name else text_heads.SETTINGS
+        assert expected.items() <= settings.items(), name
 
 
-def test_heads_of_any_arm_are_fitted_and_stored_as_the_librarys(setting: Setting) -> None:
-    cell, features = _cell(), setting.head_features
-    network = Network(WholeEncoder(setting), cell.tasks, setting.hidden_size, features)
-    library = OwnLearner({"method": "shared_adapter", **text_heads.SETTINGS}, setting, cell)
-    train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
-    found = []
-    for learner, heads in ((network, network.heads), (library, library.model.heads)):
-        heads.wide_weight.data.zero_()  # so that nothing but the texts is read
-        fitted = fit_text_heads(learner, features, train, validation, Fit({}, steps=3, seconds=1.0))
-        assert (fitted.steps, fitted.seconds > 1.0) == (3, True)
-        found.append([fitted.scores, task_scores(learner.tasks, test, learner.answers(test))])
-    for ours, theirs in zip(*found, strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-3)
-    stored = library.bytes_of(("heads.wide_weight", "heads.single_weight", "heads.weight", "heads.bias"))
-    assert network.head_bytes == stored
+def test_lora_at_another_rank(setting: Setting, tmp_path: Path) -> None:
+    wide = replace(setting, backbone_name=str(save_backbone(tmp_path / "wide", hidden_size=32)))
+    first, second = (
+        arms.ARMS[name].train(wide, _cell(), 1e-3) for name in ("lora_shared_texts", "lora32_shared_texts")
+    )
+    heads = 3 * first.trainable_per_task
+    assert second.trainable - heads == 4 * (first.trainable - heads)
+
+
+@pytest.mark.parametrize("joint_states_are_known", [False, True])
+def test_cached_states_of_separate_texts_change_no_output(setting: Setting, joint_states_are_known: bool) -> None:
+    learner = OwnLearner({"method": "task_adapter", **text_heads.SETTINGS}, setting, _cell()).eval()
+    for parameter in learner.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    examples = rows_of(_cell().tasks, "test")[25:65]
+    if joint_states_are_known:
+        setting.states.prepare(examples)
+    task_ids = torch.tensor([example.task_id for example in examples])
+    with torch.no_grad():
+        expected = learner.model(**learner.model.collator.inputs(examples), task_ids=task_ids).logits
+        for _ in range(2):
+            torch.testing.assert_close(learner.logits(examples), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_adapters_a_task_start_from_the_shared_one(setting: Setting) -> None:
