@@ -10,8 +10,8 @@ PEFT's, in the layers above the third, at the rate that the sample-efficiency be
 
 The second holds every fourth task of a suite out and trains the models on the others, as the arms of the
 sample-efficiency benchmark at their first learning rates. Its rows are in suite_transfer.jsonl. The logistic regression
-("probe_names": with the names of labels as examples) and the heads of LoRA read the text features that the heads of
-`plus` read.
+reads frozen features of the texts ("probe_names": with the names of labels as examples), and LoRA has the heads of
+`plus`.
 
 Cells already there are skipped. Needs peft.
 """

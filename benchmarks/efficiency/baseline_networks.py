@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from efficiency.experiment import Setting
 from efficiency.frozen_states import frozen_copy, upper_layers
-from efficiency.text_heads import TextHeadsLearner
-from efficiency.training_loop import HEAD_LEARNING_RATE
+from efficiency.training_loop import HEAD_LEARNING_RATE, Learner
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.heads.task_heads import TaskHeads
@@ -94,22 +93,11 @@ class PromptedEncoder(Encoder):
         return masked_mean(output.last_hidden_state[:, count:], mask)
 
 
-class Network(TextHeadsLearner):
+class Network(Learner):
     """An encoder for one task or several, with the library's heads."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        tasks: tuple[TaskData, ...],
-        hidden_size: int,
-    ) -> None:
-        """Heads are trained on the encoder's output.
-
-        Args:
-            encoder: of all tasks.
-            tasks: with their training rows.
-            hidden_size: d of the encoder's output.
-        """
+    def __init__(self, encoder: Encoder, tasks: tuple[TaskData, ...], hidden_size: int) -> None:
+        """Args: hidden_size: d of the encoder's output."""
         super().__init__()
         self.encoder, self.tasks = encoder, [data.task for data in tasks]
         self.heads = TaskHeads(hidden_size, self.tasks)

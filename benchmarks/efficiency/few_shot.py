@@ -9,14 +9,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from efficiency import text_heads
+from efficiency import finetuning_baselines
+from efficiency.baseline_networks import Network
 from efficiency.experiment import Cell, Setting
 from efficiency.library_methods import OwnLearner
-from efficiency.training_loop import Budget, fit
+from efficiency.text_heads import SETTINGS
+from efficiency.training_loop import Budget, Learner, fit
 from hyperadapters import Task
 from hyperadapters.data.examples import Example, TaskData, label_examples
 from hyperadapters.heads.regression import few_shot_probe
-from hyperadapters.training.text_heads import regression_examples, set_adapted_heads
 
 LORA_BUDGET = Budget(steps=80, evaluations=1)
 """As many steps of 8 rows as a task of twelve has by itself with 100 rows; the last state."""
@@ -43,18 +44,38 @@ def probe_texts(
     return few_shot_probe(features, [int(row.target or 0) for row in rows], of_inputs)
 
 
+def lora(
+    setting: Setting, task: Task, few: Sequence[Example], inputs: Sequence[Example], seed: int
+) -> list[int | float]:
+    """Answers to inputs by PEFT's LoRA with a plain head; the arguments are those of `probe_texts`."""
+    few, inputs = _numbered(few), _numbered(inputs)
+    torch.manual_seed(seed)
+    data = (TaskData(task, {"train": few}),)
+    network = Network(finetuning_baselines.lora(setting, 1), data, setting.hidden_size)
+    _fit(setting, network, few, seed)
+    return network.answers(inputs)
+
+
 def lora_texts(
     setting: Setting, task: Task, few: Sequence[Example], inputs: Sequence[Example], seed: int
 ) -> list[int | float]:
-    """Answers to inputs by a LoRA of the task with the heads of `plus`; the arguments are those of `probe_texts`."""
-    few, inputs = ([replace(example, task_id=0) for example in rows] for rows in (few, inputs))
+    """Answers to inputs by a LoRA with the head of `plus`; the arguments are those of `probe_texts`."""
+    few, inputs = _numbered(few), _numbered(inputs)
     torch.manual_seed(seed)
-    cell = Cell(len(few), seed, (TaskData(task, {"train": few, "validation": few}),))
-    learner = OwnLearner({"method": "task_adapter", "form": "lora", **text_heads.SETTINGS}, setting, cell)
+    cell = Cell(len(few), seed, (TaskData(task, {"train": few}),))
+    learner = OwnLearner({"method": "shared_adapter", "form": "lora", **SETTINGS}, setting, cell)
+    _fit(setting, learner, few, seed)
+    learner.fit_heads(few)
+    return learner.answers(inputs)
+
+
+def _numbered(examples: Sequence[Example]) -> list[Example]:
+    return [replace(example, task_id=0) for example in examples]
+
+
+def _fit(setting: Setting, learner: Learner, few: list[Example], seed: int) -> None:
     lengths, budget = setting.texts.lengths(few), LORA_BUDGET
     fit(learner, few, few, lengths, budget, budget.steps, budget.task_batch_size, LORA_RATE, seed)
-    set_adapted_heads(learner.model, learner.head_rows(regression_examples(learner.model, few)))
-    return learner.answers(inputs)
 
 
 BASELINES = {

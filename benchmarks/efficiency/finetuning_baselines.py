@@ -30,14 +30,13 @@ from hyperadapters.errors import MissingPackageError
 Make = Callable[[Setting, int], Encoder]
 """Makes an arm's encoder for so many tasks."""
 
-LORA_SCALE = 2
-"""Alpha over rank: PEFT's default alpha of 16 at the rank of 8, which is kept at other ranks."""
+LORA = {"r": 8, "lora_alpha": 16}
 PROMPT_TOKENS = 20
 
 
-def lora(setting: Setting, num_tasks: int, rank: int = 8) -> Encoder:
+def lora(setting: Setting, num_tasks: int) -> Encoder:
     """PEFT's LoRA."""
-    return UpperEncoder(setting, partial(_with_peft, "LoraConfig", {"r": rank, "lora_alpha": LORA_SCALE * rank}))
+    return UpperEncoder(setting, partial(_with_peft, "LoraConfig", LORA))
 
 
 def ia3(setting: Setting, num_tasks: int) -> Encoder:
@@ -115,13 +114,7 @@ def train_alone(make: Make, setting: Setting, cell: Cell, rate: float) -> Traine
 
 
 def _train(
-    make: Make,
-    setting: Setting,
-    tasks: tuple[TaskData, ...],
-    steps: int,
-    batch_size: int,
-    rate: float,
-    cell: Cell,
+    make: Make, setting: Setting, tasks: tuple[TaskData, ...], steps: int, batch_size: int, rate: float, cell: Cell
 ) -> tuple[Network, Fit]:
     torch.manual_seed(cell.seed)
     encoder = make(setting, len(tasks)).to(setting.device)

@@ -25,6 +25,7 @@ class Texts:
     def __init__(self, tokenizer: Any, max_length: int, device: str) -> None:
         self.tokenizer, self.max_length, self.device = tokenizer, max_length, device
         self._known: dict[Key, dict[str, Tensor]] = {}
+        self._texts_of_tokens: dict[Key, Tensor] = {}
 
     @property
     def separator(self) -> str:
@@ -36,22 +37,27 @@ class Texts:
         self._read(examples)
         return [len(self._known[key_of(example)]["input_ids"]) for example in examples]
 
-    def batch(self, examples: Sequence[Example], with_sequence_ids: bool = False) -> dict[str, Tensor]:
-        """Inputs of the backbone on the device, padded on the right [B, S]; also the text of each token if wanted."""
+    def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Inputs of the backbone on the device, padded on the right [B, S]."""
         self._read(examples)
         rows = [self._known[key_of(example)] for example in examples]
-        fill = {"input_ids": self.tokenizer.pad_token_id, "sequence_ids": -1}
-        names = [name for name in rows[0] if with_sequence_ids or name != "sequence_ids"]
+        fill = {"input_ids": self.tokenizer.pad_token_id}
         return {
-            name: pad_sequence([row[name] for row in rows], True, fill.get(name, 0)).to(self.device) for name in names
+            name: pad_sequence([row[name] for row in rows], True, fill.get(name, 0)).to(self.device) for name in rows[0]
         }
+
+    def batch_with_texts(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """The same with the text of each token, as models need it that encode the texts of a pair by themselves."""
+        batch = self.batch(examples)
+        rows = [self._texts_of_tokens[key_of(example)] for example in examples]
+        return {**batch, "sequence_ids": pad_sequence(rows, True, -1).to(self.device)}
 
     def _read(self, examples: Sequence[Example]) -> None:
         for example in missing_from(self._known, examples):
             tokens = self.tokenizer(*key_of(example), truncation=True, max_length=self.max_length)
-            texts = [-1 if text is None else text for text in tokens.sequence_ids()]
-            named = {**tokens, "sequence_ids": texts}
-            self._known[key_of(example)] = {name: torch.tensor(values) for name, values in named.items()}
+            self._known[key_of(example)] = {name: torch.tensor(values) for name, values in tokens.items()}
+            numbers = [-1 if number is None else number for number in tokens.sequence_ids()]
+            self._texts_of_tokens[key_of(example)] = torch.tensor(numbers)
 
 
 class States:
@@ -67,8 +73,7 @@ class States:
         """
         self._prefix = with_layers(backbone, 0, first_layer).eval()
         self._texts = texts
-        self._known: dict[Key, Tensor] = {}
-        self._known_texts: dict[tuple[Key, int], Tensor] = {}
+        self._known: dict[Key | tuple[Key, int], Tensor] = {}
 
     @torch.no_grad()
     def prepare(self, examples: Sequence[Example]) -> None:
@@ -91,15 +96,15 @@ class States:
         """
         rows = sequence_rows(sequences)
         owners = list(range(len(examples))) if rows is None else rows.tolist()
-        keys = [(key_of(examples[row]), int(place >= len(examples))) for place, row in enumerate(owners)]
-        missing = [place for place, key in enumerate(keys) if key not in self._known_texts]
+        keys = [_text_key(examples[row], int(place >= len(examples))) for place, row in enumerate(owners)]
+        missing = [place for place, key in enumerate(keys) if key not in self._known]
         lengths = sequences["attention_mask"].sum(dim=1)
         if missing:
             longest = int(lengths[missing].max())
             inputs = {name: sequences[name][missing, :longest] for name in ("input_ids", "attention_mask")}
             for place, states in zip(missing, self._prefix(**inputs).last_hidden_state, strict=True):
-                self._known_texts[keys[place]] = states[: int(lengths[place])].clone()
-        return pad_sequence([self._known_texts[key] for key in keys], True)
+                self._known[keys[place]] = states[: int(lengths[place])].clone()
+        return pad_sequence([self._known[key] for key in keys], True)
 
     def batch(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Hidden states, zeros where padded [B, S, d], and the attention mask [B, S]."""
@@ -122,7 +127,12 @@ def key_of(example: Example) -> Key:
     return example.text, example.text_pair
 
 
-def missing_from(known: Container[Key], examples: Sequence[Example]) -> list[Example]:
+def _text_key(example: Example, place: int) -> Key | tuple[Key, int]:
+    """What the states of one text of an example depend on: a single text is the whole example."""
+    return key_of(example) if example.text_pair is None else (key_of(example), place)
+
+
+def missing_from(known: Container[Any], examples: Sequence[Example]) -> list[Example]:
     """One example of each text that is not known yet."""
     return list({key_of(example): example for example in examples if key_of(example) not in known}.values())
 

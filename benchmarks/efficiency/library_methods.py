@@ -101,7 +101,8 @@ def train_heads_alone(setting: Setting, cell: Cell, rate: float | None) -> Train
 
 def _fit(learner: OwnLearner, setting: Setting, cell: Cell, steps: int, rate: float) -> Fit:
     train, validation = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
-    setting.states.prepare([*train, *validation])
+    if not learner.model.adapter_config.separates_texts:
+        setting.states.prepare([*train, *validation])
     lengths, budget = setting.texts.lengths(train), setting.budget(cell)
     return fit(learner, train, validation, lengths, budget, steps, budget.batch_size, rate, cell.seed)
 
@@ -114,10 +115,10 @@ def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads
     train, validation = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
     if config.separates_texts:
         started = time.monotonic()
-        rows = learner.head_rows(regression_examples(model, train))
         if heads == "related":
-            set_adapted_heads(model, rows)
+            learner.fit_heads(train)
         else:
+            rows = learner.head_rows(regression_examples(model, train))
             model.task_table.set_heads([fit_related_heads([of_task])[0] for of_task in task_rows(model.tasks, rows)])
         scores = task_scores(learner.tasks, validation, learner.answers(validation))
         return replace(found, scores=scores, seconds=found.seconds + time.monotonic() - started)
@@ -147,8 +148,9 @@ class OwnLearner(TextHeadsLearner):
         """Args: as `train_own`."""
         super().__init__()
         self.tasks = [data.task for data in cell.tasks]
-        size = {} if settings.get("form") == "lora" else {"adapter_dim": ADAPTER_DIM}
-        shared = {**size, "feature_layer": setting.first_layer}
+        shared = {"feature_layer": setting.first_layer}
+        if settings.get("form") != "lora":
+            shared["adapter_dim"] = ADAPTER_DIM
         config = parse(ModelConfig, {**shared, **settings})
         lengths = Lengths(input=setting.max_length)
         self.model = HyperAdapterModel(frozen_copy(setting.backbone), self.tasks, config, lengths=lengths)
@@ -218,11 +220,15 @@ class OwnLearner(TextHeadsLearner):
         self.eval()
         for rows in batches_by_length(examples, EVAL_BATCH_SIZE):
             batch = [examples[row] for row in rows]
-            inputs = self._texts.batch(batch, with_sequence_ids=True), self._task_ids(batch)
+            inputs = self._texts.batch_with_texts(batch), self._task_ids(batch)
             found.update(
                 zip(rows, self.model.head_inputs(*inputs, frozen_output=self._frozen(batch)).cpu(), strict=True)
             )
         return HeadRows(examples, [found[row] for row in range(len(examples))])
+
+    def fit_heads(self, train: Sequence[Example]) -> None:
+        """Replace heads that read adapted texts by those that `plus` fits to training rows after training."""
+        set_adapted_heads(self.model, self.head_rows(regression_examples(self.model, train)))
 
     def set_text_heads(self, fitted_to: HeadRows, validation: HeadRows) -> None:
         """Replace the heads."""
@@ -242,7 +248,7 @@ class OwnLearner(TextHeadsLearner):
         return hits / len(examples)
 
     def _run(self, examples: Sequence[Example], labels: Tensor | None = None) -> HyperAdapterOutput:
-        inputs, task_ids = self._texts.batch(examples, with_sequence_ids=True), self._task_ids(examples)
+        inputs, task_ids = self._texts.batch_with_texts(examples), self._task_ids(examples)
         output: HyperAdapterOutput = self.model(
             **inputs, task_ids=task_ids, labels=labels, frozen_output=self._frozen(examples)
         )
@@ -250,7 +256,7 @@ class OwnLearner(TextHeadsLearner):
 
     def _frozen(self, examples: Sequence[Example]) -> FrozenOutput:
         if self.model.adapter_config.separates_texts:
-            sequences = self.model.sequences(self._texts.batch(examples, with_sequence_ids=True))
+            sequences = self.model.sequences(self._texts.batch_with_texts(examples))
             hidden = self._states.of_sequences(examples, sequences)
             return FrozenOutput(hidden, mean_of_texts(masked_mean(hidden, sequences["attention_mask"]), sequences))
         hidden, mask = self._states.batch(examples)

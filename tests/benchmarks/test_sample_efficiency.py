@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,16 @@ from efficiency.code_digest import code_digest, digest_of, statements
 from efficiency.data import alone, load, load_for_development, rows_of
 from efficiency.experiment import Cell, Outcome, Setting, Trained
 from efficiency.learning_rates import TRIALS, next_rate, search
-from efficiency.library_methods import FittedHeads, OwnLearner, train_own
+from efficiency.library_methods import OwnLearner
 from efficiency.runner import Runner
 from efficiency.training_loop import Budget, fit, task_scores
 from helpers import save_backbone
-from tolerance import rounding
 
 from hyperadapters import HyperAdapterModel, Task
 from hyperadapters.config import DataConfig, Lengths
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import subset
-from hyperadapters.heads.regression import TaskRows, fit_related_heads
-from hyperadapters.heads.task_heads import Head
 from hyperadapters.training.probes import linear_probe
 
 FIELDS = {
@@ -446,46 +443,48 @@ def test_an_arm_trains_only_what_it_declares(setting: Setting, name: str) -> Non
 
 # Heads that read texts
 
-# The hidden size of the tiny backbone is below the rank 32.
-TEXT_ARMS = [
-    name for name in arms.ARMS if name.endswith("_texts") and name not in ("plus_no_texts", "lora32_shared_texts")
-]
+TEXT_ARMS = [name for name in arms.ARMS if name.endswith("_texts") and "_no_" not in name]
 
 
-@pytest.mark.parametrize("name", TEXT_ARMS)
+@pytest.mark.parametrize("name", [name for name in TEXT_ARMS if name != "lora32_shared_texts"])
 def test_arms_get_heads_that_read_texts(setting: Setting, name: str) -> None:
     trained = arms.ARMS[name].train(setting, _cell(), 1e-3)
     assert set(trained.test().scores) == {"mood", "pairs", "number"}
-    assert trained.bytes_per_task > 0
+    assert trained.model is not None
+    assert trained.model.adapter_config.head_inputs != "adapted"
+    assert trained.model.adapter_config.label_names
 
 
-@pytest.mark.parametrize("heads", ["related", "own", "trained"])
-def test_heads_are_fitted_after_training_as_asked(
-    setting: Setting, heads: FittedHeads, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fitted: list[int] = []
-
-    def count(data: Sequence[TaskRows]) -> list[Head]:
-        fitted.append(len(data))
-        return fit_related_heads(data)
-
-    monkeypatch.setattr("hyperadapters.training.text_heads.fit_related_heads", count)
-    monkeypatch.setattr("efficiency.library_methods.fit_related_heads", count)
-    train_own({"preset": "plus"}, setting, _cell(), 1e-3, heads)
-    assert fitted == {"related": [3], "own": [1, 1, 1], "trained": []}[heads]
+def test_the_rivals_of_plus_have_its_heads() -> None:
+    for name in TEXT_ARMS:
+        settings: dict[str, Any] = arms.ARMS[name].train.args[0]  # type: ignore[attr-defined]
+        expected = text_heads.FROZEN_SETTINGS if "frozen" in name else text_heads.SETTINGS
+        assert expected.items() <= settings.items(), name
 
 
-def test_states_of_texts_are_those_of_the_model(setting: Setting) -> None:
-    learner = OwnLearner({"preset": "plus"}, setting, _cell()).eval()
-    examples = rows_of(_cell().tasks, "test")
-    inputs, task_ids = (
-        setting.texts.batch(examples, with_sequence_ids=True),
-        torch.tensor([example.task_id for example in examples]),
+def test_lora_at_another_rank(setting: Setting, tmp_path: Path) -> None:
+    wide = replace(setting, backbone_name=str(save_backbone(tmp_path / "wide", hidden_size=32)))
+    first, second = (
+        arms.ARMS[name].train(wide, _cell(), 1e-3) for name in ("lora_shared_texts", "lora32_shared_texts")
     )
+    heads = 3 * first.trainable_per_task
+    assert second.trainable - heads == 4 * (first.trainable - heads)
+
+
+@pytest.mark.parametrize("joint_states_are_known", [False, True])
+def test_cached_states_of_separate_texts_change_no_output(setting: Setting, joint_states_are_known: bool) -> None:
+    learner = OwnLearner({"method": "task_adapter", **text_heads.SETTINGS}, setting, _cell()).eval()
+    for parameter in learner.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    examples = rows_of(_cell().tasks, "test")[25:65]
+    if joint_states_are_known:
+        setting.states.prepare(examples)
+    task_ids = torch.tensor([example.task_id for example in examples])
     with torch.no_grad():
-        expected = learner.model(**inputs, task_ids=task_ids).logits
-        for _ in range(2):  # computed, and known
-            torch.testing.assert_close(learner.logits(examples), expected, rtol=0, atol=rounding(1000, largest=4))
+        expected = learner.model(**learner.model.collator.inputs(examples), task_ids=task_ids).logits
+        for _ in range(2):
+            torch.testing.assert_close(learner.logits(examples), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_adapters_a_task_start_from_the_shared_one(setting: Setting) -> None:
