@@ -27,6 +27,7 @@ RENAMED_TENSORS = {
 METHOD_TENSORS = ("retriever", "prototypes", "hypernetwork", "learned_adapters", "own_adapters", "thresholds")
 """First parts of the names that start with "method." since format 5."""
 CENTROIDS = "method.prototypes.centroids"
+DENSITIES = "method.densities."
 
 
 def convert_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +83,8 @@ def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     """Return the tensors of the weights file of a checkpoint by name, on the CPU.
 
-    Routing centroids are omitted if no task has any. Wide heads are stored in two parts: the heads that compare the
-    texts of a pair, and the other heads, without their zeros for the comparison.
+    Routing centroids are omitted if no task has any, and densities if they are not fitted. Wide heads are stored in two
+    parts: the heads that compare the texts of a pair, and the other heads, without their zeros for the comparison.
 
     Args:
         model: Model of the checkpoint.
@@ -91,6 +92,8 @@ def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     state = {name: value.detach().cpu() for name, value in model.adapter_state_dict().items()}
     if not state.get(CENTROIDS, torch.ones(1)).numel():
         del state[CENTROIDS]
+    if not state.get(f"{DENSITIES}counts", torch.ones(1)).any():
+        state = {name: value for name, value in state.items() if not name.startswith(DENSITIES)}
     if model.heads is not None and len(model.heads.wide_weight):
         state.update(_pack(state.pop("heads.wide_weight"), model.heads))
     return {name: value.contiguous() for name, value in state.items()}
@@ -146,6 +149,9 @@ def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
         state.pop("method.thresholds", None)
     if "method.prototypes.weight" in state and not state.get(CENTROIDS, torch.zeros(0)).any():
         state[CENTROIDS] = torch.zeros(len(model.tasks), 0, model.adapter_config.prototype_dim)
+    if model.method.can_route and model.pha.densities is not None:
+        for name, value in model.pha.densities.state_dict().items():
+            state.setdefault(f"{DENSITIES}{name}", torch.zeros_like(value))
     if model.heads is not None and "heads.compares" in state:
         _unpack(state, model.heads)
     if model.heads is not None and "heads.weight" not in state:

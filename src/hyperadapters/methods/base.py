@@ -93,8 +93,7 @@ class Method(nn.Module, ABC):
         Raises:
             TaskError: `route` is unknown, or rows have no task and the method cannot route.
         """
-        if route not in ROUTES:
-            raise TaskError(unknown_name("route", route, ROUTES))
+        check_route(route)
         if task_ids is None:
             self.check_can_route()
         return self._select(task_ids, instances, route)
@@ -170,6 +169,19 @@ class Method(nn.Module, ABC):
         if len(grouping.tasks) > len(distinct):
             weights = weights.tasks(grouping.tasks)
         return Selection(task_ids, weights, grouping)
+
+
+def check_route(route: str) -> None:
+    """Check the name of a way in which rows without a task get their adapters.
+
+    Args:
+        route: The name.
+
+    Raises:
+        TaskError: If it is unknown.
+    """
+    if route not in ROUTES:
+        raise TaskError(unknown_name("route", route, ROUTES))
 
 
 def select_by_row(task_ids: Tensor, weights: AdapterWeights) -> Selection:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hyperadapters.backbones.active import BatchState
-from hyperadapters.methods.base import Method, Route
+from hyperadapters.methods import PHA
+from hyperadapters.methods.base import Method, Route, Selection
 
 
 class BatchSelector:
@@ -14,22 +16,25 @@ class BatchSelector:
     Attributes:
         features: Pooled hidden states that the retriever reads [B, d].
         instances: Instance vectors [B, p]; None for a method without a retriever.
+        similarity: Similarity to each task [B, T]; None for a method that cannot route.
         selected: Ids of the selected tasks [B].
     """
 
     features: Tensor
     selected: Tensor
     instances: Tensor | None = None
+    similarity: Tensor | None = None
 
-    def __init__(self, method: Method, task_ids: Tensor | None, route: Route) -> None:
+    def __init__(self, method: Method, task_ids: Tensor | None, route: Route, embeddings: Tensor | None = None) -> None:
         """Set up the selection for one batch.
 
         Args:
             method: Method of the model.
             task_ids: Ids of the tasks [B]; None to use the most similar task of each row.
             route: How rows without a task get their adapters; see `Method.select`.
+            embeddings: Pooled input of the first layer [B, d], if the method reads it.
         """
-        self._method, self._task_ids, self._route = method, task_ids, route
+        self._method, self._task_ids, self._route, self._embeddings = method, task_ids, route, embeddings
 
     def __call__(self, features: Tensor) -> BatchState:
         """Select tasks and adapters.
@@ -41,5 +46,28 @@ class BatchSelector:
             State of the batch with the adapters of its rows.
         """
         self.features, self.instances = features, self._method.instance_vectors(features)
-        self.selected, weights, grouping = self._method.select(self._task_ids, self.instances, self._route)
+        self.selected, weights, grouping = self._select()
         return BatchState(weights, grouping)
+
+    def _select(self) -> Selection:
+        method = self._method
+        if isinstance(method, PHA) and self.instances is not None:
+            states = density_features(self.features, self._embeddings)
+            self.similarity = method.similarity(self.instances.detach(), states)
+            if self._task_ids is None:
+                return method.select_similar(self.similarity, self.instances, self._route)
+        return method.select(self._task_ids, self.instances, self._route)
+
+
+def density_features(pooled: Tensor, embeddings: Tensor | None) -> Tensor:
+    """Stack the features that the densities of the tasks' texts read.
+
+    Args:
+        pooled: Pooled hidden states that the retriever reads [B, d].
+        embeddings: Pooled input of the first layer [B, d]; None if no layer is below all adapters.
+
+    Returns:
+        Features [B, n, d].
+    """
+    pooled = pooled.detach()
+    return pooled[:, None] if embeddings is None else torch.stack([embeddings, pooled], dim=1)
