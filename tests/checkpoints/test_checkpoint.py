@@ -94,7 +94,7 @@ def test_a_checkpoint_is_two_files_and_a_card_without_backbone_weights_or_pickle
     assert names == {n for n in model.state_dict() if not n.startswith("backbone.")} - {"method.prototypes.centroids"}
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert config["backbone"]["fingerprint"] == model.fingerprint.bfloat16
-    assert config["format_version"] == 5
+    assert config["format_version"] == 6
 
 
 def test_saving_again_replaces_the_old_weights(tmp_path: Path) -> None:
@@ -240,14 +240,14 @@ def test_a_tokenizer_that_was_changed_is_saved_and_loaded(kind: str, tmp_path: P
     loaded = HyperAdapterModel.from_pretrained(tmp_path / "run")
     assert loaded.tokenizer("neu")["input_ids"] == model.tokenizer("neu")["input_ids"]
     assert _answers(loaded) == expected
-    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 5
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 6
     before = contents(tmp_path / "run")
     loaded.save_pretrained(tmp_path / "run")
     assert contents(tmp_path / "run") == before
     del loaded.tokenizer
     loaded.save_pretrained(tmp_path / "run")
     assert not list((tmp_path / "run").glob("tokenizer*"))
-    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 5
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 6
 
 
 def test_a_tokenizer_that_was_used_but_not_changed_is_not_saved(tmp_path: Path) -> None:
@@ -476,7 +476,7 @@ def test_missing_parts_are_named(run: Path, tmp_path: Path) -> None:
     [
         ("{", "not readable.*damaged"),
         ("[]", "fault"),
-        ('{"format_version": 99}', r"has format 99, this library .* reads up to 5; upgrade"),
+        ('{"format_version": 99}', r"has format 99, this library .* reads up to 6; upgrade"),
         ('{"format_version": 1, "tsks": []}', "tsks: unknown key. Did you mean 'tasks'"),
     ],
 )
@@ -557,7 +557,7 @@ def test_checkpoints_of_earlier_versions_of_the_library_answer_as_they_did(versi
     if version == 4:
         assert model.tokenizer(["a", "b"])["input_ids"] == [[2], [3]]
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / CONFIG_FILE).read_text())["format_version"] == 5
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["format_version"] == 6
     again = HyperAdapterModel.from_pretrained(tmp_path, backbone=model.detach())
     assert again.adapter_state_dict().keys() == model.adapter_state_dict().keys()
 
@@ -646,7 +646,7 @@ def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: P
     _write(tmp_path, values, state)
     loaded = _load(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
-    assert all(result.accepted for result in decide(loaded, torch.randn(4, 64)))
+    assert all(result.accepted for result in decide(loaded, torch.randn(4, 3), torch.ones(4).bool()))
 
 
 def test_the_adapter_of_a_task_with_other_shapes_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ format 2   heads packed into three tensors, as in `TaskHeads`
 format 3   wide heads in two parts, those of pairs and those of single texts, in float16 if this is lossless
 format 4   may contain a tokenizer
 format 5   names of the method's parameters start with "method."; some settings and tensors have new names
+format 6   may contain densities of the tasks' texts
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ from hyperadapters.errors import BackboneError, CheckpointError, OutputError, Re
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import locked, make_folder, making_folder, new_folder, write_atomically
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 OLDEST_RESUMABLE_FORMAT = 2
 """Oldest format of checkpoints from which training can be resumed."""
 FIRST_WITH_PRESENT_NAMES = 5
@@ -454,7 +454,8 @@ def _parse(values: Any, where: str, has_old_names: bool) -> CheckpointConfig:
         tasks.extend(map(_task, lines))
     if isinstance(values, dict) and isinstance(values.get("model"), dict):
         settings = convert_settings(values["model"]) if has_old_names else values["model"]
-        values["model"] = drop_settings_without_effect(settings)
+        # Up to format 5 there were no densities, by which the preset "plus" routes now.
+        values["model"] = drop_settings_without_effect({"routing": "prototypes", **settings})
     return parse(CheckpointConfig, values, CheckpointError, where)
 
 

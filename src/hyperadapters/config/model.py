@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from hyperadapters.config.validation import Float, Int, StrictModel
+from hyperadapters.config.validation import Float, Int, StrictModel, parse
 
 BackboneKind = Literal["encoder", "encoder-decoder", "decoder"]
 """Kind of a backbone. Task heads read the hidden states of an encoder; the other kinds generate text."""
@@ -181,11 +181,14 @@ class ModelConfig(StrictModel):
 
         Args:
             has_heads: Whether the backbone is an encoder, which has task heads.
+
+        Raises:
+            RecipeError: If a setting has no effect with the default preset.
         """
         if self.preset is not None:
             return self
         preset = "plus" if has_heads and self.method == "pha" else "paper"
-        return ModelConfig(**{**self.model_dump(exclude_unset=True), "preset": preset})
+        return parse(ModelConfig, {**self.model_dump(exclude_unset=True), "preset": preset})
 
 
 class Effect(NamedTuple):
@@ -218,6 +221,11 @@ EFFECTS = (
         "centroids_per_task",
         lambda config: config.method in ROUTING,
         "this setting is for routing, and method '{method}' cannot route",
+    ),
+    Effect(
+        "centroids_per_task",
+        lambda config: config.routing == "prototypes",
+        "there are no centroids with routing 'densities'",
     ),
     Effect("routing", lambda config: config.method in ROUTING, "method '{method}' cannot route"),
     Effect("codes", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
