@@ -203,6 +203,15 @@ def test_a_batch_of_single_texts_passes_as_it_is(monkeypatch: pytest.MonkeyPatch
     assert shapes == [(2, 4)]
 
 
+def test_the_predictor_puts_texts_of_one_length_together() -> None:
+    model = model_of()
+    short, long = "w1 w2", "w1 w2 w3 w4 w5 w6"
+    rows = [Example(0, short, short), Example(2, long), Example(0, short, short), Example(0, long, short)]
+    with counted(model) as shapes:
+        list(Predictor(model, batch_size=2)(rows))
+    assert shapes == [(4, 4), (3, 8)]
+
+
 # Training
 
 
@@ -340,6 +349,14 @@ def test_a_new_task_is_fitted_with_the_states_that_its_answers_are_made_of() -> 
     weights = model.method.adapters(torch.tensor([2]))
     found = data.head_inputs(data.outputs([2, 0, 1], weights)[0], [2, 0, 1])
     torch.testing.assert_close(found, read(model, 2, texts[2], texts[0], texts[1]), **TOLERANCE)
+
+
+def test_a_merged_task_answers_as_before() -> None:
+    model, rows = model_of(form="lora", adapter_dim=64), [row for row in pair_examples(4) if row.task_id == 0]
+    expected = model(**batch_of(model, rows)).logits
+    model.merge("same")
+    torch.testing.assert_close(model(**batch_of(model, rows)).logits, expected, **TOLERANCE)
+    assert torch.equal(model(**batch_of(model, rows)).instances, model.instance_vectors(**model.collator.inputs(rows)))
 
 
 # Which rows are pairs

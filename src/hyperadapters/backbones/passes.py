@@ -36,7 +36,7 @@ class LowerOutput(NamedTuple):
 
     Attributes:
         hidden: Input of the first layer with generated adapters, or output of the encoder of an encoder-decoder
-            [B, S, d].
+            [B, S, d], or [R, S', d] if each text of a pair is a sequence of its own.
         pooled: Pooled hidden states that the retriever reads [B, d], in float32.
         hidden_states: Hidden states of all layers of the encoder of an encoder-decoder, each [B, S, d], if requested.
         head_features: Output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
@@ -53,7 +53,7 @@ class FrozenOutput(NamedTuple):
 
     Attributes:
         hidden: Input of the first layer with an adapter, or output of an encoder of which all layers are frozen
-            [B, S, d].
+            [B, S, d], or [R, S', d] if each text of a pair is a sequence of its own.
         pooled: Pooled hidden states that the retriever reads [B, d], in float32; None if they depend on adapters.
         head_features: Output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
     """

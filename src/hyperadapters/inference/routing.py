@@ -141,7 +141,7 @@ def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batc
     examples = [Example(None, example.text, example.text_pair) for example in examples]
     found: dict[int, Tensor] = {}
     collator = model.collator
-    for rows in batches_by_length(examples, batch_size):
+    for rows in batches_by_length(examples, batch_size, model.adapter_config.separates_texts):
         with model.lock, evaluating(model):
             batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
             found.update(zip(rows, model.instance_vectors(**batch).float(), strict=True))

@@ -21,7 +21,8 @@ class HyperAdapterOutput(ModelOutput):
         logits: Logits [B, S, V] of text-to-text backbones, or [B, C] of task heads (see `TaskHeads.forward`).
         instances: Instance vectors [B, p]; None for a method without a retriever.
         task_ids: Ids of the tasks that were used [B]: the given tasks, or the most similar ones.
-        encoder_hidden_states: Outputs of the embeddings and of each encoder layer, each [B, S, d], if requested.
+        encoder_hidden_states: Outputs of the embeddings and of each encoder layer, each [B, S, d], if requested. With
+            the setting `head_inputs` "adapted_texts", they are those of `HyperAdapterModel.sequences`.
         decoder_hidden_states: Outputs of the embeddings and of each decoder layer, each [B, S, d], if requested.
     """
 
