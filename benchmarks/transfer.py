@@ -1,12 +1,19 @@
 """New tasks from a few examples, against LoRA and a logistic regression that get the same examples.
 
     python benchmarks/transfer.py RUN    # a run of recipes/local-transfer-plus.yaml
+    python benchmarks/transfer.py --suite fdu --methods probe_texts lora_texts pha plus
 
-Adds each held-out task to the run with k examples a label, for each seed, and scores it on (500 rows of) its test file.
-Appends one JSON object a cell to benchmarks/results/transfer.jsonl; cells already there are skipped. Needs peft.
+The first adds four held-out tasks to the run with k examples a label, for each seed, and scores them on (500 rows of)
+their test files. It appends one JSON object a cell to benchmarks/results/transfer.jsonl. The logistic regression reads
+the frozen backbone's features of a row ("probe"), or what the heads of `plus` read of it ("probe_texts"). LoRA is
+PEFT's, in the layers above the third, at the rate that the sample-efficiency benchmark chose.
 
-The logistic regression reads the frozen backbone's features of a row ("probe"), or what the heads of `plus` read of it
-("probe_texts"). LoRA is PEFT's, in the layers above the third, at the rate that the sample-efficiency benchmark chose.
+The second holds every fourth task of a suite out and trains the models on the others, as the arms of the
+sample-efficiency benchmark at their first learning rates. Its rows are in suite_transfer.jsonl. The logistic regression
+reads frozen features of the texts ("probe_names": with the names of labels as examples), and LoRA has the heads of
+`plus`.
+
+Cells already there are skipped. Needs peft.
 """
 
 from __future__ import annotations
@@ -20,14 +27,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from efficiency import finetuning_baselines
-from efficiency.baseline_networks import Network
+from efficiency.arms import ARMS
+from efficiency.data import MAX_LENGTHS, SUITES, read_size
 from efficiency.experiment import Setting
-from efficiency.training_loop import Budget, fit
+from efficiency.few_shot import BASELINES, lora
+from efficiency.suite_transfer import DRAWS, TransferRunner
+from efficiency.training_loop import BUDGETS
 
 from hyperadapters import HyperAdapterModel, Task, __version__
 from hyperadapters.config import DataConfig
-from hyperadapters.data.examples import Example, TaskData, read_fields, read_target
+from hyperadapters.data.examples import Example, read_fields, read_target
 from hyperadapters.data.loading import subset
 from hyperadapters.data.sources import read_file
 from hyperadapters.heads.regression import few_shot_probe
@@ -37,6 +46,7 @@ from hyperadapters.training.probes import frozen_features
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "transfer.jsonl"
+SUITE_RESULTS = HERE / "results" / "suite_transfer.jsonl"
 HELD_OUT = {
     "cb": {"fields": ["text", "text_pair"]},
     "scitail": {"fields": ["text", "text_pair"]},
@@ -46,9 +56,6 @@ HELD_OUT = {
 SHOTS = (4, 16, 32)
 SEEDS = (0, 1, 2, 3, 4)
 FITS = ("none", "adapter")
-LORA_BUDGET = Budget(steps=80, evaluations=1)
-"""As many steps of 8 rows as a task has by itself with 100 rows in the sample-efficiency benchmark; the last state."""
-LORA_RATE = 3e-3
 
 
 def load(name: str, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
@@ -60,16 +67,6 @@ def load(name: str, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
         split: [Example(None, *read_fields(row, task), read_target(row, task)) for row in found]
         for split, found in rows.items()
     }
-
-
-def lora(setting: Setting, task: Task, few: list[Example], inputs: list[Example], seed: int) -> list[int | float]:
-    """Answers to inputs by PEFT's LoRA, trained on a few examples."""
-    few, inputs = ([replace(example, task_id=0) for example in rows] for rows in (few, inputs))
-    torch.manual_seed(seed)
-    network = Network(finetuning_baselines.lora(setting, 1), (TaskData(task, {"train": few}),), setting.hidden_size)
-    lengths, budget = setting.texts.lengths(few), LORA_BUDGET
-    fit(network, few, few, lengths, budget, budget.steps, budget.task_batch_size, LORA_RATE, seed)
-    return network.answers(inputs)
 
 
 @torch.no_grad()
@@ -129,24 +126,19 @@ def cell(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--test-rows", type=int, default=500, help="at most, the first of the test file")
-    arguments = parser.parse_args()
+def transfer_to_held_out(run: Path, folder: Path, output: Path, test_rows: int) -> None:
+    """Add the four held-out tasks to a run."""
     done = set()
-    if arguments.output.is_file():
-        rows = [json.loads(line) for line in arguments.output.read_text().splitlines()]
+    if output.is_file():
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
         done = {(row["task"], row["k"], row["seed"], row["method"]) for row in rows}
-    model = HyperAdapterModel.from_pretrained(arguments.run).eval()
-    setting = Setting(arguments.data)
+    model = HyperAdapterModel.from_pretrained(run).eval()
+    setting = Setting(folder)
     known = [task.name for task in model.tasks]
     assert not set(known) & set(HELD_OUT), f"the run was trained on held-out tasks: {known}"
     for name in HELD_OUT:
-        task, splits = load(name, arguments.data)
-        splits["test"] = splits["test"][: arguments.test_rows]
+        task, splits = load(name, folder)
+        splits["test"] = splits["test"][:test_rows]
         features = {"probe": (frozen_features, frozen_features(model, splits["test"]))}
         if model.adapter_config.head_inputs != "adapted":
             features["probe_texts"] = (text_features, text_features(model, splits["test"]))
@@ -156,9 +148,51 @@ def main() -> None:
                     if (name, k, seed, method) in done:
                         continue
                     row = cell(model, setting, task, splits, features, method, k, seed)
-                    with arguments.output.open("a") as file:
+                    with output.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(row["task"], k, seed, method, f"{row['score']:.3f}", f"{row['seconds']:.1f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("run", type=Path, nargs="?", help="to which the four held-out tasks are added")
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name}, or {SUITE_RESULTS.name} with --suite")
+    parser.add_argument("--test-rows", type=int, default=500, help="at most, the first of the test file")
+    suite = parser.add_argument_group("transfer inside a suite")
+    suite.add_argument("--suite", choices=SUITES)
+    suite.add_argument(
+        "--methods", nargs="+", choices=[*BASELINES, *ARMS], metavar="METHOD", default=["probe_texts", "lora_texts"]
+    )
+    suite.add_argument("--size", type=read_size, choices=list(BUDGETS), default=100, help="rows a task to train on")
+    suite.add_argument("--training-seed", type=int, default=3)
+    suite.add_argument("--fit", choices=FITS, default="adapter", help="of add_task")
+    suite.add_argument("--shots", nargs="+", type=int, default=SHOTS)
+    suite.add_argument("--draws", nargs="+", type=int, default=DRAWS, help="seeds of the examples")
+    suite.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    suite.add_argument(
+        "--steps", type=int, help="steps of twelve tasks, to see that a method runs; needs an --output of its own"
+    )
+    arguments = parser.parse_args()
+    if (arguments.run is None) == (arguments.suite is None):
+        parser.error("give either a RUN or --suite")
+    if arguments.run is not None:
+        transfer_to_held_out(arguments.run, arguments.data, arguments.output or RESULTS, arguments.test_rows)
+        return
+    output = arguments.output or SUITE_RESULTS
+    if arguments.steps and output == SUITE_RESULTS:
+        parser.error("rows made with --steps are no results; choose another --output")
+    setting = Setting(
+        arguments.data,
+        arguments.suite,
+        device=arguments.device,
+        budgets={n: replace(budget, steps=arguments.steps or budget.steps) for n, budget in BUDGETS.items()},
+        max_length=MAX_LENGTHS[arguments.suite],
+    )
+    runner = TransferRunner(
+        setting, output, arguments.size, arguments.training_seed, arguments.fit, arguments.test_rows
+    )
+    runner.run(arguments.methods, arguments.shots, arguments.draws)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from hyperadapters.backbones.architectures import ARCHITECTURES
-from hyperadapters.config import ModelConfig, Task, parse
+from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.data.examples import Example
+from hyperadapters.errors import RecipeError
 from hyperadapters.fewshot.add_task import FitReport
 from hyperadapters.model.model import HyperAdapterModel
 
@@ -143,6 +145,13 @@ FORM_SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"form": "lora", "lora_rank": 2, "lora_alpha": 3.0},
 }
 SIZES: dict[str, Any] = {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 6}
+FROZEN_TEXTS: dict[str, Any] = {
+    "preset": "paper",
+    "codes": "orthogonal",
+    "head_inputs": "pair_features",
+    "label_names": True,
+}
+"""Settings of codes that start orthogonal, and of heads that also read texts as the frozen backbone encodes them."""
 HIDDEN_SIZE = 16
 HEAD_TASKS = [
     Task.classification("colour", ["red", "blue", "green"]),
@@ -289,6 +298,11 @@ def make_plus_model(tasks: list[Task] = PAIR_TASKS, kind: str = "bert", **settin
     return model.eval()
 
 
+def make_frozen_texts_model(tasks: list[Task] = PAIR_TASKS, kind: str = "bert", **settings: Any) -> HyperAdapterModel:
+    """A fresh model with `FROZEN_TEXTS` on a tiny backbone, with a tokenizer."""
+    return make_plus_model(tasks, kind, **{**FROZEN_TEXTS, **settings})
+
+
 def stirred(model: HyperAdapterModel) -> HyperAdapterModel:
     """The model with everything trained large enough to show: adapters of the preset `plus` start at no change."""
     with torch.no_grad():
@@ -385,6 +399,28 @@ def pair_examples(count: int = 24) -> list[Example]:
         rows.append(Example(1, f"{text} {'w30 ' * (row % 4)}", None, float(row % 4)))
         rows.append(Example(2, f"{text} {('bad', 'good')[row % 2]}", None, row % 2))
     return rows
+
+
+def pair_recipe(folder: Path, model: dict[str, Any], has_validation: bool = True) -> Recipe:
+    """A short training of one pair task on a tiny backbone."""
+    save_backbone(folder / "bert")
+    splits = {}
+    for split, count in (("train", 40), ("validation", 16), ("test", 16)):
+        if split != "validation" or has_validation:
+            rows = [
+                {"text": e.text, "text_pair": e.text_pair, "label": "ny"[int(e.target or 0)]}
+                for e in pair_examples(count)[::3]
+            ]
+            splits[split] = f"{folder}/same-{split}.jsonl"
+            Path(splits[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "backbone": str(folder / "bert"),
+        "model": model,
+        "data": {"max_length": 64},
+        "training": {"max_steps": 4, "batch_size": 8, "eval_steps": 2},
+        "tasks": [{"name": "same", "fields": ["text", "text_pair"], "source": {"path": splits}}],
+    }
+    return parse(Recipe, recipe, RecipeError)
 
 
 def bare_outputs(backbone: nn.Module, kind: str, batch: dict[str, Tensor]) -> Tensor:

@@ -1,15 +1,32 @@
-"""The Markdown tables of docs/sample-efficiency.md, and their places in it."""
+"""The Markdown tables of docs/sample-efficiency.md that are about the result rows, and the places of all in it."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import mean
+from typing import Any
 
-from tables import METHODS, MISSING, markdown, spread, transfer_scores, transfer_table
+from tables import MISSING, markdown, spread
 
-from efficiency.summary import Column, Difference, Row, Size, arm_order, difference, label, pairs, size_order
+from efficiency.data import PARTS, SUITES
+from efficiency.summary import (
+    Column,
+    Columns,
+    Difference,
+    Row,
+    Size,
+    arm_order,
+    difference,
+    label,
+    mean_difference,
+    pairs,
+    parts_of_all,
+    size_order,
+)
+from efficiency.training_loop import BUDGETS
 
 NOTHING = "Not measured yet."
 MARKED = re.compile(
@@ -30,25 +47,69 @@ def replaced(text: str, blocks: dict[str, str]) -> str:
     return MARKED.sub(lambda place: f"{place[1]}\n{blocks[place[2]]}\n\n{place[4]}", text)
 
 
-COMPARED = ("probe", "probe_texts", "lora")
-"""Methods that new tasks from a few examples are compared with."""
+def tables(found: dict[str, Columns], trials: list[Row]) -> dict[str, str]:
+    """All tables by the name of their marker.
 
-
-def tables(columns: dict[Size, Column], trials: list[Row], transfer: list[Row]) -> dict[str, str]:
-    """All tables by the name of their marker."""
-    return {
-        "main": main_table(columns) if columns else NOTHING,
-        "costs": costs_table(columns) if columns else NOTHING,
-        "differences": differences_table(columns) if columns else NOTHING,
-        "tasks-100": tasks_table(columns[100]) if 100 in columns else NOTHING,
-        "tasks-32": tasks_table(columns[32]) if 32 in columns else NOTHING,
-        "learning-rates": rates_table(trials, columns) if trials else NOTHING,
-        "transfer": transfer_table(transfer) if transfer else NOTHING,
-        "transfer-differences": transfer_differences(transfer) if transfer else NOTHING,
+    Args:
+        found: the columns of each suite.
+        trials: of learning rates.
+    """
+    made = {
+        "suites": suites_table(found) if found else NOTHING,
+        "parts": parts_table(found["all"]) if "all" in found else NOTHING,
+        "plus-differences": differences_table(found, "plus", minus_base=False) if found else NOTHING,
+        "pha-differences": differences_table(found, "pha", minus_base=True) if found else NOTHING,
+        "learning-rates": rates_table(trials, found) if trials else NOTHING,
     }
+    for suite in SUITES:
+        columns = found.get(suite, {})
+        made[f"scores-{suite}"] = main_table(columns) if columns else NOTHING
+        made[f"costs-{suite}"] = costs_table(columns) if columns else NOTHING
+        for n in BUDGETS:
+            made[f"tasks-{suite}-{n}"] = tasks_table(columns[n]) if n in columns else NOTHING
+    return made
 
 
-def main_table(columns: dict[Size, Column]) -> str:
+def suites_table(found: dict[str, Columns]) -> str:
+    """Scores by size, arm and suite, and the mean of the four suites of which `all` consists."""
+    body = []
+    for n in sizes_of(found):
+        of_size = {suite: columns.get(n, {}) for suite, columns in found.items()}
+        for arm in arms_of(of_size):
+            cells = [score_cell(of_size[suite], arm) if of_size.get(suite) else MISSING for suite in SUITES]
+            body.append(
+                [size_label(n), label(arm), *cells, mean_cell([of_size.get(suite, {}) for suite in PARTS], arm)]
+            )
+    return markdown(["rows a task", "arm", *SUITES, f"mean of {len(PARTS)}"], body)
+
+
+def mean_cell(columns: Sequence[Column], arm: str) -> str:
+    """The mean over suites for each seed that the arm has in all of them, where it has all of their tasks."""
+    if not all(arm in column and fewer_tasks(column, arm) is None for column in columns):
+        return MISSING
+    scores = [{row["seed"]: row["score"] for row in column[arm]} for column in columns]
+    seeds = [seed for seed in scores[0] if all(seed in of_suite for of_suite in scores)]
+    means = [mean(of_suite[seed] for of_suite in scores) for seed in seeds]
+    return f"{spread(means)} ({len(means)})" if means else MISSING
+
+
+def parts_table(columns: Columns) -> str:
+    """What the models of all tasks score on the tasks of each suite, and the mean of these means."""
+    body = []
+    for n, column in columns.items():
+        for arm, rows in column.items():
+            means = [parts_of_all(row["scores"]) for row in rows]
+            cells = [spread([found[suite] for found in means if suite in found]) for suite in PARTS]
+            whole = spread([mean(found.values()) for found in means if len(found) == len(PARTS)])
+            body.append([size_label(n), label(arm), *cells, whole])
+    return markdown(["rows a task", "arm", *PARTS, f"mean of {len(PARTS)}"], body)
+
+
+def sizes_of(found: dict[str, Columns]) -> list[Size]:
+    return sorted(set(chain.from_iterable(found.values())), key=size_order)
+
+
+def main_table(columns: Columns) -> str:
     """Scores by arm and size; trainable parameters and stored bytes by arm, a range where they depend on the size."""
     body = []
     for arm in arms_of(columns):
@@ -59,7 +120,7 @@ def main_table(columns: dict[Size, Column]) -> str:
     return markdown(["arm", *map(size_label, columns), "trainable per task", "bytes per added task"], body)
 
 
-def arms_of(columns: dict[Size, Column]) -> list[str]:
+def arms_of(columns: Mapping[Any, Column]) -> list[str]:
     return sorted(set(chain.from_iterable(columns.values())), key=arm_order)
 
 
@@ -92,7 +153,7 @@ def span(values: list[float]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def costs_table(columns: dict[Size, Column]) -> str:
+def costs_table(columns: Columns) -> str:
     """Seconds of training and share of test rows routed right, means over seeds, by arm and size."""
     body = []
     for arm in arms_of(columns):
@@ -115,52 +176,50 @@ def tasks_table(column: Column) -> str:
     return markdown(["arm", *tasks, "mean"], body)
 
 
-def differences_table(columns: dict[Size, Column]) -> str:
-    """Each arm minus PHA, and PHA+ minus each other arm."""
+def differences_table(found: dict[str, Columns], base: str, minus_base: bool) -> str:
+    """Differences between each arm and one arm in each suite, and in the mean of the four of which `all` consists.
+
+    Args:
+        found: the columns of each suite.
+        base: the one arm.
+        minus_base: whether it is subtracted from the others, or they from it.
+    """
     body = []
-    for n, column in columns.items():
-        scores = {arm: pairs(rows) for arm, rows in column.items()}
-        for arm in column:
-            to_pha = None if arm == "pha" else difference(scores[arm], scores.get("pha", {}))
-            of_plus = None if arm == "plus" else difference(scores.get("plus", {}), scores[arm])
-            body.append([size_label(n), label(arm), *difference_cells(to_pha), *difference_cells(of_plus)])
-    return markdown(["rows a task", "arm", "arm minus PHA", "pairs", "PHA+ minus arm", "pairs"], body)
+    for n in sizes_of(found):
+        of_size = {suite: columns.get(n, {}) for suite, columns in found.items()}
+        for arm in arms_of(of_size):
+            if arm == base:
+                continue
+            first, second = (arm, base) if minus_base else (base, arm)
+            compared = {
+                suite: (pairs(of_size.get(suite, {}).get(first, [])), pairs(of_size.get(suite, {}).get(second, [])))
+                for suite in SUITES
+            }
+            cells = [difference_cell(difference(*scores)) for scores in compared.values()]
+            cells.append(difference_cell(mean_difference([compared[suite] for suite in PARTS])))
+            body.append([size_label(n), label(arm), *cells])
+    return markdown(["rows a task", "arm", *SUITES, f"mean of {len(PARTS)}"], body)
 
 
-def difference_cells(found: Difference | None) -> list[str]:
+def difference_cell(found: Difference | None) -> str:
     """Mean with interval, and the number of pairs."""
     if found is None:
-        return [MISSING, MISSING]
-    return [f"{found.mean:+z.1f} ({found.low:+z.1f} to {found.high:+z.1f})", str(found.pairs)]
+        return MISSING
+    return f"{found.mean:+z.1f} ({found.low:+z.1f} to {found.high:+z.1f}; {found.pairs})"
 
 
-def transfer_differences(rows: list[Row]) -> str:
-    """`adapter` minus what it is compared with by k, for each task over draws, and for all over (task, draw)."""
-    scores = transfer_scores(rows)
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    present = [method for method in COMPARED if any(row["method"] == method for row in rows)]
-    body = []
-    for k in sorted({k for k, _ in scores}):
-        ours = scores.get((k, "adapter"), {})
-        for task in (*tasks, None):
-            chosen = {pair: score for pair, score in ours.items() if task in (pair[0], None)}
-            found = [difference(chosen, scores.get((k, method), {})) for method in present]
-            cells = [cell for one in found for cell in difference_cells(one)]
-            body.append([str(k), task or "**all**", *cells])
-    columns = [cell for method in present for cell in (f"`adapter` minus {METHODS[method]}", "pairs")]
-    return markdown(["k", "task", *columns], body)
-
-
-def rates_table(trials: list[Row], columns: dict[Size, Column]) -> str:
-    """Validation scores of the learning rates tried, by size, arm and device, and the one of the results."""
-    tried: dict[tuple[Size, str, str], dict[float, float]] = defaultdict(dict)
+def rates_table(trials: list[Row], found: dict[str, Columns]) -> str:
+    """Validation scores of the learning rates tried, by suite, size, arm and device, and the one of the results."""
+    tried: dict[tuple[str, Size, str, str], dict[float, float]] = defaultdict(dict)
     for trial in trials:
-        tried[trial["n"], trial["arm"], trial["device"]][trial["learning_rate"]] = trial["validation"]
+        key = trial["suite"], trial["n"], trial["arm"], trial["device"]
+        tried[key][trial["learning_rate"]] = trial["validation"]
     body = []
-    for n, arm, device in sorted(tried, key=lambda key: (size_order(key[0]), arm_order(key[1]), key[2])):
-        scores = tried[n, arm, device]
+    order = sorted(tried, key=lambda key: (SUITES.index(key[0]), size_order(key[1]), arm_order(key[2]), key[3]))
+    for suite, n, arm, device in order:
+        scores = tried[suite, n, arm, device]
         listed = ", ".join(f"{rate:g}: {scores[rate]:.1f}" for rate in sorted(scores))
-        rows = [row for row in columns.get(n, {}).get(arm, []) if row["device"] == device]
-        chosen = ", ".join(f"{rate:g}" for rate in dict.fromkeys(row["learning_rate"] for row in rows))
-        body.append([size_label(n), label(arm), device, listed, chosen or MISSING])
-    return markdown(["rows a task", "arm", "device", "learning rate: validation score", "chosen"], body)
+        rows = [row for row in found.get(suite, {}).get(n, {}).get(arm, []) if row["device"] == device]
+        chosen = ", ".join(f"{row['learning_rate']:g}" for row in rows[:1] if row["trials"])
+        body.append([suite, size_label(n), label(arm), device, listed, chosen or MISSING])
+    return markdown(["suite", "rows a task", "arm", "device", "learning rate: validation score", "chosen"], body)

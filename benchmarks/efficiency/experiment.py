@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from efficiency.data import MAX_LENGTH, Size, load
+from efficiency.data import MAX_LENGTHS, Size, Suite, load
 from efficiency.frozen_states import Key, States, Texts
+from efficiency.text_heads import HeadFeatures
 from efficiency.training_loop import BUDGETS, Budget
+from hyperadapters import HyperAdapterModel
 from hyperadapters.backbones.loading import load_backbone, load_tokenizer
 from hyperadapters.data.examples import TaskData
 
@@ -26,25 +28,29 @@ class Setting:
 
     Attributes:
         data: folder of the tasks.
+        suite: whose tasks are learned.
         backbone_name: on the Hub, or a folder.
         device: "cpu" or "cuda".
         first_layer: number of layers, from below, that no arm changes that puts adapters into layers.
-        budgets: by training size.
+        budgets: by training size, for a model of `training_loop.TASKS_OF_BUDGETS` tasks.
         max_length: tokens of an input.
-        load: gives the tasks of a folder at a size, drawn by a seed.
+        load: gives the tasks of a folder and suite at a size, drawn by a seed.
         features: of the linear probe [d], by text; filled as they are needed.
-        head_features: of heads that read texts [F], by text; filled as they are needed.
     """
 
     data: Path
+    suite: Suite = "main"
     backbone_name: str = MINILM
     device: str = "cpu"
     first_layer: int = 3
     budgets: Mapping[Size, Budget] = field(default_factory=lambda: BUDGETS)
-    max_length: int = MAX_LENGTH
-    load: Callable[[Path, Size, int], tuple[TaskData, ...]] = load
+    max_length: int = MAX_LENGTHS["main"]
+    load: Callable[[Path, Suite, Size, int], tuple[TaskData, ...]] = load
     features: dict[Key, np.ndarray[Any, Any]] = field(default_factory=dict)
-    head_features: dict[Key, Tensor] = field(default_factory=dict)
+
+    def budget(self, cell: Cell) -> Budget:
+        """How long an arm trains on a cell."""
+        return self.budgets[cell.n].for_tasks(len(cell.tasks))
 
     @cached_property
     def backbone(self) -> nn.Module:
@@ -66,6 +72,11 @@ class Setting:
     def states(self) -> States:
         """Hidden states below the adapted layers."""
         return States(self.backbone, self.texts, self.first_layer)
+
+    @cached_property
+    def head_features(self) -> HeadFeatures:
+        """What heads that read texts read of examples."""
+        return HeadFeatures(self.backbone, self.texts)
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,7 @@ class Trained:
         bytes_per_task: what is stored for them.
         steps: of the optimizer; the sum over tasks that are trained alone.
         seconds: of the training, without what is read and cached before it.
+        model: of this library, for an arm that is one.
     """
 
     validation: float
@@ -114,3 +126,4 @@ class Trained:
     bytes_per_task: float
     steps: int
     seconds: float
+    model: HyperAdapterModel | None = None

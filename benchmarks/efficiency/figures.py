@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +14,22 @@ import matplotlib
 from matplotlib.figure import Figure
 from tables import RESULTS, read
 
-from efficiency.document_tables import NOTHING, fewer_tasks, replaced, tables
+from efficiency import document_tables, leakage_tables, transfer_tables
+from efficiency.data import SUITES
+from efficiency.document_tables import NOTHING, fewer_tasks, replaced
 from efficiency.summary import (
     CONTROL,
     Column,
+    Columns,
     Row,
     Size,
     arm_order,
-    columns,
     difference,
     is_main,
     label,
     pairs,
+    parts_of,
+    suites,
 )
 
 DOCS = RESULTS.parents[1] / "docs"
@@ -33,12 +38,24 @@ COLOURS = {"pha": "#c8553d", "plus": "#0b6e99"}
 
 CAPTIONS = {
     "sample_efficiency": "Score against training rows a task",
-    "ablations": "What each ingredient is worth with 100 rows a task",
-    "parameters": "Score with 100 rows a task against trainable parameters per task",
+    "ablations": "What each ingredient is worth with {n} rows a task",
+    "parameters": "Score with {n} rows a task against trainable parameters per task",
 }
+"""Of the figures of a suite."""
+MIDDLE = (100, 32)
+"""Size of figures of one column: the first of these that there is."""
 
 
-def curves(found: dict[Size, Column]) -> Figure | None:
+def figures(suite: str, found: Columns) -> dict[str, tuple[str, Figure | None]]:
+    """Caption and figure, if there are rows to show, by the name of its marker and file."""
+    n = next((n for n in MIDDLE if n in found), MIDDLE[0])
+    column = found.get(n, {})
+    drawn = {"sample_efficiency": curves(found), "ablations": ablations(column), "parameters": parameters(column, n)}
+    end, of_suite = ("", "") if suite == "main" else (f"_{suite}", f", suite {suite}")
+    return {title + end: (CAPTIONS[title].format(n=n) + of_suite, figure) for title, figure in drawn.items()}
+
+
+def curves(found: Columns) -> Figure | None:
     """Score against rows a task, with a band of a standard deviation either side; a point where there is one size."""
     arms = sorted({arm for column in found.values() for arm in column if is_main(arm)}, key=arm_order)
     if not arms:
@@ -50,7 +67,13 @@ def curves(found: dict[Size, Column]) -> Figure | None:
     for arm in arms:
         points = [(places[n], *centre(column[arm])) for n, column in found.items() if arm in column]
         x, middle, spread = (list(values) for values in zip(*points, strict=True))
-        style = {"color": colour(arm), "linewidth": 2.5 if arm in COLOURS else 1.2, "label": name(found, arm)}
+        style = {
+            "color": colour(arm),
+            "linewidth": 2.5 if arm.removesuffix("_texts") in COLOURS else 1.2,
+            "label": name(found, arm),
+        }
+        # plain heads are dotted, so that arms with the same heads can be compared
+        style["linestyle"] = "-" if parts_of(arm).reads_texts or arm.startswith("plus") else ":"
         if len(points) == 1:
             axes.errorbar(x, middle, yerr=spread, fmt="o", markersize=5, **style)
         else:
@@ -86,7 +109,7 @@ def ablations(column: Column) -> Figure | None:
     return figure
 
 
-def parameters(column: Column) -> Figure | None:
+def parameters(column: Column, n: Size) -> Figure | None:
     """Score against trainable parameters per task, main arms only."""
     arms = [arm for arm in column if is_main(arm)]
     if not arms:
@@ -95,8 +118,8 @@ def parameters(column: Column) -> Figure | None:
     for arm in arms:
         trainable = mean(row["trainable_per_task"] for row in column[arm])
         middle, spread = centre(column[arm])
-        axes.errorbar(trainable, middle, yerr=spread, fmt="o", color=colour(arm), label=name({100: column}, arm))
-    axes.set(xscale="log", xlabel="trainable parameters per task", ylabel="mean score over tasks, 100 rows a task")
+        axes.errorbar(trainable, middle, yerr=spread, fmt="o", color=colour(arm), label=name({n: column}, arm))
+    axes.set(xscale="log", xlabel="trainable parameters per task", ylabel=f"mean score over tasks, {n} rows a task")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
@@ -116,10 +139,10 @@ def centre(rows: list[Row]) -> tuple[float, float]:
 
 
 def colour(arm: str) -> Any:
-    return COLOURS.get(arm) or matplotlib.colormaps["tab20"](arm_order(arm)[0])
+    return COLOURS.get(arm.removesuffix("_texts")) or matplotlib.colormaps["tab20"](arm_order(arm)[0])
 
 
-def name(found: dict[Size, Column], arm: str) -> str:
+def name(found: Columns, arm: str) -> str:
     """The name of an arm in a legend, with its number of tasks where others have more."""
     counts = [count for column in found.values() if arm in column and (count := fewer_tasks(column, arm))]
     return f"{label(arm)} ({min(counts)} tasks)" if counts else label(arm)
@@ -137,19 +160,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result rows")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of sample-efficiency.md and images/")
     folders = parser.parse_args(arguments)
-    found = columns(read(folders.results / "sample_efficiency.jsonl"))
-    trials, transfer = (read(folders.results / f"{file}.jsonl") for file in ("learning_rates", "transfer"))
-    figures = {
-        "sample_efficiency": curves(found),
-        "ablations": ablations(found.get(100, {})),
-        "parameters": parameters(found.get(100, {})),
+    found = suites(read(folders.results / "sample_efficiency.jsonl"))
+    trials, transfer, suite_transfer = (
+        read(folders.results / f"{file}.jsonl") for file in ("learning_rates", "transfer", "suite_transfer")
+    )
+    leakage = folders.results / "leakage.json"
+    blocks = {
+        **document_tables.tables(found, trials),
+        **transfer_tables.tables(transfer, suite_transfer),
+        **leakage_tables.tables(json.loads(leakage.read_text()) if leakage.is_file() else {}),
     }
-    blocks = tables(found, trials, transfer)
-    for title, figure in figures.items():
-        blocks[title] = f"![{CAPTIONS[title]}](images/{title}.svg)" if figure else NOTHING
-        if figure:
-            save(figure, folders.docs / "images" / f"{title}.svg")
-        else:
-            print(f"{title}.svg is not written: no rows to show", file=sys.stderr)
+    missing = []
+    for suite in SUITES:
+        for title, (caption, figure) in figures(suite, found.get(suite, {})).items():
+            blocks[title] = f"![{caption}](images/{title}.svg)" if figure else NOTHING
+            if figure:
+                save(figure, folders.docs / "images" / f"{title}.svg")
+            else:
+                missing.append(title)
+    if missing:
+        print(f"not written, since there are no rows to show: {', '.join(missing)}", file=sys.stderr)
     document = folders.docs / "sample-efficiency.md"
     document.write_text(replaced(document.read_text(), blocks))

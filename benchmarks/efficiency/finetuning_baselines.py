@@ -71,7 +71,7 @@ def everything(setting: Setting, num_tasks: int) -> Encoder:
 
 def train_shared(make: Make, setting: Setting, cell: Cell, rate: float) -> Trained:
     """Train one network on mixed batches of all tasks."""
-    budget = setting.budgets[cell.n]
+    budget = setting.budget(cell)
     network, found = _train(make, setting, cell.tasks, budget.steps, budget.batch_size, rate, cell)
     per_task = network.encoder.per_task + trainable_numbers(network.heads) / len(cell.tasks)
     return Trained(
@@ -87,7 +87,7 @@ def train_shared(make: Make, setting: Setting, cell: Cell, rate: float) -> Train
 
 def train_alone(make: Make, setting: Setting, cell: Cell, rate: float) -> Trained:
     """Train one network a task, each with its share of the examples and its own best state."""
-    budget = setting.budgets[cell.n]
+    budget = setting.budget(cell)
     shares = budget.steps_alone([len(data.splits["train"]) for data in cell.tasks])
     tasks = [(alone(data),) for data in cell.tasks]
     done = [
@@ -122,7 +122,7 @@ def _train(
     train, validation = rows_of(tasks, "train"), rows_of(tasks, "validation")
     if isinstance(encoder, UpperEncoder):
         setting.states.prepare([*train, *validation])
-    lengths, budget = setting.texts.lengths(train), setting.budgets[cell.n]
+    lengths, budget = setting.texts.lengths(train), setting.budget(cell)
     return network, fit(network, train, validation, lengths, budget, steps, batch_size, rate, cell.seed)
 
 

@@ -9,101 +9,152 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from efficiency import text_heads
 from efficiency.baseline_networks import set_target_scales, trainable_numbers
 from efficiency.data import rows_of
 from efficiency.experiment import Cell, Outcome, Setting, Trained
-from efficiency.frozen_states import frozen_copy, key_of, missing_from
-from efficiency.training_loop import EVAL_BATCH_SIZE, HEAD_LEARNING_RATE, Learner, fit, task_scores
+from efficiency.frozen_states import frozen_copy
+from efficiency.text_heads import TextHeadsLearner
+from efficiency.training_loop import EVAL_BATCH_SIZE, HEAD_LEARNING_RATE, Fit, fit, task_scores
 from hyperadapters import HyperAdapterModel
 from hyperadapters.backbones.passes import FrozenOutput
+from hyperadapters.backbones.text_features import mean_of_texts
 from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.config import Lengths, ModelConfig, parse
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example
+from hyperadapters.heads.regression import fit_related_heads
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.model.output import HyperAdapterOutput
-from hyperadapters.training.text_heads import HeadRows, regression_examples, set_text_heads
-from hyperadapters.training.trainer import DIRECTIONS_LEARNING_RATE
+from hyperadapters.training.optimizers import learning_rates
+from hyperadapters.training.text_heads import (
+    HeadRows,
+    regression_examples,
+    set_adapted_heads,
+    set_text_heads,
+    task_rows,
+)
 
 ADAPTER_DIM = 32
 RETRIEVER_LEARNING_RATE = 3e-3
 """Of a retriever that only the contrastive losses train, as in the recipes."""
+FittedHeads = Literal["related", "own", "trained"]
 COUNTED_BY_TASK = ("method.prototypes.", "heads.")
 """Parts of which every task has its share."""
 
 
-def train_own(settings: dict[str, Any], setting: Setting, cell: Cell, rate: float) -> Trained:
+def train_own(
+    settings: dict[str, Any], setting: Setting, cell: Cell, rate: float, heads: FittedHeads = "related"
+) -> Trained:
     """Train a `HyperAdapterModel`.
 
     Args:
         settings: of `ModelConfig`, on top of those that all arms of this library share.
         setting: the backbone, the cached states below `first_layer`, and the budgets.
         cell: the tasks with their rows, and the seed.
-        rate: learning rate of what is neither head nor retriever.
+        rate: learning rate of what has no rate of its own.
+        heads: how heads that read adapted texts are fitted after training: "related" as `plus` does, "own" each to the
+            rows of its task alone, "trained" not at all.
     """
     torch.manual_seed(cell.seed)
     learner = OwnLearner(settings, setting, cell)
-    train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
-    setting.states.prepare([*train, *validation])
-    lengths, budget = setting.texts.lengths(train), setting.budgets[cell.n]
-    found = fit(learner, train, validation, lengths, budget, budget.steps, budget.batch_size, rate, cell.seed)
-    scores, seconds = found.scores, found.seconds
-    if learner.model.adapter_config.head_inputs != "adapted":
-        learner.prepare_features([*train, *validation])
+    found = _fit(learner, setting, cell, setting.budget(cell).steps, rate)
+    return _trained(learner, cell, _finish(learner, setting, cell, found, heads))
+
+
+def train_shared_then_task(settings: dict[str, Any], setting: Setting, cell: Cell, rate: float) -> Trained:
+    """Train an adapter for all tasks for half of the steps, and copies of it, one a task, for the other half.
+
+    The arguments are those of `train_own`; the settings are without the method.
+    """
+    torch.manual_seed(cell.seed)
+    steps = setting.budget(cell).steps
+    shared = OwnLearner({**settings, "method": "shared_adapter"}, setting, cell)
+    before = _fit(shared, setting, cell, -(-steps // 2), rate)
+    learner = OwnLearner({**settings, "method": "task_adapter"}, setting, cell)
+    learner.start_from(shared)
+    after = _fit(learner, setting, cell, max(1, steps // 2), rate)
+    found = replace(after, steps=before.steps + after.steps, seconds=before.seconds + after.seconds)
+    return _trained(learner, cell, _finish(learner, setting, cell, found))
+
+
+def train_heads_alone(setting: Setting, cell: Cell, rate: float | None) -> Trained:
+    """Heads on what the frozen backbone makes of each text: those of `plus` without any adapter."""
+    learner = OwnLearner({"method": "shared_adapter", **text_heads.SETTINGS}, setting, cell)
+    for adapter in learner.model.method.parameters():
+        adapter.data.zero_()
+    found = _finish(learner, setting, cell, Fit({}, steps=0, seconds=0.0))
+    trained = trainable_numbers(learner.model.heads)
+    return replace(
+        _trained(learner, cell, found),
+        trainable=trained,
+        trainable_per_task=trained / len(cell.tasks),
+        bytes_per_task=learner.bytes_of(("heads.",)) / len(cell.tasks),
+    )
+
+
+def _fit(learner: OwnLearner, setting: Setting, cell: Cell, steps: int, rate: float) -> Fit:
+    train, validation = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
+    if not learner.model.adapter_config.separates_texts:
+        setting.states.prepare([*train, *validation])
+    lengths, budget = setting.texts.lengths(train), setting.budget(cell)
+    return fit(learner, train, validation, lengths, budget, steps, budget.batch_size, rate, cell.seed)
+
+
+def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads: FittedHeads = "related") -> Fit:
+    """Fit heads that read texts, where the learner has such heads."""
+    model, config = learner.model, learner.model.adapter_config
+    if config.head_inputs == "adapted" or heads == "trained":
+        return found
+    train, validation = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
+    if config.separates_texts:
         started = time.monotonic()
-        learner.fit_text_heads(train, validation)
+        if heads == "related":
+            learner.fit_heads(train)
+        else:
+            rows = learner.head_rows(regression_examples(model, train))
+            model.task_table.set_heads([fit_related_heads([of_task])[0] for of_task in task_rows(model.tasks, rows)])
         scores = task_scores(learner.tasks, validation, learner.answers(validation))
-        seconds += time.monotonic() - started
+        return replace(found, scores=scores, seconds=found.seconds + time.monotonic() - started)
+    return text_heads.fit_text_heads(
+        learner, setting.head_features, train, validation, found, label_names=config.label_names
+    )
+
+
+def _trained(learner: OwnLearner, cell: Cell, found: Fit) -> Trained:
+    test = rows_of(cell.tasks, "test")
     return Trained(
-        validation=sum(scores.values()) / len(scores),
+        validation=sum(found.scores.values()) / len(found.scores),
         test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test)), learner.routing_accuracy(test)),
         trainable=trainable_numbers(learner),
         trainable_per_task=learner.numbers_by_task / len(cell.tasks),
         bytes_per_task=learner.bytes_by_task / len(cell.tasks),
         steps=found.steps,
-        seconds=seconds,
+        seconds=found.seconds,
+        model=learner.model,
     )
 
 
-def train_text_heads(setting: Setting, cell: Cell, rate: float | None) -> Trained:
-    """What `plus` is without adapters: regressions on what the frozen backbone makes of the texts."""
-    learner = OwnLearner({"preset": "plus"}, setting, cell)
-    assert learner.model.heads is not None
-    learner.model.heads.wide_weight.data.zero_()
-    train, validation, test = (rows_of(cell.tasks, split) for split in ("train", "validation", "test"))
-    learner.prepare_features([*train, *validation])
-    started = time.monotonic()
-    learner.fit_text_heads(train, validation)
-    seconds = time.monotonic() - started
-    scores = task_scores(learner.tasks, validation, learner.answers(validation))
-    trained = trainable_numbers(learner.model.heads)
-    return Trained(
-        validation=sum(scores.values()) / len(scores),
-        test=lambda: Outcome(task_scores(learner.tasks, test, learner.answers(test))),
-        trainable=trained,
-        trainable_per_task=trained / len(cell.tasks),
-        bytes_per_task=learner.bytes_of(("heads.",)) / len(cell.tasks),
-        steps=0,
-        seconds=seconds,
-    )
-
-
-class OwnLearner(Learner):
+class OwnLearner(TextHeadsLearner):
     """A model of this library, fed with cached states."""
 
     def __init__(self, settings: dict[str, Any], setting: Setting, cell: Cell) -> None:
         """Args: as `train_own`."""
         super().__init__()
         self.tasks = [data.task for data in cell.tasks]
-        shared = {"adapter_dim": ADAPTER_DIM, "feature_layer": setting.first_layer}
+        shared = {"feature_layer": setting.first_layer}
+        if settings.get("form") != "lora":
+            shared["adapter_dim"] = ADAPTER_DIM
         config = parse(ModelConfig, {**shared, **settings})
         lengths = Lengths(input=setting.max_length)
         self.model = HyperAdapterModel(frozen_copy(setting.backbone), self.tasks, config, lengths=lengths)
+        self.model.tokenizer = setting.texts.tokenizer
         assert self.model.heads is not None
         set_target_scales(self.model.heads, cell.tasks)
         self._texts, self._states, self._head_features = setting.texts, setting.states, setting.head_features
@@ -132,14 +183,14 @@ class OwnLearner(Learner):
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Heads and a retriever that only contrasts have rates of their own."""
-        wide = self.model.adapter_config.head_inputs != "adapted"
-        rates = {"heads.": DIRECTIONS_LEARNING_RATE if wide else HEAD_LEARNING_RATE}
-        if self.model.method.can_route:
-            rates["method.retriever."] = RETRIEVER_LEARNING_RATE
+        config = self.model.adapter_config
+        heads = HEAD_LEARNING_RATE if config.head_inputs == "adapted" else None
+        retriever = RETRIEVER_LEARNING_RATE if self.model.method.can_route else None
+        rates = learning_rates(config, rate, heads, retriever)
         groups = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                own_rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), rate)
+                own_rate = next(rate for prefix, rate in rates.items() if name.startswith(prefix))
                 groups.append({"params": [parameter], "lr": own_rate})
         return groups
 
@@ -155,15 +206,33 @@ class OwnLearner(Learner):
         return self._run(examples).logits
 
     @torch.no_grad()
-    def fit_text_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Finish the heads as `hyperadapters.train` does, with cached features."""
-        logits: dict[int, Tensor] = {}
+    def start_from(self, shared: OwnLearner) -> None:
+        """Begin with the heads and the adapter of another learner, which has one for all tasks."""
+        mine, theirs = (learner.model.method.learned_adapters for learner in (self, shared))
+        for name, parameter in mine.named_parameters():
+            parameter.copy_(theirs.get_parameter(name).expand_as(parameter))
+        self.model.heads.load_state_dict(shared.model.heads.state_dict())
+
+    @torch.no_grad()
+    def head_rows(self, examples: Sequence[Example]) -> HeadRows:
+        """What the heads read of examples, with the adapters of their tasks."""
+        found: dict[int, Tensor] = {}
         self.eval()
-        for rows in batches_by_length(validation, EVAL_BATCH_SIZE):
-            logits.update(zip(rows, self.logits([validation[row] for row in rows]).cpu(), strict=True))
-        checked = HeadRows(validation, self._features(validation), [logits[row] for row in range(len(validation))])
-        fitted_to = regression_examples(self.model, train)
-        set_text_heads(self.model, HeadRows(fitted_to, self._features(fitted_to)), checked)
+        for rows in batches_by_length(examples, EVAL_BATCH_SIZE):
+            batch = [examples[row] for row in rows]
+            inputs = self._texts.batch_with_texts(batch), self._task_ids(batch)
+            found.update(
+                zip(rows, self.model.head_inputs(*inputs, frozen_output=self._frozen(batch)).cpu(), strict=True)
+            )
+        return HeadRows(examples, [found[row] for row in range(len(examples))])
+
+    def fit_heads(self, train: Sequence[Example]) -> None:
+        """Replace heads that read adapted texts by those that `plus` fits to training rows after training."""
+        set_adapted_heads(self.model, self.head_rows(regression_examples(self.model, train)))
+
+    def set_text_heads(self, fitted_to: HeadRows, validation: HeadRows) -> None:
+        """Replace the heads."""
+        set_text_heads(self.model, fitted_to, validation)
         self._reads_texts = True
 
     @torch.no_grad()
@@ -179,31 +248,20 @@ class OwnLearner(Learner):
         return hits / len(examples)
 
     def _run(self, examples: Sequence[Example], labels: Tensor | None = None) -> HyperAdapterOutput:
-        inputs, task_ids = self._texts.batch(examples), self._task_ids(examples)
+        inputs, task_ids = self._texts.batch_with_texts(examples), self._task_ids(examples)
         output: HyperAdapterOutput = self.model(
             **inputs, task_ids=task_ids, labels=labels, frozen_output=self._frozen(examples)
         )
         return output
 
     def _frozen(self, examples: Sequence[Example]) -> FrozenOutput:
+        if self.model.adapter_config.separates_texts:
+            sequences = self.model.sequences(self._texts.batch_with_texts(examples))
+            hidden = self._states.of_sequences(examples, sequences)
+            return FrozenOutput(hidden, mean_of_texts(masked_mean(hidden, sequences["attention_mask"]), sequences))
         hidden, mask = self._states.batch(examples)
-        features = torch.stack(self._features(examples)).to(hidden.device) if self._reads_texts else None
+        features = torch.stack(self._head_features.of(examples)).to(hidden.device) if self._reads_texts else None
         return FrozenOutput(hidden, masked_mean(hidden, mask), features)
-
-    def _features(self, examples: Sequence[Example]) -> list[Tensor]:
-        """What heads that read texts read of each example [F]; computed once for all arms."""
-        self.prepare_features(examples)
-        return [self._head_features[key_of(example)] for example in examples]
-
-    @torch.no_grad()
-    def prepare_features(self, examples: Sequence[Example]) -> None:
-        """Compute what heads that read texts read, for those examples of which it is not known yet."""
-        missing = missing_from(self._head_features, examples)
-        for rows in batches_by_length(missing, EVAL_BATCH_SIZE):
-            batch = [missing[row] for row in rows]
-            is_pair = [example.text_pair is not None for example in batch]
-            found = self.model.head_features(self._texts.batch(batch), torch.empty(0), is_pair)
-            self._head_features.update(zip(map(key_of, batch), found.cpu(), strict=True))
 
     def _task_ids(self, examples: Sequence[Example]) -> Tensor:
         return torch.tensor([example.task_id for example in examples], device=self._texts.device)

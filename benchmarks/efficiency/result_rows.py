@@ -18,6 +18,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+CellKey = tuple[str, str, int | str, int, str, bool]
+
+
+def cell_key(row: dict[str, Any]) -> CellKey:
+    """What tells cells apart: suite, arm, size, seed, device, and whether the learning rate was searched."""
+    return row["suite"], row["arm"], row["n"], row["seed"], row["device"], row["trials"] > 0
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a file, and see to it that it is on the disk."""
     make_folder(path.parent)

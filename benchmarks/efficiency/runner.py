@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from efficiency.arms import ARMS, Arm
+from efficiency.code_digest import code_digest
 from efficiency.data import Size
 from efficiency.experiment import Cell, Setting, Trained
-from efficiency.learning_rates import Trials, search
-from efficiency.result_rows import append, device_name, peak_mb, read_rows, reset_peak
+from efficiency.learning_rates import TRIALS, Trials, search
+from efficiency.result_rows import append, cell_key, device_name, peak_mb, read_rows, reset_peak
 from hyperadapters import __version__
 
 SEED_OF_TRIALS = 0
@@ -37,7 +38,15 @@ class Runner:
     The best of an arm's trials is kept until the next arm's turn, so that its own cell needs no training.
     """
 
-    def __init__(self, setting: Setting, output: Path, trials: Path, report: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        output: Path,
+        trials: Path,
+        report: Callable[[str], None] = print,
+        searches: bool = True,
+        again: bool = False,
+    ) -> None:
         """Read what was done before.
 
         Args:
@@ -45,20 +54,21 @@ class Runner:
             output: the results; rows are added.
             trials: those of the learning rates; rows are added.
             report: told of each cell and trial.
+            searches: whether learning rates are searched; otherwise each arm has its first one.
+            again: whether cells and trials that are done are run again. The last row of a cell counts.
         """
-        self.setting, self.output, self.report = setting, output, report
-        self.trials = Trials(trials)
-        self.device = device_name(setting.device)
-        self._done = {
-            (row["arm"], row["n"], row["seed"], row["device"]) for row in read_rows(output) if "error" not in row
-        }
+        self.setting, self.output, self.report, self.searches = setting, output, report, searches
+        self.trials = Trials(trials, again)
+        self.device, self.digest = device_name(setting.device), code_digest()
+        done = [] if again else [row for row in read_rows(output) if "error" not in row]
+        self._done = set(map(cell_key, done))
         self._kept: Measured | None = None
 
     def run(self, arms: Sequence[str], sizes: Sequence[Size], seeds: Sequence[int]) -> None:
         """Run cells; those that are done are passed over, those that failed are tried again."""
         for n in sizes:
             for arm in arms:
-                missing = [seed for seed in seeds if (self._name(arm), n, seed, self.device) not in self._done]
+                missing = [seed for seed in seeds if cell_key(self._cell_fields(arm, n, seed)) not in self._done]
                 if missing:
                     self._run_column(arm, n, missing)
 
@@ -78,26 +88,34 @@ class Runner:
                 self._write(arm, n, seed, _failure(error))
 
     def _choose_rate(self, arm: str, n: Size) -> float | None:
-        if not ARMS[arm].grid:
-            return None
-        return search(ARMS[arm].grid, lambda rate: self._try_rate(arm, n, rate))
+        first = ARMS[arm].rate
+        if first is None or not self.searches:
+            return first
+        return search(first, lambda rate: self._try_rate(arm, n, rate))
 
     def _try_rate(self, arm: str, n: Size, rate: float) -> float:
         name = self._name(arm)
-        known = self.trials.validation(name, n, self.device, rate)
+        known = self.trials.validation(self.setting.suite, name, n, self.device, rate)
         if known is not None:
             return known
+        row: dict[str, Any] = {"suite": self.setting.suite, "arm": name, "n": n}
         try:
             measured = self._train(ARMS[arm], self._cell(n, SEED_OF_TRIALS), rate)
         except (RuntimeError, ValueError) as error:  # a rate that is too high for the arm, where a lower one was not
             if self._kept is None:
                 raise
-            self.report(f"{name} n={n} rate {rate:g}: {_failure(error)['error']}")
+            self._tell(row, f"rate {rate:g}: {_failure(error)['error']}")
             return -float("inf")
         trained = measured.trained
-        row = {"arm": name, "n": n, "learning_rate": rate, "validation": trained.validation, "steps": trained.steps}
-        self.trials.add({**row, "seconds": trained.seconds, "device": self.device, "version": __version__})
-        self.report(f"{name} n={n} rate {rate:g}: validation {trained.validation:.2f}, {trained.seconds:.0f} s")
+        row |= {
+            "learning_rate": rate,
+            "validation": trained.validation,
+            "steps": trained.steps,
+            "seconds": trained.seconds,
+            "device": self.device,
+        }
+        self.trials.add({**row, "version": __version__, "digest": self.digest})
+        self._tell(row, f"rate {rate:g}: validation {trained.validation:.2f}, {trained.seconds:.0f} s")
         if self._kept is None or trained.validation > self._kept.trained.validation:
             self._kept = measured
         return trained.validation
@@ -129,20 +147,25 @@ class Runner:
         return Measured(trained, rate, peak_mb(self.setting.device))
 
     def _cell(self, n: Size, seed: int) -> Cell:
-        return Cell(n, seed, self.setting.load(self.setting.data, n, seed))
+        return Cell(n, seed, self.setting.load(self.setting.data, self.setting.suite, n, seed))
 
     def _name(self, arm: str) -> str:
         return arm + (ALL_LAYERS if self.setting.first_layer == 0 else "")
 
+    def _cell_fields(self, arm: str, n: Size, seed: int) -> dict[str, Any]:
+        """The fields of a row that tell its cell from others."""
+        searched = self.searches and ARMS[arm].rate is not None
+        row = {"suite": self.setting.suite, "arm": self._name(arm), "n": n, "seed": seed}
+        return {**row, "trials": TRIALS if searched else 0, "device": self.device}
+
     def _write(self, arm: str, n: Size, seed: int, result: dict[str, Any]) -> None:
-        name = self._name(arm)
-        row = {"arm": name, "n": n, "seed": seed, **result}
-        append(
-            self.output,
-            {**row, "device": self.device, "threads": torch.get_num_threads(), "version": __version__},
-        )
+        row = {**self._cell_fields(arm, n, seed), **result}
+        append(self.output, {**row, "threads": torch.get_num_threads(), "version": __version__, "digest": self.digest})
         told = f"score {row['score']:.2f}, {row['seconds']:.0f} s" if "score" in row else row["error"]
-        self.report(f"{name} n={n} seed {seed}: {told}")
+        self._tell(row, f"seed {seed}: {told}")
+
+    def _tell(self, row: dict[str, Any], text: str) -> None:
+        self.report(f"{row['suite']} {row['arm']} n={row['n']} {text}")
 
     def _forget(self) -> None:
         self._kept = None

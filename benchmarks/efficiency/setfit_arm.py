@@ -34,8 +34,8 @@ def train_setfit(setting: Setting, cell: Cell, rate: float) -> Trained:
     Raises:
         MissingPackageError: setfit is not installed.
     """
-    shares = setting.budgets[cell.n].steps_alone([len(data.splits["train"]) for data in cell.tasks])
-    rows_per_step = setting.budgets[cell.n].task_batch_size
+    shares = setting.budget(cell).steps_alone([len(data.splits["train"]) for data in cell.tasks])
+    rows_per_step = setting.budget(cell).task_batch_size
     tasks = [data for data in cell.tasks if data.task.kind == "classification"]
     examples = {data.task.name: steps * rows_per_step for data, steps in zip(cell.tasks, shares, strict=True)}
     steps = [max(1, examples[data.task.name] // (2 * PAIRS_PER_STEP)) for data in tasks]

@@ -6,9 +6,10 @@ is kept, and training stops when several evaluations in a row bring no better on
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.training.metrics import score
 
 HEAD_LEARNING_RATE = 3e-3
-"""Of the heads, in every arm but those whose heads read directions (`trainer.DIRECTIONS_LEARNING_RATE`)."""
+"""Of the heads, in every arm but those whose heads read directions (`optimizers.DIRECTIONS_LEARNING_RATE`)."""
 WARMUP_STEPS = 50
 MAX_GRAD_NORM = 1.0
 EVAL_BATCH_SIZE = 128
@@ -59,8 +60,23 @@ class Budget:
         ends = [total * sum(sizes[: place + 1]) // sum(sizes) for place in range(len(sizes))]
         return [max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
 
+    def for_tasks(self, num_tasks: int) -> Budget:
+        """The budget of a model of so many tasks: steps in proportion to the root of their number.
 
-BUDGETS: dict[Size, Budget] = {32: Budget(150), 100: Budget(250), 500: Budget(800), "all": Budget(2500)}
+        More tasks have more rows to read, but they also share what they learn.
+        """
+        return replace(self, steps=max(1, round(self.steps * math.sqrt(num_tasks / TASKS_OF_BUDGETS))))
+
+
+TASKS_OF_BUDGETS = 12
+"""Number of tasks for which `BUDGETS` holds, that of the suite `main`."""
+BUDGETS: dict[Size, Budget] = {
+    16: Budget(250),
+    32: Budget(250),
+    100: Budget(250),
+    500: Budget(800),
+    "all": Budget(2500),
+}
 
 
 class Learner(nn.Module):

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from efficiency import arms, finetuning_baselines
+from efficiency import arms, finetuning_baselines, text_heads
+from efficiency import data as suites
 from efficiency.baseline_networks import Encoder, Network, WholeEncoder, trainable_numbers
-from efficiency.data import alone, load, rows_of
+from efficiency.code_digest import code_digest, digest_of, statements
+from efficiency.data import alone, load, load_for_development, rows_of
 from efficiency.experiment import Cell, Outcome, Setting, Trained
-from efficiency.learning_rates import MOST_TRIALS, next_rate, search
+from efficiency.learning_rates import TRIALS, next_rate, search
+from efficiency.library_methods import OwnLearner
 from efficiency.runner import Runner
 from efficiency.training_loop import Budget, fit, task_scores
 from helpers import save_backbone
@@ -28,6 +31,7 @@ from hyperadapters.data.loading import subset
 from hyperadapters.training.probes import linear_probe
 
 FIELDS = {
+    "suite",
     "arm",
     "n",
     "seed",
@@ -40,10 +44,12 @@ FIELDS = {
     "peak_mb",
     "routing_accuracy",
     "learning_rate",
+    "trials",
     "steps",
     "device",
     "threads",
     "version",
+    "digest",
 }
 TASKS = (
     Task.classification("mood", ["bad", "good"]),
@@ -79,9 +85,9 @@ def setting(tmp_path: Path) -> Setting:
         data=tmp_path,
         backbone_name=str(save_backbone(tmp_path / "bert")),
         first_layer=2,
-        budgets={8: Budget(steps=4, batch_size=8, task_batch_size=4, evaluations=2, patience=2)},
+        budgets={8: Budget(steps=8, batch_size=8, task_batch_size=4, evaluations=2, patience=2)},
         max_length=32,
-        load=lambda folder, n, seed: _tasks(int(n), seed),
+        load=lambda folder, suite, n, seed: _tasks(int(n), seed),
     )
 
 
@@ -92,33 +98,37 @@ def _cell() -> Cell:
 # Learning rates
 
 
-def _search(grid: tuple[float, ...], measure: Callable[[float], float]) -> tuple[float, list[float]]:
+def _search(measure: Callable[[float], float]) -> tuple[float, list[float]]:
     tried: list[float] = []
 
     def measured(rate: float) -> float:
         tried.append(rate)
         return measure(rate)
 
-    return search(grid, measured), tried
+    return search(3e-4, measured), tried
 
 
-def test_search_stops_at_an_interior_best() -> None:
-    best, tried = _search((1e-4, 3e-4, 1e-3), lambda rate: -abs(rate - 3e-4))
-    assert best == 3e-4
-    assert tried == [1e-4, 3e-4, 1e-3]
-
-
-@pytest.mark.parametrize(("aim", "more"), [(3e-3, [3e-3, 1e-2]), (1e-3, [3e-3]), (3e-5, [3e-5, 1e-5]), (1e-4, [3e-5])])
-def test_search_widens_where_the_best_is_at_an_edge(aim: float, more: list[float]) -> None:
-    best, tried = _search((1e-4, 3e-4, 1e-3), lambda rate: -abs(np.log(rate / aim)))
-    assert best == aim
+@pytest.mark.parametrize(
+    ("aim", "more"),
+    [
+        (3.3e-4, [5.5e-4, 1.7e-4]),  # between, towards the better neighbour first
+        (2.9e-4, [1.7e-4, 5.5e-4]),
+        (2e-4, [1.7e-4, 2.3e-4]),
+        (3e-3, [3e-3, 1e-2]),  # beyond the edges
+        (1e-5, [3e-5, 1e-5]),
+        (1e-3, [3e-3, 1.7e-3]),  # both
+    ],
+)
+def test_search_goes_beyond_the_best_at_an_edge_and_beside_one_within(aim: float, more: list[float]) -> None:
+    best, tried = _search(lambda rate: -abs(np.log(rate / aim)))
     assert tried == [1e-4, 3e-4, 1e-3, *more]
+    assert abs(np.log(best / aim)) == min(abs(np.log(rate / aim)) for rate in tried)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_search_makes_no_more_trials_than_the_limit(sign: int) -> None:
-    _, tried = _search((1e-4, 3e-4, 1e-3), lambda rate: sign * rate)
-    assert len(tried) == len(set(tried)) == MOST_TRIALS
+@pytest.mark.parametrize("sign", [-1, 0, 1])
+def test_search_makes_as_many_trials_for_every_arm(sign: int) -> None:
+    _, tried = _search(lambda rate: sign * rate)
+    assert len(tried) == len(set(tried)) == TRIALS
 
 
 def test_next_rate_goes_by_steps_of_about_three() -> None:
@@ -144,35 +154,70 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _runner(setting: Setting, tmp_path: Path) -> Runner:
-    return Runner(setting, tmp_path / "rows.jsonl", tmp_path / "rates.jsonl", lambda line: None)
+def _runner(setting: Setting, tmp_path: Path, **options: bool) -> Runner:
+    return Runner(setting, tmp_path / "rows.jsonl", tmp_path / "rates.jsonl", lambda line: None, **options)
 
 
 def test_cells_have_the_fields_of_the_protocol_and_are_not_run_twice(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, float | None]] = []
-    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), (3e-4, 1e-3, 3e-3)))
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), 1e-3))
     _runner(setting, tmp_path).run(["fake"], [8], [0, 1])
-    # Three trials with seed 0, the best of which is not trained again for its cell.
-    assert calls == [(0, 3e-4), (0, 1e-3), (0, 3e-3), (1, 1e-3)]
+    # Five trials with seed 0, the best of which is not trained again for its cell.
+    assert calls == [*((0, rate) for rate in (3e-4, 1e-3, 3e-3, 5.5e-4, 1.7e-3)), (1, 1e-3)]
     rows = _rows(tmp_path / "rows.jsonl")
     assert [set(row) for row in rows] == [FIELDS, FIELDS]
+    assert (rows[0]["suite"], rows[0]["trials"], rows[0]["digest"]) == ("main", TRIALS, code_digest())
     assert rows[0]["score"] == 60.0
     assert rows[0]["bytes_per_task"] == 10
     assert [set(row) for row in _rows(tmp_path / "rates.jsonl")] == [
-        {"arm", "n", "learning_rate", "validation", "steps", "seconds", "device", "version"}
-    ] * 3
+        {"suite", "arm", "n", "learning_rate", "validation", "steps", "seconds", "device", "version", "digest"}
+    ] * TRIALS
     calls.clear()
     _runner(setting, tmp_path).run(["fake"], [8], [0, 1, 2])
     assert calls == [(2, 1e-3)]
+
+
+def test_cells_without_a_search_are_cells_of_their_own(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, float | None]] = []
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), 3e-3))
+    monkeypatch.setitem(arms.ARMS, "without", arms.Arm(_fake([])))
+    _runner(setting, tmp_path).run(["fake", "without"], [8], [0])
+    calls.clear()
+    for _ in range(2):
+        _runner(setting, tmp_path, searches=False).run(["fake", "without"], [8], [0])
+    assert calls == [(0, 3e-3)]
+    found = [(row["arm"], row["trials"], row["learning_rate"]) for row in _rows(tmp_path / "rows.jsonl")]
+    assert found == [("fake", TRIALS, 1e-3), ("without", 0, None), ("fake", 0, 3e-3)]
+    assert len(_rows(tmp_path / "rates.jsonl")) == TRIALS
+
+
+def test_cells_of_another_suite_are_not_done(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, float | None]] = []
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), 1e-3))
+    for suite in ("main", "fdu"):
+        _runner(replace(setting, suite=suite), tmp_path).run(["fake"], [8], [0])
+    assert len(calls) == 2 * TRIALS
+    assert [row["suite"] for row in _rows(tmp_path / "rows.jsonl")] == ["main", "fdu"]
+
+
+def test_again_runs_what_is_done(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, float | None]] = []
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), 1e-3))
+    for again in (False, True):
+        _runner(setting, tmp_path, again=again).run(["fake"], [8], [0])
+    assert len(calls) == 2 * TRIALS
+    assert len(_rows(tmp_path / "rows.jsonl")) == 2
 
 
 def test_trials_of_an_earlier_run_are_used_and_the_best_trained_again(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, float | None]] = []
-    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), (3e-4, 1e-3, 3e-3)))
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), 1e-3))
     _runner(setting, tmp_path).run(["fake"], [8], [1])
     (tmp_path / "rows.jsonl").unlink()
     calls.clear()
@@ -184,13 +229,13 @@ def test_a_failed_cell_has_a_row_and_is_tried_again(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, float | None]] = []
-    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls, fails=True), ()))
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls, fails=True)))
     _runner(setting, tmp_path).run(["fake"], [8], [0, 1, 2])
     rows = _rows(tmp_path / "rows.jsonl")
     assert [row.get("error") for row in rows] == [None, "RuntimeError: out of luck", None]
     assert [seed for seed, _ in calls] == [0, 1, 2]
     calls.clear()
-    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), ()))
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls)))
     _runner(setting, tmp_path).run(["fake"], [8], [0, 1, 2])
     assert calls == [(1, None)]
     assert "score" in _rows(tmp_path / "rows.jsonl")[-1]
@@ -205,8 +250,8 @@ def test_what_a_failed_search_has_trained_is_no_other_arms(
         return Trained(99.0, lambda: Outcome({"mood": 1.0}), 1, 1.0, 4, 1, 0.1)
 
     calls: list[tuple[int, float | None]] = []
-    monkeypatch.setitem(arms.ARMS, "failing", arms.Arm(fail_at_the_second, (3e-4, 1e-3, 3e-3)))
-    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), (3e-4, 1e-3, 3e-3)))
+    monkeypatch.setitem(arms.ARMS, "failing", arms.Arm(fail_at_the_second, 1e-3))
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake(calls), 1e-3))
     _runner(setting, tmp_path).run(["failing", "fake"], [8], [0])
     rows = _rows(tmp_path / "rows.jsonl")
     assert rows[0]["error"] == "LookupError: out of luck"
@@ -221,7 +266,7 @@ def test_a_rate_at_which_training_breaks_is_no_choice(
             raise RuntimeError("not finite")
         return Trained(1e4 * rate, lambda: Outcome({"mood": 1e4 * rate}), 1, 1.0, 4, 1, 0.1)
 
-    monkeypatch.setitem(arms.ARMS, "breaking", arms.Arm(break_when_high, (3e-4, 1e-3, 3e-3)))
+    monkeypatch.setitem(arms.ARMS, "breaking", arms.Arm(break_when_high, 1e-3))
     _runner(setting, tmp_path).run(["breaking"], [8], [0, 1])
     assert [(row["learning_rate"], row["score"]) for row in _rows(tmp_path / "rows.jsonl")] == [(1e-3, 10.0)] * 2
 
@@ -229,7 +274,7 @@ def test_a_rate_at_which_training_breaks_is_no_choice(
 def test_the_control_with_all_layers_is_an_arm_of_its_own(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake([]), (1e-4, 1e-3, 1e-2)))
+    monkeypatch.setitem(arms.ARMS, "fake", arms.Arm(_fake([]), 1e-3))
     _runner(replace(setting, first_layer=0), tmp_path).run(["fake"], [8], [0])
     assert _rows(tmp_path / "rows.jsonl")[0]["arm"] == "fake_all_layers"
     assert {row["arm"] for row in _rows(tmp_path / "rates.jsonl")} == {"fake_all_layers"}
@@ -238,35 +283,83 @@ def test_the_control_with_all_layers_is_an_arm_of_its_own(
 # Data and budgets
 
 
-def test_subsets_are_nested_stratified_and_keep_two_rows_a_label(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from efficiency import data
+def _write(folder: Path, labels: int, rows: dict[str, int]) -> None:
+    """Files of a task: the first label in half of the rows, the others in equal shares of the rest."""
+    folder.mkdir(parents=True)
+    for split, count in rows.items():
+        found = [
+            {"text": f"{folder.name} {split} {row}", "label": str(0 if row % 2 else row // 2 % labels)}
+            for row in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
 
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        json.dumps(
-            {
-                "backbone": "none",
-                "training": {"max_steps": 1},
-                "tasks": [{"name": "many", "source": {"path": "elsewhere/{split}.jsonl"}}],
-            }
-        )
-    )
-    (tmp_path / "many").mkdir()
-    for split in ("train", "validation", "test"):
-        # 25 labels, the first of them in half of the rows
-        rows = [{"text": f"{split} {row}", "label": str(0 if row % 2 else row // 2 % 25)} for row in range(400)]
-        (tmp_path / "many" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(data, "RECIPE", recipe)
-    drawn = {n: load(tmp_path, n, 0)[0].splits for n in (32, 100, "all")}
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the task `many` of `main`, and two tasks of each family."""
+    recipe = {
+        "backbone": "none",
+        "training": {"max_steps": 1},
+        "tasks": [{"name": "many", "source": {"path": "elsewhere/{split}.jsonl"}}],
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    monkeypatch.setattr(suites, "RECIPE", tmp_path / "recipe.yaml")
+    _write(tmp_path / "many", 25, dict.fromkeys(("train", "validation", "test"), 400))
+    tasks = []
+    for suite in suites.FAMILIES:
+        for name in ("music", f"own_{suite}"):
+            _write(tmp_path / "families" / suite / name, 3, {"train": 50, "validation": 20, "test": 30})
+            metric = "macro_f1" if suite == "tweeteval" else "accuracy"
+            tasks.append({"suite": suite, "name": name, "labels": ["0", "1", "2"], "metric": [metric]})
+    (tmp_path / "families" / "tasks.json").write_text(json.dumps({"tasks": tasks}))
+    return tmp_path
+
+
+def test_subsets_are_nested_stratified_and_keep_two_rows_a_label(folder: Path) -> None:
+    drawn = {n: load(folder, "main", n, 0)[0].splits for n in (16, 32, 100, "all")}
     sizes = {n: [len(splits[split]) for split in ("train", "validation", "test")] for n, splits in drawn.items()}
-    assert sizes == {32: [50, 32, 400], 100: [100, 100, 400], "all": [400, 400, 400]}
+    assert sizes == {16: [50, 16, 400], 32: [50, 32, 400], 100: [100, 100, 400], "all": [400, 400, 400]}
     for split in ("train", "validation"):
         texts = [{example.text for example in drawn[n][split]} for n in (32, 100, "all")]
         assert texts[0] < texts[1] < texts[2]
     assert min(np.bincount([int(example.target) for example in drawn[32]["train"]])) == 2
-    assert load(tmp_path, 32, 1)[0].splits["train"] != drawn[32]["train"]
+    assert load(folder, "main", 32, 1)[0].splits["train"] != drawn[32]["train"]
+
+
+def test_families_are_described_by_their_file(folder: Path) -> None:
+    found = load(folder, "tweeteval", 16, 0)
+    assert [(task.task.name, task.task.main_metric) for task in found] == [
+        ("music", "macro_f1"),
+        ("own_tweeteval", "macro_f1"),
+    ]
+    assert found[1].splits["train"][0].text.startswith("own_tweeteval train")
+
+
+def test_all_has_the_rows_of_every_suite_under_names_of_their_own(folder: Path) -> None:
+    every = load(folder, "all", 16, 0)
+    assert [task.task.name for task in every] == [
+        "many",
+        *(f"{suite}_{name}" for suite in suites.FAMILIES for name in ("music", f"own_{suite}")),
+    ]
+    apart = [task for suite in suites.PARTS for task in load(folder, suite, 16, 0)]
+    for task_id, (ours, theirs) in enumerate(zip(every, apart, strict=True)):
+        for split, examples in ours.splits.items():
+            assert [example.text for example in examples] == [example.text for example in theirs.splits[split]]
+            assert {example.task_id for example in examples} == {task_id}
+
+
+def test_development_scores_validation_rows_that_are_not_drawn(folder: Path) -> None:
+    (first, _), (second, _) = load(folder, "fdu", 16, 0), load_for_development(folder, "fdu", 16, 0)
+    assert first.splits["train"] == second.splits["train"]
+    assert first.splits["validation"] == second.splits["validation"]
+    texts = [example.text for split in ("validation", "test") for example in second.splits[split]]
+    assert sorted(texts) == sorted(f"music validation {row}" for row in range(20))
+    with pytest.raises(ValueError, match="task 'music': expected validation rows besides the 20 that are drawn"):
+        load_for_development(folder, "fdu", 32, 0)
+
+
+def test_steps_grow_with_the_root_of_the_number_of_tasks() -> None:
+    assert [Budget(steps=250).for_tasks(count).steps for count in (3, 12, 48)] == [125, 250, 500]
 
 
 def test_shares_of_tasks_trained_alone_add_up() -> None:
@@ -348,6 +441,72 @@ def test_an_arm_trains_only_what_it_declares(setting: Setting, name: str) -> Non
     assert not any(parameter.requires_grad for parameter in setting.backbone.parameters())
 
 
+# Heads that read texts
+
+TEXT_ARMS = [name for name in arms.ARMS if name.endswith("_texts") and "_no_" not in name]
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT_ARMS if name != "lora32_shared_texts"])
+def test_arms_get_heads_that_read_texts(setting: Setting, name: str) -> None:
+    trained = arms.ARMS[name].train(setting, _cell(), 1e-3)
+    assert set(trained.test().scores) == {"mood", "pairs", "number"}
+    assert trained.model is not None
+    assert trained.model.adapter_config.head_inputs != "adapted"
+    assert trained.model.adapter_config.label_names
+
+
+def test_the_rivals_of_plus_have_its_heads() -> None:
+    for name in TEXT_ARMS:
+        settings: dict[str, Any] = arms.ARMS[name].train.args[0]  # type: ignore[attr-defined]
+        expected = text_heads.FROZEN_SETTINGS if "frozen" in name else text_heads.SETTINGS
+        assert expected.items() <= settings.items(), name
+
+
+def test_lora_at_another_rank(setting: Setting, tmp_path: Path) -> None:
+    wide = replace(setting, backbone_name=str(save_backbone(tmp_path / "wide", hidden_size=32)))
+    first, second = (
+        arms.ARMS[name].train(wide, _cell(), 1e-3) for name in ("lora_shared_texts", "lora32_shared_texts")
+    )
+    heads = 3 * first.trainable_per_task
+    assert second.trainable - heads == 4 * (first.trainable - heads)
+
+
+@pytest.mark.parametrize("joint_states_are_known", [False, True])
+def test_cached_states_of_separate_texts_change_no_output(setting: Setting, joint_states_are_known: bool) -> None:
+    learner = OwnLearner({"method": "task_adapter", **text_heads.SETTINGS}, setting, _cell()).eval()
+    for parameter in learner.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    examples = rows_of(_cell().tasks, "test")[25:65]
+    if joint_states_are_known:
+        setting.states.prepare(examples)
+    task_ids = torch.tensor([example.task_id for example in examples])
+    with torch.no_grad():
+        expected = learner.model(**learner.model.collator.inputs(examples), task_ids=task_ids).logits
+        for _ in range(2):
+            torch.testing.assert_close(learner.logits(examples), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_adapters_a_task_start_from_the_shared_one(setting: Setting) -> None:
+    cell, examples = _cell(), rows_of(_cell().tasks, "test")
+    shared, each = (
+        OwnLearner({"method": method, **text_heads.SETTINGS}, setting, cell).eval()
+        for method in ("shared_adapter", "task_adapter")
+    )
+    for parameter in shared.model.method.parameters():
+        torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        each.start_from(shared)
+        torch.testing.assert_close(each.logits(examples), shared.logits(examples))
+        for parameter in each.model.method.learned_adapters.parameters():
+            parameter[:, 1] += 1
+        changed = ~each.logits(examples).isclose(shared.logits(examples), atol=1e-3)
+    assert {examples[row].task_id for row in changed.any(dim=1).nonzero()[:, 0].tolist()} == {1}
+
+
+# Training
+
+
 def test_training_learns_and_keeps_the_best_state(setting: Setting) -> None:
     pytest.importorskip("peft", reason="peft is in the extra 'bench' only")
     network = _network("lora_shared", setting)
@@ -417,3 +576,16 @@ def test_the_arms_of_the_published_method_do_not_get_the_default_preset() -> Non
     for name, arm in arms.ARMS.items():
         if name.startswith("pha"):
             assert arm.train.args[0]["preset"] == "paper", name  # type: ignore[attr-defined]
+
+
+# Digest
+
+
+def test_the_digest_depends_on_statements_only(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text('def f():\n    """Say."""\n    return 1  # why\n')
+    before = digest_of([tmp_path / "one.py"])
+    (tmp_path / "one.py").write_text("def f():\n    return  1\n")
+    assert digest_of([tmp_path / "one.py"]) == before
+    (tmp_path / "one.py").write_text("def f():\n    return 2\n")
+    assert digest_of([tmp_path / "one.py"]) != before
+    assert statements('class A:\n    "Only a docstring."\n') == "class A:\n    pass"

@@ -64,7 +64,7 @@ def test_settings_of_other_methods_and_forms_are_refused(settings: dict[str, Any
         {"method": "hyperformer", "codes": "orthogonal"},
         {"method": "task_adapter", "prototype_dim": 8, "hidden_dim": 8},  # sizes that a comparison leaves as they are
         {"preset": "plus", "method": "task_adapter"},  # what the preset sets was not chosen
-        {"preset": "plus", "method": "task_adapter", "codes": "orthogonal"},
+        {"preset": "plus", "method": "task_adapter", "common_adapter": True},
         {"method": "task_adapter", **{name: ModelConfig().model_dump()[name] for name in ("codes", "temperature")}},
         {"method": "hyperformer", "head_inputs": "pair_features", "label_names": True},
     ],

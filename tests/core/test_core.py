@@ -16,6 +16,7 @@ from hyperadapters.core import (
     Grouping,
     InstanceRetriever,
     LearnedBottleneck,
+    OrthogonalHypernetwork,
     PrototypeTable,
     PrototypicalHypernetwork,
     bottleneck,
@@ -177,3 +178,31 @@ def test_gradients_of_generated_weights_repeat_bit_for_bit_on_several_threads() 
     assert all(
         torch.equal(one, other) for again in gradients[1:] for one, other in zip(again, gradients[0], strict=True)
     )
+
+
+@pytest.mark.parametrize("network_class", [PrototypicalHypernetwork, OrthogonalHypernetwork])
+def test_a_common_adapter_is_added_to_the_generated_one_of_every_task(network_class: type) -> None:
+    torch.manual_seed(0)
+    network = network_class(3, bottleneck_tensors(16, 4), 8).double()
+    network.add_common_adapter(3)
+    network.double()
+    prototypes = torch.randn(5, 8, dtype=torch.float64)
+    for tensor in network.tensors:
+        torch.nn.init.normal_(network.head(tensor.name).weight)
+    together = network(prototypes)
+    common = {name: weight.detach().clone() for name, weight in network.common.items()}
+    for weight in network.common.values():
+        torch.nn.init.zeros_(weight)
+    for name, generated in network(prototypes).items():
+        assert generated.abs().max() > 0
+        torch.testing.assert_close(together[name], generated + common[name][:, None])
+
+
+def test_a_hypernetwork_with_a_common_adapter_starts_as_its_backbone() -> None:
+    network = PrototypicalHypernetwork(3, bottleneck_tensors(16, 4), 8)
+    network.add_common_adapter(3)
+    weights = network(torch.randn(5, 8))
+    assert weights["up_weight"].abs().max() == 0
+    assert weights["up_bias"].abs().max() == 0
+    assert weights["down_weight"].std() > 0
+    assert network.common["down_weight"].shape == (3, 16, 4)

@@ -24,30 +24,38 @@ def mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
-def alone(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Direction of what the backbone without an adapter makes of inputs."""
-    with adapters.AdapterSetup(None):
-        return F.normalize(mean(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask), dim=-1)
+def direction(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Direction of what the backbone makes of inputs."""
+    return F.normalize(mean(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask), dim=-1)
+
+
+def compared(model: Any, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """u + v, and the comparison of u and v, where v is zero for single texts."""
+    u = direction(model, given["text_ids"], given["text_mask"])
+    if "text_pair_ids" not in given:
+        return u, u.new_zeros(len(u), u.shape[1] + 1)
+    v = direction(model, given["text_pair_ids"], given["text_pair_mask"])
+    return u + v, torch.cat([(u - v).abs(), (u * v).sum(dim=1, keepdim=True)], dim=1)
 
 
 def features(model: Any, given: dict[str, Tensor], head: dict[str, Any], output: Any) -> Tensor:
     kind, mask = head["reads"][0], given["input_mask"]
     if kind == "layer":
         return F.normalize(mean(output.hidden_states[head["layer"]], mask), dim=-1)
-    if kind == "backbone":
-        return alone(model, given["input_ids"], mask)
-    u = alone(model, given["text_ids"], given["text_mask"])
-    if "text_pair_ids" not in given:
-        return u if kind == "text_features" else F.pad(u, (0, u.shape[1] + 1))
-    v = alone(model, given["text_pair_ids"], given["text_pair_mask"])
-    both, apart, product = F.normalize(u + v, dim=-1), (u - v).abs(), (u * v).sum(dim=1, keepdim=True)
-    return both if kind == "text_features" else torch.cat([both, apart, product], dim=1)
+    with adapters.AdapterSetup(None):
+        if kind == "backbone":
+            return direction(model, given["input_ids"], mask)
+        both, comparison = compared(model, given)
+    both = F.normalize(both, dim=-1)
+    return both if kind == "text_features" else torch.cat([both, comparison], dim=1)
 
 
 def encoder_logits(model: Any, given: dict[str, Tensor], folder: Path, head: dict[str, Any]) -> Tensor:
     mask, weights = given["input_mask"], load_file(folder / "hyperadapters_head.safetensors")
     output = model(input_ids=given["input_ids"], attention_mask=mask, output_hidden_states=True)
     inputs = mean(output.last_hidden_state, mask)
+    if head["reads"] == ["adapted_texts"]:
+        inputs = torch.cat(compared(model, given), dim=1)
     if len(head["reads"]) > 1:
         inputs = torch.cat([features(model, given, head, output), F.normalize(inputs, dim=-1)], dim=1)
     return F.linear(inputs, weights["weight"], weights["bias"]) * head["target_std"] + head["target_mean"]

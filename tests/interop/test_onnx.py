@@ -105,7 +105,15 @@ def test_tasks_of_every_kind_answer_as_in_the_model(kind: str, features: str) ->
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"kind": "roberta"}, {"head_inputs": "text_features"}, {"features": "backbone"}]
+    "settings",
+    [
+        {},
+        {"kind": "roberta"},
+        {"head_inputs": "text_features"},
+        {"features": "backbone"},
+        {"head_inputs": "adapted_texts"},
+        {"head_inputs": "adapted_texts", "kind": "roberta", "features": "backbone"},
+    ],
 )
 def test_heads_that_read_texts_answer_as_in_the_model(settings: dict[str, Any]) -> None:
     assert_same_logits(stirred(make_plus_model(**settings)))
@@ -234,6 +242,28 @@ def test_token_types_split_pairs_where_the_tokenizer_makes_them(tmp_path: Path) 
     names = ("input_ids", "attention_mask", "token_type_ids")
     (found,) = session.run(["logits"], {name: batch[name].numpy() for name in names})
     np.testing.assert_allclose(found, logits.numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("style", ["plain", "bert"])
+@pytest.mark.parametrize("task", ["same", "mood"])
+def test_adapted_texts_are_separated_in_the_graph(task: str, style: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = small_model("bert", [PAIR_TASKS[0], PAIR_TASKS[2]], head_inputs="adapted_texts")
+    model.tokenizer = tokenizer_of(style)
+    exported = Exported(stirred(model).eval(), task, tmp_path / "onnx")
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (style == "bert")
+    names += ["sequence_ids"] * (style == "plain" and task == "same")
+    assert [value.name for value in exported.session.get_inputs()] == names
+    texts = [("w1 w2 w3", "red"), ("w4", "w5 w6 w7 w8"), ("w9 blue", ""), ("w1", "w1")]
+    for rows in (texts, texts[:1], texts[2:]):
+        examples = [Example(0, first, second if task == "same" else None) for first, second in rows]
+        batch = model.collator.inputs(examples)
+        logits = expected(model, exported.task_id, batch).numpy()
+        found = exported({name: batch[name] for name in names})
+        np.testing.assert_allclose(found, logits, atol=1e-4, rtol=1e-4)
+    described = json.loads((exported.folder / "hyperadapters_task.json").read_text())
+    assert described["head"]["reads"] == ["adapted_texts"]
+    assert exported.warnings == []
 
 
 def test_inputs_and_outputs_have_names_and_free_sizes(pair: Exported, number: Exported) -> None:

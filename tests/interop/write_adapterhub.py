@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
     add_new(whole)
     whole.rename_task("new", "type")
     write(folder / "bert-added-backbone", "bert", whole, "type")
-    for head_inputs in ("pair_features", "text_features"):
+    for head_inputs in ("pair_features", "text_features", "adapted_texts"):
         plus = stirred(make_plus_model(head_inputs=head_inputs))
         for task in PAIR_TASKS:
             write(folder / f"bert-plus-{head_inputs}-{task.name}", "bert", plus, task.name)

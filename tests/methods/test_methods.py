@@ -28,7 +28,7 @@ from hyperadapters.core.grouping import Grouping
 from hyperadapters.errors import RecipeError, TaskError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
-from hyperadapters.methods.base import Route, Selection
+from hyperadapters.methods.base import Assignment, Route
 from hyperadapters.methods.learned import LearnedAdapters
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import load_run, load_run_tasks, train
@@ -369,7 +369,9 @@ class OneAdapterForEachTask(methods.Method):
         super().__init__(config)
         self.own = LearnedAdapters(num_layers, num_tasks, tensors)
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         assert task_ids is not None
         return self._of_tasks(task_ids)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import (
     DECODERS,
+    FROZEN_TEXTS,
     VOCABULARY,
     save_backbone,
     tiny_backbone,
@@ -299,7 +300,7 @@ def test_known_heads_that_are_not_finite_teach_nothing() -> None:
 
 @torch.no_grad()
 def test_a_trained_head_that_is_not_finite_has_no_share_in_a_text_head() -> None:
-    model = make_model("bert", preset="plus")
+    model = make_model("bert", **FROZEN_TEXTS)
     assert model.heads is not None
     model.heads.bias.fill_(torch.nan)
     rows = [Example(task, f"w{row} red", None, row % 2) for row in range(6) for task in (0, 1)]
@@ -307,12 +308,15 @@ def test_a_trained_head_that_is_not_finite_has_no_share_in_a_text_head() -> None
     assert all(value.isfinite().all() for value in model.heads.state_dict().values())
 
 
-def test_text_heads_and_thresholds_are_not_fitted_to_values_that_are_not_finite() -> None:
-    model = make_model("bert", preset="plus")
+@pytest.mark.parametrize(("settings", "backbone"), [({"preset": "plus"}, "adapted"), (FROZEN_TEXTS, "frozen")])
+def test_text_heads_and_thresholds_are_not_fitted_to_values_that_are_not_finite(
+    settings: dict[str, Any], backbone: str
+) -> None:
+    model = make_model("bert", **settings)
     spoil_a_word(model)
     rows = [Example(task, f"w{row} red", None, row % 2) for row in range(8) for task in (0, 1)]
     check = unchanged(model)
-    with pytest.raises(NotFiniteError, match=r"\('w7 red'\): the output of the frozen backbone is not a finite number"):
+    with pytest.raises(NotFiniteError, match=rf"\('w7 red'\): the output of the {backbone} backbone is not a finite"):
         fit_text_heads(model, rows, [])
     with pytest.raises(NotFiniteError, match=r"input 8 \('w7 red'\): the output of the frozen backbone"):
         frozen_features(model, rows[::2])

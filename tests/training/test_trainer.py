@@ -430,6 +430,44 @@ def test_settings_without_effect_are_refused(settings: dict[str, Any], message: 
         Trainer(model, make_data(4), args=TrainingArguments(**settings))
 
 
+def rates_by_parameter(model: Any, **settings: Any) -> dict[str, float]:
+    optimizer = Trainer(model, make_data(4), args=TrainingArguments(**settings)).create_optimizer()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    return {name: rates[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_parts_of_a_model_with_a_common_adapter_have_their_own_default_learning_rates() -> None:
+    rates = rates_by_parameter(make_model("plus", codes="trunk", common_adapter=True))
+    assert rates["method.hypernetwork.common.down_weight"] == 3e-4
+    assert rates["method.hypernetwork.up_weight.weight"] == rates["method.hypernetwork.layer_embeddings"] == 2e-5
+    assert rates["method.prototypes.weight"] == rates["method.retriever.up.weight"] == 3e-3
+    assert rates["heads.bias"] == 1e-2
+
+
+def test_learning_rates_of_parts_can_be_set() -> None:
+    model = make_model("plus", codes="trunk", common_adapter=True)
+    rates = rates_by_parameter(model, learning_rate=0.5, hypernetwork_learning_rate=0.25, retriever_learning_rate=0.125)
+    assert rates["method.hypernetwork.common.down_weight"] == 0.5
+    assert rates["method.hypernetwork.up_weight.weight"] == 0.25
+    assert rates["method.prototypes.weight"] == 0.125
+
+
+def test_without_a_common_adapter_all_parts_but_heads_have_the_same_default_learning_rate() -> None:
+    rates = rates_by_parameter(make_model("paper"))
+    assert set(rates.values()) == {3e-4}
+
+
+def test_a_model_with_a_common_adapter_is_the_same_after_loading(tmp_path: Path) -> None:
+    model = make_model("plus", codes="trunk", common_adapter=True)
+    Trainer(model, make_data(), args=TrainingArguments(**SHORT)).train()
+    model.save_pretrained(tmp_path / "model")
+    loaded = HyperAdapterModel.from_pretrained(tmp_path / "model", tiny_backbone("bert", initializer_range=0.3))
+    before, after = model.adapter_state_dict(), loaded.adapter_state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert model.method.hypernetwork.common["up_weight"].abs().max() > 0
+
+
 def test_settings_of_transformers_alone_are_refused() -> None:
     arguments: Any = transformers.TrainingArguments()
     message = r"args: expected hyperadapters\.TrainingArguments, found transformers\.Train.*; import them from hyperad"
@@ -544,7 +582,7 @@ def test_models_without_such_heads_have_nothing_to_fit() -> None:
             warnings.simplefilter("error", UnfittedHeadsWarning)
             model.predict(["red w1"], task="colour")
         with pytest.raises(
-            TaskError, match=r"expected a model whose heads read frozen features.*no heads need to be fitted"
+            TaskError, match=r"expected a model whose heads read features of the texts.*no heads need to be fitted"
         ):
             model.fit_heads(make_data())
 

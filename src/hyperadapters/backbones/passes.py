@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from hyperadapters.backbones.active import ActiveAdapters, BatchState
 from hyperadapters.backbones.architectures import LinearSize, ResolvedArchitecture
 from hyperadapters.backbones.injection import Injection, parameter_name
-from hyperadapters.backbones.text_features import sequence_ids_of, text_features
+from hyperadapters.backbones.text_features import mean_of_texts, sequence_ids_of, text_features
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import AdapterWeights, masked_mean
 
 Inputs = Mapping[str, Tensor]
-"""Tensors of a batch by name: `input_ids`, `attention_mask` and other inputs of the backbone, each [B, S]."""
+"""Tensors of a batch by name: `input_ids`, `attention_mask` and other inputs of the backbone, each [B, S]. If each text
+of a pair is a sequence of its own, the result of `text_features.separate_texts`, each [R, S']."""
+LIBRARY_INPUTS = ("prompt_mask", "sequence_ids", "is_pair", "pair_rows")
+"""Names of the tensors of a batch that only this library reads."""
 Choose = Callable[[Tensor], BatchState]
 """Function that returns the state of a batch with its adapters, given the pooled hidden states [B, d]."""
 
@@ -33,7 +36,7 @@ class LowerOutput(NamedTuple):
 
     Attributes:
         hidden: Input of the first layer with generated adapters, or output of the encoder of an encoder-decoder
-            [B, S, d].
+            [B, S, d], or [R, S', d] if each text of a pair is a sequence of its own.
         pooled: Pooled hidden states that the retriever reads [B, d], in float32.
         hidden_states: Hidden states of all layers of the encoder of an encoder-decoder, each [B, S, d], if requested.
         head_features: Output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
@@ -50,7 +53,7 @@ class FrozenOutput(NamedTuple):
 
     Attributes:
         hidden: Input of the first layer with an adapter, or output of an encoder of which all layers are frozen
-            [B, S, d].
+            [B, S, d], or [R, S', d] if each text of a pair is a sequence of its own.
         pooled: Pooled hidden states that the retriever reads [B, d], in float32; None if they depend on adapters.
         head_features: Output of `HyperAdapterModel.head_features` [B, F]; None if it has not been computed.
     """
@@ -392,7 +395,7 @@ class PassRunner:
         """Return the input of the retriever [B, d]: the mean of hidden states [B, S, d] over the prompt tokens."""
         if self._architecture.is_pre_norm:
             hidden = F.layer_norm(hidden.float(), hidden.shape[-1:])
-        return masked_mean(hidden, inputs.get("prompt_mask", inputs["attention_mask"]))
+        return mean_of_texts(masked_mean(hidden, inputs.get("prompt_mask", inputs["attention_mask"])), inputs)
 
     # Generation
 
@@ -534,7 +537,7 @@ def backbone_inputs(inputs: Inputs) -> dict[str, Tensor]:
     Args:
         inputs: Tensors of the batch [B, S].
     """
-    return {name: tensor for name, tensor in inputs.items() if name not in ("prompt_mask", "sequence_ids")}
+    return {name: tensor for name, tensor in inputs.items() if name not in LIBRARY_INPUTS}
 
 
 def pool(output: Any, inputs: Inputs) -> Tensor:

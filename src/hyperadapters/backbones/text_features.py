@@ -1,8 +1,13 @@
-"""Features of the separate texts of a batch, which the frozen backbone encodes without adapters."""
+"""The separate texts of a batch, and the features that compare the texts of a pair.
+
+`text_features` encodes the texts with the frozen backbone, in a second pass. `separate_texts` makes each text a
+sequence of the batch itself, so that one pass with adapters encodes it, and `compare_texts` computes the same features
+from its result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +72,11 @@ def text_features(
         second = torch.zeros_like(first)
         second[is_pair] = found
         is_pair = is_pair[:, None]
-    if not compared:
-        return first + second
+    return _compare(first, second, is_pair) if compared else first + second
+
+
+def _compare(first: Tensor, second: Tensor, is_pair: Tensor | bool) -> Tensor:
+    """Compute [u + v, |u - v|, u . v] from u and v [B, d], where |u - v| is 0 for rows that are not pairs."""
     apart, product = (first - second).abs(), (first * second).sum(dim=1, keepdim=True)
     return torch.cat([first + second, apart * is_pair, product], dim=1)
 
@@ -127,6 +135,11 @@ def sequence_ids_of(
             + "; make the batch with model.collator, or pass sequence_ids: 0 for the first text, 1 for the second, "
             "-1 for special tokens and padding (BatchEncoding.sequence_ids of a fast tokenizer)"
         )
+    return _from_types(token_type_ids, attention_mask)
+
+
+def _from_types(token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the sequence ids [B, S] for token types. Separators belong to the text that they end."""
     starts_text = torch.arange(attention_mask.shape[1], device=attention_mask.device) > 0
     return token_type_ids.masked_fill(~(attention_mask.bool() & starts_text), -1)
 
@@ -178,3 +191,106 @@ def _halves(input_ids: Tensor, attention_mask: Tensor, sequence_ids: Tensor) -> 
     is_start = (positions == 0) & (has_start == 1)
     second_ids = torch.where(is_start, input_ids[:, :1], second_ids)
     return (positions <= first_ends).long(), second_ids, ((sources <= ends) | (positions == 0)).long()
+
+
+# Texts as sequences of the batch
+
+
+def separate_texts(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make each text of a batch a sequence of its own.
+
+    A row is a pair if one of its tokens has sequence id 1. If there are no sequence ids, a token before the last one
+    must have token type 1; the last token is a separator, and the only one of this type if the second text is empty.
+    Token types are omitted from the result, because each sequence has one text only.
+
+    If torch exports the function, no shape may depend on the values of a tensor. Every row then has a second sequence
+    if there are sequence ids or token types, and those of single texts have no effect.
+
+    Args:
+        inputs: `input_ids` and `attention_mask`, padded on the right, and `sequence_ids` (see `split_pairs`) or
+            `token_type_ids` if they are known, each [B, S].
+
+    Returns:
+        `input_ids` and `attention_mask` [R, S'] of the B first texts followed by the second texts of the P pairs. If
+        there are pairs, also `is_pair` [B] as numbers 0 and 1, and `pair_rows` [P], the rows of the pairs. The latter
+        is missing if every row has a second sequence because of an export.
+    """
+    input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
+    single, sequence_ids = {"input_ids": input_ids, "attention_mask": attention_mask}, inputs.get("sequence_ids")
+    if sequence_ids is None and "token_type_ids" in inputs:
+        is_last = attention_mask.cumsum(dim=1) == attention_mask.sum(dim=1, keepdim=True)
+        sequence_ids = _from_types(inputs["token_type_ids"], attention_mask).masked_fill(is_last, -1)
+    if sequence_ids is None:
+        return single
+    is_pair = (sequence_ids == 1).any(dim=1)
+    if torch.compiler.is_exporting():
+        return _two_texts_each(input_ids, attention_mask, sequence_ids, is_pair)
+    pair_rows = is_pair.nonzero()[:, 0]
+    if not len(pair_rows):
+        return single
+    ids, mask = split_pairs(input_ids, attention_mask, is_pair, sequence_ids)
+    return {"input_ids": ids, "attention_mask": mask, "is_pair": is_pair.float(), "pair_rows": pair_rows}
+
+
+def _two_texts_each(
+    input_ids: Tensor, attention_mask: Tensor, sequence_ids: Tensor, is_pair: Tensor
+) -> dict[str, Tensor]:
+    """Return the B first texts followed by B second texts, which are to be ignored for rows that are not pairs."""
+    first_mask, second_ids, second_mask = _halves(input_ids, attention_mask, sequence_ids)
+    first_mask = torch.where(is_pair[:, None], first_mask, attention_mask)
+    ids, mask = torch.cat([input_ids, second_ids]), torch.cat([first_mask, second_mask])
+    return {"input_ids": ids, "attention_mask": mask, "is_pair": is_pair.float()}
+
+
+def sequence_rows(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the row of each sequence [R], or None if row i is sequence i.
+
+    Args:
+        inputs: Result of `separate_texts`, or inputs whose rows have one sequence each.
+    """
+    if "pair_rows" not in inputs:
+        return None
+    first_rows = torch.arange(len(inputs["is_pair"]), device=inputs["is_pair"].device)
+    return torch.cat([first_rows, inputs["pair_rows"]])
+
+
+def mean_of_texts(pooled: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Compute the mean of the pooled hidden states of the texts of each row.
+
+    Args:
+        pooled: Pooled hidden states of each sequence [R, d], in float32.
+        inputs: Result of `separate_texts`, or inputs whose rows have one sequence each.
+
+    Returns:
+        Means [B, d].
+    """
+    if "is_pair" not in inputs:
+        return pooled
+    first, second = _first_and_second(pooled, inputs)
+    return (first + second) / (1 + inputs["is_pair"])[:, None]
+
+
+def compare_texts(pooled: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Compute the features of `text_features` from the pooled last hidden states of texts that are encoded already.
+
+    Args:
+        pooled: Pooled last hidden states of each sequence [R, d], in float32.
+        inputs: Result of `separate_texts`, or inputs whose rows have one sequence each.
+
+    Returns:
+        Features [B, F]; see `text_features`.
+    """
+    directions = F.normalize(pooled, dim=-1)
+    if "is_pair" not in inputs:
+        return F.pad(directions, (0, features_size(pooled.shape[1], compared=True) - pooled.shape[1]))
+    return _compare(*_first_and_second(directions, inputs), inputs["is_pair"][:, None])
+
+
+def _first_and_second(values: Tensor, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the values [B, d] of the first and of the second text of each row, the latter 0 for single texts."""
+    is_pair = inputs["is_pair"]
+    if "pair_rows" not in inputs:
+        first, second = values.unflatten(0, (2, -1))  # `chunk` cannot be exported to ONNX
+        return first, second * is_pair[:, None]
+    first, found = values[: len(is_pair)], values[len(is_pair) :]
+    return first, torch.zeros_like(first).index_copy(0, inputs["pair_rows"], found)

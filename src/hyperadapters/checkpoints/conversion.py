@@ -5,7 +5,8 @@ format 2   heads packed into three tensors, as in `TaskHeads`
 format 3   wide heads in two parts, those of pairs and those of single texts, in float16 if this is lossless
 format 4   may contain a tokenizer
 format 5   names of the method's parameters start with "method."; some settings and tensors have new names
-format 6   may contain densities of the tasks' texts
+format 6   may contain a common adapter and densities of the tasks' texts; the preset "plus" has other defaults; heads
+           that read adapted texts are stored in two parts, too
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     """Return the tensors of the weights file of a checkpoint by name, on the CPU.
 
-    Routing centroids are omitted if no task has any, and densities if they are not fitted. Wide heads are stored in two
-    parts: the heads that compare the texts of a pair, and the other heads, without their zeros for the comparison.
+    Routing centroids are omitted if no task has any, and densities if they are not fitted. Heads that may compare the
+    texts of a pair are stored in two parts: those that do, and the other heads, without their zeros for the comparison.
 
     Args:
         model: Model of the checkpoint.
@@ -95,21 +96,26 @@ def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
         del state[CENTROIDS]
     if not state.get(f"{DENSITIES}counts", torch.ones(1)).any():
         state = {name: value for name, value in state.items() if not name.startswith(DENSITIES)}
-    if model.heads is not None and len(model.heads.wide_weight):
-        state.update(_pack(state.pop("heads.wide_weight"), model.heads))
+    if model.heads is not None and len(state[_packed_name(model)]):
+        state.update(_pack(state.pop(_packed_name(model)), model))
     return {name: value.contiguous() for name, value in state.items()}
 
 
-def _pack(wide_weight: Tensor, heads: TaskHeads) -> dict[str, Tensor]:
-    """Split wide heads [N, F + d] into two parts, in float16 if this is lossless."""
-    compares = wide_weight[:, heads.hidden_size : heads.features_size].any(dim=1)
-    kept = _columns_of_single_texts(heads)
-    packed = {"heads.wide_weight": wide_weight[compares], "heads.single_weight": wide_weight[~compares][:, kept]}
-    packed = {name: half if (half := value.half()).float().equal(value) else value for name, value in packed.items()}
+def _packed_name(model: HyperAdapterModel) -> str:
+    """Return the name of the weight of those heads that may compare the texts of a pair."""
+    return "heads.weight" if model.adapter_config.separates_texts else "heads.wide_weight"
+
+
+def _pack(weight: Tensor, model: HyperAdapterModel) -> dict[str, Tensor]:
+    """Split a weight [N, i] of heads that may compare texts into two parts, in float16 if this is lossless."""
+    compared = _comparing_inputs(model)
+    compares = weight[:, compared].any(dim=1)
+    packed = {_packed_name(model): weight[compares], "heads.single_weight": weight[~compares][:, ~compared]}
+    packed = {name: half if (half := value.half()).to(value).equal(value) else value for name, value in packed.items()}
     return {**packed, "heads.compares": compares}
 
 
-def _unpack(state: dict[str, Tensor], heads: TaskHeads) -> None:
+def _unpack(state: dict[str, Tensor], model: HyperAdapterModel) -> None:
     """Undo `_pack`.
 
     Raises:
@@ -117,20 +123,24 @@ def _unpack(state: dict[str, Tensor], heads: TaskHeads) -> None:
         ValueError: If a part has another shape than in this model.
     """
     compares, single = state.pop("heads.compares"), state.pop("heads.single_weight").float()
-    wide, kept = state["heads.wide_weight"].float(), _columns_of_single_texts(heads)
-    expected = (int(compares.sum()), heads.features_size + heads.hidden_size), (int((~compares).sum()), int(kept.sum()))
-    if compares.dtype != torch.bool or (tuple(wide.shape), tuple(single.shape)) != expected:
-        raise ValueError(f"the heads have shapes {tuple(wide.shape)} and {tuple(single.shape)}, not {expected}")
-    weight = wide.new_zeros(len(compares), heads.features_size + heads.hidden_size)
-    weight[compares] = wide
+    pairs, kept = state[_packed_name(model)].float(), ~_comparing_inputs(model)
+    expected = (int(compares.sum()), len(kept)), (int((~compares).sum()), int(kept.sum()))
+    if compares.dtype != torch.bool or (tuple(pairs.shape), tuple(single.shape)) != expected:
+        raise ValueError(f"the heads have shapes {tuple(pairs.shape)} and {tuple(single.shape)}, not {expected}")
+    weight = pairs.new_zeros(len(compares), len(kept))
+    weight[compares] = pairs
     weight[(~compares).nonzero(), kept.nonzero()[:, 0]] = single
-    state["heads.wide_weight"] = weight
+    state[_packed_name(model)] = weight
 
 
-def _columns_of_single_texts(heads: TaskHeads) -> Tensor:
-    """Return a mask [F + d] of the inputs of a wide head that do not compare the texts of a pair."""
+def _comparing_inputs(model: HyperAdapterModel) -> Tensor:
+    """Return a mask [i] of the inputs of a head that are a comparison of the texts of a pair."""
+    heads = model.heads
+    assert heads is not None
+    if model.adapter_config.separates_texts:
+        return torch.arange(heads.hidden_size) >= model.hidden_size
     columns = torch.arange(heads.features_size + heads.hidden_size)
-    return (columns < heads.hidden_size) | (columns >= heads.features_size)
+    return (columns >= heads.hidden_size) & (columns < heads.features_size)
 
 
 def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
@@ -154,7 +164,7 @@ def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
         for name, value in model.pha.densities.state_dict().items():
             state.setdefault(f"{DENSITIES}{name}", torch.zeros_like(value))
     if model.heads is not None and "heads.compares" in state:
-        _unpack(state, model.heads)
+        _unpack(state, model)
     if model.heads is not None and "heads.weight" not in state:
         names = [f"heads.heads.{task_id}" for task_id in range(len(model.tasks))]
         heads = [Head(state.pop(f"{name}.weight"), state.pop(f"{name}.bias")) for name in names]

@@ -15,7 +15,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 
-PRESETS = {"plus": {"codes": "orthogonal", "head_inputs": "pair_features", "label_names": True, "routing": "densities"}}
+PRESETS = {
+    "plus": {"common_adapter": True, "head_inputs": "adapted_texts", "label_names": True, "routing": "densities"}
+}
 """For each preset, its settings that differ from the defaults."""
 
 
@@ -52,7 +54,7 @@ class ModelConfig(StrictModel):
         method: Source of the adapters: "pha" (default), or one of the methods that it is compared with (see
             docs/methods.md). Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
         preset: "paper"; "official", which reproduces the arithmetic of the released code (see docs/faithfulness.md); or
-            "plus", which changes the defaults of `codes`, `head_inputs`, `label_names` and `routing` (see
+            "plus", which changes the defaults of `common_adapter`, `head_inputs`, `label_names` and `routing` (see
             docs/plus.md). Default: "plus" for encoder backbones with method "pha", "paper" otherwise.
         prototype_dim: Size p of a prototype, an instance vector, a layer embedding and a code of the hypernetwork.
             Default: 64.
@@ -91,9 +93,13 @@ class ModelConfig(StrictModel):
         codes: Computation of the codes of the hypernetwork: "trunk" (default) for the published network, or
             "orthogonal" for a rotation of the prototype in each layer, so that the codes of different tasks and layers
             are nearly orthogonal at first.
+        common_adapter: If True, the weights that the hypernetwork generates for a task are added to those of an adapter
+            that is learned for all tasks. Default: False.
         head_inputs: Inputs of the heads of trained tasks: "adapted" (default) for the mean of the last hidden states;
             "pair_features" for this and the features of the frozen backbone for each text, and a comparison of the two
-            texts of a pair; or "text_features" for the same without the comparison. For encoder backbones.
+            texts of a pair; "text_features" for the same without the comparison; or "adapted_texts" for the directions
+            of the mean last hidden states of each text, and a comparison of the two texts of a pair, where each text
+            passes through the adapted backbone as a sequence of its own. For encoder backbones.
         label_names: If True, the name of a label is an additional example of it in classification tasks with single
             texts, for the head weights that are fitted to features of the frozen backbone and for new tasks. For
             encoder backbones. Default: False.
@@ -120,7 +126,8 @@ class ModelConfig(StrictModel):
     contrastive_weight: Float = Field(0.1, ge=0)
     contrast: Literal["both", "instance", "prototype", "none"] = "both"
     codes: Literal["trunk", "orthogonal"] = "trunk"
-    head_inputs: Literal["adapted", "text_features", "pair_features"] = "adapted"
+    common_adapter: bool = False
+    head_inputs: Literal["adapted", "text_features", "pair_features", "adapted_texts"] = "adapted"
     label_names: bool = False
 
     @model_validator(mode="before")
@@ -129,6 +136,11 @@ class ModelConfig(StrictModel):
         if not isinstance(values, dict):
             return values
         return {**PRESETS.get(str(values.get("preset")), {}), **values}
+
+    @property
+    def separates_texts(self) -> bool:
+        """Whether each text of a pair passes through the adapted backbone as a sequence of its own."""
+        return self.head_inputs == "adapted_texts"
 
     @property
     def lora_scale(self) -> float:
@@ -155,6 +167,8 @@ class ModelConfig(StrictModel):
             raise ValueError(f"preset 'official' is only for method 'pha'; use preset 'paper' with '{self.method}'")
         if self.preset == "official" and self.codes != "trunk":
             raise ValueError(f"codes: preset 'official' only has 'trunk', found '{self.codes}'; remove it")
+        if self.preset == "official" and self.common_adapter:
+            raise ValueError("common_adapter: preset 'official' has no common adapter; remove it")
         for name, reason in self.without_effect().items():
             raise ValueError(f"{name}: {reason}; remove it")
         return self
@@ -229,6 +243,7 @@ EFFECTS = (
     ),
     Effect("routing", lambda config: config.method in ROUTING, "method '{method}' cannot route"),
     Effect("codes", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
+    Effect("common_adapter", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
     Effect("features", lambda config: config.method in RETRIEVING, "method '{method}' has no retriever"),
     Effect(
         "label_names",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from hyperadapters.config.model import RETRIEVING, ROUTING, Dtype, Lengths, ModelConfig
+from hyperadapters.config.model import GENERATING, RETRIEVING, ROUTING, Dtype, Lengths, ModelConfig
 from hyperadapters.config.tasks import Task, check_task_names
 from hyperadapters.config.validation import Float, Int, StrictModel, parse
 from hyperadapters.errors import RecipeError, did_you_mean
@@ -169,11 +169,14 @@ class TrainingConfig(StrictModel):
         batch_size: Number of rows in a batch on each device, before gradient accumulation. Default: 32.
         eval_batch_size: Number of rows in a batch of an evaluation. Default: 64.
         gradient_accumulation_steps: Number of batches in a training step. Default: 1.
-        learning_rate: Learning rate of the hypernetwork, the prototypes and the shared adapters. Default: 3e-4.
+        learning_rate: Learning rate of all parameters without a rate of their own. Default: 3e-4.
         head_learning_rate: Learning rate of the task heads. Default: 1e-2 for heads that read normalised features, such
             as those of preset "plus", and `learning_rate` otherwise.
         retriever_learning_rate: Learning rate of the retriever, which receives gradients only from the contrastive
-            losses with method "pha". Default: `learning_rate`.
+            losses with method "pha", and of the prototypes if there is a common adapter. Default: 3e-3 with a common
+            adapter, and `learning_rate` otherwise.
+        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter. Default: 2e-5
+            with a common adapter, and `learning_rate` otherwise.
         weight_decay: Weight decay. Default: 0.
         warmup_steps: Number of warm-up steps of the linear schedule. Default: 0.
         max_grad_norm: Norm to which gradients are clipped. Default: 1.
@@ -210,6 +213,7 @@ class TrainingConfig(StrictModel):
     learning_rate: Float = Field(3e-4, gt=0)
     head_learning_rate: Float | None = Field(None, gt=0)
     retriever_learning_rate: Float | None = Field(None, gt=0)
+    hypernetwork_learning_rate: Float | None = Field(None, gt=0)
     weight_decay: Float = Field(0.0, ge=0)
     warmup_steps: Int = Field(0, ge=0)
     max_grad_norm: Float = Field(1.0, gt=0)
@@ -276,6 +280,8 @@ class Recipe(StrictModel):
         method, training = self.model.method, self.training
         if method not in RETRIEVING and _is_set(training, "retriever_learning_rate"):
             raise ValueError(f"training.retriever_learning_rate: method '{method}' has no retriever; remove it")
+        if method not in GENERATING and _is_set(training, "hypernetwork_learning_rate"):
+            raise ValueError(f"training.hypernetwork_learning_rate: method '{method}' has no hypernetwork; remove it")
         if method not in ROUTING and _is_set(training, "false_decline_rate"):
             raise ValueError(f"training.false_decline_rate: method '{method}' cannot route; remove it")
         if self.model.preset == "official" and _is_set(training, "optimizer"):

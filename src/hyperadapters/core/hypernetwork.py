@@ -31,6 +31,25 @@ class Hypernetwork(nn.Module, ABC):
         """
         super().__init__()
         self.tensors = tuple(tensors)
+        self.common = nn.ParameterDict()
+
+    def add_common_adapter(self, num_layers: int) -> None:
+        """Add a learned adapter, to whose weights those of the heads are added in every task.
+
+            w_tl = common_l + H([k_t ; e_l])
+
+        What all tasks have in common can then be learned at the learning rate of an adapter. Each generated weight
+        depends on p weights of a head, so the heads need a much smaller rate. The weights are initialised as those of
+        an adapter that is learned for one task, and the heads so that the outputs of all adapters are 0 at first.
+
+        Args:
+            num_layers: Number of layers L.
+        """
+        for tensor in self.tensors:
+            weight = torch.empty(num_layers, *tensor.shape)
+            fill_uniform(weight, tensor.bound if len(tensor.shape) > 1 else 0.0)
+            self.common[tensor.name] = nn.Parameter(weight)
+        self._start_as_backbone()
 
     def head(self, name: str) -> nn.Linear:
         """Return the head that generates a tensor.
@@ -47,10 +66,11 @@ class Hypernetwork(nn.Module, ABC):
         for tensor in self.tensors:
             self.add_module(tensor.name, nn.Linear(prototype_dim, math.prod(tensor.shape), bias))
 
-    def _start_as_backbone(self, prototype_dim: int) -> None:
+    def _start_as_backbone(self) -> None:
         """Initialise the heads so that the generated weights have the distribution of learned ones; outputs are 0."""
         for tensor in self.tensors:
             head = self.head(tensor.name)
+            prototype_dim = head.in_features
             # A generated weight is a sum over the p elements of a code, whose mean square is 1.
             fill_uniform(head.weight, tensor.bound / math.sqrt(prototype_dim) if len(tensor.shape) > 1 else 0.0)
             if head.bias is not None:
@@ -77,12 +97,15 @@ class Hypernetwork(nn.Module, ABC):
             Weights [L, U, ...] by the names of the tensors.
         """
         codes = self.codes(prototypes)
-        return AdapterWeights(
+        generated = AdapterWeights(
             {
                 tensor.name: self.head(tensor.name)(codes).view(*codes.shape[:2], *tensor.shape)
                 for tensor in self.tensors
             }
         )
+        if not len(self.common):
+            return generated
+        return AdapterWeights({name: self.common[name][:, None] + weight for name, weight in generated.items()})
 
 
 class PrototypicalHypernetwork(Hypernetwork):
@@ -125,7 +148,7 @@ class PrototypicalHypernetwork(Hypernetwork):
         )
         self._make_heads(prototype_dim, bias=True)
         if starts_as_backbone:
-            self._start_as_backbone(prototype_dim)
+            self._start_as_backbone()
             return
         for tensor in self.tensors:
             head = self.head(tensor.name)
@@ -171,7 +194,7 @@ class OrthogonalHypernetwork(Hypernetwork):
         for rotation in self.rotations.unbind():
             nn.init.orthogonal_(rotation)
         self._make_heads(prototype_dim, bias=False)
-        self._start_as_backbone(prototype_dim)
+        self._start_as_backbone()
 
     def codes(self, prototypes: Tensor) -> Tensor:
         """Compute the codes. The arguments and result are those of `Hypernetwork.codes`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperadapters.backbones.passes import LowerOutput
+from hyperadapters.backbones.text_features import sequence_rows
 from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.examples import Example
@@ -115,22 +116,23 @@ class FitExamples:
         self.model, self.task = model, task
         self._collator = model.collator_of([task])
         self.examples = [Example(0, e.text, e.text_pair, e.target) for e in examples]
-        self._hidden: dict[int, Tensor] = {}
+        self._hidden: dict[tuple[int, bool], Tensor] = {}  # by row, and whether the sequence is a second text
         self._pooled: dict[int, Tensor] = {}
         self._features: dict[int, Tensor] = {}
         with torch.no_grad():
             for rows in batches_by_length(self.examples, BATCH_SIZE):
                 inputs, _ = self._tensors(rows)
                 lower_output = model.forward_lower_layers(**inputs)  # type: ignore[arg-type]
-                real = inputs["attention_mask"].bool()
-                usable = torch.stack([h[m].isfinite().all() for h, m in zip(lower_output.hidden, real, strict=True)])
+                sequences = model.sequences(inputs)
+                real, keys = sequences["attention_mask"].bool(), _keys(rows, sequences)
+                hidden = [of_sequence[m] for of_sequence, m in zip(lower_output.hidden, real, strict=True)]
+                unusable = {row for (row, _), h in zip(keys, hidden, strict=True) if not h.isfinite().all()}
+                usable = torch.tensor([row not in unusable for row in rows])
                 what = "the output of the frozen layers"
                 check_answers(model, usable, [self.examples[row] for row in rows], [row + 1 for row in rows], what)
-                self._hidden.update(
-                    zip(rows, (h[m] for h, m in zip(lower_output.hidden, real, strict=True)), strict=True)
-                )
+                self._hidden.update(zip(keys, hidden, strict=True))
                 features = lower_output.pooled
-                if not model.text_to_text:
+                if not model.text_to_text and not model.adapter_config.separates_texts:
                     features = model.head_features(inputs, lower_output.pooled, [task.is_pair] * len(rows))
                 self._features.update(zip(rows, features, strict=True))
                 self._pooled.update(zip(rows, lower_output.pooled, strict=True))
@@ -155,6 +157,20 @@ class FitExamples:
         """
         return torch.stack([self._features[row] for row in rows])
 
+    def head_inputs(self, outputs: Tensor, rows: Sequence[int]) -> Tensor:
+        """Compute the inputs of the head of the task.
+
+        Args:
+            outputs: First result of `outputs` for B examples, for a model with heads.
+            rows: Indices of the B examples.
+
+        Returns:
+            Inputs of a plain head [B, F] if the heads of the model compare adapted texts, otherwise those of a wide
+            head [B, F + d].
+        """
+        is_plain = self.model.adapter_config.separates_texts
+        return outputs if is_plain else wide_inputs(outputs, self.features(rows))
+
     def outputs(self, rows: Sequence[int], weights: AdapterWeights) -> tuple[Tensor, Tensor]:
         """Run the layers that follow the cached hidden states, with an adapter.
 
@@ -163,8 +179,9 @@ class FitExamples:
             weights: Adapter weights of one task, each of shape [L, 1, ...].
 
         Returns:
-            A pair of outputs and labels. The outputs are the pooled last hidden states, of shape [B, d], or the logits
-            of a text-to-text model, of shape [B, S, V]. The labels have the shape [B] or [B, S].
+            A pair of outputs and labels. The outputs are the inputs of plain heads (see
+            `HyperAdapterModel.head_inputs`), or the logits of a text-to-text model, of shape [B, S, V]. The labels have
+            the shape [B] or [B, S].
         """
         batch = self._batch(rows)
         decoder_input_ids = None
@@ -183,11 +200,19 @@ class FitExamples:
     def _batch(self, rows: Sequence[int]) -> _Batch:
         """Collate some examples, and pad their cached hidden states to the same length."""
         batch, labels = self._tensors(rows)
-        real = batch["attention_mask"].bool()
-        kept = torch.cat([self._hidden[row] for row in rows])
+        sequences = self.model.sequences(batch)
+        real = sequences["attention_mask"].bool()
+        kept = torch.cat([self._hidden[key] for key in _keys(rows, sequences)])
         hidden = kept.new_zeros(*real.shape, kept.shape[-1])
         hidden[real] = kept
         return _Batch(batch, LowerOutput(hidden, torch.stack([self._pooled[row] for row in rows])), labels)
+
+
+def _keys(rows: Sequence[int], sequences: Mapping[str, Tensor]) -> list[tuple[int, bool]]:
+    """Return the example of each sequence of a batch, and whether the sequence is its second text."""
+    places = sequence_rows(sequences)
+    numbers = range(len(rows)) if places is None else places.tolist()
+    return [(rows[place], index >= len(rows)) for index, place in enumerate(numbers)]
 
 
 class _Student(nn.Module):
@@ -218,7 +243,7 @@ class _Student(nn.Module):
         outputs, labels = data.outputs(rows, self.weights())
         if self.head is None:
             return data.model.task_loss(outputs, labels, labels)
-        values = F.linear(wide_inputs(outputs, data.features(rows)), self.head[0], self.head[1])
+        values = F.linear(data.head_inputs(outputs, rows), self.head[0], self.head[1])
         if data.task.kind == "regression":
             mean, std = self.scale
             return F.mse_loss(values[:, 0], (labels - mean) / std)
@@ -235,7 +260,7 @@ class _Student(nn.Module):
 
     def result(self, steps: int, stopping: Stopping, fit: Fit) -> Fitted:
         """Collect the present values of the parameters."""
-        head = None if self.head is None else Head(self.head[0].detach(), self.head[1].detach(), *self.scale)
+        head = None if self.head is None else Head(self.head[0].detach(), self.head[1].detach(), *self.scale).rounded()
         adapter = None if self.adapter is None else self.adapter().detach()
         hypernetwork = self.hypernetwork if fit == "shared" else None
         return Fitted(self.prototype.detach(), adapter, head, hypernetwork, steps, stopping)
@@ -387,8 +412,8 @@ def _folds(data: FitExamples, seed: int) -> tuple[list[set[int]], Stopping]:
 
 
 def _head_inputs(data: FitExamples, weights: AdapterWeights) -> Tensor:
-    """Compute the input [N, F + d] of a wide head for all examples, with an adapter."""
+    """Compute the input of the head for all examples, with an adapter; see `FitExamples.head_inputs`."""
     found: dict[int, Tensor] = {}
     for rows in batches_by_length(data.examples, BATCH_SIZE):
-        found.update(zip(rows, wide_inputs(data.outputs(rows, weights)[0], data.features(rows)), strict=True))
+        found.update(zip(rows, data.head_inputs(data.outputs(rows, weights)[0], rows), strict=True))
     return torch.stack([found[row] for row in range(len(data))])

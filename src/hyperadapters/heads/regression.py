@@ -4,11 +4,13 @@ Every linear layer that is fitted in closed form or by a convex optimizer, rathe
 adapters, is fitted in this module:
 
 - `fit_feature_head` fits the head of a trained task to the features of all its training rows.
+- `fit_related_heads` fits the heads of all trained tasks together, so that tasks with the same labels learn from each
+  other.
 - `make_head` fits the head of a new task to the features of a few examples.
 - `few_shot_probe` and `standardized_regression` are the baselines that the library is compared with.
 
-All of them choose the strength of their L2 penalty from `RIDGE_STRENGTHS` or `LOGISTIC_PENALTIES`. The only exception
-is `standardized_regression`, whose inputs have another scale.
+Most of them choose the strength of their L2 penalty from `RIDGE_STRENGTHS` or `LOGISTIC_PENALTIES`. There are two
+exceptions: the inputs of `standardized_regression` have another scale, and `fit_related_heads` has fixed penalties.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import math
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -48,6 +50,11 @@ DEFAULT_PENALTY = 0.1
 DEFAULT_MEAN_PENALTY = 1.0
 """The only penalty that `make_head` tries for very large tasks. It is larger than `DEFAULT_PENALTY` because it pulls
 the weight towards the class means, which are a good solution already, and not towards zero."""
+POOLED_PENALTY = 1.0
+"""L2 penalty of the weights that `fit_related_heads` fits to the rows of all related tasks."""
+DISTANCE_PENALTY = 3.0
+"""L2 penalty in `fit_related_heads` on the distance of the weights of a task from those of all related tasks. Their
+rows outnumber those of the task, so it is larger than `DEFAULT_PENALTY`."""
 MEAN_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Candidates for the factor on the logits of `mean_head`."""
 STANDARDIZED_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
@@ -68,6 +75,25 @@ task with thousands of labels is fitted within seconds. It is lower than `MANY_L
 head for each of several folds, with and without the heads of other tasks."""
 MIN_VARIANCE = 1e-6
 """Variance, in squared units of the inputs, below which rows are treated as identical."""
+
+
+class TaskRows(NamedTuple):
+    """Rows that the head of a task is fitted to.
+
+    Attributes:
+        task: A classification or regression task.
+        inputs: Inputs of the head, of shape [N, F], in float32.
+        targets: Label index or number of each row, of length N.
+    """
+
+    task: Task
+    inputs: Tensor
+    targets: Sequence[float]
+
+    @property
+    def labels(self) -> Tensor:
+        """Label indices of the rows of a classification task, of shape [N]."""
+        return torch.tensor(self.targets, device=self.inputs.device).long()
 
 
 class _Candidate(NamedTuple):
@@ -108,17 +134,114 @@ def fit_feature_head(
         ridge = _ridge(inputs, (np.array(targets) - target_mean) / target_std)
         return _numpy_head(ridge.coef_[None], np.array([ridge.intercept_]), target_mean, target_std)
     labels = [int(target) for target in targets]
-    present = set(labels)
-    if missing := [label for index, label in enumerate(task.labels) if index not in present]:
-        raise DataError(
-            f"task '{task.name}': expected a training example of each label, found none of {', '.join(missing)}; "
-            "add at least one of each"
-        )
+    _check_labels(task, labels)
     found = logistic_regression(inputs, labels)
     weight, bias = found.coef_, found.intercept_
     if len(weight) == 1:  # scikit-learn has one output for two labels
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return _numpy_head(weight, bias)
+
+
+def _check_labels(task: Task, targets: Sequence[float]) -> None:
+    """Raise a DataError if a label of a classification task has no row."""
+    present = set(targets)
+    if missing := [label for index, label in enumerate(task.labels) if index not in present]:
+        raise DataError(
+            f"task '{task.name}': expected a training example of each label, found none of {', '.join(missing)}; "
+            "add at least one of each"
+        )
+
+
+def fit_related_heads(data: Sequence[TaskRows]) -> list[Head]:
+    r"""Fit the heads of several tasks, where tasks with the same labels learn from each other.
+
+    A classification task gets a logistic regression: with N rows, the weight W and the bias b minimise
+
+    .. math::
+        -\sum_{i=1}^N c_i \log p(y_i \mid W x_i + b) + \frac{\lambda}{2} \lVert W - W_0 \rVert^2 .
+
+    Tasks are related if they have the same set of label names, in any order, and the same kind of input (single texts
+    or pairs). For them, :math:`W_0` is the weight of one logistic regression that is fitted to the rows of all of them
+    with the penalty `POOLED_PENALTY` on its own norm, and :math:`\lambda` is `DISTANCE_PENALTY`. For a task without
+    relatives, :math:`W_0` is zero and :math:`\lambda` is `DEFAULT_PENALTY`. The penalties are fixed, because the
+    inputs may depend on adapters that were trained on the same rows: left out of the regression alone, such rows are
+    still predicted too well, so a penalty that is chosen on them is too small.
+
+    If the first metric of a task is macro F1, the factors :math:`c_i` give each label the same total weight; otherwise
+    they are 1. The pooled regression does so if that is the first metric of any of its tasks.
+
+    A regression task gets a ridge regression on its standardised targets with the penalty `DEFAULT_PENALTY`. If all
+    targets are equal, it predicts them.
+
+    Args:
+        data: Rows of each task. All inputs have the same size F.
+
+    Returns:
+        The head of each task, with a weight of shape [C, F] and a bias of shape [C].
+
+    Raises:
+        DataError: If a label of a classification task has no row.
+    """
+    for rows in data:
+        _check_labels(rows.task, rows.targets)
+    groups: dict[tuple[bool, frozenset[str]], list[TaskRows]] = {}
+    for rows in data:
+        groups.setdefault((rows.task.is_pair, frozenset(rows.task.labels)), []).append(rows)
+    pooled = {key: _pooled_weights(group) for key, group in groups.items() if key[1] and len(group) > 1}
+    return [fit_head(rows, pooled.get((rows.task.is_pair, frozenset(rows.task.labels)))) for rows in data]
+
+
+def fit_head(rows: TaskRows, related: Mapping[str, Tensor] | None = None) -> Head:
+    """Fit the head of one task as described for `fit_related_heads`.
+
+    Args:
+        rows: Rows of the task; at least one of each label.
+        related: Weight of each label in related tasks, of shape [F], by the name of the label. It is not used for a
+            regression task. Default: there are no related tasks.
+
+    Returns:
+        A head with a weight of shape [C, F] and a bias of shape [C].
+    """
+    task, inputs = rows.task, rows.inputs
+    if task.kind == "regression":
+        return _fixed_ridge_head(inputs, rows.targets)
+    prior = inputs.new_zeros(len(task.labels), inputs.shape[1])
+    if related is not None:
+        prior = torch.stack([related[label] for label in task.labels])
+    penalty = DEFAULT_PENALTY if related is None else DISTANCE_PENALTY
+    start, labels = Head(prior, prior.new_zeros(len(prior))), rows.labels
+    return _logistic_head(inputs, labels, start, penalty, _label_weights(labels, [task]))
+
+
+def _pooled_weights(group: Sequence[TaskRows]) -> dict[str, Tensor]:
+    """Fit one logistic regression to the rows of related tasks; return the weight [F] of each label by its name."""
+    tasks, names = [rows.task for rows in group], group[0].task.labels
+    inputs = torch.cat([rows.inputs for rows in group])
+    order = [torch.tensor([names.index(name) for name in task.labels], device=inputs.device) for task in tasks]
+    labels = torch.cat([indices[rows.labels] for indices, rows in zip(order, group, strict=True)])
+    start = Head(inputs.new_zeros(len(names), inputs.shape[1]), inputs.new_zeros(len(names)))
+    head = _logistic_head(inputs, labels, start, POOLED_PENALTY, _label_weights(labels, tasks))
+    return dict(zip(names, head.weight, strict=True))
+
+
+def _label_weights(labels: Tensor, tasks: Sequence[Task]) -> Tensor | None:
+    """Weights of the labels [C] with equal totals over rows [N], or None if no task has macro F1 as its first metric.
+
+    The mean weight of a row is 1.
+    """
+    if not any(task.main_metric == "macro_f1" for task in tasks):
+        return None
+    counts = torch.bincount(labels, minlength=len(tasks[0].labels))
+    return len(labels) / (len(counts) * counts.float())
+
+
+def _fixed_ridge_head(inputs: Tensor, targets: Sequence[float]) -> Head:
+    """Fit a ridge regression with the penalty `DEFAULT_PENALTY` to standardised targets."""
+    mean, std = target_scale(targets)
+    standardized = (np.array(targets) - mean) / std
+    found = Ridge(DEFAULT_PENALTY).fit(inputs.cpu().numpy(), standardized)
+    head = _numpy_head(found.coef_[None], np.array([found.intercept_]), mean, std)
+    return head._replace(weight=head.weight.to(inputs.device), bias=head.bias.to(inputs.device))
 
 
 def _numpy_head(weight: Array, bias: Array, target_mean: float = 0.0, target_std: float = 1.0) -> Head:
@@ -366,12 +489,18 @@ def _mean_head(means: Tensor, scale: float) -> Head:
     return Head(weight, -(weight @ middle) - 0.5 * scale * offsets.square().sum(dim=1))
 
 
-def _logistic_head(inputs: Tensor, labels: Tensor, start: Head, penalty: float) -> Head:
-    """Minimise the summed cross-entropy plus penalty / 2 times the squared distance of the weight from the start's."""
+def _logistic_head(
+    inputs: Tensor, labels: Tensor, start: Head, penalty: float, label_weights: Tensor | None = None
+) -> Head:
+    """Minimise the summed cross-entropy plus penalty / 2 times the squared distance of the weight from the start's.
+
+    The cross-entropy of a row is multiplied by the weight of its label, if weights [C] are given.
+    """
     weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
+    label_weights = None if label_weights is None else label_weights.to(inputs)
 
     def cost() -> Tensor:
-        loss = F.cross_entropy(F.linear(inputs, weight, bias), labels, reduction="sum")
+        loss = F.cross_entropy(F.linear(inputs, weight, bias), labels, label_weights, reduction="sum")
         return loss + penalty / 2 * (weight - start.weight).square().sum()
 
     minimize(cost, [weight, bias])

@@ -44,6 +44,16 @@ class Head(NamedTuple):
         inputs = pooled if self.weight.shape[1] == pooled.shape[1] else wide_inputs(pooled, features)
         return F.linear(inputs, self.weight, self.bias) * self.target_std + self.target_mean
 
+    def rounded(self) -> Head:
+        """Round the weight to float16, in which a checkpoint can then store it without loss.
+
+        Returns:
+            This head with the rounded weight in its former dtype, or this head if a weight exceeds the range of
+            float16.
+        """
+        weight = self.weight.half().to(self.weight)
+        return self._replace(weight=weight) if weight.isfinite().all() else self
+
 
 class TaskHeads(nn.Module):
     """One linear head per task, with the parameters of all heads in three tensors.

@@ -10,23 +10,28 @@ from torch import Tensor, nn
 from hyperadapters.data.examples import Example
 
 
-def batches_by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+def batches_by_length(
+    examples: Sequence[Example], batch_size: int, separates_texts: bool = False
+) -> Iterator[list[int]]:
     """Iterate over batches of examples in the order of the lengths of their texts, which reduces padding.
 
     Args:
         examples: Examples to batch.
         batch_size: Number of examples in a batch.
+        separates_texts: Whether each text of a pair is a sequence of its own, so that the longer one determines the
+            length of the pair. Default: False.
 
     Yields:
         Indices of the examples of a batch.
     """
-    order = sorted(range(len(examples)), key=lambda index: _length(examples[index]))
+    order = sorted(range(len(examples)), key=lambda index: _length(examples[index], separates_texts))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
-def _length(example: Example) -> int:
-    return len(example.text) + len(example.text_pair or "")
+def _length(example: Example, separates_texts: bool) -> int:
+    first, second = len(example.text), len(example.text_pair or "")
+    return max(first, second) if separates_texts else first + second
 
 
 def device_of(model: nn.Module) -> torch.device:

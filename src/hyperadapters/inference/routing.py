@@ -210,7 +210,7 @@ def _of_batches(
     examples = [Example(None, example.text, example.text_pair) for example in examples]
     found: dict[int, tuple[Tensor, ...]] = {}
     collator = model.collator
-    for rows in batches_by_length(examples, batch_size):
+    for rows in batches_by_length(examples, batch_size, model.adapter_config.separates_texts):
         with model.lock, evaluating(model):
             batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
             found.update(zip(rows, zip(*compute(batch), strict=True), strict=True))

@@ -85,10 +85,11 @@ class OneTask(nn.Module):
         self.weights = model.method.adapters(ids).tasks(torch.zeros_like(ids))
         self.head = model.heads.head(task_id)
         self.is_pair = model.tasks[task_id].is_pair
-        num_features = self.head.weight.shape[1] - model.hidden_size
-        self.reads_features = bool(self.head.weight[:, :num_features].any())
-        reads_texts = model.adapter_config.head_inputs != "adapted"
-        self.splits_pairs = self.is_pair and reads_texts and self.reads_features
+        self.num_features = self.head.weight.shape[1] - model.heads.hidden_size
+        self.reads_features = bool(self.head.weight[:, : self.num_features].any())
+        self.separates_texts = model.adapter_config.separates_texts
+        compares_frozen = model.adapter_config.head_inputs != "adapted" and self.reads_features
+        self.splits_pairs = self.is_pair and (self.separates_texts or compares_frozen)
 
     def forward(
         self,
@@ -113,11 +114,13 @@ class OneTask(nn.Module):
             inputs["token_type_ids"] = token_type_ids
         if sequence_ids is not None:
             inputs["sequence_ids"] = sequence_ids
+        if self.separates_texts and not self.is_pair:  # Nothing may split the rows, which are single texts.
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         pooled, features = self.model.forward_with_adapter(inputs, self.weights)
         if self.reads_features:
             features = self.model.head_features(inputs, features, self.is_pair)
         else:
-            features = features.new_zeros(features.shape[0], self.head.weight.shape[1] - self.model.hidden_size)
+            features = features.new_zeros(features.shape[0], self.num_features)
         return self.head.logits(pooled, features)
 
 

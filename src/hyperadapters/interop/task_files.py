@@ -92,8 +92,9 @@ def read_backbone(folder: Path) -> BackboneReference | None:
 
 
 def _describe(model: HyperAdapterModel, head: Head) -> dict[str, Any]:
-    config, reads = model.adapter_config, ["adapted"]
-    if head.weight.shape[1] > model.hidden_size:
+    config = model.adapter_config
+    reads = ["adapted_texts" if config.separates_texts else "adapted"]
+    if model.heads is not None and head.weight.shape[1] > model.heads.hidden_size:
         reads.insert(0, config.features if config.head_inputs == "adapted" else config.head_inputs)
     layer = {"layer": config.feature_layer} if "layer" in reads else {}
     return {"reads": reads, **layer, "target_mean": head.target_mean, "target_std": head.target_std}

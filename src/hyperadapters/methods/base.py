@@ -27,13 +27,27 @@ Route = Literal["nearest", "soft"]
 ROUTES = ("nearest", "soft")
 
 
+class Assignment(NamedTuple):
+    """The tasks of a batch, and which adapter each of its rows gets.
+
+    Attributes:
+        task_ids: Id of the task of each row [B].
+        weights: Adapters [L, U, ...].
+        adapters: Adapter of each row [B], as an index from 0 to U - 1. Every adapter has at least one row.
+    """
+
+    task_ids: Tensor
+    weights: AdapterWeights
+    adapters: Tensor
+
+
 class Selection(NamedTuple):
     """The tasks and the adapters of a batch.
 
     Attributes:
         task_ids: Id of the task of each row [B].
-        weights: Adapters of the groups of rows [L, G, ...].
-        grouping: Assignment of the rows to groups.
+        weights: Adapters of the groups of sequences [L, G, ...].
+        grouping: Assignment of the sequences to groups.
     """
 
     task_ids: Tensor
@@ -78,7 +92,14 @@ class Method(nn.Module, ABC):
         """
         return None
 
-    def select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route = "nearest") -> Selection:
+    def select(
+        self,
+        task_ids: Tensor | None,
+        instances: Tensor | None,
+        route: Route = "nearest",
+        rows: Tensor | None = None,
+        similarity: Tensor | None = None,
+    ) -> Selection:
         """Select the task of each row and its adapters.
 
         Args:
@@ -86,21 +107,31 @@ class Method(nn.Module, ABC):
             instances: Result of `instance_vectors` [B, p].
             route: Adapters of the rows if `task_ids` is None. "nearest" (default) uses those of the most similar task,
                 "soft" generates them from a mixture of the prototypes, weighted by similarity.
+            rows: Row of each sequence [R] that passes through the backbone, where every row has at least one sequence.
+                Default: row i is sequence i.
+            similarity: Similarity of each row to each task [B, T]. Default: computed from `instances` if it is needed.
 
         Returns:
-            Tasks and adapters of the rows.
+            Tasks of the rows, and adapters of the sequences.
 
         Raises:
             TaskError: `route` is unknown, or rows have no task and the method cannot route.
         """
-        check_route(route)
+        if route not in ROUTES:
+            raise TaskError(unknown_name("route", route, ROUTES))
         if task_ids is None:
             self.check_can_route()
-        return self._select(task_ids, instances, route)
+        selected, weights, adapters = self._select(task_ids, instances, route, similarity)
+        grouping = Grouping.of(adapters if rows is None else adapters[rows], weights.num_tasks)
+        if len(grouping.tasks) > weights.num_tasks:
+            weights = weights.tasks(grouping.tasks)
+        return Selection(selected, weights, grouping)
 
     @abstractmethod
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
-        """Implement `select`, with checked arguments."""
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
+        """Select the task and the adapter of each row. The arguments are those of `select`, and have been checked."""
 
     def adapters(self, task_ids: Tensor) -> AdapterWeights:
         """Compute the adapters of tasks.
@@ -162,29 +193,13 @@ class Method(nn.Module, ABC):
         finally:
             self._adapter_source = before
 
-    def _of_tasks(self, task_ids: Tensor) -> Selection:
+    def _of_tasks(self, task_ids: Tensor) -> Assignment:
         """Give each row the adapters of its task, generated once for each distinct task of the batch."""
-        distinct, rows = task_ids.unique(return_inverse=True)
-        weights, grouping = (self._adapter_source or self.adapters)(distinct), Grouping.of(rows, len(distinct))
-        if len(grouping.tasks) > len(distinct):
-            weights = weights.tasks(grouping.tasks)
-        return Selection(task_ids, weights, grouping)
+        distinct, adapters = task_ids.unique(return_inverse=True)
+        return Assignment(task_ids, (self._adapter_source or self.adapters)(distinct), adapters)
 
 
-def check_route(route: str) -> None:
-    """Check the name of a way in which rows without a task get their adapters.
-
-    Args:
-        route: The name.
-
-    Raises:
-        TaskError: If it is unknown.
-    """
-    if route not in ROUTES:
-        raise TaskError(unknown_name("route", route, ROUTES))
-
-
-def select_by_row(task_ids: Tensor, weights: AdapterWeights) -> Selection:
+def select_by_row(task_ids: Tensor, weights: AdapterWeights) -> Assignment:
     """Give each row an adapter of its own.
 
     Args:
@@ -192,10 +207,9 @@ def select_by_row(task_ids: Tensor, weights: AdapterWeights) -> Selection:
         weights: Adapter of each row [L, B, ...].
 
     Returns:
-        Selection of B groups with one row each.
+        Assignment of B adapters to one row each.
     """
-    rows = torch.arange(weights.num_tasks, device=task_ids.device)
-    return Selection(task_ids, weights, Grouping.of(rows, len(rows)))
+    return Assignment(task_ids, weights, torch.arange(weights.num_tasks, device=task_ids.device))
 
 
 def make_hypernetwork(config: ModelConfig, num_layers: int, tensors: Sequence[AdapterTensor]) -> Hypernetwork:
@@ -207,10 +221,15 @@ def make_hypernetwork(config: ModelConfig, num_layers: int, tensors: Sequence[Ad
         tensors: Tensors of an adapter in one layer.
 
     Returns:
-        The hypernetwork of the setting `codes`.
+        The hypernetwork of the settings `codes` and `common_adapter`.
     """
+    hypernetwork: Hypernetwork
     if config.codes == "orthogonal":
-        return OrthogonalHypernetwork(num_layers, tensors, config.prototype_dim)
-    return PrototypicalHypernetwork(
-        num_layers, tensors, config.prototype_dim, config.hidden_dim, starts_as_backbone=config.form == "lora"
-    )
+        hypernetwork = OrthogonalHypernetwork(num_layers, tensors, config.prototype_dim)
+    else:
+        hypernetwork = PrototypicalHypernetwork(
+            num_layers, tensors, config.prototype_dim, config.hidden_dim, starts_as_backbone=config.form == "lora"
+        )
+    if config.common_adapter:
+        hypernetwork.add_common_adapter(num_layers)
+    return hypernetwork

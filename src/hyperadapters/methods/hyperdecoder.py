@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import AdapterTensor, InstanceRetriever
-from hyperadapters.methods.base import Method, Route, Selection, make_hypernetwork, select_by_row
+from hyperadapters.methods.base import Assignment, Method, Route, make_hypernetwork, select_by_row
 
 
 class HyperDecoder(Method):
@@ -37,6 +37,8 @@ class HyperDecoder(Method):
         instances: Tensor = self.retriever(features)
         return instances
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         assert task_ids is not None
         return select_by_row(task_ids, self.hypernetwork(instances))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hyperadapters.config import ModelConfig
 from hyperadapters.core import AdapterTensor, AdapterWeights
 from hyperadapters.core.forms import fill_uniform
-from hyperadapters.methods.base import Method, Route, Selection
+from hyperadapters.methods.base import Assignment, Method, Route
 
 
 class LearnedAdapters(nn.Module):
@@ -77,7 +77,9 @@ class LearnedMethod(Method):
         num_adapters = num_tasks if config.method == "task_adapter" else 1
         self.learned_adapters = LearnedAdapters(num_layers, num_adapters, tensors)
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         assert task_ids is not None
         return self._of_tasks(task_ids)
 

@@ -24,7 +24,7 @@ from hyperadapters.core import (
     instance_contrastive_loss,
     prototype_contrastive_loss,
 )
-from hyperadapters.methods.base import Method, Route, Selection, check_route, make_hypernetwork, select_by_row
+from hyperadapters.methods.base import Assignment, Method, Route, make_hypernetwork, select_by_row
 
 
 class PHA(Method):
@@ -103,27 +103,13 @@ class PHA(Method):
         """Whether the task of an input is found by the densities of the tasks' texts, which have been fitted."""
         return self.densities is not None and self.densities.is_fitted
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Selection:
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         if task_ids is not None:
             return self._of_tasks(task_ids)
         assert instances is not None
-        return self.select_similar(self.similarity(instances), instances, route)
-
-    def select_similar(self, similarity: Tensor, instances: Tensor, route: Route) -> Selection:
-        """Select the most similar task of each row and its adapters.
-
-        Args:
-            similarity: Similarity to each task [B, T].
-            instances: Instance vectors [B, p].
-            route: Adapters of the rows; see `Method.select`.
-
-        Returns:
-            Tasks and adapters of the rows.
-
-        Raises:
-            TaskError: If `route` is unknown.
-        """
-        check_route(route)
+        similarity = self.similarity(instances) if similarity is None else similarity
         nearest = similarity.argmax(dim=-1)
         if route == "nearest":
             return self._of_tasks(nearest)

@@ -24,6 +24,7 @@ from hyperadapters.backbones.loading import (
 )
 from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, LowerOutput, pool
 from hyperadapters.backbones.runners import make_runner
+from hyperadapters.backbones.text_features import compare_texts, separate_texts, sequence_ids_of, sequence_rows
 from hyperadapters.config import BackboneKind, DataConfig, Dtype, Lengths, ModelConfig, Task, parse
 from hyperadapters.core import AdapterWeights, Grouping, Losses, Reduction
 from hyperadapters.data.collate import Collator, make_collator
@@ -382,7 +383,8 @@ class HyperAdapterModel(nn.Module):
                 reads. Default: the tokens before the first label, or all tokens if there are no labels.
             sequence_ids: For encoders whose heads read each text of a pair: 0 for tokens of the first text, 1 for
                 tokens of the second text, and -1 for special tokens and padding [B, S], as made by `collator`. Default:
-                derived from `token_type_ids`, if these are 1 for the second text.
+                derived from `token_type_ids`, if these are 1 for the second text. With the setting `head_inputs`
+                "adapted_texts", the rows with a 1 are pairs.
 
         Returns:
             Logits, and the losses if there are `labels`.
@@ -394,6 +396,7 @@ class HyperAdapterModel(nn.Module):
         """
         inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
         self._check_task_ids(task_ids, len(input_ids), labels is not None)
+        self._check_texts(inputs, task_ids)
         limit = num_embeddings(self.backbone)
         check_token_ids("input_ids", input_ids, limit)
         if labels is not None:
@@ -404,7 +407,8 @@ class HyperAdapterModel(nn.Module):
                 inputs["prompt_mask"] = before_labels(labels) * inputs["attention_mask"]
         if decoder_input_ids is None:
             decoder_input_ids = self.passes.default_decoder_input_ids(labels)
-        selector = BatchSelector(self.method, task_ids, route, self._embeddings(inputs))
+        inputs = self._sequences(inputs)
+        selector = BatchSelector(self.method, task_ids, route, sequence_rows(inputs), self._embeddings(inputs))
         output, lower_output = self.passes.run_batch(
             inputs, selector, decoder_input_ids, output_hidden_states, lower_output, frozen_output
         )
@@ -414,7 +418,7 @@ class HyperAdapterModel(nn.Module):
         else:
             known = None if lower_output is None else lower_output.head_features
             features = self._features_of(inputs, selector.features, task_ids) if known is None else known
-            logits = self.heads(pool(output, inputs), features, task_ids)
+            logits = self.heads(self._plain_head_inputs(output, inputs), features, task_ids)
         losses = None
         if labels is not None:
             task_loss = self.task_loss(logits, labels, task_ids, label_smoothing, reduction)
@@ -522,7 +526,7 @@ class HyperAdapterModel(nn.Module):
         inputs = prepare_inputs(self.kind, input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
         check_token_ids("input_ids", input_ids, num_embeddings(self.backbone))
-        selector = BatchSelector(self.method, task_ids, route, self._embeddings(inputs))
+        selector = BatchSelector(self.method, task_ids, route, embeddings=self._embeddings(inputs))
         tokens = self.passes.generate(inputs, selector, lower_output, options)
         return Generated(tokens, selector.selected, selector.instances, selector.similarity)
 
@@ -542,7 +546,7 @@ class HyperAdapterModel(nn.Module):
             Outputs of these layers, which are the same for every task.
         """
         inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
-        return self.passes.forward_lower_layers(inputs, frozen_output=frozen_output)
+        return self.passes.forward_lower_layers(self._sequences(inputs), frozen_output=frozen_output)
 
     @_exclusive
     def forward_frozen_layers(
@@ -559,7 +563,33 @@ class HyperAdapterModel(nn.Module):
             Outputs of these layers, which do not change during training.
         """
         inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, prompt_mask, sequence_ids)
-        return self.passes.forward_frozen_layers(inputs)
+        return self.passes.forward_frozen_layers(self._sequences(inputs))
+
+    def sequences(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return the sequences that pass through the backbone for a batch.
+
+        They are the rows of the batch, unless the setting `head_inputs` is "adapted_texts". Each text of a pair is then
+        a sequence of its own, as described in `text_features.separate_texts`. The hidden states in the results of
+        `forward_frozen_layers` and `forward_lower_layers` are those of these sequences.
+
+        Args:
+            inputs: Arguments of `forward_lower_layers`, by name.
+        """
+        return self._sequences(prepare_inputs(self.kind, **inputs))
+
+    def _sequences(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return separate_texts(inputs) if self.adapter_config.separates_texts else inputs
+
+    def _check_texts(self, inputs: Inputs, task_ids: Tensor | None) -> None:
+        """Raise TaskError if the texts of pairs are to be separated, but nothing distinguishes them."""
+        if not self.adapter_config.separates_texts or "sequence_ids" in inputs:
+            return
+        is_pair: Tensor | bool = any(task.is_pair for task in self.tasks)
+        if task_ids is not None:
+            is_pair = torch.tensor([self.tasks[task_id].is_pair for task_id in task_ids.tolist()]).to(task_ids.device)
+        elif "token_type_ids" in inputs:
+            return
+        sequence_ids_of(inputs["attention_mask"], is_pair, None, inputs.get("token_type_ids"))
 
     @property
     def has_frozen_layers(self) -> bool:
@@ -596,6 +626,7 @@ class HyperAdapterModel(nn.Module):
         The arguments are those of `forward`.
         """
         inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, None, sequence_ids)
+        inputs = self._sequences(inputs)
         with self.lock:
             pooled = self.passes.forward_lower_layers(inputs).pooled
             return density_features(pooled, self.passes.pool_embeddings(inputs))
@@ -615,7 +646,7 @@ class HyperAdapterModel(nn.Module):
             TaskError: If the method cannot route.
         """
         inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, None, sequence_ids)
-        method = self.pha
+        inputs, method = self._sequences(inputs), self.pha
         with self.lock:
             pooled = self.passes.forward_lower_layers(inputs).pooled
             return method.similarity(
@@ -628,8 +659,49 @@ class HyperAdapterModel(nn.Module):
         return self.passes.pool_embeddings(inputs) if routes_by_densities else None
 
     @_exclusive
+    def head_inputs(
+        self,
+        inputs: Inputs,
+        task_ids: Tensor,
+        lower_output: LowerOutput | None = None,
+        frozen_output: FrozenOutput | None = None,
+    ) -> Tensor:
+        """Compute what plain heads read from rows with the adapters of given tasks.
+
+        With the setting `head_inputs` "adapted_texts", these are the features of `text_features.text_features` [B, F],
+        but of texts that are encoded with adapters. Otherwise they are the pooled last hidden states [B, d]. Gradients
+        reach all parameters that the adapters depend on.
+
+        Args:
+            inputs: Arguments of `forward_lower_layers`, by name.
+            task_ids: Id of the task of each row [B].
+            lower_output: Result of `forward_lower_layers` for the same inputs, which saves its computation.
+            frozen_output: Result of `forward_frozen_layers` for the same inputs, which saves its computation.
+
+        Raises:
+            TaskError: If the backbone has no task heads, or an argument is invalid (see `forward`).
+        """
+        if self.heads is None:
+            raise TaskError("head_inputs: expected an encoder with task heads, found a backbone that generates text")
+        prepared = prepare_inputs(self.kind, **inputs)
+        self._check_task_ids(task_ids, len(prepared["input_ids"]), False)
+        self._check_texts(prepared, task_ids)
+        sequences = self._sequences(prepared)
+        selector = BatchSelector(self.method, task_ids, rows=sequence_rows(sequences))
+        output, _ = self.passes.run_batch(sequences, selector, lower_output=lower_output, frozen_output=frozen_output)
+        return self._plain_head_inputs(output, sequences)
+
+    def _plain_head_inputs(self, output: Any, sequences: Inputs) -> Tensor:
+        """Compute the inputs of plain heads from the output of the backbone for the sequences of a batch."""
+        pooled = pool(output, sequences)
+        return compare_texts(pooled, sequences) if self.adapter_config.separates_texts else pooled
+
+    @_exclusive
     def head_features(self, inputs: Inputs, pooled: Tensor, is_pair: Sequence[bool] | bool) -> Tensor:
         """Compute the features [B, F] that heads read besides the adapted hidden states. No adapter changes them.
+
+        With the setting `head_inputs` "adapted_texts", heads do not read them. They are what `head_inputs` would be for
+        the frozen backbone.
 
         Args:
             inputs: Arguments of `forward_lower_layers`, by name.
@@ -641,7 +713,7 @@ class HyperAdapterModel(nn.Module):
         if head_inputs == "adapted":
             return pooled
         pairs = is_pair if isinstance(is_pair, bool) else torch.tensor(is_pair, device=inputs["input_ids"].device)
-        return self.passes.text_features(prepare_inputs(self.kind, **inputs), pairs, head_inputs == "pair_features")
+        return self.passes.text_features(prepare_inputs(self.kind, **inputs), pairs, head_inputs != "text_features")
 
     def _features_of(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:
         """Compute the `head_features` of a batch [B, F], or return zeros if all weights for them are still zero."""
@@ -667,10 +739,10 @@ class HyperAdapterModel(nn.Module):
             decoder_input_ids: Token ids [B, T], for encoder-decoders.
 
         Returns:
-            Pooled last hidden states [B, d] of encoders or logits [B, S, V] of text-to-text backbones, and the pooled
-            hidden states that the retriever reads [B, d].
+            Inputs of plain heads (see `head_inputs`) of encoders or logits [B, S, V] of text-to-text backbones, and the
+            pooled hidden states that the retriever reads [B, d].
         """
-        inputs = prepare_inputs(self.kind, **inputs)
+        inputs = self.sequences(inputs)
         rows = inputs["input_ids"]
         features = []
 
@@ -679,7 +751,7 @@ class HyperAdapterModel(nn.Module):
             return BatchState(weights, Grouping.of(rows.new_zeros(rows.shape[0]), 1))
 
         output, _ = self.passes.run_batch(inputs, choose, decoder_input_ids, lower_output=lower_output)
-        values: Tensor = output.logits if self.text_to_text else pool(output, inputs)
+        values: Tensor = output.logits if self.text_to_text else self._plain_head_inputs(output, inputs)
         return values, features[0]
 
     def _check_task_ids(self, task_ids: Tensor | None, rows: int, has_labels: bool) -> None:
@@ -804,11 +876,11 @@ class HyperAdapterModel(nn.Module):
     def fit_heads(
         self, train_data: Mapping[str, Any], eval_data: Mapping[str, Any] | None = None, batch_size: int = 64
     ) -> None:
-        """Fit the heads of a trained model to features of its frozen backbone.
+        """Fit the heads of a trained model to the features of texts by regularised regressions.
 
         This is the last step of training if heads read such features, as with the preset "plus" (`head_inputs` other
         than "adapted"). `Trainer.train` calls it. Call it at the end of a training loop of your own, because otherwise
-        the heads only read the adapted hidden states.
+        the heads only read the adapted hidden states, or remain those of the training loop with "adapted_texts".
 
         The arguments and errors are those of `training.text_heads.fit_heads`.
         """

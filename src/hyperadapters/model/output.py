@@ -22,7 +22,8 @@ class HyperAdapterOutput(ModelOutput):
         instances: Instance vectors [B, p]; None for a method without a retriever.
         similarity: Similarity to each task [B, T], by which inputs are routed; None for a method that cannot route.
         task_ids: Ids of the tasks that were used [B]: the given tasks, or the most similar ones.
-        encoder_hidden_states: Outputs of the embeddings and of each encoder layer, each [B, S, d], if requested.
+        encoder_hidden_states: Outputs of the embeddings and of each encoder layer, each [B, S, d], if requested. With
+            the setting `head_inputs` "adapted_texts", they are those of `HyperAdapterModel.sequences`.
         decoder_hidden_states: Outputs of the embeddings and of each decoder layer, each [B, S, d], if requested.
     """
 

@@ -72,6 +72,8 @@ def make_heads(plan: Plan) -> TaskHeads | None:
     hidden_size, head_inputs = plan.architecture.hidden_size, plan.config.head_inputs
     if head_inputs == "adapted":
         return TaskHeads(hidden_size, plan.tasks)
+    if plan.config.separates_texts:
+        return TaskHeads(features_size(hidden_size, compared=True), plan.tasks)
     size = features_size(hidden_size, head_inputs == "pair_features")
     return TaskHeads(hidden_size, plan.tasks, [True] * len(plan.tasks), size)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hyperadapters.backbones.active import BatchState
 from hyperadapters.methods import PHA
-from hyperadapters.methods.base import Method, Route, Selection
+from hyperadapters.methods.base import Method, Route
 
 
 class BatchSelector:
@@ -25,16 +25,25 @@ class BatchSelector:
     instances: Tensor | None = None
     similarity: Tensor | None = None
 
-    def __init__(self, method: Method, task_ids: Tensor | None, route: Route, embeddings: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        task_ids: Tensor | None,
+        route: Route = "nearest",
+        rows: Tensor | None = None,
+        embeddings: Tensor | None = None,
+    ) -> None:
         """Set up the selection for one batch.
 
         Args:
             method: Method of the model.
             task_ids: Ids of the tasks [B]; None to use the most similar task of each row.
             route: How rows without a task get their adapters; see `Method.select`.
+            rows: Row of each sequence [R] if a row can have several sequences. Default: row i is sequence i.
             embeddings: Pooled input of the first layer [B, d], if the method reads it.
         """
-        self._method, self._task_ids, self._route, self._embeddings = method, task_ids, route, embeddings
+        self._method, self._task_ids, self._route = method, task_ids, route
+        self._rows, self._embeddings = rows, embeddings
 
     def __call__(self, features: Tensor) -> BatchState:
         """Select tasks and adapters.
@@ -43,20 +52,20 @@ class BatchSelector:
             features: Pooled hidden states that the retriever reads [B, d].
 
         Returns:
-            State of the batch with the adapters of its rows.
+            State of the batch with the adapters of its sequences.
         """
         self.features, self.instances = features, self._method.instance_vectors(features)
-        self.selected, weights, grouping = self._select()
+        self.similarity = self._similarity()
+        self.selected, weights, grouping = self._method.select(
+            self._task_ids, self.instances, self._route, self._rows, self.similarity
+        )
         return BatchState(weights, grouping)
 
-    def _select(self) -> Selection:
+    def _similarity(self) -> Tensor | None:
         method = self._method
-        if isinstance(method, PHA) and self.instances is not None:
-            states = density_features(self.features, self._embeddings)
-            self.similarity = method.similarity(self.instances.detach(), states)
-            if self._task_ids is None:
-                return method.select_similar(self.similarity, self.instances, self._route)
-        return method.select(self._task_ids, self.instances, self._route)
+        if not isinstance(method, PHA) or self.instances is None:
+            return None
+        return method.similarity(self.instances.detach(), density_features(self.features, self._embeddings))
 
 
 def density_features(pooled: Tensor, embeddings: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils.import_utils import is_in_notebook
 
 from hyperadapters.config import DataConfig, TrainingConfig, parse
-from hyperadapters.config.model import RETRIEVING
+from hyperadapters.config.model import GENERATING, RETRIEVING
 from hyperadapters.core import Reduction
 from hyperadapters.data.sampling import Strategy
 from hyperadapters.errors import MissingPackageError, OutputError, RecipeError, unknown_name
@@ -25,6 +25,7 @@ from hyperadapters.training.prefix_cache import PrefixPlace, StoredDtype
 NAMED_AS_IN_RECIPES = (
     "head_learning_rate",
     "retriever_learning_rate",
+    "hypernetwork_learning_rate",
     "reduction",
     "prefix_cache",
     "prefix_cache_dtype",
@@ -52,7 +53,10 @@ class TrainingArguments(transformers.TrainingArguments):
         head_learning_rate: Learning rate of the task heads; default: 1e-2 where they read directions, as those of the
             preset "plus" do, otherwise `learning_rate`.
         retriever_learning_rate: Learning rate of the retriever, which with method "pha" only the contrastive losses
-            reach; default: `learning_rate`.
+            reach, and of the prototypes if there is a common adapter; default: 3e-3 with a common adapter, otherwise
+            `learning_rate`.
+        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter; default: 2e-5
+            with a common adapter, otherwise `learning_rate`.
         sampling: How batches are drawn from the tasks: "proportional" to their numbers of rows, by "temperature"
             (rows ** (1 / sampling_temperature)), or "balanced" (all tasks alike).
         sampling_temperature: Temperature of the sampling.
@@ -86,6 +90,7 @@ class TrainingArguments(transformers.TrainingArguments):
     remove_unused_columns: bool = False
     head_learning_rate: float | None = None
     retriever_learning_rate: float | None = None
+    hypernetwork_learning_rate: float | None = None
     sampling: Strategy = "proportional"
     sampling_temperature: float = 10.0
     group_by_length: bool = True
@@ -184,6 +189,10 @@ def settings_without_effect(
     frozen = not model.has_frozen_layers, "this model has no layers below everything that is trained"
     useless = {
         "head_learning_rate": heads,
+        "hypernetwork_learning_rate": (
+            config.method not in GENERATING,
+            f"method '{config.method}' has no hypernetwork",
+        ),
         "retriever_learning_rate": (config.method not in RETRIEVING, f"method '{config.method}' has no retriever"),
         "false_decline_rate": (not model.method.can_route, f"method '{config.method}' cannot route"),
         "optim": (config.preset == "official", "preset 'official' has the released code's optimizer"),

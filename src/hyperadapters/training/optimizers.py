@@ -1,4 +1,4 @@
-"""The optimizer of the released implementation."""
+"""Learning rates of the parts of a model, and the optimizer of the released implementation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,58 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+from hyperadapters.config import ModelConfig
+
+RETRIEVER_LEARNING_RATE = 3e-3
+"""Default learning rate of the retriever and the prototypes of a model with a common adapter."""
+HYPERNETWORK_LEARNING_RATE = 2e-5
+"""Default learning rate of a hypernetwork with a common adapter, except for this adapter. A generated weight is a sum
+over the elements of a code, so that it moves with many weights at once. At the rate of an adapter, the generated part
+would fit the training rows of each task within a few dozen steps."""
+DIRECTIONS_LEARNING_RATE = 1e-2
+"""Default for heads that read normalised vectors. Hidden states are longer, for example by a factor of 7 on MiniLM."""
+
+
+def learning_rates(
+    config: ModelConfig,
+    learning_rate: float,
+    head_learning_rate: float | None = None,
+    retriever_learning_rate: float | None = None,
+    hypernetwork_learning_rate: float | None = None,
+) -> dict[str, float]:
+    """Return the learning rates of the parts of a model.
+
+    Args:
+        config: Settings of the model with all defaults resolved.
+        learning_rate: Learning rate of all parameters without a rate of their own.
+        head_learning_rate: Learning rate of the task heads. Default: `DIRECTIONS_LEARNING_RATE` if they read normalised
+            vectors, otherwise `learning_rate`.
+        retriever_learning_rate: Learning rate of the retriever and, with a common adapter, of the prototypes. Default:
+            `RETRIEVER_LEARNING_RATE` with a common adapter, otherwise `learning_rate`.
+        hypernetwork_learning_rate: Learning rate of the hypernetwork, except for its common adapter. Default:
+            `HYPERNETWORK_LEARNING_RATE` with a common adapter, otherwise `learning_rate`.
+
+    Returns:
+        Learning rates by the beginning of the names of the parameters, of which the first that matches applies.
+    """
+    heads = DIRECTIONS_LEARNING_RATE if config.head_inputs != "adapted" else learning_rate
+    if not config.common_adapter:
+        return {
+            "heads.": head_learning_rate or heads,
+            "method.retriever.": retriever_learning_rate or learning_rate,
+            "method.hypernetwork.": hypernetwork_learning_rate or learning_rate,
+            "": learning_rate,
+        }
+    retriever = retriever_learning_rate or RETRIEVER_LEARNING_RATE
+    return {
+        "heads.": head_learning_rate or heads,
+        "method.retriever.": retriever,
+        "method.prototypes.": retriever,  # the contrastive losses train them together with the retriever
+        "method.hypernetwork.common.": learning_rate,
+        "method.hypernetwork.": hypernetwork_learning_rate or HYPERNETWORK_LEARNING_RATE,
+        "": learning_rate,
+    }
 
 
 class OfficialAdamW(torch.optim.Optimizer):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hyperadapters.backbones.passes import FrozenOutput
+from hyperadapters.backbones.text_features import mean_of_texts, sequence_rows
 from hyperadapters.errors import BackboneError, OutputError, RecipeError
 from hyperadapters.model.model import HyperAdapterModel
 
@@ -33,6 +34,9 @@ StoredDtype = Literal["float32", "float16"]
 
 class FrozenPrefix:
     """Outputs of the frozen layers for given examples. The states of an example are computed when first needed.
+
+    An example has one sequence of states, or two if each text of a pair passes through the backbone by itself (see
+    `HyperAdapterModel.sequences`).
 
     An object can be used for several models with the same backbone one after the other (see `use`), because frozen
     layers never change.
@@ -69,7 +73,9 @@ class FrozenPrefix:
         """
         folder = Path(tempfile.gettempdir() if folder is None else folder)
         self._model, self._layers = model, _layers(model)
-        self._starts = [0, *accumulate(lengths)]
+        # Each text of a pair that is encoded by itself has a first special token of its own.
+        additional = int(model.adapter_config.separates_texts)
+        self._starts = [0, *accumulate(length + additional for length in lengths)]
         stored: torch.dtype = getattr(torch, dtype)
         shape = self._starts[-1], model.hidden_size
         self.num_bytes = shape[0] * shape[1] * stored.itemsize + 4 * len(lengths) * shape[1]
@@ -96,7 +102,7 @@ class FrozenPrefix:
         if _layers(model) != self._layers:
             raise BackboneError(
                 "the cached states are of another backbone or of other frozen layers (settings feature_layer, "
-                "features, frozen_encoder_layers and lengths); make a FrozenPrefix for this model"
+                "features, frozen_encoder_layers, head_inputs and lengths); make a FrozenPrefix for this model"
             )
         self._model = model
 
@@ -123,15 +129,16 @@ class FrozenPrefix:
             RecipeError: If a state is not finite, for example because it exceeds the range of float16.
         """
         if self._hidden is None:
-            return self._compute(inputs)
+            return self._compute(self._model.sequences(inputs))
         missing = [place for place, row in enumerate(rows) if not self._known[row]]
         if missing:
-            found = self._compute({name: tensor[missing] for name, tensor in inputs.items()})
-            self._keep([rows[place] for place in missing], found)
-        return self._take(rows, inputs["attention_mask"])
+            of_missing = self._model.sequences({name: tensor[missing] for name, tensor in inputs.items()})
+            self._keep([rows[place] for place in missing], of_missing, self._compute(of_missing))
+        return self._take(rows, self._model.sequences(inputs))
 
-    def _compute(self, inputs: Mapping[str, Tensor]) -> FrozenOutput:
-        mask = inputs["attention_mask"]
+    def _compute(self, sequences: Mapping[str, Tensor]) -> FrozenOutput:
+        mask = sequences["attention_mask"]
+        inputs = {name: tensor for name, tensor in sequences.items() if name not in ("is_pair", "pair_rows")}
         sizes = [max(SHORTEST, 1 << (length - 1).bit_length()) for length in mask.sum(dim=1).tolist()]
         parts, order = [], []
         for size in sorted(set(sizes)):
@@ -141,7 +148,8 @@ class FrozenPrefix:
         back = torch.tensor(order, device=mask.device).argsort()
         hidden = torch.cat([pad(part.hidden, (0, 0, 0, mask.shape[1] - part.hidden.shape[1])) for part in parts])[back]
         pooled = [part.pooled for part in parts if part.pooled is not None]
-        return FrozenOutput(hidden * mask[..., None].to(hidden.dtype), torch.cat(pooled)[back] if pooled else None)
+        of_rows = mean_of_texts(torch.cat(pooled)[back], sequences) if pooled else None
+        return FrozenOutput(hidden * mask[..., None].to(hidden.dtype), of_rows)
 
     def _compute_padded(self, inputs: Mapping[str, Tensor], size: int) -> FrozenOutput:
         length = inputs["attention_mask"].shape[1]
@@ -152,38 +160,48 @@ class FrozenPrefix:
         )
         return FrozenOutput(found.hidden[:, :length], found.pooled)
 
-    def _keep(self, rows: Sequence[int], found: FrozenOutput) -> None:
+    def _keep(self, rows: Sequence[int], sequences: Mapping[str, Tensor], found: FrozenOutput) -> None:
         assert self._hidden is not None
         self._dtype = found.hidden.dtype
         if found.pooled is not None and self._pooled is None:
             self._pooled = torch.zeros(len(self._known), found.pooled.shape[1])
-        for place, row in enumerate(rows):
-            start, end = self._starts[row : row + 2]
-            self._hidden[start:end] = found.hidden[place, : end - start]
+        for sequence, (start, end) in enumerate(self._places(rows, sequences)):
+            self._hidden[start:end] = found.hidden[sequence, : end - start]
             if not self._hidden[start:end].isfinite().all():
                 raise RecipeError(
                     "prefix_cache_dtype: activations exceed the range of float16; use float32"
                     if self._hidden.dtype == torch.float16
                     else "the outputs of the frozen layers are not finite; check the backbone, and the setting fp16"
                 )
+        for row in rows:
             self._known[row] = True
         if found.pooled is not None and self._pooled is not None:
             self._pooled[list(rows)] = found.pooled.cpu()
 
-    def _take(self, rows: Sequence[int], mask: Tensor) -> FrozenOutput:
+    def _take(self, rows: Sequence[int], sequences: Mapping[str, Tensor]) -> FrozenOutput:
         assert self._hidden is not None
+        mask = sequences["attention_mask"]
         hidden = torch.zeros(*mask.shape, self._hidden.shape[1], dtype=self._hidden.dtype)
-        for place, row in enumerate(rows):
-            start, end = self._starts[row : row + 2]
-            hidden[place, : end - start] = self._hidden[start:end]
+        for sequence, (start, end) in enumerate(self._places(rows, sequences)):
+            hidden[sequence, : end - start] = self._hidden[start:end]
         pooled = None if self._pooled is None else self._pooled[list(rows)].to(mask.device)
         return FrozenOutput(hidden.to(mask.device, self._dtype), pooled)
+
+    def _places(self, rows: Sequence[int], sequences: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+        """Return where the states of each sequence start and end. Those of an example's texts follow each other."""
+        of_sequences = sequence_rows(sequences)
+        places = range(len(rows)) if of_sequences is None else of_sequences.tolist()
+        starts, found = [self._starts[row] for row in rows], []
+        for place, length in zip(places, sequences["attention_mask"].sum(dim=1).tolist(), strict=True):
+            found.append((starts[place], starts[place] + length))
+            starts[place] += length
+        return found
 
 
 def _layers(model: HyperAdapterModel) -> tuple[object, ...]:
     """Return all values on which the states depend: weights, type, frozen layers and maximum number of tokens."""
     config = model.adapter_config
-    layers = (config.feature_layer, config.features, config.frozen_encoder_layers)
+    layers = (config.feature_layer, config.features, config.frozen_encoder_layers, config.separates_texts)
     return model.fingerprint.bfloat16, str(next(model.backbone.parameters()).dtype), *layers, model.lengths.input
 
 

@@ -1,8 +1,14 @@
-"""Fitting of heads that also read frozen text features (`head_inputs` "text_features" or "pair_features").
+"""Fitting of heads that read features of the texts, the last step of training (`head_inputs` other than "adapted").
 
-While the adapters are trained, heads read the adapted hidden states only. Afterwards, a regularised regression is
-fitted for each task to the frozen features of its training rows (see `heads.regression.fit_feature_head`). The logits
-of the task are then a weighted sum of the logits of the regression and of the trained head. Their weights, called
+Heads that read adapted texts (`head_inputs` "adapted_texts") are trained together with the adapters. Afterwards, they
+are replaced by regularised regressions on the adapted features of all training rows, where tasks with the same labels
+learn from each other (see `heads.regression.fit_related_heads`). A head that is trained by gradient descent on few rows
+fits them exactly; the regression generalises better.
+
+The other heads also read frozen text features (`head_inputs` "text_features" or "pair_features"). While the adapters
+are trained, these heads read the adapted hidden states only. Afterwards, a regularised regression is fitted for each
+task to the frozen features of its training rows (see `heads.regression.fit_feature_head`). The logits of the task are
+then a weighted sum of the logits of the regression and of the trained head. Their weights, called
 shares, are chosen on the validation rows: with few rows the regression is usually better, and with many rows the
 adapted hidden states improve on it. The sum is stored as one linear head.
 """
@@ -22,7 +28,7 @@ from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.data.memory import read_train_and_eval_data
 from hyperadapters.errors import TaskError, check_int
-from hyperadapters.heads.regression import fit_feature_head, minimize
+from hyperadapters.heads.regression import TaskRows, fit_feature_head, fit_related_heads, minimize
 from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
@@ -43,7 +49,8 @@ class HeadRows:
 
     Attributes:
         examples: N examples with task ids and targets.
-        features: Frozen features of each row, of shape [F], as returned by `HyperAdapterModel.head_features`.
+        features: Features of each row, of shape [F]: the adapted ones of `HyperAdapterModel.head_inputs` if the heads
+            read adapted texts, otherwise the frozen ones of `HyperAdapterModel.head_features`.
         logits: Logits of each row from the trained model, of shape [C] or longer if other tasks have more labels.
             They are empty for rows that only the regressions are fitted to.
     """
@@ -91,24 +98,28 @@ class HeadRows:
 def fit_text_heads(
     model: HyperAdapterModel, train: Sequence[Example], validation: Sequence[Example], batch_size: int = 64
 ) -> None:
-    """Fit the heads of a trained model to the frozen text features.
+    """Fit the heads of a trained model to the features of the texts.
 
     Args:
         model: Trained model with `head_inputs` other than "adapted". Its heads are replaced.
         train: Training examples of all tasks, with task ids and targets.
-        validation: Validation examples, with task ids and targets. A task without any gets `SHARES_UNCHECKED`.
+        validation: Validation examples, with task ids and targets. A task without any gets `SHARES_UNCHECKED`. They
+            have no effect on heads that read adapted texts.
         batch_size: Number of examples in a forward pass.
 
     Raises:
         DataError: If a label of a task has no training example.
         NotFiniteError: If the features of an example are not finite.
-        ValueError: If the heads of the model have been fitted already, so that the logits of the trained heads can no
-            longer be separated from those of the regressions.
+        ValueError: If the heads of the model read frozen features and have been fitted already, so that the logits of
+            the trained heads can no longer be separated from those of the regressions.
     """
     assert model.heads is not None
+    rows = regression_examples(model, train)
+    if model.adapter_config.separates_texts:
+        set_adapted_heads(model, _adapted_rows(model, rows, batch_size))
+        return
     check_not_fitted(model.heads)
     checked = _head_rows(model, validation, batch_size, with_logits=True)
-    rows = regression_examples(model, train)
     set_text_heads(model, _head_rows(model, rows, batch_size, with_logits=False), checked)
 
 
@@ -118,25 +129,26 @@ def fit_heads(
     eval_data: Mapping[str, Any] | None = None,
     batch_size: int = 64,
 ) -> None:
-    """Fit the heads of a trained model to the frozen text features of data in memory.
+    """Fit the heads of a trained model to the features of texts in memory.
 
     Args:
         model: Trained model. Its heads are replaced.
         train_data: Training data of all tasks, in any form that `Trainer` accepts.
         eval_data: Validation data of some or all tasks, in the same forms. A task without any gets `SHARES_UNCHECKED`.
+            They have no effect on heads that read adapted texts.
         batch_size: Number of rows in a forward pass. Default: 64.
 
     Raises:
         DataError: If a row is invalid or a label of a task has no training row. The message names the task and the row.
-        TaskError: If the heads of the model do not read frozen features, or a task is unknown.
+        TaskError: If the heads of the model do not read features of the texts, or a task is unknown.
         NotFiniteError: If the features of a row are not finite.
-        ValueError: If the heads of the model have been fitted already.
+        ValueError: If the heads of the model read frozen features and have been fitted already.
     """
     check_int("batch_size", batch_size, 1)
     if model.heads is None or model.adapter_config.head_inputs == "adapted":
         raise TaskError(
-            "expected a model whose heads read frozen features, as with the preset 'plus'; all parameters of this "
-            "model are trained together with the adapters, so no heads need to be fitted"
+            "expected a model whose heads read features of the texts, as with the preset 'plus'; all parameters of "
+            "this model are trained together with the adapters, so no heads need to be fitted"
         )
     fit_text_heads(model, *read_train_and_eval_data(model.tasks, train_data, eval_data), batch_size)
 
@@ -171,6 +183,51 @@ def regression_examples(model: HyperAdapterModel, train: Sequence[Example]) -> l
 
 
 @torch.no_grad()
+def _adapted_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int) -> HeadRows:
+    """Compute the adapted features of examples, each with the adapters of its task."""
+    features = [torch.empty(0)] * len(examples)
+    with model.lock, evaluating(model):
+        for rows in batches_by_length(examples, batch_size):
+            inputs = to_device(model.collator.inputs([examples[row] for row in rows]), device_of(model))
+            found = model.head_inputs(
+                inputs, torch.tensor([examples[row].task_id for row in rows], device=model.device)
+            )
+            numbers, what = [row + 1 for row in rows], "the output of the adapted backbone"
+            check_answers(model, found.isfinite().all(dim=1), [examples[row] for row in rows], numbers, what)
+            for row, of_row in zip(rows, found.cpu(), strict=True):
+                features[row] = of_row
+    return HeadRows(examples, features)
+
+
+@torch.no_grad()
+def set_adapted_heads(model: HyperAdapterModel, train: HeadRows) -> None:
+    """Fit the heads of a trained model to adapted features that have been computed already.
+
+    Args:
+        model: Trained model with `head_inputs` "adapted_texts". Its heads are replaced.
+        train: Rows of all tasks to fit the heads to.
+
+    Raises:
+        DataError: If a label of a task has no row.
+    """
+    model.task_table.set_heads([head.rounded() for head in fit_related_heads(task_rows(model.tasks, train))])
+
+
+def task_rows(tasks: Sequence[Task], rows: HeadRows) -> list[TaskRows]:
+    """Group rows by task, as `heads.regression.fit_related_heads` reads them.
+
+    Args:
+        tasks: Tasks of the model.
+        rows: Rows of all tasks, with adapted features.
+
+    Returns:
+        The rows of each task, in the order of the tasks.
+    """
+    by_task = zip(tasks, rows.by_task(len(tasks)), strict=True)
+    return [TaskRows(task, torch.stack(list(own.features)).float(), own.targets) for task, own in by_task]
+
+
+@torch.no_grad()
 def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int, with_logits: bool) -> HeadRows:
     """Compute the frozen features of examples, and the logits of the trained heads if `with_logits` is True."""
     features = [torch.empty(0)] * len(examples)
@@ -193,7 +250,6 @@ def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size
     return HeadRows(examples, features, logits if with_logits else ())
 
 
-@torch.no_grad()
 def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRows) -> None:
     """Fit the heads of a trained model to frozen text features that have been computed already.
 
@@ -206,21 +262,37 @@ def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRo
         DataError: If a label of a task has no row in `train`.
     """
     assert model.heads is not None
-    hidden_size = model.heads.hidden_size
+    model.task_table.set_heads(fitted_heads(model.tasks, model.heads, train, validation))
+
+
+@torch.no_grad()
+def fitted_heads(tasks: Sequence[Task], heads: TaskHeads, train: HeadRows, validation: HeadRows) -> list[Head]:
+    """Make the heads of trained tasks that also read frozen text features.
+
+    Args:
+        tasks: The T tasks, in the order of their ids.
+        heads: Wide heads of the tasks, which have been trained on the adapted hidden states only.
+        train: Rows of all tasks to fit the regressions to.
+        validation: Rows to choose the shares on, with the logits of `heads`.
+
+    Returns:
+        The head of each task, of length T.
+
+    Raises:
+        DataError: If a label of a task has no row in `train`.
+    """
     made = []
-    num_tasks = len(model.tasks)
     for task, trained, fitted_to, rows in zip(
-        model.tasks, model.heads.unpack(), train.by_task(num_tasks), validation.by_task(num_tasks), strict=True
+        tasks, heads.unpack(), train.by_task(len(tasks)), validation.by_task(len(tasks)), strict=True
     ):
-        regression = fit_feature_head(
-            task, fitted_to.inputs(hidden_size).numpy(), fitted_to.targets, trained.target_mean, trained.target_std
-        )
+        inputs = fitted_to.inputs(heads.hidden_size).numpy()
+        regression = fit_feature_head(task, inputs, fitted_to.targets, trained.target_mean, trained.target_std)
         if not (trained.weight.isfinite().all() and trained.bias.isfinite().all()):
             shares = PRIOR
         else:
-            shares = _shares(task, rows, regression, trained, hidden_size) if rows.targets else SHARES_UNCHECKED
+            shares = _shares(task, rows, regression, trained, heads.hidden_size) if rows.targets else SHARES_UNCHECKED
         made.append(_combined(regression, trained, shares))
-    model.task_table.set_heads(made)
+    return made
 
 
 def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_size: int) -> tuple[float, float]:
@@ -291,7 +363,5 @@ def _combined(regression: Head, trained: Head, shares: tuple[float, float]) -> H
     if not shares[1]:  # Zero times infinity or nan would be nan.
         adapted, bias = torch.zeros_like(adapted), torch.zeros_like(bias)
     weight = torch.cat([shares[0] * regression.weight, shares[1] * adapted], dim=1)
-    rounded = weight.half().float()  # so that a checkpoint can store the weight in float16 without loss
-    weight = rounded if rounded.isfinite().all() else weight
     bias = shares[0] * regression.bias + shares[1] * bias
-    return trained._replace(weight=weight, bias=bias)
+    return trained._replace(weight=weight, bias=bias).rounded()

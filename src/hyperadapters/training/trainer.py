@@ -31,7 +31,7 @@ from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.arguments import TrainingArguments, settings_without_effect
 from hyperadapters.training.evaluation import Evaluation, evaluate, score_predictions
-from hyperadapters.training.optimizers import OfficialAdamW
+from hyperadapters.training.optimizers import OfficialAdamW, learning_rates
 from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
 from hyperadapters.training.text_heads import check_not_fitted, fit_text_heads
 
@@ -39,11 +39,9 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask", 
 
 logger = logging.getLogger(__name__)
 
-DIRECTIONS_LEARNING_RATE = 1e-2
-"""Default for heads that read normalised vectors. Hidden states are longer, for example by a factor of 7 on MiniLM."""
 SHOWN_ROWS = 3
 DIVERGED = (
-    "Either training diverged: lower learning_rate, head_learning_rate or retriever_learning_rate; or the "
+    "Either training diverged: lower learning_rate or the rates of single parts, such as head_learning_rate; or the "
     "backbone exceeds the range of float16: set backbone_dtype to bfloat16 or float32, and bf16 instead of fp16"
 )
 
@@ -307,22 +305,25 @@ class Trainer(transformers.Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer, with parameter groups by learning rate and weight decay.
 
-        Heads, retriever and other parameters may have different learning rates.
+        Their learning rates are those of `optimizers.learning_rates`.
 
         Args:
             model: Unused.
         """
         if self.optimizer is None:
             args = self.args
-            rates = {"heads": args.head_learning_rate, "method.retriever": args.retriever_learning_rate}
-            if self.model.adapter_config.head_inputs != "adapted":
-                rates["heads"] = rates["heads"] or DIRECTIONS_LEARNING_RATE
+            rates = learning_rates(
+                self.model.adapter_config,
+                args.learning_rate,
+                args.head_learning_rate,
+                args.retriever_learning_rate,
+                args.hypernetwork_learning_rate,
+            )
             decayed = set(self.get_decay_parameter_names(self.model))
             groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
-                    rate = next((rate for part, rate in rates.items() if name.startswith(f"{part}.")), None)
-                    rate = rate or args.learning_rate
+                    rate = next(rate for part, rate in rates.items() if name.startswith(part))
                     decay = args.weight_decay if name in decayed else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)

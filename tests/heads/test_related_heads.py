@@ -1,0 +1,164 @@
+"""Heads of trained tasks that are fitted together, so that tasks with the same labels learn from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import Tensor
+
+from hyperadapters.config import Task
+from hyperadapters.errors import DataError
+from hyperadapters.heads.regression import DEFAULT_PENALTY, POOLED_PENALTY, TaskRows, fit_related_heads
+from hyperadapters.heads.task_heads import Head
+
+SIZE = 6
+PAIR = ("text", "text_pair")
+
+
+def mood(name: str, labels: Sequence[str] = ("bad", "good"), **options: object) -> Task:
+    return Task.classification(name, list(labels), **options)
+
+
+def rows_along(task: Task, direction: Tensor, count: int, seed: int) -> TaskRows:
+    """Rows of unit length whose label "good" is likelier the further they lie along a direction."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.nn.functional.normalize(torch.randn(count, SIZE, generator=generator, dtype=torch.float64), dim=1)
+    is_good = torch.rand(count, generator=generator, dtype=torch.float64) < (8 * inputs @ direction).sigmoid()
+    is_good[:2] = torch.tensor([False, True])
+    good, bad = task.labels.index("good"), task.labels.index("bad")
+    return TaskRows(task, inputs, torch.where(is_good, good, bad).tolist())
+
+
+def axis(index: int) -> Tensor:
+    return torch.eye(SIZE, dtype=torch.float64)[index]
+
+
+def margin(head: Head, task: Task) -> Tensor:
+    """Weight of "good" minus that of "bad"."""
+    return head.weight[task.labels.index("good")] - head.weight[task.labels.index("bad")]
+
+
+def cosine(first: Tensor, second: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(first, second, dim=0))
+
+
+def softmax_regression(rows: TaskRows, penalty: float) -> LogisticRegression:
+    """The same fit by scikit-learn, which counts the weights of two labels as one vector w, with the norm of w² / 2."""
+    strength = (2 if len(rows.task.labels) == 2 else 1) / penalty
+    return LogisticRegression(C=strength, tol=1e-10, max_iter=10_000).fit(rows.inputs.numpy(), rows.targets)
+
+
+@pytest.mark.parametrize("labels", [("bad", "good"), ("bad", "good", "mixed")])
+def test_a_task_without_relatives_gets_a_plain_logistic_regression(labels: tuple[str, ...]) -> None:
+    inputs = rows_along(mood("unused"), axis(0), 60, seed=0).inputs
+    targets = [row % len(labels) for row in range(60)]
+    alone = TaskRows(mood("alone", labels), inputs, targets)
+    others = [mood("pairs", labels, fields=PAIR), mood("fewer", (*labels[:1], "other")), Task.regression("number")]
+    data = [alone, *(TaskRows(task, inputs, [row % 2 for row in range(60)]) for task in others[1:])]
+    head = fit_related_heads([*data, TaskRows(others[0], inputs, targets)])[0]
+    expected = softmax_regression(alone, DEFAULT_PENALTY).predict_proba(inputs.numpy())
+    found = (inputs @ head.weight.T + head.bias).softmax(dim=1)
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_a_task_with_few_rows_gets_the_weights_of_its_relatives() -> None:
+    few = rows_along(mood("few"), axis(1), 2, seed=0)
+    data = [few, *(rows_along(mood(f"rich {seed}"), axis(0), 200, seed) for seed in (1, 2, 3))]
+    heads = fit_related_heads(data)
+    pooled = TaskRows(
+        few.task, torch.cat([rows.inputs for rows in data]), [target for rows in data for target in rows.targets]
+    )
+    weight = torch.tensor(softmax_regression(pooled, POOLED_PENALTY).coef_[0])
+    assert cosine(margin(heads[0], few.task), weight) > 0.98
+    assert cosine(margin(fit_related_heads([few])[0], few.task), weight) < 0.9
+
+
+def test_a_task_with_many_rows_keeps_its_own_direction() -> None:
+    rich = rows_along(mood("rich"), axis(1), 4000, seed=0)
+    data = [rich, *(rows_along(mood(f"other {seed}"), axis(0), 4000, seed) for seed in (1, 2, 3))]
+    own, alone = fit_related_heads(data)[0], fit_related_heads([rich])[0]
+    assert cosine(margin(own, rich.task), margin(alone, rich.task)) > 0.99
+    assert cosine(margin(own, rich.task), axis(1)) > 0.98
+
+
+def test_labels_are_matched_by_name() -> None:
+    first = rows_along(mood("first"), axis(0), 20, seed=0)
+    second = rows_along(mood("second"), axis(0), 20, seed=1)
+    turned = TaskRows(mood("second", ("good", "bad")), second.inputs, [1 - target for target in second.targets])
+    expected, found = fit_related_heads([first, second]), fit_related_heads([first, turned])
+    torch.testing.assert_close(found[0].weight, expected[0].weight, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1].weight, expected[1].weight.flip(0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1].bias, expected[1].bias.flip(0), atol=1e-4, rtol=0)
+
+
+def test_the_order_of_the_tasks_does_not_matter() -> None:
+    data = [rows_along(mood(f"task {seed}"), axis(seed), 20, seed) for seed in range(3)]
+    for found, expected in zip(fit_related_heads(data[::-1])[::-1], fit_related_heads(data), strict=True):
+        torch.testing.assert_close(found.weight, expected.weight, atol=1e-4, rtol=0)
+
+
+def test_a_fit_repeats_itself_bit_for_bit() -> None:
+    data = [rows_along(mood(f"task {seed}"), axis(seed), 20, seed) for seed in range(3)]
+    for found, expected in zip(fit_related_heads(data), fit_related_heads(data), strict=True):
+        assert torch.equal(found.weight, expected.weight)
+        assert torch.equal(found.bias, expected.bias)
+
+
+def imbalanced(metric: str) -> TaskRows:
+    """100 rows of which only every tenth has the label "good", with little in them that tells the labels apart."""
+    rows = rows_along(mood("rare", metrics=[metric]), 0.2 * axis(0), 100, seed=0)
+    return rows._replace(targets=[1.0 if row % 10 == 0 else 0.0 for row in range(100)])
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("accuracy", 0.1), ("macro_f1", 0.5)])
+def test_labels_weigh_the_same_if_the_score_is_macro_f1(metric: str, expected: float) -> None:
+    rows = imbalanced(metric)
+    head = fit_related_heads([rows])[0]
+    found = torch.nn.functional.linear(rows.inputs, head.weight, head.bias).softmax(dim=1)[:, 1]
+    is_good = torch.tensor(rows.targets) == 1
+    mean = found.mean() if metric == "accuracy" else (found[is_good].mean() + found[~is_good].mean()) / 2
+    assert float(mean) == pytest.approx(expected, abs=1e-4)  # the bias has no penalty
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    rows = imbalanced("macro_f1")
+    balanced = LogisticRegression(C=2 / DEFAULT_PENALTY, tol=1e-10, max_iter=10_000, class_weight="balanced")
+    expected = balanced.fit(rows.inputs.numpy(), rows.targets).coef_[0]
+    head = fit_related_heads([rows])[0]
+    torch.testing.assert_close(margin(head, rows.task), torch.tensor(expected), atol=1e-3, rtol=0)
+
+
+def test_one_row_of_each_label_is_enough() -> None:
+    task = mood("tiny", ("bad", "good", "mixed"))
+    rows = TaskRows(task, torch.eye(3, SIZE), [2, 0, 1])
+    head = fit_related_heads([rows])[0]
+    assert (rows.inputs @ head.weight.T + head.bias).argmax(dim=1).tolist() == rows.targets
+
+
+def test_a_label_without_a_row_is_named() -> None:
+    rows = TaskRows(mood("tiny"), torch.eye(2, SIZE), [1, 1])
+    with pytest.raises(DataError, match="task 'tiny': expected a training example of each label, found none of bad"):
+        fit_related_heads([rows])
+
+
+def test_numbers_are_fitted_by_a_ridge_regression_of_standardised_targets() -> None:
+    inputs = rows_along(mood("unused"), axis(0), 50, seed=0).inputs
+    targets = (30 + 5 * inputs[:, 1]).tolist()
+    first, second = Task.regression("first"), Task.regression("second")
+    heads = fit_related_heads([TaskRows(first, inputs, targets), TaskRows(second, inputs, targets[::-1])])
+    for head, values in zip(heads, (targets, targets[::-1]), strict=True):
+        standardized = (np.array(values) - np.mean(values)) / np.std(values)
+        expected = Ridge(DEFAULT_PENALTY).fit(inputs.numpy(), standardized)
+        assert (head.target_mean, head.target_std) == pytest.approx((np.mean(values), np.std(values)))
+        torch.testing.assert_close(head.weight[0], torch.tensor(expected.coef_, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("targets", [[0.1] * 3, [1e9] * 7, [3.7]])
+def test_constant_numbers_are_predicted(targets: list[float]) -> None:
+    inputs = torch.randn(len(targets), SIZE, generator=torch.Generator().manual_seed(0))
+    head = fit_related_heads([TaskRows(Task.regression("flat"), inputs, targets)])[0]
+    assert head.logits(inputs, inputs)[:, 0].tolist() == pytest.approx(targets, rel=1e-6)

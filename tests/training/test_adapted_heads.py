@@ -1,0 +1,134 @@
+"""The last step of training heads that read adapted texts: regressions on the adapted features of all rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import PAIR_TASKS, make_plus_model, pair_examples, stirred, tiny_backbone
+from tolerance import rounding
+from torch import Tensor
+
+from hyperadapters import HyperAdapterModel, Task, TrainingArguments
+from hyperadapters.data.examples import Example, label_examples
+from hyperadapters.errors import DataError, NotFiniteError
+from hyperadapters.heads.regression import TaskRows, fit_related_heads
+from hyperadapters.inference.predictor import Predictor
+from hyperadapters.training.text_heads import fit_text_heads
+from hyperadapters.training.trainer import Trainer
+
+TOLERANCE: dict[str, Any] = {"atol": rounding(2**13), "rtol": rounding(2**13)}
+"""Features of batches that are padded differently, after an iterative fit, and weights in float16."""
+
+
+def fresh(tasks: list[Task] = PAIR_TASKS, **settings: Any) -> HyperAdapterModel:
+    return stirred(make_plus_model(tasks, head_inputs="adapted_texts", **settings))
+
+
+def data_of(rows: list[Example], tasks: list[Task] = PAIR_TASKS) -> dict[str, list[Example]]:
+    return {task.name: [row for row in rows if row.task_id == index] for index, task in enumerate(tasks)}
+
+
+def trained(model: HyperAdapterModel, folder: Path, eval_data: Any = None) -> HyperAdapterModel:
+    args = TrainingArguments(output_dir=str(folder), max_steps=2, seed=3, report_to="none", eval_strategy="no")
+    Trainer(model, data_of(pair_examples()), eval_data, args).train()
+    return model
+
+
+def adapted(model: HyperAdapterModel, rows: list[Example]) -> Tensor:
+    inputs = model.collator.inputs(rows)
+    with torch.no_grad():
+        return model.eval().head_inputs(inputs, torch.tensor([row.task_id for row in rows]))
+
+
+def weights(model: HyperAdapterModel) -> list[Tensor]:
+    assert model.heads is not None
+    return [tensor for head in model.heads.unpack() for tensor in (head.weight, head.bias)]
+
+
+def test_training_ends_with_regressions_on_adapted_features(tmp_path: Path) -> None:
+    model = trained(fresh(), tmp_path)
+    data = []
+    for task_id, task in enumerate(PAIR_TASKS):
+        rows = [row for row in [*pair_examples(), *label_examples(PAIR_TASKS)] if row.task_id == task_id]
+        data.append(TaskRows(task, adapted(model, rows), [float(row.target or 0) for row in rows]))
+    expected = fit_related_heads(data)
+    assert model.heads is not None
+    for found, head in zip(model.heads.unpack(), expected, strict=True):
+        torch.testing.assert_close(found.weight, head.weight, **TOLERANCE)
+        torch.testing.assert_close(found.bias, head.bias, **TOLERANCE)
+        assert (found.target_mean, found.target_std) == pytest.approx((head.target_mean, head.target_std))
+
+
+def test_fit_heads_does_what_the_trainer_does_at_the_end(tmp_path: Path) -> None:
+    expected = weights(trained(fresh(), tmp_path))
+    model = fresh()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hyperadapters.training.trainer.fit_text_heads", lambda *arguments: None)
+        trained(model, tmp_path)
+    unfitted = weights(model)
+    model.fit_heads(data_of(pair_examples()), batch_size=TrainingArguments().per_device_eval_batch_size)
+    assert not any(map(torch.equal, weights(model), unfitted))
+    assert all(map(torch.equal, weights(model), expected))
+
+
+def test_validation_rows_have_no_effect() -> None:
+    models = [fresh(), fresh()]
+    models[0].fit_heads(data_of(pair_examples()))
+    models[1].fit_heads(data_of(pair_examples()), {"same": data_of(pair_examples(4))["same"]})
+    assert all(map(torch.equal, weights(models[0]), weights(models[1])))
+
+
+def test_a_model_can_be_fitted_and_trained_again(tmp_path: Path) -> None:
+    model = trained(fresh(), tmp_path)
+    before = weights(model)
+    model.fit_heads(data_of(pair_examples()), batch_size=TrainingArguments().per_device_eval_batch_size)
+    assert all(map(torch.equal, weights(model), before))
+    trained(model, tmp_path)
+    assert not any(map(torch.equal, weights(model), before))
+
+
+def test_a_checkpoint_keeps_the_fitted_heads(tmp_path: Path) -> None:
+    model = fresh()
+    model.fit_heads(data_of(pair_examples()))
+    model.save_pretrained(tmp_path)
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, tiny_backbone("bert"))
+    assert all(map(torch.equal, weights(loaded), weights(model)))
+
+
+@pytest.mark.parametrize("label_names", [True, False])
+def test_names_of_labels_are_rows(label_names: bool) -> None:
+    model, by_hand = fresh(label_names=label_names), fresh(label_names=False)
+    extra = label_examples(PAIR_TASKS) if label_names else []
+    fit_text_heads(model, pair_examples(), [])
+    fit_text_heads(by_hand, [*pair_examples(), *extra], [])
+    assert all(map(torch.equal, weights(model), weights(by_hand)))
+
+
+def test_tasks_with_the_same_labels_learn_from_each_other() -> None:
+    tasks = [PAIR_TASKS[2], Task.classification("other mood", ["good", "bad"])]
+    rows = [Example(0, row.text, None, row.target) for row in pair_examples() if row.task_id == 2]
+    few = [Example(1, "w3 w4", None, 0), Example(1, "w4 w3", None, 1)]
+    model = make_plus_model(tasks, head_inputs="adapted_texts", label_names=False)  # its adapters change nothing yet
+    fit_text_heads(model, [*rows, *few], [])
+    answers = [prediction.target for prediction in Predictor(model)([Example(1, row.text, None, None) for row in rows])]
+    expected = [1 - row.target for row in rows]
+    assert sum(map(int.__eq__, answers, expected)) > 0.8 * len(rows)
+
+
+def test_a_label_without_a_row_is_named() -> None:
+    rows = [row for row in pair_examples() if row.task_id or not row.target]
+    with pytest.raises(DataError, match="task 'same': expected a training example of each label, found none of yes"):
+        fit_text_heads(fresh(), rows, [])
+
+
+def test_features_that_are_not_finite_are_reported() -> None:
+    model = fresh()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("method.hypernetwork"):
+                parameter.fill_(torch.nan)
+    with pytest.raises(NotFiniteError, match="the output of the adapted backbone"):
+        fit_text_heads(model, pair_examples(), [])
