@@ -648,7 +648,7 @@ def test_a_checkpoint_from_before_routing_was_calibrated_still_loads(tmp_path: P
     _write(tmp_path, values, state)
     loaded = _load(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
-    assert all(result.accepted for result in decide(loaded, torch.randn(4, 64)))
+    assert all(result.accepted for result in decide(loaded, torch.randn(4, 3), torch.ones(4).bool()))
 
 
 def test_the_adapter_of_a_task_with_other_shapes_is_refused(tmp_path: Path) -> None:

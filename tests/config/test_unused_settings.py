@@ -42,6 +42,8 @@ PLACES: dict[str, dict[str, Any]] = {
             "temperature: method 'task_adapter' has no contrastive losses",
         ),
         ({"method": "hyperformer", "centroids_per_task": 2}, "centroids_per_task: this setting is for routing"),
+        ({"preset": "plus", "centroids_per_task": 2}, "centroids_per_task: there are no centroids with routing"),
+        ({"method": "hyperformer", "routing": "densities"}, "routing: method 'hyperformer' cannot route"),
         ({"method": "shared_adapter", "codes": "orthogonal"}, "codes: method 'shared_adapter' has no hypernetwork"),
         ({"method": "hyperformer", "features": "backbone"}, "features: method 'hyperformer' has no retriever"),
         ({"method": "hyperformer", "label_names": True}, "label_names: method 'hyperformer' cannot add tasks"),

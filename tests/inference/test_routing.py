@@ -263,7 +263,9 @@ def test_calibration_leaves_no_graph_behind() -> None:
 def test_keys_and_thresholds_are_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "backbone", kind)
     tasks = HEAD_TASKS if kind == "bert" else TEXT_TASKS
-    model = HyperAdapterModel.from_backbone(str(folder), tasks, adapter_dim=4, centroids_per_task=2)
+    model = HyperAdapterModel.from_backbone(
+        str(folder), tasks, routing="prototypes", adapter_dim=4, centroids_per_task=2
+    )
     calibrate(model, random_examples(30), random_examples(20, seed=1), 0.2)
     model.save_pretrained(tmp_path / "run")
     loaded = HyperAdapterModel.from_pretrained(tmp_path / "run")
@@ -420,7 +422,7 @@ def test_training_with_two_prototypes_a_task_recognises_both_clumps_of_its_input
         entries.append({"name": name, "source": {"path": f"{name}-{{split}}.jsonl"}})
     recipe = {
         "backbone": str(save_backbone(tmp_path / "backbone", "bert", initializer_range=0.3, num_hidden_layers=2)),
-        "model": {"adapter_dim": 4, "feature_layer": 1, "centroids_per_task": 2},
+        "model": {"adapter_dim": 4, "feature_layer": 1, "routing": "prototypes", "centroids_per_task": 2},
         "data": {"max_length": 32},
         "training": {"max_steps": 4, "batch_size": 16, "false_decline_rate": 0.1},
         "tasks": entries,

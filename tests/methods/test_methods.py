@@ -369,7 +369,9 @@ class OneAdapterForEachTask(methods.Method):
         super().__init__(config)
         self.own = LearnedAdapters(num_layers, num_tasks, tensors)
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Assignment:
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         assert task_ids is not None
         return self._of_tasks(task_ids)
 

@@ -30,6 +30,7 @@ class BatchState:
         weights: Generated weights of the groups of rows, each tensor [L, G, ...].
         grouping: Grouping of the rows of the batch by task.
         here: Weights of the layer that is running, each tensor [G, ...].
+        on_embeddings: Function that is called with the input of the first layer below all adapters [B, S, d].
         on_features: Function that is called with the input of the first adapted layer [B, S, d], before any adapter is
             applied. It may set the weights.
         features: Input of the first adapted layer [B, S, d] if it was computed before. It replaces the actual input.
@@ -41,6 +42,7 @@ class BatchState:
     weights: AdapterWeights | None = None
     grouping: Grouping | None = None
     here: AdapterWeights | None = None
+    on_embeddings: Callable[[Tensor], None] | None = None
     on_features: Callable[[Tensor], None] | None = None
     features: Tensor | None = None
     enabled: bool = True
@@ -133,6 +135,15 @@ class ActiveAdapters:
         """
         state = self._state
         return nullcontext(), self.use(state) if state is not None else nullcontext()
+
+    def enter_layer_below(self, hidden: Tensor) -> None:
+        """Call `on_embeddings` with the input of the first layer below all adapters.
+
+        Args:
+            hidden: Input of the layer [B, S, d].
+        """
+        if self._state is not None and self._state.on_embeddings is not None:
+            self._state.on_embeddings(hidden)
 
     def enter_first_layer(self, hidden: Tensor) -> Tensor:
         """Process the input of the first adapted layer: replace it by `features`, or call `on_features` with it.

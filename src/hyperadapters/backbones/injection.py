@@ -117,11 +117,11 @@ class _Layer(_Adapted):
 
 
 class _BesideLayerBelow(_Beside):
-    """The function that replaces a layer below all adapters while it acts as the identity."""
+    """The position of a layer below all adapters, and the function that replaces it while it acts as the identity."""
 
-    def __init__(self, active: ActiveAdapters, identity: Callable[..., Any]) -> None:
+    def __init__(self, active: ActiveAdapters, identity: Callable[..., Any], is_first: bool) -> None:
         super().__init__(active)
-        self.identity = identity
+        self.identity, self.is_first = identity, is_first
 
 
 class _LayerBelow(_Adapted):
@@ -132,6 +132,8 @@ class _LayerBelow(_Adapted):
     def __call__(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
         if self.beside.active.skips_below:
             return self.beside.identity(self, hidden, *args, **options)
+        if self.beside.is_first:
+            self.beside.active.enter_layer_below(hidden)
         return super().__call__(hidden, *args, **options)
 
 
@@ -233,8 +235,8 @@ class Injection:
         """Plan the changes of all modules."""
         generated, lowest = architecture.generated, architecture.lowest
         identity = _IDENTITIES[lowest.row.layer_output]
-        for layer in lowest.layers[: architecture.first_adapted(lowest, self._config)]:
-            self._change(layer, _LayerBelow, _BesideLayerBelow(self._active, identity))
+        for index, layer in enumerate(lowest.layers[: architecture.first_adapted(lowest, self._config)]):
+            self._change(layer, _LayerBelow, _BesideLayerBelow(self._active, identity, index == 0))
         for index, layer in enumerate(generated.layers[architecture.first_adapted(generated, self._config) :]):
             self._put_generated(generated, layer, linears[0])
             is_first = index == 0 and generated is lowest

@@ -80,7 +80,7 @@ class AdaptedLinear(NamedTuple):
 
 
 class _FrozenLayersDoneError(Exception):
-    """Error that a callback raises to end a forward pass whose upper layers are not needed."""
+    """Error that a callback raises to end a forward pass whose other layers are not needed."""
 
 
 class PassRunner:
@@ -219,6 +219,30 @@ class PassRunner:
         with self._active.use(state), evaluating(self.backbone), suppress(_FrozenLayersDoneError):
             last = _last_hidden_state(self._forward_lowest_stack(inputs))
         return self._frozen_output(inputs, entered[0] if entered else None, last)
+
+    @torch.no_grad()
+    def pool_embeddings(self, inputs: Inputs) -> Tensor | None:
+        """Compute the pooled input of the first layer, which no adapter changes.
+
+        Args:
+            inputs: Tensors of the batch [B, S].
+
+        Returns:
+            Means [B, d] in float32; None if there are no layers below all adapters.
+        """
+        self._check_attached()
+        if not self.has_frozen_layers:
+            return None
+        found: list[Tensor] = []
+
+        def on_embeddings(hidden: Tensor) -> None:
+            found.append(self._pool(hidden, inputs))
+            raise _FrozenLayersDoneError
+
+        state = BatchState(enabled=False, on_embeddings=on_embeddings)
+        with self._active.use(state), evaluating(self.backbone), suppress(_FrozenLayersDoneError):
+            self._forward_lowest_stack(inputs)
+        return found[0]
 
     def forward_lower_layers(
         self, inputs: Inputs, output_hidden_states: bool = False, frozen_output: FrozenOutput | None = None

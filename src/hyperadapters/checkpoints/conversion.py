@@ -5,8 +5,8 @@ format 2   heads packed into three tensors, as in `TaskHeads`
 format 3   wide heads in two parts, those of pairs and those of single texts, in float16 if this is lossless
 format 4   may contain a tokenizer
 format 5   names of the method's parameters start with "method."; some settings and tensors have new names
-format 6   may contain a common adapter; the preset "plus" has other defaults; heads that read adapted texts are stored
-           in two parts, too
+format 6   may contain a common adapter and densities of the tasks' texts; the preset "plus" has other defaults; heads
+           that read adapted texts are stored in two parts, too
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ RENAMED_TENSORS = {
 METHOD_TENSORS = ("retriever", "prototypes", "hypernetwork", "learned_adapters", "own_adapters", "thresholds")
 """First parts of the names that start with "method." since format 5."""
 CENTROIDS = "method.prototypes.centroids"
+DENSITIES = "method.densities."
 
 
 def convert_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -84,8 +85,8 @@ def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     """Return the tensors of the weights file of a checkpoint by name, on the CPU.
 
-    Routing centroids are omitted if no task has any. Heads that may compare the texts of a pair are stored in two
-    parts: those that do, and the other heads, without their zeros for the comparison.
+    Routing centroids are omitted if no task has any, and densities if they are not fitted. Heads that may compare the
+    texts of a pair are stored in two parts: those that do, and the other heads, without their zeros for the comparison.
 
     Args:
         model: Model of the checkpoint.
@@ -93,6 +94,8 @@ def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     state = {name: value.detach().cpu() for name, value in model.adapter_state_dict().items()}
     if not state.get(CENTROIDS, torch.ones(1)).numel():
         del state[CENTROIDS]
+    if not state.get(f"{DENSITIES}counts", torch.ones(1)).any():
+        state = {name: value for name, value in state.items() if not name.startswith(DENSITIES)}
     if model.heads is not None and len(state[_packed_name(model)]):
         state.update(_pack(state.pop(_packed_name(model)), model))
     return {name: value.contiguous() for name, value in state.items()}
@@ -157,6 +160,9 @@ def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
         state.pop("method.thresholds", None)
     if "method.prototypes.weight" in state and not state.get(CENTROIDS, torch.zeros(0)).any():
         state[CENTROIDS] = torch.zeros(len(model.tasks), 0, model.adapter_config.prototype_dim)
+    if model.method.can_route and model.pha.densities is not None:
+        for name, value in model.pha.densities.state_dict().items():
+            state.setdefault(f"{DENSITIES}{name}", torch.zeros_like(value))
     if model.heads is not None and "heads.compares" in state:
         _unpack(state, model)
     if model.heads is not None and "heads.weight" not in state:

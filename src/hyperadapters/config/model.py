@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from hyperadapters.config.validation import Float, Int, StrictModel
+from hyperadapters.config.validation import Float, Int, StrictModel, parse
 
 BackboneKind = Literal["encoder", "encoder-decoder", "decoder"]
 """Kind of a backbone. Task heads read the hidden states of an encoder; the other kinds generate text."""
@@ -15,7 +15,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_adapter"]
 
 
-PRESETS = {"plus": {"common_adapter": True, "head_inputs": "adapted_texts", "label_names": True}}
+PRESETS = {
+    "plus": {"common_adapter": True, "head_inputs": "adapted_texts", "label_names": True, "routing": "densities"}
+}
 """For each preset, its settings that differ from the defaults."""
 
 
@@ -52,8 +54,8 @@ class ModelConfig(StrictModel):
         method: Source of the adapters: "pha" (default), or one of the methods that it is compared with (see
             docs/methods.md). Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
         preset: "paper"; "official", which reproduces the arithmetic of the released code (see docs/faithfulness.md); or
-            "plus", which changes the defaults of `common_adapter`, `head_inputs` and `label_names` (see docs/plus.md).
-            Default: "plus" for encoder backbones with method "pha", "paper" otherwise.
+            "plus", which changes the defaults of `common_adapter`, `head_inputs`, `label_names` and `routing` (see
+            docs/plus.md). Default: "plus" for encoder backbones with method "pha", "paper" otherwise.
         prototype_dim: Size p of a prototype, an instance vector, a layer embedding and a code of the hypernetwork.
             Default: 64.
         hidden_dim: Number of hidden units of the retriever and of the hypernetwork's trunk. Default: 128.
@@ -77,9 +79,13 @@ class ModelConfig(StrictModel):
         features: Hidden states that the retriever reads: "layer" (default) for those of layer m, so that one pass
             routes and predicts, or "backbone" for the last hidden states of the frozen backbone, after which the layers
             above m run again with adapters. For encoder backbones.
+        routing: What the task of an input is found by: "prototypes" (default) for the cosine similarity of its instance
+            vector to the prototypes, as in the paper, or "densities" for the log-likelihood ratio of its frozen hidden
+            states under densities of each task's texts and of short forms of them, which are fitted after training (see
+            `core.TaskDensities`). The latter also recognises texts of other lengths and styles than the training rows.
         centroids_per_task: Number of vectors to which an input is compared for each task in routing. With 1 (default)
             it is compared to the prototype; with more, to so many k-means centroids of the instance vectors of the
-            task's training rows, which suits tasks whose inputs form several clusters.
+            task's training rows, which suits tasks whose inputs form several clusters. For routing "prototypes".
         temperature: Temperature of both contrastive losses. Default: 0.1.
         contrastive_weight: Weight lambda of each contrastive loss. Default: 0.1.
         contrast: Contrastive losses to use: "both" (default), "instance", "prototype" or "none". Without "prototype"
@@ -114,6 +120,7 @@ class ModelConfig(StrictModel):
     feature_layer: Int | None = Field(None, ge=0)
     frozen_encoder_layers: Int = Field(0, ge=0)
     features: Literal["layer", "backbone"] = "layer"
+    routing: Literal["prototypes", "densities"] = "prototypes"
     centroids_per_task: Int = Field(1, ge=1)
     temperature: Float = Field(0.1, gt=0)
     contrastive_weight: Float = Field(0.1, ge=0)
@@ -188,11 +195,14 @@ class ModelConfig(StrictModel):
 
         Args:
             has_heads: Whether the backbone is an encoder, which has task heads.
+
+        Raises:
+            RecipeError: If a setting has no effect with the default preset.
         """
         if self.preset is not None:
             return self
         preset = "plus" if has_heads and self.method == "pha" else "paper"
-        return ModelConfig(**{**self.model_dump(exclude_unset=True), "preset": preset})
+        return parse(ModelConfig, {**self.model_dump(exclude_unset=True), "preset": preset})
 
 
 class Effect(NamedTuple):
@@ -226,6 +236,12 @@ EFFECTS = (
         lambda config: config.method in ROUTING,
         "this setting is for routing, and method '{method}' cannot route",
     ),
+    Effect(
+        "centroids_per_task",
+        lambda config: config.routing == "prototypes",
+        "there are no centroids with routing 'densities'",
+    ),
+    Effect("routing", lambda config: config.method in ROUTING, "method '{method}' cannot route"),
     Effect("codes", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
     Effect("common_adapter", lambda config: config.method in GENERATING, "method '{method}' has no hypernetwork"),
     Effect("features", lambda config: config.method in RETRIEVING, "method '{method}' has no retriever"),

@@ -2,9 +2,10 @@
 
 Read the modules in this order: `retriever` (hidden states to instance vectors), `prototypes` (one vector per task),
 `hypernetwork` (prototype and layer to adapter weights), `forms` (the functions that these weights parameterise),
-`losses` (the training objective).
+`losses` (the training objective), `densities` (the texts of each task, for routing).
 """
 
+from hyperadapters.core.densities import TaskDensities
 from hyperadapters.core.forms import (
     AdapterTensor,
     AdapterWeights,
@@ -43,6 +44,7 @@ __all__ = [
     "PrototypeTable",
     "PrototypicalHypernetwork",
     "Reduction",
+    "TaskDensities",
     "bottleneck",
     "bottleneck_tensors",
     "cosine_similarity",

@@ -32,11 +32,18 @@ from hyperadapters.data.examples import (
 )
 from hyperadapters.data.loading import subset
 from hyperadapters.data.rows import iterate_rows
+from hyperadapters.data.short_forms import weights_with_short_forms, with_short_forms
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, check_int, check_seed, unknown_name
 from hyperadapters.fewshot.fit import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
 from hyperadapters.inference.batches import batches_by_length
-from hyperadapters.inference.routing import ROUNDING, Candidate, centroids, instance_vectors
+from hyperadapters.inference.routing import (
+    ROUNDING,
+    Candidate,
+    centroids,
+    density_points,
+    instance_vectors,
+)
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.model.tasks import TaskState
 
@@ -234,6 +241,7 @@ def _fit(
     no_autocast = torch.autocast(model.device.type, enabled=False)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad(), no_autocast:
         instances = instance_vectors(model, examples)
+        points = density_points(model, examples) if model.pha.routes_by_densities else torch.empty(0)
         similarity = model.pha.prototypes.similarity(instances).mean(dim=0).detach()
         start = _start(model, init, fit, instances, similarity, task_id, seed)
         names = label_examples([task]) if model.adapter_config.label_names else []
@@ -245,7 +253,8 @@ def _fit(
             centroids=centroids(instances, model.adapter_config.centroids_per_task, seed).to(
                 model.pha.prototypes.centroids
             ),
-            threshold=_threshold(model, instances),
+            threshold=_density_threshold(model, points) if len(points) else _threshold(model, instances),
+            density=_density(model, examples, seed),
             head=fitted.head,
             own_adapter=fitted.adapter,
         )
@@ -374,11 +383,46 @@ def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
     the mean threshold of the known tasks.
     """
     if len(instances) < 2:
-        known = model.pha.thresholds[model.pha.thresholds.isfinite()]
-        return float(known.mean()) if len(known) else -torch.inf
+        return _mean_threshold(model)
     directions = normalize(instances.float(), dim=1)
     others = normalize(directions.sum(dim=0) - directions, dim=1)
     return float((directions * others).sum(dim=1).min()) - ROUNDING
+
+
+def _density(model: HyperAdapterModel, examples: Sequence[Example], seed: int) -> Tensor:
+    """Return the mean and number of the examples for the task's density; the mean is also that of short forms."""
+    densities = model.pha.densities
+    if densities is None:
+        return torch.empty(0)
+    if not densities.is_fitted:
+        return densities.means.new_zeros(densities.means.shape[1] + 1)
+    points = density_points(model, with_short_forms(examples, seed))
+    weights = points.new_tensor(weights_with_short_forms(len(examples)))
+    mean = (points * weights[:, None]).sum(dim=0) / weights.sum()
+    return torch.cat([mean, mean.new_tensor([float(len(examples))])])
+
+
+def _density_threshold(model: HyperAdapterModel, points: Tensor) -> float:
+    """Compute the log-likelihood ratio below which an input that is routed to the task is declined.
+
+    It is the lowest ratio of an example and the density of all other examples. A single example gets the mean threshold
+    of the known tasks.
+
+    Args:
+        model: Model with fitted densities.
+        points: Coordinates of the N examples [N, r].
+    """
+    if len(points) < 2:
+        return _mean_threshold(model)
+    others = (points.sum(dim=0) - points) / (len(points) - 1)
+    counts = points.new_full((len(points),), len(points) - 1.0)
+    assert model.pha.densities is not None
+    return float(model.pha.densities.ratios(points, others, counts).diagonal().min()) - ROUNDING
+
+
+def _mean_threshold(model: HyperAdapterModel) -> float:
+    known = model.pha.thresholds[model.pha.thresholds.isfinite()]
+    return float(known.mean()) if len(known) else -torch.inf
 
 
 @contextmanager

@@ -23,12 +23,14 @@ class Answers(NamedTuple):
         outputs: The generated text of each row, or the logits of its head.
         task_ids: The tasks that were used [B].
         instances: Instance vectors [B, p]; None for a method without a retriever.
+        similarity: Similarity to each task [B, T]; None for a method that cannot route.
         is_finite: Whether the values from which a row was answered are finite [B].
     """
 
     outputs: Sequence[str | list[float]]
     task_ids: Tensor
     instances: Tensor | None
+    similarity: Tensor | None
     is_finite: Tensor
 
 
@@ -55,7 +57,7 @@ def answer_batch(
         return _generated(model, batch, task_ids, route, frozen_output)
     output = model(**batch, task_ids=task_ids, route=route, frozen_output=frozen_output)
     is_finite = has_usable_logits(output.logits) & output.logits[:, 0].isfinite()
-    return Answers(output.logits.float().tolist(), output.task_ids, output.instances, is_finite)
+    return Answers(output.logits.float().tolist(), output.task_ids, output.instances, output.similarity, is_finite)
 
 
 def _generated(
@@ -71,7 +73,7 @@ def _generated(
         lower_output = model.forward_lower_layers(**batch, frozen_output=frozen_output)
     finite, ends = FiniteLogits(), _end_tokens(model)
     options: dict[str, Any] = {"eos_token_id": ends} if is_decoder else {}
-    tokens, used, instances = model.generate_with_tasks(
+    tokens, used, instances, similarity = model.generate_with_tasks(
         **batch,
         task_ids=task_ids,
         lower_output=lower_output,
@@ -86,7 +88,7 @@ def _generated(
     answers = [list(takewhile(lambda token: token not in ends, row)) for row in tokens[:, start:].tolist()]
     texts: list[str | list[float]] = model.tokenizer.batch_decode(answers, skip_special_tokens=True)
     assert finite.usable is not None
-    return Answers(texts, used, instances, finite.usable)
+    return Answers(texts, used, instances, similarity, finite.usable)
 
 
 def _end_tokens(model: HyperAdapterModel) -> list[int]:

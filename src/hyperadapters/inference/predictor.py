@@ -28,7 +28,7 @@ from hyperadapters.inference.batches import batches_by_length, best_device, devi
 from hyperadapters.inference.cache import AdapterCache
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.inference.inputs import read_inputs
-from hyperadapters.inference.routing import RoutingResult, decide
+from hyperadapters.inference.routing import RoutingResult, contains_words, decide
 from hyperadapters.methods.base import ROUTES, Route
 from hyperadapters.model.model import HyperAdapterModel
 
@@ -88,7 +88,8 @@ class Predictor:
             route: Adapters of routed inputs: "nearest" (default) for those of the most similar task, or "soft" for
                 those of a mixture of prototypes.
             decline: If True (default), an input without a task is declined if its similarity to the most similar task
-                is below that task's threshold. If False, it is predicted with the most similar task.
+                is below that task's threshold. If False, it is predicted with the most similar task, unless it
+                contains no words.
             cache_bytes: Maximum size of cached adapters in bytes. Default: 256 MiB.
 
         Raises:
@@ -233,19 +234,22 @@ class Predictor:
     ) -> tuple[list[Prediction], Tensor]:
         """Return the B predictions, and whether the values from which they were computed are finite [B]."""
         model = self.model
-        outputs, used, instances, usable = answer_batch(model, batch, task_ids, self.route, frozen)
+        outputs, used, instances, similarity, usable = answer_batch(model, batch, task_ids, self.route, frozen)
         if plain is not None:
-            instances = model.instance_vectors(**plain)
+            instances, similarity = model.instance_vectors(**plain), model.task_similarity(**plain)
         vectors = [None] * len(used) if instances is None else [tuple(vector) for vector in instances.tolist()]
         routings: Sequence[RoutingResult | None] = [None] * len(used)
-        if model.method.can_route and instances is not None:
-            routings = decide(model, instances)
+        declined = [False] * len(used)
+        if similarity is not None:
+            readable = contains_words(model, batch if plain is None else plain)
+            routings = decide(model, similarity, readable)
+            if task_ids is None:
+                accepted = [routing.accepted for routing in routings] if self.decline else readable.tolist()
+                declined = [not is_accepted for is_accepted in accepted]
             # Only the largest similarity is examined, because `argmax` treats NaN as the largest number.
             usable = usable & torch.tensor([isfinite(routing.similarity) for routing in routings], device=usable.device)
         if instances is not None:
             usable = usable & instances.isfinite().all(dim=1)
-        may_decline = task_ids is None and self.decline
-        declined = [may_decline and routing is not None and not routing.accepted for routing in routings]
         predictions = [
             Prediction(None, None, None, None, routing, None, instance)
             if is_declined

@@ -6,7 +6,7 @@ The similarities are computed in `core.prototypes`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from hyperadapters.backbones.passes import evaluating
 from hyperadapters.data.examples import Example
+from hyperadapters.data.short_forms import weights_with_short_forms, with_short_forms
 from hyperadapters.errors import DataError, NotFiniteError, TaskError, check_int, check_seed
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
@@ -31,6 +32,8 @@ ROUNDING = 1e-5
 """Tolerance of thresholds, because the similarity of an input depends on its batch by rounding."""
 ROWS_FOR_CENTROIDS = 1000
 """Maximum number of training rows of a task from which its centroids are computed, since more hardly change them."""
+ROWS_FOR_DENSITIES = 500
+"""Maximum number of training rows of a task to which its density is fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class Candidate:
 
     Attributes:
         task: Name of the task.
-        similarity: Cosine similarity in [-1, 1].
+        similarity: Cosine similarity in [-1, 1] to the prototype of the task; or, if the setting `routing` is
+            "densities", the log-likelihood ratio in nats of this task and any task that is not known.
     """
 
     task: str
@@ -52,9 +56,9 @@ class RoutingResult:
 
     Attributes:
         task: Name of the most similar task, or None if the input is declined.
-        similarity: Cosine similarity in [-1, 1] to the most similar task.
+        similarity: Similarity to the most similar task; see `Candidate`.
         margin: Difference of this similarity and that to the second most similar task; infinite for a single task.
-        accepted: Whether the similarity reaches the threshold of the task.
+        accepted: Whether the similarity reaches the threshold of the task, and the input contains words.
         candidates: The most similar tasks, at most three, in descending order of similarity.
     """
 
@@ -86,29 +90,30 @@ def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) 
     examples = list(read_inputs(texts, model.tasks, None))
     if not examples:
         return []
-    found = decide(model, instance_vectors(model, examples, batch_size))
+    similarity, readable = _similarities(model, examples, batch_size)
+    found = decide(model, similarity, readable)
     usable = torch.tensor([isfinite(result.similarity) for result in found])
     check_answers(model, usable, examples, range(1, len(examples) + 1), "the similarity to the tasks")
     return found
 
 
-def decide(model: HyperAdapterModel, instances: Tensor) -> list[RoutingResult]:
-    """Choose the tasks of instance vectors and compare the similarities to the thresholds.
+def decide(model: HyperAdapterModel, similarity: Tensor, readable: Tensor) -> list[RoutingResult]:
+    """Choose the tasks of inputs and compare the similarities to the thresholds.
 
     Args:
-        model: Model with the prototypes and thresholds.
-        instances: Instance vectors [B, p].
+        model: Model with the thresholds.
+        similarity: Similarities [B, T] of inputs to the tasks.
+        readable: Whether each input contains words [B], without which it is declined.
 
     Returns:
         Results of the B rows.
     """
-    similarity = model.pha.prototypes.similarity(instances)
     # Among equally similar tasks the first is chosen, as in `PrototypeTable.nearest`; `topk` may return any of them.
     nearest = similarity.argmax(dim=1, keepdim=True)
     others = similarity.scatter(1, nearest, -torch.inf).topk(min(NUM_CANDIDATES, similarity.shape[1]) - 1, dim=1)
     ids = torch.cat([nearest, others.indices], dim=1)
     values = similarity.gather(1, ids)
-    accepted = (values[:, 0] >= model.pha.thresholds[ids[:, 0]]).tolist()
+    accepted = ((values[:, 0] >= model.pha.thresholds[ids[:, 0]]) & readable).tolist()
     return [
         _result(model, row_values, row_ids, is_accepted)
         for row_values, row_ids, is_accepted in zip(values.tolist(), ids.tolist(), accepted, strict=True)
@@ -138,14 +143,70 @@ def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batc
     Returns:
         Instance vectors [N, p] in float32, in the order of the examples.
     """
+    (found,) = _of_batches(model, examples, batch_size, lambda batch: (model.instance_vectors(**batch).float(),))
+    return found
+
+
+@torch.inference_mode()
+def _similarities(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """Compute the similarities [N, T] of examples to the tasks, and whether they contain words [N]."""
+
+    def of_batch(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return model.task_similarity(**batch), contains_words(model, batch)
+
+    similarity, readable = _of_batches(model, examples, batch_size, of_batch)
+    return similarity, readable
+
+
+@torch.inference_mode()
+def density_points(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64) -> Tensor:
+    """Compute the coordinates of examples in the directions of the densities, without their tasks' templates.
+
+    Args:
+        model: Model whose densities are fitted.
+        examples: N examples, whose tasks are ignored.
+        batch_size: Number of examples in a batch. Default: 64.
+
+    Returns:
+        Coordinates [N, r] in float32, in the order of the examples.
+    """
+    densities = model.pha.densities
+    assert densities is not None
+    (found,) = _of_batches(
+        model, examples, batch_size, lambda batch: (densities.project(model.density_features(**batch)),)
+    )
+    return found
+
+
+def contains_words(model: HyperAdapterModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return whether each input of a batch contains other tokens than the tokenizer's special ones [B].
+
+    Args:
+        model: Model with the tokenizer.
+        batch: Inputs of the model [B, S].
+    """
+    ids = batch["input_ids"]
+    special = torch.tensor(model.tokenizer.all_special_ids, device=ids.device, dtype=ids.dtype)
+    readable: Tensor = (batch["attention_mask"].bool() & ~torch.isin(ids, special)).any(dim=1)
+    return readable
+
+
+def _of_batches(
+    model: HyperAdapterModel,
+    examples: Sequence[Example],
+    batch_size: int,
+    compute: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
+) -> list[Tensor]:
+    """Compute tensors [N, ...] of examples in batches of similar length, without their tasks' templates."""
     examples = [Example(None, example.text, example.text_pair) for example in examples]
-    found: dict[int, Tensor] = {}
+    found: dict[int, tuple[Tensor, ...]] = {}
     collator = model.collator
     for rows in batches_by_length(examples, batch_size, model.adapter_config.separates_texts):
         with model.lock, evaluating(model):
             batch = to_device(collator.inputs([examples[row] for row in rows]), device_of(model))
-            found.update(zip(rows, model.instance_vectors(**batch).float(), strict=True))
-    return torch.stack([found[row] for row in range(len(examples))])
+            found.update(zip(rows, zip(*compute(batch), strict=True), strict=True))
+    columns = zip(*(found[row] for row in range(len(examples))), strict=True)
+    return [torch.stack(column) for column in columns]
 
 
 def encode_texts(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) -> np.ndarray[Any, Any]:
@@ -182,8 +243,10 @@ def calibrate(
     false_decline_rate: float = 0.05,
     seed: int = 0,
 ) -> None:
-    """Set the routing thresholds of all tasks, and their routing centroids if there are several for each task.
+    """Set the routing thresholds of all tasks, and their routing centroids or densities.
 
+    If `ModelConfig.routing` is "densities", these are fitted to training rows and short forms of them, and the
+    thresholds are those of the validation rows and short forms of them.
     If `ModelConfig.centroids_per_task` is above 1, the centroids of a task are that many k-means centroids of the
     instance vectors of its training rows. The threshold of a task is the quantile `false_decline_rate` of the
     similarities of the validation rows that are most similar to it, or of its own rows if there are no such rows.
@@ -213,11 +276,16 @@ def calibrate(
         raise DataError("train_examples: expected at least one example, found none")
     if model.adapter_config.centroids_per_task > 1:
         kept = _first_of_each_task(train_examples, ROWS_FOR_CENTROIDS)
-        instances, owners = _instances_and_owners(model, kept)
+        instances, owners = instance_vectors(model, kept), _owners(kept, model.device)
         found = [_task_centroids(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))]
         model.task_table.set_centroids(found)
-    instances, owners = _instances_and_owners(model, validation_examples or train_examples)
-    similarity = model.pha.prototypes.similarity(instances)
+    _fit_densities(model, train_examples, seed)
+    checked = list(validation_examples or train_examples)
+    if model.pha.routes_by_densities:
+        checked = with_short_forms(checked, seed)
+    similarity, readable = _similarities(model, checked)
+    owners = _owners(checked, similarity.device)
+    similarity, owners = similarity[readable], owners[readable]
     if not similarity.isfinite().all():
         raise NotFiniteError(f"the similarities of inputs to the tasks are not finite; {likely_cause(model)}")
     chosen = thresholds(similarity, owners, false_decline_rate)
@@ -232,9 +300,23 @@ def _check_examples(model: HyperAdapterModel, name: str, examples: Sequence[Exam
         raise TaskError(f"{name}: expected task_id from 0 to {len(model.tasks) - 1}, found {unknown[0]}")
 
 
-def _instances_and_owners(model: HyperAdapterModel, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    instances = instance_vectors(model, examples)
-    return instances, torch.tensor([example.task_id for example in examples], device=instances.device)
+def _fit_densities(model: HyperAdapterModel, train_examples: Sequence[Example], seed: int) -> None:
+    """Fit the densities, if the model routes by them and every one of its tasks, at least two, has training rows."""
+    rows = _first_of_each_task(train_examples, ROWS_FOR_DENSITIES)
+    counts = Counter(example.task_id for example in rows)
+    if model.pha.densities is None or not 1 < len(model.tasks) == len(counts):
+        return
+    forms = with_short_forms(rows, seed)
+    (features,) = _of_batches(model, forms, 64, lambda batch: (model.density_features(**batch),))
+    if not features.isfinite().all():
+        raise NotFiniteError(f"the frozen hidden states of training rows are not finite; {likely_cause(model)}")
+    sizes = torch.tensor([float(counts[task_id]) for task_id in range(len(model.tasks))])
+    weights = torch.tensor(weights_with_short_forms(len(rows)), device=features.device)
+    model.task_table.fit_densities(features, _owners(forms, features.device), weights, sizes)
+
+
+def _owners(examples: Sequence[Example], device: torch.device) -> Tensor:
+    return torch.tensor([example.task_id for example in examples], device=device)
 
 
 def _first_of_each_task(examples: Sequence[Example], count: int) -> list[Example]:

@@ -98,6 +98,7 @@ class Method(nn.Module, ABC):
         instances: Tensor | None,
         route: Route = "nearest",
         rows: Tensor | None = None,
+        similarity: Tensor | None = None,
     ) -> Selection:
         """Select the task of each row and its adapters.
 
@@ -108,6 +109,7 @@ class Method(nn.Module, ABC):
                 "soft" generates them from a mixture of the prototypes, weighted by similarity.
             rows: Row of each sequence [R] that passes through the backbone, where every row has at least one sequence.
                 Default: row i is sequence i.
+            similarity: Similarity of each row to each task [B, T]. Default: computed from `instances` if it is needed.
 
         Returns:
             Tasks of the rows, and adapters of the sequences.
@@ -119,14 +121,16 @@ class Method(nn.Module, ABC):
             raise TaskError(unknown_name("route", route, ROUTES))
         if task_ids is None:
             self.check_can_route()
-        selected, weights, adapters = self._select(task_ids, instances, route)
+        selected, weights, adapters = self._select(task_ids, instances, route, similarity)
         grouping = Grouping.of(adapters if rows is None else adapters[rows], weights.num_tasks)
         if len(grouping.tasks) > weights.num_tasks:
             weights = weights.tasks(grouping.tasks)
         return Selection(selected, weights, grouping)
 
     @abstractmethod
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Assignment:
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         """Select the task and the adapter of each row. The arguments are those of `select`, and have been checked."""
 
     def adapters(self, task_ids: Tensor) -> AdapterWeights:

@@ -37,6 +37,8 @@ class HyperDecoder(Method):
         instances: Tensor = self.retriever(features)
         return instances
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Assignment:
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         assert task_ids is not None
         return select_by_row(task_ids, self.hypernetwork(instances))

@@ -32,7 +32,9 @@ class HyperFormer(Method):
         self.prototypes = PrototypeTable(num_tasks, config.prototype_dim, orthogonal=config.codes == "orthogonal")
         self.hypernetwork = make_hypernetwork(config, num_layers, tensors)
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Assignment:
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         assert task_ids is not None
         return self._of_tasks(task_ids)
 

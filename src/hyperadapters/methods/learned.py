@@ -77,7 +77,9 @@ class LearnedMethod(Method):
         num_adapters = num_tasks if config.method == "task_adapter" else 1
         self.learned_adapters = LearnedAdapters(num_layers, num_adapters, tensors)
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Assignment:
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         assert task_ids is not None
         return self._of_tasks(task_ids)
 

@@ -20,6 +20,7 @@ from hyperadapters.core import (
     AdapterWeights,
     InstanceRetriever,
     PrototypeTable,
+    TaskDensities,
     instance_contrastive_loss,
     prototype_contrastive_loss,
 )
@@ -35,9 +36,11 @@ class PHA(Method):
     Attributes:
         retriever: Module that maps pooled hidden states to instance vectors, z = G(h).
         prototypes: Prototypes k of the tasks.
+        densities: Densities of the tasks' texts, by which inputs are routed once they are fitted; None if the setting
+            `routing` is "prototypes".
         hypernetwork: Module that generates adapters from prototypes and layer embeddings, w = H([k ; e]).
         own_adapters: Adapters that belong to one task each, by task id as a string.
-        thresholds: Cosine similarities [T] below which an input routed to a task is declined. Minus infinity means that
+        thresholds: Similarities [T] below which an input routed to a task is declined. Minus infinity means that
             no input is declined.
     """
 
@@ -65,6 +68,10 @@ class PHA(Method):
         super().__init__(config)
         self.retriever = InstanceRetriever(hidden_size, config.hidden_dim, config.prototype_dim)
         self.prototypes = PrototypeTable(num_tasks, config.prototype_dim, orthogonal=config.codes == "orthogonal")
+        self.densities = None
+        if config.routing == "densities":
+            num_states = 2 if config.feature_layer or config.frozen_encoder_layers else 1
+            self.densities = TaskDensities(num_tasks, num_states * hidden_size)
         self.hypernetwork = make_hypernetwork(config, num_layers, tensors)
         self.own_adapters = nn.ModuleDict()
         self.register_buffer("thresholds", torch.full((num_tasks,), -torch.inf))
@@ -74,11 +81,36 @@ class PHA(Method):
         instances: Tensor = self.retriever(features)
         return instances
 
-    def _select(self, task_ids: Tensor | None, instances: Tensor | None, route: Route) -> Assignment:
+    def similarity(self, instances: Tensor, features: Tensor | None = None) -> Tensor:
+        """Compute the similarity of inputs to each task.
+
+        Args:
+            instances: Instance vectors [B, p].
+            features: Features that the densities read [B, n, d]. Default: the similarity to the prototypes is computed.
+
+        Returns:
+            Similarities [B, T] in float32: log-likelihood ratios of the densities if there are features and the
+            densities are fitted, cosine similarities to the prototypes otherwise.
+        """
+        if features is not None and self.routes_by_densities:
+            assert self.densities is not None
+            ratios: Tensor = self.densities(features)
+            return ratios
+        return self.prototypes.similarity(instances)
+
+    @property
+    def routes_by_densities(self) -> bool:
+        """Whether the task of an input is found by the densities of the tasks' texts, which have been fitted."""
+        return self.densities is not None and self.densities.is_fitted
+
+    def _select(
+        self, task_ids: Tensor | None, instances: Tensor | None, route: Route, similarity: Tensor | None
+    ) -> Assignment:
         if task_ids is not None:
             return self._of_tasks(task_ids)
         assert instances is not None
-        nearest = self.prototypes.nearest(instances)
+        similarity = self.similarity(instances) if similarity is None else similarity
+        nearest = similarity.argmax(dim=-1)
         if route == "nearest":
             return self._of_tasks(nearest)
         mixtures = self.prototypes.mixture(instances, self.config.temperature)

@@ -51,7 +51,7 @@ from hyperadapters.model.parts import (
     make_shared_adapters,
     make_unused_adapters,
 )
-from hyperadapters.model.selector import BatchSelector
+from hyperadapters.model.selector import BatchSelector, density_features
 from hyperadapters.model.tasks import TaskTable
 
 if TYPE_CHECKING:
@@ -408,7 +408,7 @@ class HyperAdapterModel(nn.Module):
         if decoder_input_ids is None:
             decoder_input_ids = self.passes.default_decoder_input_ids(labels)
         inputs = self._sequences(inputs)
-        selector = BatchSelector(self.method, task_ids, route, sequence_rows(inputs))
+        selector = BatchSelector(self.method, task_ids, route, sequence_rows(inputs), self._embeddings(inputs))
         output, lower_output = self.passes.run_batch(
             inputs, selector, decoder_input_ids, output_hidden_states, lower_output, frozen_output
         )
@@ -429,6 +429,7 @@ class HyperAdapterModel(nn.Module):
             losses=losses,
             logits=logits,
             instances=selector.instances,
+            similarity=selector.similarity,
             task_ids=task_ids,
             encoder_hidden_states=own_states if self.heads else lower_output.hidden_states if lower_output else None,
             decoder_hidden_states=getattr(output, "decoder_hidden_states", None if self.heads else own_states),
@@ -525,9 +526,9 @@ class HyperAdapterModel(nn.Module):
         inputs = prepare_inputs(self.kind, input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
         check_token_ids("input_ids", input_ids, num_embeddings(self.backbone))
-        selector = BatchSelector(self.method, task_ids, route)
+        selector = BatchSelector(self.method, task_ids, route, embeddings=self._embeddings(inputs))
         tokens = self.passes.generate(inputs, selector, lower_output, options)
-        return Generated(tokens, selector.selected, selector.instances)
+        return Generated(tokens, selector.selected, selector.instances, selector.similarity)
 
     @_exclusive
     def forward_lower_layers(
@@ -612,6 +613,50 @@ class HyperAdapterModel(nn.Module):
         if vectors is None:
             raise TaskError(f"method '{self.adapter_config.method}' has no retriever and therefore no instance vectors")
         return vectors
+
+    def density_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the features [B, n, d] of a batch that `core.TaskDensities` reads.
+
+        The arguments are those of `forward`.
+        """
+        inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, None, sequence_ids)
+        inputs = self._sequences(inputs)
+        with self.lock:
+            pooled = self.passes.forward_lower_layers(inputs).pooled
+            return density_features(pooled, self.passes.pool_embeddings(inputs))
+
+    def task_similarity(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the similarities [B, T] of a batch to the tasks, by which it is routed.
+
+        The arguments are those of `forward`.
+
+        Raises:
+            TaskError: If the method cannot route.
+        """
+        inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, None, sequence_ids)
+        inputs, method = self._sequences(inputs), self.pha
+        with self.lock:
+            pooled = self.passes.forward_lower_layers(inputs).pooled
+            return method.similarity(
+                method.instance_vectors(pooled), density_features(pooled, self._embeddings(inputs))
+            )
+
+    def _embeddings(self, inputs: Inputs) -> Tensor | None:
+        """Compute the pooled input of the first layer [B, d] if routing reads it."""
+        routes_by_densities = isinstance(self.method, PHA) and self.method.routes_by_densities
+        return self.passes.pool_embeddings(inputs) if routes_by_densities else None
 
     @_exclusive
     def head_inputs(

@@ -20,6 +20,7 @@ class HyperAdapterOutput(ModelOutput):
         losses: Total loss and its terms; None without labels.
         logits: Logits [B, S, V] of text-to-text backbones, or [B, C] of task heads (see `TaskHeads.forward`).
         instances: Instance vectors [B, p]; None for a method without a retriever.
+        similarity: Similarity to each task [B, T], by which inputs are routed; None for a method that cannot route.
         task_ids: Ids of the tasks that were used [B]: the given tasks, or the most similar ones.
         encoder_hidden_states: Outputs of the embeddings and of each encoder layer, each [B, S, d], if requested. With
             the setting `head_inputs` "adapted_texts", they are those of `HyperAdapterModel.sequences`.
@@ -30,6 +31,7 @@ class HyperAdapterOutput(ModelOutput):
     losses: Losses | None = None
     logits: Tensor | None = None
     instances: Tensor | None = None
+    similarity: Tensor | None = None
     task_ids: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
@@ -42,8 +44,10 @@ class Generated(NamedTuple):
         tokens: Result of transformers' `generate`.
         task_ids: Ids of the tasks that were used [B].
         instances: Instance vectors [B, p]; None for a method without a retriever.
+        similarity: Similarity to each task [B, T]; None for a method that cannot route.
     """
 
     tokens: Any
     task_ids: Tensor
     instances: Tensor | None
+    similarity: Tensor | None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hyperadapters.backbones.active import BatchState
+from hyperadapters.methods import PHA
 from hyperadapters.methods.base import Method, Route
 
 
@@ -14,15 +16,22 @@ class BatchSelector:
     Attributes:
         features: Pooled hidden states that the retriever reads [B, d].
         instances: Instance vectors [B, p]; None for a method without a retriever.
+        similarity: Similarity to each task [B, T]; None for a method that cannot route.
         selected: Ids of the selected tasks [B].
     """
 
     features: Tensor
     selected: Tensor
     instances: Tensor | None = None
+    similarity: Tensor | None = None
 
     def __init__(
-        self, method: Method, task_ids: Tensor | None, route: Route = "nearest", rows: Tensor | None = None
+        self,
+        method: Method,
+        task_ids: Tensor | None,
+        route: Route = "nearest",
+        rows: Tensor | None = None,
+        embeddings: Tensor | None = None,
     ) -> None:
         """Set up the selection for one batch.
 
@@ -31,8 +40,10 @@ class BatchSelector:
             task_ids: Ids of the tasks [B]; None to use the most similar task of each row.
             route: How rows without a task get their adapters; see `Method.select`.
             rows: Row of each sequence [R] if a row can have several sequences. Default: row i is sequence i.
+            embeddings: Pooled input of the first layer [B, d], if the method reads it.
         """
-        self._method, self._task_ids, self._route, self._rows = method, task_ids, route, rows
+        self._method, self._task_ids, self._route = method, task_ids, route
+        self._rows, self._embeddings = rows, embeddings
 
     def __call__(self, features: Tensor) -> BatchState:
         """Select tasks and adapters.
@@ -44,5 +55,28 @@ class BatchSelector:
             State of the batch with the adapters of its sequences.
         """
         self.features, self.instances = features, self._method.instance_vectors(features)
-        self.selected, weights, grouping = self._method.select(self._task_ids, self.instances, self._route, self._rows)
+        self.similarity = self._similarity()
+        self.selected, weights, grouping = self._method.select(
+            self._task_ids, self.instances, self._route, self._rows, self.similarity
+        )
         return BatchState(weights, grouping)
+
+    def _similarity(self) -> Tensor | None:
+        method = self._method
+        if not isinstance(method, PHA) or self.instances is None:
+            return None
+        return method.similarity(self.instances.detach(), density_features(self.features, self._embeddings))
+
+
+def density_features(pooled: Tensor, embeddings: Tensor | None) -> Tensor:
+    """Stack the features that the densities of the tasks' texts read.
+
+    Args:
+        pooled: Pooled hidden states that the retriever reads [B, d].
+        embeddings: Pooled input of the first layer [B, d]; None if no layer is below all adapters.
+
+    Returns:
+        Features [B, n, d].
+    """
+    pooled = pooled.detach()
+    return pooled[:, None] if embeddings is None else torch.stack([embeddings, pooled], dim=1)

@@ -25,7 +25,9 @@ class TaskState:
         task: Definition of the task.
         prototype: Prototype [p].
         centroids: Routing centroids [K, p], where K may be 0; see `core.PrototypeTable`.
-        threshold: Cosine similarity below which an input routed to the task is declined.
+        threshold: Similarity below which an input routed to the task is declined.
+        density: Mean [r] and number of texts of the task's density, of shape [r + 1]; empty if the model has no
+            densities. See `core.TaskDensities`.
         head: Head of the task; None for text-to-text backbones.
         own_adapter: Weights [L, 1, ...] of an adapter of its own; None if the hypernetwork generates the adapter.
     """
@@ -34,6 +36,7 @@ class TaskState:
     prototype: Tensor
     centroids: Tensor
     threshold: float
+    density: Tensor
     head: Head | None
     own_adapter: AdapterWeights | None
 
@@ -123,6 +126,7 @@ class TaskTable:
             pha.prototypes.weight.detach().unbind(),
             pha.prototypes.centroids.unbind(),
             pha.thresholds.tolist(),
+            self._densities(),
             [None] * len(self) if self._heads is None else self._heads.unpack(),
             map(own.get, range(len(self))),
             strict=True,
@@ -152,11 +156,21 @@ class TaskTable:
             if self._heads is not None:
                 self._heads.replace(tasks, [state.head for state in states if state.head])
             pha.prototypes.replace(weight, [state.centroids for state in states])
+            if pha.densities is not None:
+                rows = torch.stack([state.density for state in states])
+                pha.densities.replace(rows[:, :-1], rows[:, -1])
         pha.thresholds, pha.own_adapters = thresholds, own_adapters
         self.tasks = tasks
         names = {task.name for task in tasks}
         self.renamed = {name: before for name, before in self.renamed.items() if name in names}
         self.changed()
+
+    def _densities(self) -> Sequence[Tensor]:
+        """Return the mean and the number of texts of each task's density."""
+        densities = self._pha.densities
+        if densities is None:
+            return [torch.empty(0)] * len(self)
+        return torch.cat([densities.means, densities.counts[:, None]], dim=1).unbind()
 
     def remove(self, name: str) -> None:
         """Remove a task. The ids of the following tasks decrease by one, and their outputs stay the same bit for bit.
@@ -216,11 +230,24 @@ class TaskTable:
         self._pha.prototypes.set_centroids(centroids)
         self.changed()
 
+    def fit_densities(self, features: Tensor, owners: Tensor, weights: Tensor, counts: Tensor) -> None:
+        """Fit the densities of all tasks' texts.
+
+        Args:
+            features: Features of N texts [N, n, d]; see `core.TaskDensities.fit`.
+            owners: Task of each text [N].
+            weights: Weight of each text [N].
+            counts: Number of independent texts of each task [T].
+        """
+        assert self._pha.densities is not None
+        self._pha.densities.fit(features, owners, weights, counts)
+        self.changed()
+
     def set_thresholds(self, thresholds: Tensor) -> None:
         """Replace the routing thresholds of all tasks.
 
         Args:
-            thresholds: Cosine similarities [T] below which an input routed to a task is declined.
+            thresholds: Similarities [T] below which an input routed to a task is declined.
         """
         self._pha.thresholds.copy_(thresholds)
         self.changed()
