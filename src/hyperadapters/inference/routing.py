@@ -90,7 +90,7 @@ def route(model: HyperAdapterModel, texts: Iterable[Any], batch_size: int = 64) 
     examples = list(read_inputs(texts, model.tasks, None))
     if not examples:
         return []
-    similarity, readable = _similarities(model, examples, batch_size)
+    similarity, readable = similarities(model, examples, batch_size)
     found = decide(model, similarity, readable)
     usable = torch.tensor([isfinite(result.similarity) for result in found])
     check_answers(model, usable, examples, range(1, len(examples) + 1), "the similarity to the tasks")
@@ -148,8 +148,17 @@ def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batc
 
 
 @torch.inference_mode()
-def _similarities(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64) -> tuple[Tensor, Tensor]:
-    """Compute the similarities [N, T] of examples to the tasks, and whether they contain words [N]."""
+def similarities(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """Compute the similarities of examples to the tasks, without the templates of their tasks.
+
+    Args:
+        model: Model whose method can route.
+        examples: N examples, whose tasks are ignored.
+        batch_size: Number of examples in a batch. Default: 64.
+
+    Returns:
+        Similarities [N, T], and whether the examples contain words [N], in the order of the examples.
+    """
 
     def of_batch(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return model.task_similarity(**batch), contains_words(model, batch)
@@ -283,7 +292,7 @@ def calibrate(
     checked = list(validation_examples or train_examples)
     if model.pha.routes_by_densities:
         checked = with_short_forms(checked, seed)
-    similarity, readable = _similarities(model, checked)
+    similarity, readable = similarities(model, checked)
     owners = _owners(checked, similarity.device)
     similarity, owners = similarity[readable], owners[readable]
     if not similarity.isfinite().all():
