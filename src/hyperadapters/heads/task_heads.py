@@ -254,13 +254,15 @@ class TaskHeads(nn.Module):
 
         Args:
             pooled: Pooled last hidden states of shape [B, d].
-            features: Features of shape [B, F].
+            features: Features of shape [B, F]; they are not used if there are no wide heads.
             outputs: Indices of the outputs, distinct and in ascending order, of shape [L].
 
         Returns:
             Values of shape [B, L].
         """
-        num_plain = int((outputs < len(self.weight)).sum()) if len(self.wide_weight) else len(outputs)
+        if not len(self.wide_weight):
+            return _linear(pooled, self.weight, outputs) + self.bias.index_select(0, outputs)
+        num_plain = int((outputs < len(self.weight)).sum())
         plain, wide = outputs[:num_plain], outputs[num_plain:] - len(self.weight)
         inputs = wide_inputs(pooled, features)
         values = torch.cat([_linear(pooled, self.weight, plain), _linear(inputs, self.wide_weight, wide)], dim=1)
