@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from hyperadapters.data.examples import Example
 
-
 CHARACTERS_PER_TOKEN = 6
 """Texts with more characters per available token than this are expected to be truncated."""
 
