@@ -113,6 +113,7 @@ def test_a_task_with_one_example_a_label_can_learn_from_their_names(label_names:
     report = model.add_task(
         Task.classification("colour", ["red", "blue"]),
         [{"text": "w1 w2", "label": "red"}, {"text": "w3 w4", "label": "blue"}],
+        fit="adapter",
     )
     assert report.examples == 2
     # With one row a label nothing can be left out to choose a number of steps.

@@ -260,7 +260,7 @@ class TaskHeads(nn.Module):
         Returns:
             Values of shape [B, L].
         """
-        if not len(self.wide_weight):
+        if not len(self.wide_weight) and not torch.is_grad_enabled():  # in training, every parameter gets a gradient
             return _linear(pooled, self.weight, outputs) + self.bias.index_select(0, outputs)
         num_plain = int((outputs < len(self.weight)).sum())
         plain, wide = outputs[:num_plain], outputs[num_plain:] - len(self.weight)

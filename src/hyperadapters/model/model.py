@@ -687,7 +687,7 @@ class HyperAdapterModel(nn.Module):
         self._check_task_ids(task_ids, len(prepared["input_ids"]), False)
         self._check_texts(prepared, task_ids)
         sequences = self._sequences(prepared)
-        selector = BatchSelector(self.method, task_ids, rows=sequence_rows(sequences))
+        selector = BatchSelector(self.method, task_ids, rows=sequence_rows(sequences), reports_similarity=False)
         output, _ = self.passes.run_batch(sequences, selector, lower_output=lower_output, frozen_output=frozen_output)
         return self._plain_head_inputs(output, sequences)
 

@@ -16,7 +16,7 @@ class BatchSelector:
     Attributes:
         features: Pooled hidden states that the retriever reads [B, d].
         instances: Instance vectors [B, p]; None for a method without a retriever.
-        similarity: Similarity to each task [B, T]; None for a method that cannot route.
+        similarity: Similarity to each task [B, T]; None for a method that cannot route, or if it is not needed.
         selected: Ids of the selected tasks [B].
     """
 
@@ -32,6 +32,7 @@ class BatchSelector:
         route: Route = "nearest",
         rows: Tensor | None = None,
         embeddings: Tensor | None = None,
+        reports_similarity: bool = True,
     ) -> None:
         """Set up the selection for one batch.
 
@@ -41,9 +42,11 @@ class BatchSelector:
             route: How rows without a task get their adapters; see `Method.select`.
             rows: Row of each sequence [R] if a row can have several sequences. Default: row i is sequence i.
             embeddings: Pooled input of the first layer [B, d], if the method reads it.
+            reports_similarity: Whether the similarity to the tasks is computed for rows whose task is given, too.
         """
         self._method, self._task_ids, self._route = method, task_ids, route
         self._rows, self._embeddings = rows, embeddings
+        self._needs_similarity = reports_similarity or task_ids is None
 
     def __call__(self, features: Tensor) -> BatchState:
         """Select tasks and adapters.
@@ -63,7 +66,7 @@ class BatchSelector:
 
     def _similarity(self) -> Tensor | None:
         method = self._method
-        if not isinstance(method, PHA) or self.instances is None:
+        if not self._needs_similarity or not isinstance(method, PHA) or self.instances is None:
             return None
         return method.similarity(self.instances.detach(), density_features(self.features, self._embeddings))
 
