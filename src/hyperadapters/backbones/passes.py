@@ -582,9 +582,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     was_training = model.training
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    if any(modes.values()):
+        model.eval()
     try:
         yield
     finally:
         for module in model.modules():
-            module.training = modes.get(module, was_training)
+            if module.training != (mode := modes.get(module, was_training)):  # setting attributes of modules is slow
+                module.training = mode
