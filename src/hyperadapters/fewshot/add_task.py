@@ -271,7 +271,7 @@ def _fit(
             ),
             threshold=_density_threshold(model, points) if len(points) else _threshold(model, instances),
             density=_density(model, examples, seed),
-            head=fitted.head,
+            head=None if fitted.head is None else fitted.head.rounded(),
             own_adapter=fitted.adapter,
         )
         neighbours = _neighbours(model, similarity, task_id)

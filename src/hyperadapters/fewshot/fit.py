@@ -294,7 +294,7 @@ class _Student(nn.Module):
 
     def result(self, steps: int, stopping: Stopping, fit: Fit) -> Fitted:
         """Collect the present values of the parameters."""
-        head = None if self.head is None else Head(self.head[0].detach(), self.head[1].detach(), *self.scale).rounded()
+        head = None if self.head is None else Head(self.head[0].detach(), self.head[1].detach(), *self.scale)
         adapter = None if self.adapter is None else self.adapter().detach()
         hypernetwork = self.hypernetwork if fit == "shared" else None
         return Fitted(self.prototype.detach(), adapter, head, hypernetwork, steps, stopping)

@@ -260,11 +260,11 @@ class TaskHeads(nn.Module):
         Returns:
             Values of shape [B, L].
         """
-        if not len(self.wide_weight) and not torch.is_grad_enabled():  # in training, every parameter gets a gradient
-            return _linear(pooled, self.weight, outputs) + self.bias.index_select(0, outputs)
-        num_plain = int((outputs < len(self.weight)).sum())
+        has_wide, wide_size = self.wide_weight.shape
+        num_plain = int((outputs < len(self.weight)).sum()) if has_wide else len(outputs)
         plain, wide = outputs[:num_plain], outputs[num_plain:] - len(self.weight)
-        inputs = wide_inputs(pooled, features)
+        # Without wide heads, their empty weight still gets a gradient, as all parameters of heads do.
+        inputs = wide_inputs(pooled, features) if has_wide else pooled.new_zeros(len(pooled), wide_size)
         values = torch.cat([_linear(pooled, self.weight, plain), _linear(inputs, self.wide_weight, wide)], dim=1)
         return values + self.bias.index_select(0, outputs)
 
