@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -120,9 +121,7 @@ def _in_turn(data: Sequence[TaskData], split: Any = "test") -> list[Example]:
 def _batches(model: HyperAdapterModel, examples: Sequence[Example], rows: int) -> Iterator[Batch]:
     separates_texts, limit = model.adapter_config.separates_texts, model.lengths.input
     for part in batches_by_length(examples, rows, separates_texts, limit):
-        batch = model.collator(
-            [Example(examples[row].task_id, examples[row].text, examples[row].text_pair) for row in part]
-        )
+        batch = model.collator([replace(examples[row], target=None) for row in part])
         yield to_device(batch, model.device)
 
 

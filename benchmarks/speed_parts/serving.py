@@ -166,14 +166,11 @@ def routing_of_texts(setting: Setting) -> Iterator[Row]:
     texts = demo_texts()[: 8 * setting.rows]
     route_in_turn(model, texts)
     predictor = Predictor(model, batch_size=setting.rows)
-    told = [
-        {"text": text, "task": found.routing.candidates[0].task}
-        for text, found in zip(texts, predictor(texts), strict=True)
-    ]
+    tasks_found = [found.routing.candidates[0].task for found in predictor(texts)]  # of declined texts as well
+    told = [{"text": text, "task": task} for text, task in zip(texts, tasks_found, strict=True)]
     functions = {"routed": lambda: list(predictor(texts)), "told": lambda: list(predictor(told))}
     times = interleaved(functions, max(setting.repeats // 2, 2), setting.device, warmup=1)
-    found = len({example["task"] for example in told})
-    shape = {"backbone": setting.encoder, "texts": len(texts), "rows": setting.rows, "tasks": found}
+    shape = {"backbone": setting.encoder, "texts": len(texts), "rows": setting.rows, "tasks": len({*tasks_found})}
     name, other = "routing_vs_told_predictor", "the predictor, tasks told"
     yield ratio(setting, name, times["routed"], times["told"], other, "lower", **shape)
     rate = 1000 * len(texts) / times["routed"].ms
