@@ -60,11 +60,15 @@ def test_it_is_the_default_of_these_models_only() -> None:
         fresh().add_task(NEW, rows_of(), fit="heads")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("margin", "scale"), [(-1e9, DAMPING), (1e9, 0.0)])
+def always(monkeypatch: pytest.MonkeyPatch, is_clear: bool) -> None:
+    monkeypatch.setattr(head_fit, "_is_clear", lambda gains: is_clear)
+
+
+@pytest.mark.parametrize(("is_clear", "scale"), [(True, DAMPING), (False, 0.0)])
 def test_a_task_gets_half_the_adapter_of_the_nearest_one_or_none(
-    margin: float, scale: float, monkeypatch: pytest.MonkeyPatch
+    is_clear: bool, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head_fit, "MARGIN", margin)
+    always(monkeypatch, is_clear)
     model, rows = fresh(), rows_of()
     report = model.add_task(NEW, rows)
     assert report.adapter_scale == scale
@@ -92,6 +96,20 @@ def test_labels_of_known_tasks_are_believed(labels: tuple[str, str]) -> None:
 def test_without_relatives_and_without_left_out_examples_the_frozen_backbone_is_kept() -> None:
     few = [{"text": "w1 w2", "label": "no"}, {"text": "w3 w4", "label": "yes"}]
     assert fresh(label_names=False).add_task(NEW, few).adapter_scale == 0.0
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ([0.5] * 8, True),
+        ([0.2] * 8, False),  # 1.6 nats
+        ([4.0, -1.0, 0.5, -0.5], False),  # 3 nats, but no two standard errors
+        ([-0.5] * 8, False),
+        ([0.0], False),
+    ],
+)
+def test_a_gain_is_clear_if_it_is_large_and_not_due_to_a_few_examples(gains: list[float], expected: bool) -> None:
+    assert head_fit._is_clear(torch.tensor(gains)) is expected
 
 
 def test_examples_suffice_for_unseen_rows() -> None:
@@ -133,5 +151,5 @@ def test_a_refitted_task_keeps_its_adapter_at_full_effect_or_gets_none(monkeypat
     assert not len(model.pha.own_adapters)
     after = model.method.adapters(torch.tensor([2]))
     assert all(torch.equal(after[name], before[name]) for name in before)
-    monkeypatch.setattr(head_fit, "MARGIN", -1e9)
+    always(monkeypatch, True)
     assert model.refit_task("mood", rows_of(("bad", "good"))).adapter_scale == 0.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.heads import regression
-from hyperadapters.heads.regression import DEFAULT_PENALTY, RELATED_SCALE, TaskRows, fit_new_head, left_out_cost
+from hyperadapters.heads.regression import DEFAULT_PENALTY, RELATED_SCALE, TaskRows, fit_new_head, left_out_losses
 from hyperadapters.heads.task_heads import Head
 
 SIZE = 5
@@ -85,53 +83,55 @@ def test_without_evidence_the_related_head_has_its_prior_scale() -> None:
 def test_left_out_examples_are_scored_by_heads_that_have_not_seen_them(related: Head | None) -> None:
     inputs = random_inputs(6)
     rows = rows_with(inputs, [0, 1, 0, 1, 0, 1])
-    cost = left_out_cost(rows, 6, related, seed=3)
-    seen: list[tuple[int, ...]] = []
+    seen: list[list[int]] = []
 
     def record(kept: TaskRows, related: Head | None = None) -> Head:
-        seen.append(tuple((inputs[:, None] == kept.inputs).all(dim=2).any(dim=1).nonzero()[:, 0].tolist()))
+        seen.append((inputs[:, None] == kept.inputs).all(dim=2).any(dim=1).nonzero()[:, 0].tolist())
         return fit_new_head(kept, related)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(regression, "fit_new_head", record)
-        assert left_out_cost(rows, 6, related, seed=3) == cost
-    expected = 0.0
+        found = left_out_losses(rows, 6, related, seed=3)
+    expected = []
     for kept in seen:
         head = fit_new_head(rows.subset(kept), related)
-        for row in set(range(6)) - set(kept):
-            expected -= float(F.linear(inputs[row], head.weight, head.bias).log_softmax(dim=0)[int(rows.targets[row])])
+        for row in sorted(set(range(6)) - set(kept)):
+            probabilities = F.linear(inputs[row], head.weight, head.bias).softmax(dim=0)
+            expected.append(-float(probabilities[int(rows.targets[row])].log()))
     assert [len(kept) for kept in seen] == [4, 4, 4]
-    assert cost == pytest.approx(expected, rel=1e-9)
+    assert found is not None
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_related_head_that_is_right_lowers_the_cost_and_one_that_is_wrong_does_not() -> None:
+def total(rows: TaskRows, num_examples: int, related: Head | None = None) -> float:
+    losses = left_out_losses(rows, num_examples, related)
+    assert losses is not None
+    assert len(losses) == num_examples
+    return float(losses.sum())
+
+
+def test_a_related_head_that_is_right_lowers_the_losses_and_one_that_is_wrong_does_not() -> None:
     inputs = random_inputs(12)
     rows = rows_with(inputs, labels_along(inputs, 1))
-    alone, right, wrong = (left_out_cost(rows, 12, related) for related in (None, along(1), along(2)))
-    assert alone is not None
-    assert right is not None
-    assert wrong is not None
+    alone, right, wrong = (total(rows, 12, related) for related in (None, along(1), along(2)))
     assert right < alone - 1
     assert wrong > right + 1
 
 
 def test_rows_that_are_no_examples_are_never_left_out() -> None:
     inputs = random_inputs(4)
-    assert left_out_cost(rows_with(inputs[:2], [0, 1]), 2) is None  # the only rows of their labels
+    assert left_out_losses(rows_with(inputs[:2], [0, 1]), 2) is None  # the only rows of their labels
     rows = rows_with(inputs, [0, 1, 0, 1])
     head = fit_new_head(rows.subset([2, 3]))
     expected = F.cross_entropy(F.linear(inputs[:2], head.weight, head.bias), torch.tensor([0, 1]), reduction="sum")
-    assert left_out_cost(rows, 2) == pytest.approx(float(expected), rel=1e-9)
+    assert total(rows, 2) == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_numbers_have_the_cost_of_their_squared_errors() -> None:
+def test_losses_of_numbers_are_squared_errors_in_units_of_the_variance() -> None:
     inputs, task = random_inputs(30).float(), Task.regression("number")
-    follows = left_out_cost(TaskRows(task, inputs, (100 * inputs[:, 0]).tolist()), 30)
-    noise = left_out_cost(TaskRows(task, inputs, (100 * random_inputs(30, seed=1)[:, 0]).tolist()), 30)
-    assert follows is not None
-    assert noise is not None
-    assert follows < noise - 10
-    assert noise > 30 / 2 * math.log(0.8)
-    assert left_out_cost(TaskRows(task, inputs[:1], [3.0]), 1) is None
-    scaled = left_out_cost(TaskRows(task, inputs, (1e-6 * inputs[:, 0]).tolist()), 30)
-    assert scaled == pytest.approx(follows, rel=1e-3)
+    follows = total(TaskRows(task, inputs, (100 * inputs[:, 0]).tolist()), 30)
+    noise = total(TaskRows(task, inputs, (100 * random_inputs(30, seed=1)[:, 0]).tolist()), 30)
+    assert follows < 0.1 * 30
+    assert noise > 0.8 * 30
+    assert total(TaskRows(task, inputs, (1e-6 * inputs[:, 0]).tolist()), 30) == pytest.approx(follows, rel=1e-3)
+    assert left_out_losses(TaskRows(task, inputs[:1], [3.0]), 1) is None

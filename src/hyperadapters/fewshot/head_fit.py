@@ -9,15 +9,18 @@ are kept unless the adapter is clearly better.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from hyperadapters.fewshot.fit import DAMPING, FitExamples, Fitted, Start, initial_adapter
-from hyperadapters.heads.regression import TaskRows, fit_new_head, left_out_cost
+from hyperadapters.heads.regression import MIN_VARIANCE, TaskRows, fit_new_head, left_out_losses
 from hyperadapters.heads.task_heads import Head
 from hyperadapters.model.model import HyperAdapterModel
 
 MARGIN = 2.0
-"""Difference between two likelihoods of the left-out examples, in nats, below which the choice that is expected to be
-right before any example is seen is kept."""
+"""Gain in the log-likelihood of the left-out examples, in nats, up to which one choice is not clearly better than the
+other."""
+STANDARD_ERRORS = 2.0
+"""Number of standard errors of that gain up to which one choice is not clearly better than the other."""
 
 
 @torch.no_grad()
@@ -54,12 +57,30 @@ def fit_head(
     targets = [float(target) for target in data.targets]  # type: ignore[arg-type]
     adapted = TaskRows(data.task, data.all_head_inputs(adapter.scaled(scale)), targets)
     frozen = TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), targets)
-    adapted_cost = left_out_cost(adapted, num_examples, related, seed)
-    frozen_cost = left_out_cost(frozen, num_examples, None, seed)
-    gain = 0.0 if adapted_cost is None or frozen_cost is None else frozen_cost - adapted_cost
-    if gain > (-MARGIN if related is not None or is_own else MARGIN):
+    gains = _gains(frozen, adapted, num_examples, related, seed)
+    if not _is_clear(-gains) if related is not None or is_own else _is_clear(gains):
         own = start.adapter if is_own else adapter.scaled(scale)
         head = fit_new_head(adapted, related)
     else:
         scale, own, head = 0.0, adapter.scaled(0.0), fit_new_head(frozen)
     return Fitted(start.prototype.detach(), None if own is None else own.detach(), head, None, 0, "none", scale)
+
+
+def _gains(frozen: TaskRows, adapted: TaskRows, num_examples: int, related: Head | None, seed: int) -> Tensor:
+    """Compute by how much the adapted features raise the log-likelihood of each left-out example, in nats.
+
+    The numbers of a regression task are assumed to be normally distributed around the predictions, with the same
+    variance for both kinds of features.
+    """
+    of_adapted = left_out_losses(adapted, num_examples, related, seed)
+    of_frozen = left_out_losses(frozen, num_examples, None, seed)
+    if of_adapted is None or of_frozen is None:
+        return torch.zeros(1)
+    gains = of_frozen - of_adapted
+    return gains if frozen.task.labels else gains / (of_frozen + of_adapted).mean().clamp(min=MIN_VARIANCE)
+
+
+def _is_clear(gains: Tensor) -> bool:
+    """Return whether the sum of the gains [N] of left-out examples is clearly positive."""
+    standard_error = float(gains.std(correction=0)) * len(gains) ** 0.5
+    return float(gains.sum()) > max(MARGIN, STANDARD_ERRORS * standard_error)

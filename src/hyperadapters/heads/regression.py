@@ -447,21 +447,23 @@ def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> 
     return Head(weight.detach() + factor * related.weight, bias.detach() + factor * related.bias), float(factor)
 
 
-def left_out_cost(rows: TaskRows, num_examples: int, related: Head | None = None, seed: int = 0) -> float | None:
-    """Compute the negative log-likelihood of examples under heads of `fit_new_head` that were fitted without them.
+def left_out_losses(rows: TaskRows, num_examples: int, related: Head | None = None, seed: int = 0) -> Tensor | None:
+    """Compute the losses of examples under heads of `fit_new_head` that were fitted without them.
 
     A third of the examples of each label is left out in turn, or a single one if there are fewer than three. The only
-    row of a label is never left out. The numbers of a regression task are assumed to be normally distributed.
+    row of a label is never left out.
 
     Args:
         rows: Rows of the task, of which the first are examples. The others, such as names of labels, are never left
             out.
         num_examples: Number of examples.
         related: Mean head of related tasks; see `fit_new_head`.
-        seed: Seed of the choice of left-out examples.
+        seed: Seed of the choice of left-out examples. The losses of the same examples are at the same index whenever
+            seed and targets are the same.
 
     Returns:
-        The cost in nats, or None if no example can be left out.
+        The cross-entropy of each example that was left out, or its squared error in units of the variance of the
+        targets. None if no example can be left out.
     """
     groups: dict[float, list[int]] = {}
     for row, target in enumerate(rows.targets):
@@ -477,11 +479,7 @@ def left_out_cost(rows: TaskRows, num_examples: int, related: Head | None = None
             losses.append(_losses(fit_new_head(rows.subset(kept), related), rows.subset(left_out)))
     if not losses:
         return None
-    found = torch.cat(losses)
-    if rows.task.labels:
-        return float(found.sum())
-    variance = float(found.mean()) / target_scale(rows.targets)[1] ** 2
-    return len(found) / 2 * math.log(max(variance, MIN_VARIANCE))
+    return torch.cat(losses) if rows.task.labels else torch.cat(losses) / target_scale(rows.targets)[1] ** 2
 
 
 def _losses(head: Head, rows: TaskRows) -> Tensor:
