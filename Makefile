@@ -15,6 +15,7 @@ test: .venv/dev-installed
 
 bench: .venv/bench-installed
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --preset paper --only train_ mixed_batch_ routing_ predictor_ forward_
 	$(BIN)/python benchmarks/scale_plot.py
 
 figures: .venv/bench-installed
