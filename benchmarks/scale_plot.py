@@ -2,7 +2,8 @@
 
     python benchmarks/scale_plot.py [--rows PATH] [--output PATH]
 
-Draws the rows `scale_curve` and `scale_curve_peft` that benchmarks/speed.py wrote. Needs the extra `plot`.
+Draws the rows `scale_curve` and `scale_curve_peft` that benchmarks/speed.py wrote: those of the default preset, or of
+`paper` where that alone was measured. Needs the extra `plot`.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=HERE / "results" / "speed.jsonl")
     parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "images" / "scale.svg")
     arguments = parser.parse_args()
-    rows = {row["figure"]: row for row in map(json.loads, arguments.rows.read_text().splitlines())}
-    draw(rows["scale_curve"], rows["scale_curve_peft"], arguments.output)
+    rows = {(row["figure"], row["preset"]): row for row in map(json.loads, arguments.rows.read_text().splitlines())}
+    preset = "plus" if ("scale_curve", "plus") in rows else "paper"
+    draw(rows["scale_curve", preset], rows["scale_curve_peft", preset], arguments.output)
 
 
 if __name__ == "__main__":

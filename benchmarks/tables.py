@@ -146,7 +146,8 @@ SPEED_TABLES = {
     "Training": ("train_", "epoch_", "per_row_"),
     "Options of training": ("option_", "compile_"),
     "Mixed batches": ("mixed_batch_", "peft_1_", "peft_8_", "peft_32_", "vs_peft_", "loop_"),
-    "Generation and routing": ("generate_", "routing_", "predictor_"),
+    "Passes and answers of real texts": ("forward_", "predictor_vs_"),
+    "Generation and routing": ("generate_", "routing_", "predictor_texts_"),
     "Many tasks": ("ten_thousand_", "cold_", "disk_", "peft_disk_", "predict_peak_"),
 }
 """The tables of docs/performance.md, and the beginnings of the names of their figures."""
@@ -159,30 +160,54 @@ def speed() -> None:
         by_device[row["device"]].append(row)
     for device, found in by_device.items():
         print(f"### {device}, {found[0]['threads']} threads\n")
-        for title, beginnings in SPEED_TABLES.items():
-            body = [speed_cells(row) for row in found if row["figure"].startswith(beginnings)]
-            if body:
-                print(f"{title}:\n")
-                table(["figure", "value (quartiles)", "aim", "ours, ms", "other, ms", "the other"], body)
-        growth = [row for row in found if row["figure"].startswith("exponent_")]
-        if growth:
-            table(["figure", "exponent", "points"], [growth_cells(row) for row in growth])
+        print(speed_tables(found))
 
 
-def speed_cells(row: dict[str, Any]) -> list[str]:
+SPEED_COLUMNS = ["figure", "default preset (quartiles)", "`paper`", "aim", "ours, ms", "other, ms", "the other"]
+
+
+def speed_tables(found: Sequence[dict[str, Any]]) -> str:
+    """The tables of the figures of one device.
+
+    The aim and the times of a line are those of the default preset, or of `paper` where that alone was measured.
+    """
+    figures: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in found:
+        figures[row["figure"]][row["preset"]] = row
+    texts = []
+    for title, beginnings in SPEED_TABLES.items():
+        body = [speed_cells(presets) for figure, presets in figures.items() if figure.startswith(beginnings)]
+        if body:
+            texts.append(f"{title}:\n\n{markdown(SPEED_COLUMNS, body)}\n")
+    grown = [row for figure, presets in figures.items() if figure.startswith("exponent_") for row in presets.values()]
+    if grown:
+        texts.append(markdown(["figure", "preset", "exponent", "points"], [growth_cells(row) for row in grown]) + "\n")
+    return "\n".join(texts)
+
+
+def speed_cells(presets: dict[str, dict[str, Any]]) -> list[str]:
+    """A line of a figure, of which there is a row for each preset that was measured."""
+    row = presets.get("plus", presets.get("paper"))
+    assert row is not None
     relation = "≥" if row["better"] == "higher" else "≤"
     aim = "" if row["aim"] is None else f"{relation} {row['aim']:g}"
     times = [f"{row[name]:.4g}" if name in row else "" for name in ("ours_ms", "other_ms")]
+    is_default = row["preset"] == "plus" or str(row.get("backbone")).startswith("t5")
+    default, paper = speed_value(row if is_default else None), speed_value(presets.get("paper"))
+    return [f"`{row['figure']}`", default, paper, aim, *times, row.get("other", "")]
+
+
+def speed_value(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return MISSING
     value = f"{row['value']:.3g}"
-    if "quartiles" in row:
-        value += " ({:.3g} to {:.3g})".format(*row["quartiles"])
-    return [f"`{row['figure']}`", value, aim, *times, row.get("other", "")]
+    return value + " ({:.3g} to {:.3g})".format(*row["quartiles"]) if "quartiles" in row else value
 
 
 def growth_cells(row: dict[str, Any]) -> list[str]:
     unit = "s" if row["figure"] == "exponent_predict_rows" else "ms"
     points = ", ".join(f"{int(point[0]):,}: {point[1]:.3g} {unit}" for point in row["points"])
-    return [f"`{row['figure']}`", f"{row['value']:.2f}", points]
+    return [f"`{row['figure']}`", row["preset"], f"{row['value']:.2f}", points]
 
 
 def grouping() -> None:

@@ -18,6 +18,7 @@ from speed_parts.models import (
     CACHE_BYTES,
     MINILM,
     Setting,
+    invent_densities,
     make_backbone,
     make_batch,
     make_model,
@@ -72,8 +73,9 @@ def predict_files(setting: Setting) -> Iterator[Row]:
         load_tokenizer(MINILM).save_pretrained(folder / "backbone")
         tasks = make_tasks(8)
         model = HyperAdapterModel.from_backbone(
-            str(folder / "backbone"), tasks, "paper", adapter_dim=setting.adapter_dim
+            str(folder / "backbone"), tasks, setting.preset, adapter_dim=setting.adapter_dim
         )
+        invent_densities(model)
         model.save_pretrained(folder / "run")
         points = []
         for rows in setting.predict_rows:

@@ -64,13 +64,17 @@ def many_tasks(setting: Setting) -> Iterator[Row]:
 
 
 def routing_among_many(setting: Setting) -> Iterator[Row]:
-    """Similarity of a batch to ten thousand prototypes, beside the matrix product that it cannot do without."""
+    """The nearest of ten thousand tasks of each row, beside the matrix product that it cannot do without."""
     model = make_model(setting, "bert-tiny", setting.max_tasks)
-    instances = torch.randn(setting.rows, model.method.prototypes.weight.shape[1], device=setting.device)
-    points = model.method.prototypes.weight.detach().T.contiguous()
+    with torch.inference_mode():
+        features = model.density_features(**make_batch(setting, setting.rows, setting.tokens[0]))
+        instances = model.method.instance_vectors(features[:, -1])
+    densities = model.method.densities
+    points = instances if densities is None else densities.project(features)
+    means = (model.method.prototypes.weight if densities is None else densities.means).detach().T.contiguous()
     functions = {
-        "similarity": lambda: model.method.prototypes.nearest(instances),
-        "product": lambda: instances @ points,
+        "similarity": lambda: model.method.similarity(instances, features).argmax(dim=1),
+        "product": lambda: points @ means,
     }
     with torch.inference_mode():
         times = interleaved(functions, 10 * setting.repeats, setting.device)

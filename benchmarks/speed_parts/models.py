@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,11 @@ from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGenera
 
 from hyperadapters import HyperAdapterModel, Task
 from hyperadapters.backbones.loading import load_backbone
-from hyperadapters.config import ModelConfig
+from hyperadapters.config import Lengths, ModelConfig
 from hyperadapters.inference.cache import AdapterCache
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 CACHE_BYTES = 2**30  # enough for all tasks of every batch here
 LABELS = ("yes", "no", "maybe")
 LORA_RANK = 8
@@ -50,10 +51,13 @@ class Setting:
 
     Attributes:
         encoder, text_to_text: names of backbones.
+        preset: of the models; None is the default preset of each backbone.
         device, dtype: of the backbones; what is trained on them stays in float32, as the library makes it.
         adapter_dim: bottleneck of the generated adapters.
         rows: of a batch.
         tokens: of a row. The figures are of the first number; those of the others carry it in their names.
+        data: folder of the benchmark data; figures of other texts do not need it.
+        texts: that are answered, from texts to answers.
         new_tokens: that are generated.
         repeats: of each thing that is timed; a half or a third of it for what takes longer.
         max_tasks: tasks of the largest run.
@@ -68,11 +72,14 @@ class Setting:
 
     encoder: str = "minilm"
     text_to_text: str = "t5-small"
+    preset: str | None = None
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     adapter_dim: int = 32
     rows: int = 32
     tokens: tuple[int, ...] = (18, 64)
+    data: Path = DATA
+    texts: int = 1024
     new_tokens: int = 16
     repeats: int = 15
     max_tasks: int = 10_000
@@ -91,9 +98,9 @@ def make_backbone(name: str, device: str = "cpu", dtype: torch.dtype = torch.flo
     return BACKBONES[name]().to(device=device, dtype=dtype).eval()
 
 
-def make_tasks(count: int, text_to_text: bool = False) -> list[Task]:
+def make_tasks(count: int, has_heads: bool = True) -> list[Task]:
     """Tasks of three labels: the same for all where there are heads, otherwise each task's own."""
-    if text_to_text:
+    if not has_heads:
         names = [f"task_{index}" for index in range(count)]
         return [Task.classification(name, [f"{name}_{label}" for label in LABELS]) for name in names]
     return [Task.classification(f"task_{index}", LABELS) for index in range(count)]
@@ -101,10 +108,39 @@ def make_tasks(count: int, text_to_text: bool = False) -> list[Task]:
 
 def make_model(setting: Setting, backbone: str, num_tasks: int) -> HyperAdapterModel:
     """A model with generated adapters on a copy of a backbone, in evaluation mode."""
+    return make_model_of(setting, backbone, make_tasks(num_tasks, has_heads=has_heads(backbone)))
+
+
+def make_model_of(
+    setting: Setting, backbone: str, tasks: Sequence[Task], lengths: Lengths | None = None
+) -> HyperAdapterModel:
+    """The same for given tasks and maximum lengths of texts."""
     host = make_backbone(backbone, setting.device, setting.dtype)
-    tasks = make_tasks(num_tasks, host.config.model_type == "t5")
+    config = ModelConfig(preset=setting.preset, adapter_dim=setting.adapter_dim)
     name = MINILM if backbone == "minilm" else None
-    return HyperAdapterModel(host, tasks, ModelConfig(preset="paper", adapter_dim=setting.adapter_dim), name).eval()
+    model = HyperAdapterModel(host, tasks, config, name, lengths).eval()
+    invent_densities(model)
+    return model
+
+
+@torch.no_grad()
+def invent_densities(model: HyperAdapterModel) -> None:
+    """Fill the densities that a model routes by after its training, if it has any, with random numbers."""
+    densities = model.method.densities
+    if densities is not None:
+        densities.directions.normal_(std=len(densities.directions) ** -0.5)
+        densities.between.fill_(1)
+        densities.replace(torch.randn_like(densities.means), torch.ones_like(densities.counts))
+
+
+def has_heads(backbone: str) -> bool:
+    """Whether a backbone is an encoder."""
+    return not backbone.startswith("t5")
+
+
+def preset_of(setting: Setting, backbone: str) -> str:
+    """The preset with which models on a backbone are measured."""
+    return str(ModelConfig(preset=setting.preset).for_backbone(has_heads(backbone)).preset)
 
 
 def make_peft(setting: Setting, backbone: str, num_tasks: int) -> Any:

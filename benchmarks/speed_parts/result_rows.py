@@ -16,7 +16,7 @@ from rich.table import Table
 
 from hyperadapters import __version__
 from hyperadapters.utils.files import make_folder, write_atomically
-from speed_parts.models import Setting
+from speed_parts.models import Setting, preset_of
 from speed_parts.timing import Timing
 
 Row = dict[str, Any]
@@ -24,9 +24,13 @@ Better = Literal["higher", "lower"]
 
 
 def row(setting: Setting, figure: str, value: float, better: Better, **details: Any) -> Row:
-    """A row: the figure, what it was measured on, and details such as the shape of the batch."""
+    """A row: the figure, what it was measured on, and details such as the shape of the batch.
+
+    The preset is that of models on the `backbone` of the details, by default on the setting's encoder.
+    """
     return {
         "figure": figure,
+        "preset": preset_of(setting, details.get("backbone", setting.encoder)),
         "value": rounded(value),
         "aim": setting.aims.get(figure),
         "better": better,
@@ -76,23 +80,23 @@ def rounded(value: float) -> float:
 
 
 def write_rows(path: Path, new: Iterable[Row]) -> None:
-    """Put rows into a file of JSON-lines, in the place of those of the same figure and device."""
+    """Put rows into a file of JSON-lines, in the place of those of the same figure, device and preset."""
     old = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    rows = {(found["figure"], found["device"]): found for found in [*old, *new]}
+    rows = {(found["figure"], found["device"], found["preset"]): found for found in [*old, *new]}
     make_folder(path.parent)
     write_atomically(path, "".join(json.dumps(found) + "\n" for found in rows.values()).encode())
 
 
 def print_rows(rows: Iterable[Row], console: Console) -> None:
     """Print a table of figures."""
-    table = Table("figure", title="Times are medians in ms; the rows say what the other thing is")
+    table = Table("figure", "preset", title="Times are medians in ms; the rows say what the other thing is")
     for name in ("value", "aim", "ours", "other"):
         table.add_column(name, justify="right", no_wrap=True)
     for found in rows:
         relation = "≥" if found["better"] == "higher" else "≤"
         aim = "" if found["aim"] is None else f"{relation} {found['aim']:g}"
         times = (f"{found[name]:g}" if name in found else "" for name in ("ours_ms", "other_ms"))
-        table.add_row(found["figure"], f"{found['value']:g}", aim, *times)
+        table.add_row(found["figure"], found["preset"], f"{found['value']:g}", aim, *times)
     console.print(table)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from hyperadapters import HyperAdapterModel, Predictor
+from hyperadapters.data.examples import Example
 from hyperadapters.inference.cache import AdapterCache
+from hyperadapters.inference.routing import calibrate, instance_vectors
 from speed_parts.models import (
     CACHE_BYTES,
     Setting,
@@ -141,10 +143,8 @@ def routing(setting: Setting) -> Iterator[Row]:
     model = make_model(setting, setting.encoder, max(TASKS))
     tokens = setting.tokens[0]
     batch = make_batch(setting, setting.rows, tokens)
-    with torch.inference_mode():
-        instances = model.instance_vectors(**batch)
     for tasks in (8, 32):
-        route_to_first(model, instances, tasks)
+        route_to_first(model, batch, tasks)
         cache = AdapterCache(model, CACHE_BYTES)
         with serving(model, cache):
             task_ids = model(**batch).task_ids
@@ -164,14 +164,13 @@ def routing_of_texts(setting: Setting) -> Iterator[Row]:
     tasks = 8
     model = make_model(setting, setting.encoder, tasks)
     texts = demo_texts()[: 8 * setting.rows]
-    instances = [found.instance for found in Predictor(model)(texts)]
-    route_to_first(model, torch.tensor(instances, device=setting.device), tasks)
+    route_in_turn(model, texts)
     predictor = Predictor(model, batch_size=setting.rows)
-    told = [{"text": text, "task": found.task} for text, found in zip(texts, predictor(texts), strict=True)]
+    tasks_found = [found.routing.candidates[0].task for found in predictor(texts)]  # of declined texts as well
+    told = [{"text": text, "task": task} for text, task in zip(texts, tasks_found, strict=True)]
     functions = {"routed": lambda: list(predictor(texts)), "told": lambda: list(predictor(told))}
     times = interleaved(functions, max(setting.repeats // 2, 2), setting.device, warmup=1)
-    found = len({example["task"] for example in told})
-    shape = {"backbone": setting.encoder, "texts": len(texts), "rows": setting.rows, "tasks": found}
+    shape = {"backbone": setting.encoder, "texts": len(texts), "rows": setting.rows, "tasks": len({*tasks_found})}
     name, other = "routing_vs_told_predictor", "the predictor, tasks told"
     yield ratio(setting, name, times["routed"], times["told"], other, "lower", **shape)
     rate = 1000 * len(texts) / times["routed"].ms
@@ -179,11 +178,27 @@ def routing_of_texts(setting: Setting) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def route_to_first(model: HyperAdapterModel, instances: Tensor, tasks: int) -> None:
-    """Give a model prototypes that spread inputs over its first tasks: without training all would go to one."""
+def route_to_first(model: HyperAdapterModel, batch: dict[str, Tensor], tasks: int) -> None:
+    """Spread the rows of a batch over the first tasks of a model: without training, all would go to one."""
+    instances, features = model.instance_vectors(**batch), model.density_features(**batch)
     weight = model.method.prototypes.weight
     weight[:] = -instances.mean(dim=0)
     weight[:tasks] = instances[:tasks]
+    if model.method.densities is None:
+        return
+    others = range(tasks, len(model.tasks))
+    points = torch.cat([features, -features.mean(dim=0, keepdim=True).expand(len(others), -1, -1)])
+    owners = torch.tensor([*(row % tasks for row in range(len(features))), *others], device=points.device)
+    counts = owners.bincount(minlength=len(model.tasks)).float()
+    model.task_table.fit_densities(points, owners, torch.ones(len(owners), device=points.device), counts)
+
+
+def route_in_turn(model: HyperAdapterModel, texts: Sequence[str]) -> None:
+    """Calibrate the routing of a model as if texts were of its tasks in turn."""
+    examples = [Example(index % len(model.tasks), text) for index, text in enumerate(texts)]
+    with torch.no_grad():
+        model.method.prototypes.weight.copy_(instance_vectors(model, examples[: len(model.tasks)]))
+    calibrate(model, examples, [])
 
 
 def demo_texts() -> list[str]:

@@ -48,8 +48,8 @@ SIZES = {
 class Steps:
     """Training steps as the Trainer makes them, on batches of its own data loader."""
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = (), **training: Any) -> None:
-        recipe = _with(load_recipe(RECIPE, list(overrides)), training)
+    def __init__(self, preset: str | None, folder: Path, overrides: Sequence[str] = (), **training: Any) -> None:
+        recipe = _with(load_recipe(RECIPE, [f"model.preset={preset or 'null'}", *overrides]), training)
         tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
         torch.manual_seed(recipe.seed)
         backbone: Any = load_backbone(recipe.backbone)
@@ -109,8 +109,8 @@ class PeftSteps:
 def steps(setting: Setting) -> Iterator[Row]:
     """A step on the same rows: states kept, not kept, PEFT's LoRA; the time of all steps of a part of an epoch."""
     with TemporaryDirectory() as folder:
-        kept = Steps(Path(folder), prefix_cache="memory")
-        anew = Steps(Path(folder), prefix_cache="none")
+        kept = Steps(setting.preset, Path(folder), prefix_cache="memory")
+        anew = Steps(setting.preset, Path(folder), prefix_cache="none")
         peft = PeftSteps(setting)
         batches = kept.batches()[: setting.train_batches]
         for batch in batches:
@@ -143,8 +143,8 @@ def epochs(setting: Setting) -> Iterator[Row]:
     """An epoch with batches by length, relative to one with plainly shuffled batches; states of frozen layers kept."""
     with TemporaryDirectory() as folder:
         size = f"data.n_train={setting.epoch_rows}"
-        grouped = Steps(Path(folder), [size, "data.group_by_length=true"])
-        shuffled = Steps(Path(folder), [size, "data.group_by_length=false"])
+        grouped = Steps(setting.preset, Path(folder), [size, "data.group_by_length=true"])
+        shuffled = Steps(setting.preset, Path(folder), [size, "data.group_by_length=false"])
         functions = {"grouped": grouped.epoch, "shuffled": shuffled.epoch}
         repeats = max(setting.train_repeats // 2, 2)
         times = interleaved(functions, repeats, setting.device, warmup=1)  # the first epoch fills the cache
@@ -169,9 +169,9 @@ def options(setting: Setting) -> Iterator[Row]:
     with TemporaryDirectory() as folder:
         base = {"prefix_cache": "memory"}
         for name, (with_it, without) in OPTIONS.items():
-            ours, other = (Steps(Path(folder), **{**base, **chosen}) for chosen in (with_it, without))
+            ours, other = (Steps(setting.preset, Path(folder), **base, **chosen) for chosen in (with_it, without))
             yield _compared(setting, f"option_{name}", ours, other)
-        compiled, other = Steps(Path(folder), **base), Steps(Path(folder), **base)
+        compiled, other = (Steps(setting.preset, Path(folder), **base) for _ in range(2))
         started = time.perf_counter()
         _compile(compiled.model)
         _all(compiled.step, compiled.batches()[1:3])  # two lengths, after which it is compiled for all

@@ -43,7 +43,13 @@ Delimiter = Annotated[
     str | None, typer.Option(help="Delimiter of a CSV or TSV file; default: a comma for CSV and a tab for TSV.")
 ]
 PerLabel = Annotated[int | None, typer.Option(min=1, help="Number of examples of each label to use; default: all.")]
-FitOption = Annotated[str, typer.Option(help="Parameters to train: prototype, adapter, shared or none.")]
+FitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Parameters to train: prototype, adapter, shared or none; or head for a regression without training. "
+        "Default: head if the heads of the model read adapted texts, otherwise adapter."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the subset, the held-out examples and the batches.")]
 Overrides = Annotated[
     list[str] | None,
@@ -188,7 +194,7 @@ def add_task(
         str | None, typer.Option(help="Prompt for text-to-text backbones, such as '{text} ...'.")
     ] = None,
     k_per_label: PerLabel = None,
-    fit: FitOption = "adapter",
+    fit: FitOption = None,
     init: Annotated[
         str, typer.Option(help="Initial prototype: nearest, mixture, mean_instance or random.")
     ] = "nearest",
@@ -221,7 +227,7 @@ def refit_task(
     name: Annotated[str, typer.Option(help="Name of the task.")],
     examples: ExamplesFile,
     k_per_label: PerLabel = None,
-    fit: FitOption = "adapter",
+    fit: FitOption = None,
     init: Annotated[
         str, typer.Option(help="Initial prototype: current, nearest, mixture, mean_instance or random.")
     ] = "current",
@@ -346,7 +352,7 @@ def _print_scores(metrics: dict[str, Any]) -> None:
         console.print(f"routing accuracy {metrics['routing_accuracy']:.4f}")
 
 
-def _announce(fit: str) -> None:
+def _announce(fit: str | None) -> None:
     if fit == "shared":
         typer.echo(
             "--fit shared trains parameters that all tasks share; the other tasks of this run will change.", err=True

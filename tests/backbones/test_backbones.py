@@ -15,6 +15,7 @@ from helpers import (
     DECODERS,
     FORM_SETTINGS,
     FORMS,
+    FROZEN_TEXTS,
     HEAD_TASKS,
     MAKERS,
     TEXT_TASKS,
@@ -608,11 +609,12 @@ def test_what_cannot_be_merged_is_refused() -> None:
         make_model("gpt2").merge("mood")
     with pytest.raises(TaskError, match="with features 'backbone' the model also reads the frozen backbone"):
         make_model("bert", "lora", features="backbone").merge("mood")
-    plus = HyperAdapterModel(tiny_backbone("bert"), HEAD_TASKS, ModelConfig(preset="plus", form="lora", lora_rank=2))
+    settings = {**FROZEN_TEXTS, "form": "lora", "lora_rank": 2}
+    reader = HyperAdapterModel(tiny_backbone("bert"), HEAD_TASKS, ModelConfig(**settings))
     with torch.no_grad():
-        plus.heads.wide_weight.fill_(0.1)
+        reader.heads.wide_weight.fill_(0.1)
     with pytest.raises(TaskError, match="with head_inputs 'pair_features' the model also reads the frozen backbone"):
-        plus.merge("mood")
+        reader.merge("mood")
 
 
 # Documentation

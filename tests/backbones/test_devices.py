@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import dispatch_model, init_empty_weights
 from accelerate.hooks import attach_execution_device_hook
-from helpers import pairwise, save_backbone, tiny_backbone
+from helpers import FROZEN_TEXTS, pairwise, save_backbone, tiny_backbone
 from torch import Tensor, nn
 
 from hyperadapters import HyperAdapterModel, ModelConfig, Predictor, Task
@@ -139,7 +139,7 @@ EXAMPLES = [
 @pytest.mark.parametrize(
     ("kind_and_preset", "dtype", "fit"),
     pairwise(
-        [("bert", "paper"), ("bert", "plus"), ("t5", "paper"), ("gpt2", "paper")],
+        [("bert", "paper"), ("bert", "plus"), ("bert", "frozen texts"), ("t5", "paper"), ("gpt2", "paper")],
         [torch.float16, torch.bfloat16, torch.float64],
         ["adapter", "prototype", "shared", "none"],
     ),
@@ -151,8 +151,9 @@ def test_a_converted_model_answers_and_learns_tasks(
     kind, preset = kind_and_preset
     folder = str(save_backbone(tmp_path / kind, kind))
     tasks = [Task.classification("a", ["yes", "no"]), Task.classification("b", ["red", "blue"])]
-    model = HyperAdapterModel.from_backbone(folder, tasks, preset=preset).to(dtype)
-    if preset == "plus":  # so that what known heads say is read
+    settings = FROZEN_TEXTS if preset == "frozen texts" else {"preset": preset}
+    model = HyperAdapterModel.from_backbone(folder, tasks, **settings).to(dtype)
+    if preset == "frozen texts":  # so that what known heads say is read
         nn.init.normal_(model.heads.wide_weight)  # type: ignore[union-attr]
     assert next(model.backbone.parameters()).dtype == dtype
     trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}

@@ -401,8 +401,9 @@ def test_tasks_that_are_no_list_of_tasks_are_refused(tasks: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(1,), (2, 1), ()])
 def test_head_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    ids = torch.ones(2, 3, dtype=torch.long)
     with pytest.raises(TaskError, match=r"labels: expected a tensor of shape \(2,\), found shape"):
-        _model()(torch.ones(2, 3, dtype=torch.long), task_ids=torch.tensor([0, 1]), labels=torch.zeros(shape))
+        _model()(ids, task_ids=torch.tensor([0, 1]), labels=torch.zeros(shape), sequence_ids=torch.zeros_like(ids))
 
 
 @pytest.mark.parametrize(
@@ -432,7 +433,8 @@ def test_token_labels_of_another_shape_or_type_are_refused(labels: Any) -> None:
     ],
 )
 def test_head_labels_out_of_range_are_refused(labels: list[float], message: str) -> None:
-    inputs = {"input_ids": torch.ones(3, 3, dtype=torch.long), "task_ids": torch.tensor([0, 0, 1])}
+    ids = torch.ones(3, 3, dtype=torch.long)
+    inputs = {"input_ids": ids, "sequence_ids": torch.zeros_like(ids), "task_ids": torch.tensor([0, 0, 1])}
     with pytest.raises(TaskError, match=message):
         _model()(**inputs, labels=torch.tensor(labels))
 

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
 from hyperadapters.config import Lengths, ModelConfig
+from hyperadapters.data.collate import make_collator
+from hyperadapters.data.examples import Example
 from hyperadapters.errors import RecipeError
+from hyperadapters.inference.batches import batches_by_length
 
 TASKS = [Task.classification("mood", ["bad", "good"])]
 LONGEST = 8
@@ -123,3 +128,52 @@ def test_without_a_fast_tokenizer_texts_of_the_largest_length_are_read_again(cap
     model.encode([text_of(model, LONGEST + 1)])
     assert warned(caplog) == [WARNING]
     assert model.tokenizer.texts == 3 + 2 + 2 + 1
+
+
+def bert_tokenizer() -> Any:
+    """The tiny tokenizer, but splitting texts into words as BERT's does."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = BertPreTokenizer()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["w1 w2 " * 100, "w3 w4, " * 50],  # cut and truncated
+        ["w1" + " " * 200 + "w2", "w3 " * 100],  # cut before the words that are read
+        ["w1" * 100 + " w2 w3", "w4"],  # without a space to cut at
+    ],
+)
+def test_tokens_of_long_texts_are_those_of_the_whole_texts(texts: list[str]) -> None:
+    tokenizer = bert_tokenizer()
+    expected = tokenizer(texts, truncation=True, max_length=LONGEST, padding=True, return_tensors="pt")
+    found = make_collator("encoder", tokenizer, TASKS, LONGEST).inputs([Example(0, text) for text in texts])
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("side", "is_cut"), [("right", True), ("left", False)])
+def test_long_texts_are_not_tokenised_as_a_whole(side: str, is_cut: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = bert_tokenizer()
+    tokenizer.truncation_side = side
+    collator = make_collator("encoder", tokenizer, TASKS, LONGEST)
+    read: list[str] = []
+    truncated = type(collator)._truncated
+
+    def noting(self: Any, texts: list[str], *args: Any, **options: Any) -> Any:
+        read.extend(texts)
+        return truncated(self, texts, *args, **options)
+
+    monkeypatch.setattr(type(collator), "_truncated", noting)
+    collator.inputs([Example(0, "w1 w2 " * 1000)])
+    (text,) = read
+    assert (len(text) < 100) == is_cut
+
+
+def test_truncated_texts_are_batched_by_task() -> None:
+    long = "w1 " * 1000
+    examples = [Example(index % 2, long[: len(long) - 3 * index]) for index in range(6)] + [Example(1, "w1")]
+    assert list(batches_by_length(examples, 4, max_tokens=LONGEST)) == [[6, 0, 2, 4], [1, 3, 5]]
+    assert list(batches_by_length(examples, 4)) == [[6, 5, 4, 3], [2, 1, 0]]

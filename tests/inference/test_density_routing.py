@@ -88,6 +88,13 @@ def test_the_layers_below_run_as_often_as_with_prototypes(route: Any) -> None:
     assert len(calls) == len(layers)
 
 
+def test_a_forward_pass_embeds_its_tokens_once() -> None:
+    model, calls = routed_model(), []
+    model.backbone.get_submodule("embeddings").register_forward_hook(lambda *_: calls.append(1))
+    model(**model.collator.inputs([Example(None, "w1 w2"), Example(None, "w11")]))
+    assert len(calls) == 1
+
+
 def test_a_model_without_frozen_layers_reads_the_input_of_its_first_layer() -> None:
     model = routed_model(feature_layer=0)
     rows = rows_of_words(30, seed=2)

@@ -409,7 +409,7 @@ def test_the_models_mode_is_restored_also_when_the_stream_is_abandoned(kind: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exception_in_a_batch_restores_mode_adapters_and_answers(kind: str) -> None:
     model, batch = predictor_model(kind), make_batch(kind)
-    if kind == "bert":
+    if kind == "bert":  # one of its tasks reads pairs
         batch["sequence_ids"] = torch.zeros_like(batch["input_ids"])
     predictor = Predictor(model, batch_size=4)
     expected = list(predictor(INPUTS))

@@ -15,10 +15,12 @@ import torch
 from helpers import (
     ENCODERS,
     FORMS,
+    FROZEN_TEXTS,
     PAIR_TASKS,
     SIZES,
     add_new,
     lived_in,
+    make_frozen_texts_model,
     make_method_model,
     make_model,
     make_plus_model,
@@ -108,11 +110,11 @@ def test_tasks_of_every_kind_answer_as_in_the_model(kind: str, features: str) ->
     "settings",
     [
         {},
-        {"kind": "roberta"},
-        {"head_inputs": "text_features"},
-        {"features": "backbone"},
-        {"head_inputs": "adapted_texts"},
-        {"head_inputs": "adapted_texts", "kind": "roberta", "features": "backbone"},
+        {"kind": "roberta", "features": "backbone"},
+        FROZEN_TEXTS,
+        {**FROZEN_TEXTS, "kind": "roberta"},
+        {**FROZEN_TEXTS, "head_inputs": "text_features"},
+        {**FROZEN_TEXTS, "features": "backbone"},
     ],
 )
 def test_heads_that_read_texts_answer_as_in_the_model(settings: dict[str, Any]) -> None:
@@ -120,7 +122,7 @@ def test_heads_that_read_texts_answer_as_in_the_model(settings: dict[str, Any]) 
 
 
 def test_heads_that_have_not_learned_to_read_texts_answer_as_in_the_model() -> None:
-    model = make_plus_model()
+    model = make_frozen_texts_model()
     assert not OneTask(model, 0).reads_features
     assert_same_logits(model)
 
@@ -172,10 +174,9 @@ def small_model(kind: str, tasks: list[Task], **settings: Any) -> HyperAdapterMo
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A pair task of the preset `plus` with a fitted head, on a backbone that has a tokenizer."""
+    """A pair task with a fitted head that also reads the frozen texts, on a backbone that has a tokenizer."""
     torch.manual_seed(0)
-    model = small_model("bert", PAIR_TASKS[:2])
-    assert model.adapter_config.preset == "plus"
+    model = small_model("bert", PAIR_TASKS[:2], **FROZEN_TEXTS)
     model.tokenizer, rows = tiny_tokenizer(), [row for row in pair_examples(16) if row.task_id != 2]
     fit_text_heads(model, rows[:24], rows[24:], batch_size=8)
     return Exported(stirred(model).train(), "same", tmp_path_factory.mktemp("pair") / "made" / "onnx")
@@ -231,7 +232,7 @@ def test_texts_get_the_answers_of_the_model(pair: Exported) -> None:
 
 def test_token_types_split_pairs_where_the_tokenizer_makes_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = small_model("bert", PAIR_TASKS[:1])
+    model = small_model("bert", PAIR_TASKS[:1], **FROZEN_TEXTS)
     model.tokenizer = tokenizer_of("bert")
     session = Exported(stirred(model).eval(), "same", tmp_path / "onnx").session
     assert [value.name for value in session.get_inputs()] == ["input_ids", "attention_mask", "token_type_ids"]
@@ -248,7 +249,7 @@ def test_token_types_split_pairs_where_the_tokenizer_makes_them(tmp_path: Path) 
 @pytest.mark.parametrize("task", ["same", "mood"])
 def test_adapted_texts_are_separated_in_the_graph(task: str, style: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = small_model("bert", [PAIR_TASKS[0], PAIR_TASKS[2]], head_inputs="adapted_texts")
+    model = small_model("bert", [PAIR_TASKS[0], PAIR_TASKS[2]])
     model.tokenizer = tokenizer_of(style)
     exported = Exported(stirred(model).eval(), task, tmp_path / "onnx")
     names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (style == "bert")

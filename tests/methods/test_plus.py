@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,7 @@ def test_a_task_with_one_example_a_label_can_learn_from_their_names(label_names:
     report = model.add_task(
         Task.classification("colour", ["red", "blue"]),
         [{"text": "w1 w2", "label": "red"}, {"text": "w3 w4", "label": "blue"}],
+        fit="adapter",
     )
     assert report.examples == 2
     # With one row a label nothing can be left out to choose a number of steps.
@@ -178,3 +180,14 @@ def test_a_damaged_part_of_the_heads_is_refused() -> None:
         ValueError, match=r"the heads have shapes \(2, 33\) and \(3, 15\), not \(\(2, 33\), \(3, 16\)\)"
     ):
         complete_state(model, {**state, "heads.single_weight": state["heads.single_weight"][:, 1:]})
+
+
+@pytest.mark.parametrize("fit", ["head", "prototype", "adapter", "none"])
+def test_the_head_of_an_added_task_is_kept_in_half_the_bytes(fit: Any, tmp_path: Path) -> None:
+    model = fitted()
+    rows = [{"text": f"w{n} w{n + 1}", "label": ("red", "blue")[n % 2]} for n in range(8)]
+    model.add_task(
+        Task.classification("colour", ["red", "blue"]), rows, fit=fit, max_steps=2 if fit != "head" else None
+    )
+    assert stored_state(model)["heads.single_weight"].dtype == torch.float16
+    assert_kept(model, tmp_path)

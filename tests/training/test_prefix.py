@@ -111,7 +111,8 @@ def test_states_in_float16_train_to_nearly_the_same_losses(recipe: dict[str, Any
 
 
 def _prefix(folder: Path, lengths: list[int], **options: Any) -> FrozenPrefix:
-    model = HyperAdapterModel(tiny_backbone("bert"), [Task(name="t", kind="classification", labels=("a", "b"))])
+    tasks = [Task(name="t", kind="classification", labels=("a", "b"))]
+    model = HyperAdapterModel(tiny_backbone("bert"), tasks, ModelConfig(preset="paper"))
     return FrozenPrefix(model, lengths, folder=folder, **options)
 
 
@@ -168,7 +169,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def _model(backbone: nn.Module, **settings: Any) -> HyperAdapterModel:
     tasks = [Task.classification("t0", ["good", "bad"]), Task.regression("t1")]
-    model = HyperAdapterModel(backbone, tasks, ModelConfig(adapter_dim=4, prototype_dim=8, **settings))
+    model = HyperAdapterModel(backbone, tasks, ModelConfig(preset="paper", adapter_dim=4, prototype_dim=8, **settings))
     model.tokenizer = tiny_tokenizer()
     return model.eval()
 

@@ -13,7 +13,14 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from helpers import SPECIAL, save_backbone, tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+from helpers import (
+    FROZEN_TEXTS,
+    SPECIAL,
+    save_backbone,
+    tiny_backbone,
+    tiny_language_model_tokenizer,
+    tiny_tokenizer,
+)
 from transformers import TrainerCallback
 
 from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
@@ -112,6 +119,12 @@ def trained(model: Any, train_data: Any, eval_data: Any = None, **options: Any) 
 
 def state_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.adapter_state_dict().items()}
+
+
+def is_fitted(model: Any) -> bool:
+    """Whether the heads are those of the last step of training, which are rounded to float16."""
+    weights = torch.cat([model.heads.weight.flatten(), model.heads.wide_weight.flatten()])
+    return torch.equal(weights.half().float(), weights)
 
 
 def assert_same_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -226,16 +239,20 @@ def test_labels_that_a_backbone_cannot_write_are_refused() -> None:
 # What a trained model is ready for
 
 
-def test_a_trained_model_is_finished_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settings", [{"preset": "plus"}, FROZEN_TEXTS])
+def test_a_trained_model_is_finished_and_nothing_is_written(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    model = make_model()
+    model = make_model(**settings)
+    assert not is_fitted(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnfittedHeadsWarning)
         trained(model, make_data(), make_data(6, seed=1))
         model.predict(["red w1"], task="colour")
     assert not model.training
     assert unfitted_tasks(model.heads, model.tasks) == []
-    assert model.heads.reads_features
+    assert is_fitted(model)
     assert model.pha.thresholds.isfinite().all()
     assert float(model.heads.target_mean[2]) == 15.0
     assert list(tmp_path.iterdir()) == []
@@ -350,7 +367,7 @@ def test_callbacks_see_the_training_and_at_its_end_the_finished_model() -> None:
 
         def on_train_end(self, *arguments: Any, model: Any, **options: Any) -> None:
             events.append("end")
-            assert model.heads.reads_features
+            assert is_fitted(model)
             assert not model.training
 
     arguments = TrainingArguments(**SHORT)
@@ -437,7 +454,7 @@ def rates_by_parameter(model: Any, **settings: Any) -> dict[str, float]:
 
 
 def test_parts_of_a_model_with_a_common_adapter_have_their_own_default_learning_rates() -> None:
-    rates = rates_by_parameter(make_model("plus", codes="trunk", common_adapter=True))
+    rates = rates_by_parameter(make_model("plus"))
     assert rates["method.hypernetwork.common.down_weight"] == 3e-4
     assert rates["method.hypernetwork.up_weight.weight"] == rates["method.hypernetwork.layer_embeddings"] == 2e-5
     assert rates["method.prototypes.weight"] == rates["method.retriever.up.weight"] == 3e-3
@@ -445,7 +462,7 @@ def test_parts_of_a_model_with_a_common_adapter_have_their_own_default_learning_
 
 
 def test_learning_rates_of_parts_can_be_set() -> None:
-    model = make_model("plus", codes="trunk", common_adapter=True)
+    model = make_model("plus")
     rates = rates_by_parameter(model, learning_rate=0.5, hypernetwork_learning_rate=0.25, retriever_learning_rate=0.125)
     assert rates["method.hypernetwork.common.down_weight"] == 0.5
     assert rates["method.hypernetwork.up_weight.weight"] == 0.25
@@ -458,7 +475,7 @@ def test_without_a_common_adapter_all_parts_but_heads_have_the_same_default_lear
 
 
 def test_a_model_with_a_common_adapter_is_the_same_after_loading(tmp_path: Path) -> None:
-    model = make_model("plus", codes="trunk", common_adapter=True)
+    model = make_model("plus")
     Trainer(model, make_data(), args=TrainingArguments(**SHORT)).train()
     model.save_pretrained(tmp_path / "model")
     loaded = HyperAdapterModel.from_pretrained(tmp_path / "model", tiny_backbone("bert", initializer_range=0.3))
@@ -516,11 +533,11 @@ def test_the_example_of_the_document_runs_and_prints_what_it_says(
 
 def test_exporting_with_heads_that_are_not_fitted_warns_of_them(tmp_path: Path) -> None:
     with pytest.warns(UnfittedHeadsWarning, match=r"the heads of colour, mood, size "):
-        write_task_files(make_model(), "mood", tmp_path)
+        write_task_files(make_model(**FROZEN_TEXTS), "mood", tmp_path)
 
 
 def test_a_loop_that_forgets_to_fit_the_heads_is_warned_once(tmp_path: Path) -> None:
-    model = make_model()
+    model = make_model(**FROZEN_TEXTS)
     with pytest.warns(UnfittedHeadsWarning, match=r"the heads of colour, mood, size .*model\.fit_heads.*Trainer"):
         model.predict(["red w1"], task="colour")
     with warnings.catch_warnings():
@@ -534,7 +551,7 @@ def test_a_loop_that_forgets_to_fit_the_heads_is_warned_once(tmp_path: Path) -> 
 
 
 def test_fitted_heads_are_not_warned_of(tmp_path: Path) -> None:
-    model = make_model()
+    model = make_model(**FROZEN_TEXTS)
     model.fit_heads(make_data(), {"colour": make_data(6, seed=1)["colour"]})
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnfittedHeadsWarning)
@@ -546,20 +563,21 @@ def test_fitted_heads_are_not_warned_of(tmp_path: Path) -> None:
         Trainer(model, make_data(), args=TrainingArguments(**SHORT)).train()
 
 
-def test_fit_heads_does_what_the_trainer_does_at_the_end(expected: dict[str, torch.Tensor]) -> None:
-    model = make_model()
+def test_fit_heads_does_what_the_trainer_does_at_the_end() -> None:
+    expected, model = make_model(**FROZEN_TEXTS), make_model(**FROZEN_TEXTS)
+    trained(expected, make_data(), make_data(6, seed=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hyperadapters.training.trainer.fit_text_heads", lambda *arguments: None)
         trained(model, make_data(), make_data(6, seed=1))
     assert unfitted_tasks(model.heads, model.tasks) == ["colour", "mood", "size"]
     model.fit_heads(make_data(), make_data(6, seed=1))
-    assert_same_state(state_of(model), expected)
+    assert_same_state(state_of(model), state_of(expected))
 
 
 def test_a_head_whose_features_say_nothing_counts_as_fitted() -> None:
     data = make_data()
     data["size"] = [{"text": "w1", "label": 2.0} for _ in range(4)]
-    model = make_model()
+    model = make_model(**FROZEN_TEXTS)
     model.fit_heads(data)
     head = model.heads.head(2)
     assert not head.weight[:, : model.heads.features_size].any()
@@ -567,7 +585,7 @@ def test_a_head_whose_features_say_nothing_counts_as_fitted() -> None:
 
 
 def test_one_unfitted_head_among_others_is_named() -> None:
-    model = make_model()
+    model = make_model(**FROZEN_TEXTS)
     fresh = model.heads.head(1)
     fresh = fresh._replace(weight=fresh.weight.clone())
     model.fit_heads(make_data())
@@ -592,7 +610,7 @@ def test_a_training_that_was_interrupted_leaves_a_model_that_is_warned_of() -> N
         def on_step_end(self, *arguments: Any, **options: Any) -> None:
             raise HyperAdaptersError("stopped")
 
-    model = make_model()
+    model = make_model(**FROZEN_TEXTS)
     with pytest.raises(HyperAdaptersError, match="stopped"):
         Trainer(model, make_data(), args=TrainingArguments(**SHORT), callbacks=[Stop]).train()
     with pytest.warns(UnfittedHeadsWarning):

@@ -347,7 +347,7 @@ def test_the_options_of_the_trainer_run(tmp_path: Path, settings: dict[str, Any]
     assert 0 <= run.metrics["mean"]["test"] <= 1
 
 
-def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
+def test_parts_learn_at_their_own_rates(tmp_path: Path) -> None:
     from hyperadapters.backbones.loading import load_backbone
     from hyperadapters.training.run import rows_by_task, training_arguments
     from hyperadapters.training.trainer import Trainer
@@ -368,7 +368,8 @@ def test_heads_and_retriever_learn_at_their_own_rates(tmp_path: Path) -> None:
     assert rate[id(model.heads.weight)] == (0.5, 0.1)
     assert rate[id(model.heads.bias)] == (0.5, 0.0)
     assert rate[id(model.method.retriever.down.weight)] == (0.25, 0.1)
-    assert rate[id(model.method.hypernetwork.up_weight.weight)] == (0.001, 0.1)
+    assert rate[id(model.method.hypernetwork.common["up_weight"])] == (0.001, 0.1)
+    assert rate[id(model.method.hypernetwork.up_weight.weight)] == (2e-5, 0.1)
 
 
 def test_a_run_without_validation_rows_keeps_the_last_state(tmp_path: Path) -> None:

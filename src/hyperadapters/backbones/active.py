@@ -31,6 +31,7 @@ class BatchState:
         grouping: Grouping of the rows of the batch by task.
         here: Weights of the layer that is running, each tensor [G, ...].
         on_embeddings: Function that is called with the input of the first layer below all adapters [B, S, d].
+        embeddings: This input, as soon as the pass has reached the layer.
         on_features: Function that is called with the input of the first adapted layer [B, S, d], before any adapter is
             applied. It may set the weights.
         features: Input of the first adapted layer [B, S, d] if it was computed before. It replaces the actual input.
@@ -43,6 +44,7 @@ class BatchState:
     grouping: Grouping | None = None
     here: AdapterWeights | None = None
     on_embeddings: Callable[[Tensor], None] | None = None
+    embeddings: Tensor | None = None
     on_features: Callable[[Tensor], None] | None = None
     features: Tensor | None = None
     enabled: bool = True
@@ -137,13 +139,21 @@ class ActiveAdapters:
         return nullcontext(), self.use(state) if state is not None else nullcontext()
 
     def enter_layer_below(self, hidden: Tensor) -> None:
-        """Call `on_embeddings` with the input of the first layer below all adapters.
+        """Store the input of the first layer below all adapters, and call `on_embeddings` with it.
 
         Args:
             hidden: Input of the layer [B, S, d].
         """
-        if self._state is not None and self._state.on_embeddings is not None:
+        if self._state is None:
+            return
+        self._state.embeddings = hidden
+        if self._state.on_embeddings is not None:
             self._state.on_embeddings(hidden)
+
+    @property
+    def embeddings(self) -> Tensor | None:
+        """Input of the first layer below all adapters [B, S, d] if this forward pass has reached the layer."""
+        return None if self._state is None else self._state.embeddings
 
     def enter_first_layer(self, hidden: Tensor) -> Tensor:
         """Process the input of the first adapted layer: replace it by `features`, or call `on_features` with it.

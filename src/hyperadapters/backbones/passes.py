@@ -224,6 +224,8 @@ class PassRunner:
     def pool_embeddings(self, inputs: Inputs) -> Tensor | None:
         """Compute the pooled input of the first layer, which no adapter changes.
 
+        If a forward pass of the batch is running and has reached the layer, its input is used.
+
         Args:
             inputs: Tensors of the batch [B, S].
 
@@ -233,6 +235,8 @@ class PassRunner:
         self._check_attached()
         if not self.has_frozen_layers:
             return None
+        if self._active.embeddings is not None:
+            return self._pool(self._active.embeddings, inputs)
         found: list[Tensor] = []
 
         def on_embeddings(hidden: Tensor) -> None:
@@ -360,6 +364,7 @@ class PassRunner:
             of_rows = hidden[:: hidden.shape[0] // num_rows]  # `generate` repeats each row for its beams
             chosen = choose(self._pool(of_rows, inputs))
             state.weights, state.grouping = _like(hidden, chosen.weights), chosen.grouping
+            state.embeddings = None
             state.on_features = None  # breaks a reference cycle that would keep the weights alive
 
         state.on_features = on_features
@@ -582,9 +587,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     was_training = model.training
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    if any(modes.values()):
+        model.eval()
     try:
         yield
     finally:
         for module in model.modules():
-            module.training = modes.get(module, was_training)
+            if module.training != (mode := modes.get(module, was_training)):  # setting attributes of modules is slow
+                module.training = mode

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch.nn.utils.rnn import pad_sequence
 
 from hyperadapters.config import BackboneKind, Task
@@ -16,6 +17,8 @@ from hyperadapters.data.targets import read_answer, target_text
 from hyperadapters.errors import BackboneError, TaskError
 
 CHUNK_ROWS = 1000
+CHARACTERS_PER_TOKEN = 8
+"""Texts are only tokenised up to this number of characters for each available token, if that is known to suffice."""
 SHOWN_CHARACTERS = 40
 logger = logging.getLogger(__name__)
 
@@ -137,9 +140,9 @@ class EncoderCollator(Collator):
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Return the tensors of a batch without task ids and labels. The arguments are those of `Collator.inputs`."""
-        found = self._tokenized(examples, padding=True, padding_side="right", return_tensors="pt")
-        self._check_ids(found["input_ids"])
-        batch = dict(found)
+        found = self._tokenized(examples, padding=True, padding_side="right")
+        batch = {name: torch.tensor(rows) for name, rows in found.items()}  # faster than return_tensors="pt"
+        self._check_ids(batch["input_ids"])
         has_pairs = any(task.is_pair for task in self.tasks) or any(e.text_pair is not None for e in examples)
         if has_pairs and self.tokenizer.is_fast:
             rows = [[-1 if text is None else text for text in found.sequence_ids(row)] for row in range(len(examples))]
@@ -152,6 +155,15 @@ class EncoderCollator(Collator):
 
     def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
         texts = [e.text if e.text_pair is None else (e.text, e.text_pair) for e in examples]
+        if not _splits_at_spaces(self.tokenizer):
+            return self._truncated(texts, self.max_length, **options)
+        # The tokens after the maximum length do not affect those before it, so that a long text need not be tokenised
+        # as a whole.
+        cut = [_cut(text, CHARACTERS_PER_TOKEN * self.max_length) if isinstance(text, str) else text for text in texts]
+        found = self._truncated(cut, self.max_length, **options)
+        is_whole = [kept is text for kept, text in zip(cut, texts, strict=True)]
+        if all(whole or row.overflowing for whole, row in zip(is_whole, found.encodings, strict=True)):
+            return found
         return self._truncated(texts, self.max_length, **options)
 
     def check_targets(self, task: Task, examples: Sequence[Example]) -> None:
@@ -367,6 +379,19 @@ def make_collator(
 def _chunks(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
     for start in range(0, len(examples), CHUNK_ROWS):
         yield examples[start : start + CHUNK_ROWS]
+
+
+def _splits_at_spaces(tokenizer: Any) -> bool:
+    """Return whether a tokenizer handles the words before a space independently of those after it, as BERT's does."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    is_word_piece = isinstance(getattr(backend, "pre_tokenizer", None), BertPreTokenizer)
+    return is_word_piece and tokenizer.truncation_side == "right"
+
+
+def _cut(text: str, length: int) -> str:
+    """Return a text up to the first space after a number of characters; the same object if there is no such space."""
+    end = text.find(" ", length)
+    return text if end < 0 else text[:end]
 
 
 def _as_pair(text: str | tuple[str, str]) -> tuple[str, ...]:

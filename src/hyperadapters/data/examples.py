@@ -229,8 +229,10 @@ def _label_name(row: Row, value: object) -> str:
 
 
 def _check_unicode(row: Row, name: str, value: str) -> None:
-    if any("\ud800" <= char <= "\udfff" for char in value):  # an unpaired surrogate, which JSON can represent
-        raise DataError(f"{row.place}: '{name}' is not valid Unicode: {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # an unpaired surrogate, which JSON can represent
+        raise DataError(f"{row.place}: '{name}' is not valid Unicode: {value!r}") from None
 
 
 def _number(row: Row, value: object) -> float:

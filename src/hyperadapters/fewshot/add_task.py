@@ -36,6 +36,8 @@ from hyperadapters.data.short_forms import weights_with_short_forms, with_short_
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, check_int, check_seed, unknown_name
 from hyperadapters.fewshot.fit import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
+from hyperadapters.fewshot.head_fit import fit_head
+from hyperadapters.heads.task_heads import Head
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import (
     ROUNDING,
@@ -49,6 +51,7 @@ from hyperadapters.model.tasks import TaskState
 
 Init = Literal["nearest", "mixture", "mean_instance", "random", "current"]
 FITS = ("prototype", "adapter", "shared", "none")
+"""Values of `fit` that each model has. A model with `head_inputs` "adapted_texts" also has "head"."""
 INITS = ("nearest", "mixture", "mean_instance", "random")
 Examples = Iterable[Example | Mapping[str, Any] | Row]
 """Examples with targets: mappings with the keys "text", "text_pair" (for tasks on pairs) and "label", or `Example` or
@@ -88,6 +91,8 @@ class FitReport:
             ("leave-one-out"), on a quarter of the examples that was left out once ("held-out quarter"), not at all
             because no example could be left out ("fixed"), or not at all because nothing was to be trained ("none").
         seconds: Duration of the whole call in seconds.
+        adapter_scale: Factor on the effect of the initial adapter that left-out examples chose, with 0 for the frozen
+            backbone; None unless `fit` is "head".
         changes: Changes of the other tasks by name. Empty unless the hypernetwork was trained.
     """
 
@@ -99,6 +104,7 @@ class FitReport:
     steps: int
     stopping: Stopping
     seconds: float
+    adapter_scale: float | None = None
     changes: dict[str, TaskChange] = field(default_factory=dict)
 
 
@@ -106,7 +112,7 @@ def add_task(
     model: HyperAdapterModel,
     task: Task,
     examples: Examples,
-    fit: Fit = "adapter",
+    fit: Fit | None = None,
     init: Init = "nearest",
     k_per_label: int | None = None,
     max_steps: int | None = None,
@@ -127,7 +133,8 @@ def add_task(
         task: The new task. A classification task without labels gets the sorted labels of the examples.
         examples: Examples with targets. Their hidden states are held in memory, which takes
             examples * tokens * hidden_size * 4 bytes.
-        fit: Which parameters are trained besides the head.
+        fit: Which parameters are trained besides the head. Default: "head" for a model with `head_inputs`
+            "adapted_texts", otherwise "adapter".
 
             - "prototype": the prototype, from which the hypernetwork generates the adapter.
             - "adapter": the weights of an adapter that belongs to this task. They start from the generated weights,
@@ -136,6 +143,10 @@ def add_task(
               own; the report says by how much.
             - "none": nothing. The head is that of the class means, or a ridge regression. If `init` is "nearest" and
               the most similar task has an adapter of its own, that adapter is copied.
+            - "head": nothing, and no gradient step is made. The head is a regression on the features of the examples,
+              which also learns from the heads of known tasks with the same labels. Left-out examples decide whether the
+              task keeps half the effect of the initial adapter or gets one without any effect (see `fewshot.head_fit`).
+              For models with `head_inputs` "adapted_texts".
         init: How the prototype is initialised.
 
             - "nearest": with the prototype of the most similar task.
@@ -164,7 +175,7 @@ def add_task(
             f"task '{task.name}', {unread[0]}: is for backbones that generate their answers, and this model has task "
             "heads; remove it"
         )
-    _check_choice("fit", fit, FITS)
+    fit = _checked_fit(model, fit)
     _check_choice("init", init, INITS)
     task, rows = _read_examples(task, examples, len(model.tasks))
     model.check_tasks((*model.tasks, task))
@@ -176,7 +187,7 @@ def refit_task(
     model: HyperAdapterModel,
     name: str,
     examples: Examples,
-    fit: Fit = "adapter",
+    fit: Fit | None = None,
     init: Init = "current",
     k_per_label: int | None = None,
     max_steps: int | None = None,
@@ -194,7 +205,8 @@ def refit_task(
         examples: Examples with targets; see `add_task`.
         fit: Which parameters are trained besides the head; see `add_task`.
         init: How the prototype is initialised: as in `add_task`, or "current" for the present prototype. With
-            "current", the values "adapter" and "none" of `fit` also start from the task's present adapter.
+            "current", the values "adapter", "none" and "head" of `fit` also start from the task's present adapter,
+            which keeps its full effect with "head" if left-out examples do not prefer the frozen backbone.
         k_per_label: Number of examples of each label to use; see `add_task`.
         max_steps: Maximum number of training steps; see `add_task`.
         seed: Seed of all random choices; see `add_task`.
@@ -209,7 +221,7 @@ def refit_task(
         NotFiniteError: If an output of the model for an example, a fitted weight or the loss is not finite.
     """
     model.method.check_can_change_tasks()
-    _check_choice("fit", fit, FITS)
+    fit = _checked_fit(model, fit)
     _check_choice("init", init, (*INITS, "current"))
     task_id = model.task_id(name)
     task, rows = _read_examples(model.tasks[task_id], examples, task_id)
@@ -240,13 +252,17 @@ def _fit(
         examples = subset(examples, task, DataConfig(k_per_label=int(k_per_label)), seed)
     no_autocast = torch.autocast(model.device.type, enabled=False)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad(), no_autocast:
-        instances = instance_vectors(model, examples)
+        names = label_examples([task]) if model.adapter_config.label_names else []
+        data = FitExamples(model, task, [*examples, *names])
+        instances = data.instance_vectors(len(examples)) if fit == "head" else instance_vectors(model, examples)
         points = density_points(model, examples) if model.pha.routes_by_densities else torch.empty(0)
         similarity = model.pha.prototypes.similarity(instances).mean(dim=0).detach()
         start = _start(model, init, fit, instances, similarity, task_id, seed)
-        names = label_examples([task]) if model.adapter_config.label_names else []
-        data = FitExamples(model, task, [*examples, *names])
-        fitted = fit_task(model, data, start, fit, max_steps, seed, _known_heads(model, task, similarity, task_id))
+        if fit == "head":
+            related = _related_head(model, task, task_id)
+            fitted = fit_head(model, data, start, len(examples), related, init == "current", seed)
+        else:
+            fitted = fit_task(model, data, start, fit, max_steps, seed, _known_heads(model, task, similarity, task_id))
         fitted_parts = TaskState(
             task=task,
             prototype=fitted.prototype,
@@ -255,7 +271,7 @@ def _fit(
             ),
             threshold=_density_threshold(model, points) if len(points) else _threshold(model, instances),
             density=_density(model, examples, seed),
-            head=fitted.head,
+            head=None if fitted.head is None else fitted.head.rounded(),
             own_adapter=fitted.adapter,
         )
         neighbours = _neighbours(model, similarity, task_id)
@@ -270,7 +286,18 @@ def _fit(
                 changes = _share(model, data, fitted.hypernetwork, task_id)
                 model.task_table.replace(parts)
     seconds = time.monotonic() - started
-    return FitReport(task.name, fit, init, neighbours, len(examples), fitted.steps, fitted.stopping, seconds, changes)
+    return FitReport(
+        task.name,
+        fit,
+        init,
+        neighbours,
+        len(examples),
+        fitted.steps,
+        fitted.stopping,
+        seconds,
+        fitted.adapter_scale,
+        changes,
+    )
 
 
 def _known_heads(model: HyperAdapterModel, task: Task, similarity: Tensor, task_id: int | None) -> list[Tensor]:
@@ -292,6 +319,38 @@ def _known_heads(model: HyperAdapterModel, task: Task, similarity: Tensor, task_
     wide = (model.heads.head(index).weight for index in similar[:NUM_KNOWN_HEADS])
     kept = torch.arange(model.heads.features_size + model.heads.hidden_size) < model.heads.features_size
     return [(weight * kept.to(weight)).float() for weight in wide if weight.shape[1] == len(kept)]
+
+
+def _related_head(model: HyperAdapterModel, task: Task, task_id: int | None) -> Head | None:
+    """Compute the mean head of the known tasks that have the same set of label names and the same kind of input.
+
+    Returns:
+        The head, with the labels in the order of the given task, or None if there is no such task.
+    """
+    assert model.heads is not None
+    heads = [
+        (model.heads.head(index), [known.labels.index(label) for label in task.labels])
+        for index, known in enumerate(model.tasks)
+        if index != task_id and known.is_pair == task.is_pair and set(known.labels) == set(task.labels)
+    ]
+    if not heads or not task.labels:
+        return None
+    weight = torch.stack([head.weight[order] for head, order in heads]).mean(dim=0)
+    return Head(weight, torch.stack([head.bias[order] for head, order in heads]).mean(dim=0))
+
+
+def _checked_fit(model: HyperAdapterModel, fit: Fit | None) -> Fit:
+    """Return the value of `fit` or its default, or raise a TaskError that names the nearest known value."""
+    has_fit_of_heads = model.adapter_config.separates_texts
+    if fit is None:
+        return "head" if has_fit_of_heads else "adapter"
+    if fit == "head" and not has_fit_of_heads:
+        raise TaskError(
+            "fit 'head': expected a model with head_inputs 'adapted_texts', found "
+            f"'{model.adapter_config.head_inputs}'; use fit 'adapter' or 'none'"
+        )
+    _check_choice("fit", fit, (*FITS, "head") if has_fit_of_heads else FITS)
+    return fit
 
 
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
@@ -347,9 +406,10 @@ def _start(
     if init in ("current", "nearest"):
         assert chosen is not None
         own = str(chosen) in model.pha.own_adapters
-        if fit == "adapter" or (fit == "none" and own):
+        if fit == "adapter" or (fit in ("none", "head") and own):
             adapter = model.method.adapters(torch.tensor([chosen], device=prototypes.device))
-            return Start(prototypes[chosen], adapter if init == "current" or fit == "none" else _damped(model, adapter))
+            keeps_effect = init == "current" or fit in ("none", "head")
+            return Start(prototypes[chosen], adapter if keeps_effect else _damped(model, adapter))
         return Start(prototypes[chosen])
     if init == "mixture":
         return _generated(

@@ -29,7 +29,7 @@ from hyperadapters.inference.batches import batches_by_length, device_of, to_dev
 from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.model.model import HyperAdapterModel
 
-Fit = Literal["prototype", "adapter", "shared", "none"]
+Fit = Literal["prototype", "adapter", "shared", "none", "head"]
 Stopping = Literal["leave-one-out", "held-out quarter", "fixed", "none"]
 
 MAX_STEPS = 16
@@ -75,6 +75,7 @@ class Fitted:
         hypernetwork: Trained copy of the hypernetwork, or None if it was not trained.
         steps: Number of training steps.
         stopping: How the number of steps was chosen (see `fewshot.add_task.FitReport`).
+        adapter_scale: Factor on the effect of the initial adapter, if it was chosen (see `fewshot.head_fit`).
     """
 
     prototype: Tensor
@@ -83,6 +84,7 @@ class Fitted:
     hypernetwork: Hypernetwork | None
     steps: int
     stopping: Stopping
+    adapter_scale: float | None = None
 
 
 class _Batch(NamedTuple):
@@ -120,7 +122,7 @@ class FitExamples:
         self._pooled: dict[int, Tensor] = {}
         self._features: dict[int, Tensor] = {}
         with torch.no_grad():
-            for rows in batches_by_length(self.examples, BATCH_SIZE):
+            for rows in batches_by_length(self.examples, BATCH_SIZE, self.model.adapter_config.separates_texts):
                 inputs, _ = self._tensors(rows)
                 lower_output = model.forward_lower_layers(**inputs)  # type: ignore[arg-type]
                 sequences = model.sequences(inputs)
@@ -157,6 +159,18 @@ class FitExamples:
         """
         return torch.stack([self._features[row] for row in rows])
 
+    @torch.no_grad()
+    def instance_vectors(self, count: int) -> Tensor:
+        """Compute the instance vectors of the first examples from their cached hidden states.
+
+        Args:
+            count: Number B of examples.
+
+        Returns:
+            Instance vectors of shape [B, p].
+        """
+        return self.model.pha.instance_vectors(torch.stack([self._pooled[row] for row in range(count)]))
+
     def head_inputs(self, outputs: Tensor, rows: Sequence[int]) -> Tensor:
         """Compute the inputs of the head of the task.
 
@@ -189,6 +203,26 @@ class FitExamples:
             decoder_input_ids = self.model.backbone.prepare_decoder_input_ids_from_labels(batch.labels)  # type: ignore[operator]
         outputs, _ = self.model.forward_with_adapter(batch.inputs, weights, batch.lower_output, decoder_input_ids)
         return outputs, batch.labels
+
+    def all_head_inputs(self, weights: AdapterWeights) -> Tensor:
+        """Compute the inputs of the head of the task for all examples.
+
+        Args:
+            weights: Adapter weights of one task, each of shape [L, 1, ...].
+
+        Returns:
+            Inputs of N rows, as described for `head_inputs`.
+
+        Raises:
+            NotFiniteError: If the input of an example is not finite.
+        """
+        found: dict[int, Tensor] = {}
+        for rows in batches_by_length(self.examples, BATCH_SIZE, self.model.adapter_config.separates_texts):
+            found.update(zip(rows, self.head_inputs(self.outputs(rows, weights)[0], rows), strict=True))
+        inputs = torch.stack([found[row] for row in range(len(self))])
+        numbers = range(1, len(self) + 1)
+        check_answers(self.model, inputs.isfinite().all(dim=1), self.examples, numbers, "the input of the head")
+        return inputs
 
     def _tensors(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         """Collate some examples into the arguments of `model.forward_lower_layers`, and their labels."""
@@ -225,7 +259,7 @@ class _Student(nn.Module):
         super().__init__()
         self.prototype = nn.Parameter(start.prototype.detach().clone(), requires_grad=fit in ("prototype", "shared"))
         self.hypernetwork = copy.deepcopy(model.pha.hypernetwork) if fit == "shared" else model.pha.hypernetwork
-        adapter = _generate(model, start) if fit == "adapter" else start.adapter
+        adapter = initial_adapter(model, start) if fit == "adapter" else start.adapter
         self.adapter = None if adapter is None else OwnAdapter(adapter)
         self.head = None if head is None else nn.ParameterList([head.weight.clone(), head.bias.clone()])
         self.scale = (0.0, 1.0) if head is None else (head.target_mean, head.target_std)
@@ -260,7 +294,7 @@ class _Student(nn.Module):
 
     def result(self, steps: int, stopping: Stopping, fit: Fit) -> Fitted:
         """Collect the present values of the parameters."""
-        head = None if self.head is None else Head(self.head[0].detach(), self.head[1].detach(), *self.scale).rounded()
+        head = None if self.head is None else Head(self.head[0].detach(), self.head[1].detach(), *self.scale)
         adapter = None if self.adapter is None else self.adapter().detach()
         hypernetwork = self.hypernetwork if fit == "shared" else None
         return Fitted(self.prototype.detach(), adapter, head, hypernetwork, steps, stopping)
@@ -302,10 +336,7 @@ def fit_task(
         return make_head(data.task, inputs, data.targets, rows, fit != "none", seed, known)
 
     with torch.no_grad():
-        inputs = None if model.text_to_text else _head_inputs(data, _generate(model, start))
-    if inputs is not None:
-        numbers = range(1, len(data) + 1)
-        check_answers(model, inputs.isfinite().all(dim=1), data.examples, numbers, "the input of the head")
+        inputs = None if model.text_to_text else data.all_head_inputs(initial_adapter(model, start))
     steps = 0 if fit == "none" else MAX_STEPS if max_steps is None else max_steps
     folds, stopping = _folds(data, seed) if steps else ([], "none")
     if folds:
@@ -350,8 +381,16 @@ def _not_fitted(model: HyperAdapterModel, data: FitExamples, what: str) -> NotFi
     return NotFiniteError(f"task '{data.task.name}': {what} is not a finite number; {likely_cause(model)}")
 
 
-def _generate(model: HyperAdapterModel, start: Start) -> AdapterWeights:
-    """Get the initial adapter, generated from the prototype if there is none."""
+def initial_adapter(model: HyperAdapterModel, start: Start) -> AdapterWeights:
+    """Get the initial adapter of a fit.
+
+    Args:
+        model: Model with the hypernetwork that generates the adapter from the prototype if the start has none.
+        start: Prototype and adapter to start from.
+
+    Returns:
+        Adapter weights of one task, each of shape [L, 1, ...].
+    """
     if start.adapter is not None:
         return start.adapter
     weights: AdapterWeights = model.pha.hypernetwork(start.prototype[None])
@@ -409,11 +448,3 @@ def _folds(data: FitExamples, seed: int) -> tuple[list[set[int]], Stopping]:
     if fewest >= FEW_ROWS:
         return [{row for rows in shuffled for row in rows[: len(rows) // 4]}], "held-out quarter"
     return [{rows[fold % len(rows)] for rows in shuffled} for fold in range(min(FOLDS, fewest))], "leave-one-out"
-
-
-def _head_inputs(data: FitExamples, weights: AdapterWeights) -> Tensor:
-    """Compute the input of the head for all examples, with an adapter; see `FitExamples.head_inputs`."""
-    found: dict[int, Tensor] = {}
-    for rows in batches_by_length(data.examples, BATCH_SIZE):
-        found.update(zip(rows, data.head_inputs(data.outputs(rows, weights)[0], rows), strict=True))
-    return torch.stack([found[row] for row in range(len(data))])

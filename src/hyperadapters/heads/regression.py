@@ -7,10 +7,12 @@ adapters, is fitted in this module:
 - `fit_related_heads` fits the heads of all trained tasks together, so that tasks with the same labels learn from each
   other.
 - `make_head` fits the head of a new task to the features of a few examples.
+- `fit_new_head` does the same with fixed penalties, which is faster, and can learn from tasks with the same labels.
 - `few_shot_probe` and `standardized_regression` are the baselines that the library is compared with.
 
 Most of them choose the strength of their L2 penalty from `RIDGE_STRENGTHS` or `LOGISTIC_PENALTIES`. There are two
-exceptions: the inputs of `standardized_regression` have another scale, and `fit_related_heads` has fixed penalties.
+exceptions: the inputs of `standardized_regression` have another scale, and `fit_related_heads` and `fit_new_head` have
+fixed penalties.
 """
 
 from __future__ import annotations
@@ -55,6 +57,14 @@ POOLED_PENALTY = 1.0
 DISTANCE_PENALTY = 3.0
 """L2 penalty in `fit_related_heads` on the distance of the weights of a task from those of all related tasks. Their
 rows outnumber those of the task, so it is larger than `DEFAULT_PENALTY`."""
+RELATED_PENALTY = 0.3
+"""L2 penalty of the own weights and biases in `fit_new_head` if there are related tasks. It is larger than
+`DEFAULT_PENALTY`, because the logits of related tasks are often right already."""
+RELATED_SCALE = 0.5
+"""Factor on the logits of related tasks towards which `fit_new_head` regularises the fitted factor. It is below 1
+because a head is less certain of the inputs of another task than of those that it was fitted to."""
+RELATED_SCALE_PENALTY = 4.0
+"""L2 penalty of that factor's distance from `RELATED_SCALE`."""
 MEAN_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Candidates for the factor on the logits of `mean_head`."""
 STANDARDIZED_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
@@ -94,6 +104,14 @@ class TaskRows(NamedTuple):
     def labels(self) -> Tensor:
         """Label indices of the rows of a classification task, of shape [N]."""
         return torch.tensor(self.targets, device=self.inputs.device).long()
+
+    def subset(self, indices: Sequence[int]) -> TaskRows:
+        """Return some of the rows.
+
+        Args:
+            indices: Indices of the rows.
+        """
+        return TaskRows(self.task, self.inputs[list(indices)], [self.targets[index] for index in indices])
 
 
 class _Candidate(NamedTuple):
@@ -374,6 +392,103 @@ def make_head(
     return head._replace(
         weight=(1 - share) * head.weight + share * weight, bias=(1 - share) * head.bias + share * informed.bias
     )
+
+
+def fit_new_head(rows: TaskRows, related: Head | None = None) -> Head:
+    r"""Fit the head of a new task to few examples with fixed penalties.
+
+    A classification task gets a logistic regression whose logits for an input x are
+
+    .. math::
+        W x + b + s \, (W_r x + b_r),
+
+    where :math:`W_r` and :math:`b_r` are the mean weight and bias of related tasks. The penalty on W and b is
+    `DEFAULT_PENALTY`, or `RELATED_PENALTY` if there are related tasks. The factor s is fitted together with them: it is
+    regularised towards `RELATED_SCALE`, and not negative, so that tasks which only seem to be related are ignored.
+    Labels weigh the same if the first metric of the task is macro F1.
+
+    A regression task gets the ridge regression of `fit_related_heads`.
+
+    Args:
+        rows: Rows of the task; at least one of each label.
+        related: Mean head of related tasks, with its labels in the order of this task. Default: there are none.
+
+    Returns:
+        A head with a weight of shape [C, F] and a bias of shape [C].
+    """
+    if rows.task.kind == "regression":
+        return _fixed_ridge_head(rows.inputs, rows.targets)
+    if related is None:
+        return _new_logistic_head(rows, None, DEFAULT_PENALTY)[0]
+    head, scale = _new_logistic_head(rows, related, RELATED_PENALTY)
+    # The cost is convex: if the best factor is negative, the best one that is not negative is zero.
+    return head if scale >= 0 else _new_logistic_head(rows, None, RELATED_PENALTY)[0]
+
+
+def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> tuple[Head, float]:
+    """Minimise the cost of `fit_new_head`, where the factor may be negative; return the head and the factor."""
+    inputs, labels, num_labels = rows.inputs, rows.labels, len(rows.task.labels)
+    if related is None:  # The factor is multiplied by zero and stays at its start.
+        related = Head(inputs.new_zeros(num_labels, inputs.shape[1]), inputs.new_zeros(num_labels))
+    known, label_weights = F.linear(inputs, related.weight, related.bias), _label_weights(labels, [rows.task])
+    label_weights = None if label_weights is None else label_weights.to(inputs)
+    weight = inputs.new_zeros(num_labels, inputs.shape[1]).requires_grad_()
+    bias = inputs.new_zeros(num_labels).requires_grad_()
+    scale = inputs.new_full((), RELATED_SCALE).requires_grad_()
+
+    def cost() -> Tensor:
+        logits = F.linear(inputs, weight, bias) + scale * known
+        loss = F.cross_entropy(logits, labels, label_weights, reduction="sum")
+        distance = RELATED_SCALE_PENALTY * (scale - RELATED_SCALE).square()
+        return loss + penalty / 2 * (weight.square().sum() + bias.square().sum()) + distance / 2
+
+    minimize(cost, [weight, bias, scale])
+    factor = scale.detach()
+    return Head(weight.detach() + factor * related.weight, bias.detach() + factor * related.bias), float(factor)
+
+
+def left_out_losses(rows: TaskRows, num_examples: int, related: Head | None = None, seed: int = 0) -> Tensor | None:
+    """Compute the losses of examples under heads of `fit_new_head` that were fitted without them.
+
+    A third of the examples of each label is left out in turn, or a single one if there are fewer than three. The only
+    row of a label is never left out.
+
+    Args:
+        rows: Rows of the task, of which the first are examples. The others, such as names of labels, are never left
+            out.
+        num_examples: Number of examples.
+        related: Mean head of related tasks; see `fit_new_head`.
+        seed: Seed of the choice of left-out examples. The losses of the same examples are at the same index whenever
+            seed and targets are the same.
+
+    Returns:
+        The cross-entropy of each example that was left out, or its squared error in units of the variance of the
+        targets. None if no example can be left out.
+    """
+    groups: dict[float, list[int]] = {}
+    for row, target in enumerate(rows.targets):
+        groups.setdefault(target if rows.task.labels else 0.0, []).append(row)
+    generator = random.Random(seed)
+    examples = [[row for row in group if row < num_examples] for group in groups.values() if len(group) > 1]
+    shuffled = [generator.sample(group, len(group)) for group in examples]
+    losses = []
+    for fold in range(FEW_SHOT_FOLDS):
+        left_out = sorted(row for group in shuffled for row in group[fold::FEW_SHOT_FOLDS])
+        if left_out:
+            kept = sorted(set(range(len(rows.targets))) - set(left_out))
+            losses.append(_losses(fit_new_head(rows.subset(kept), related), rows.subset(left_out)))
+    if not losses:
+        return None
+    return torch.cat(losses) if rows.task.labels else torch.cat(losses) / target_scale(rows.targets)[1] ** 2
+
+
+def _losses(head: Head, rows: TaskRows) -> Tensor:
+    """Compute the cross-entropy of each row, or its squared error in the units of the targets [N]."""
+    values = F.linear(rows.inputs, head.weight, head.bias)
+    if rows.task.labels:
+        return F.cross_entropy(values, rows.labels, reduction="none")
+    targets = torch.tensor(rows.targets, device=values.device)
+    return (values[:, 0] * head.target_std + head.target_mean - targets).square()
 
 
 def _scaled_directions(known: Sequence[Tensor], inputs: Tensor) -> Tensor | None:

@@ -254,15 +254,17 @@ class TaskHeads(nn.Module):
 
         Args:
             pooled: Pooled last hidden states of shape [B, d].
-            features: Features of shape [B, F].
+            features: Features of shape [B, F]; they are not used if there are no wide heads.
             outputs: Indices of the outputs, distinct and in ascending order, of shape [L].
 
         Returns:
             Values of shape [B, L].
         """
-        num_plain = int((outputs < len(self.weight)).sum()) if len(self.wide_weight) else len(outputs)
+        has_wide, wide_size = self.wide_weight.shape
+        num_plain = int((outputs < len(self.weight)).sum()) if has_wide else len(outputs)
         plain, wide = outputs[:num_plain], outputs[num_plain:] - len(self.weight)
-        inputs = wide_inputs(pooled, features)
+        # Without wide heads, their empty weight still gets a gradient, as all parameters of heads do.
+        inputs = wide_inputs(pooled, features) if has_wide else pooled.new_zeros(len(pooled), wide_size)
         values = torch.cat([_linear(pooled, self.weight, plain), _linear(inputs, self.wide_weight, wide)], dim=1)
         return values + self.bias.index_select(0, outputs)
 

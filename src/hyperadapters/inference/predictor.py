@@ -199,10 +199,10 @@ class Predictor:
             self.model.method.check_can_route()
         answers: dict[int, Prediction] = {}
         collator, device = self.model.collator, device_of(self.model)
-        separates_texts = self.model.adapter_config.separates_texts
+        lengths = self.model.adapter_config.separates_texts, self.model.lengths.input
         for has_task in (True, False):
             rows = [index for index, example in enumerate(examples) if (example.task_id is not None) == has_task]
-            for part in batches_by_length([examples[row] for row in rows], self.batch_size, separates_texts):
+            for part in batches_by_length([examples[row] for row in rows], self.batch_size, *lengths):
                 indices = [rows[place] for place in part]
                 with self._exclusive(tasks):
                     batch = to_device(collator.inputs([examples[index] for index in indices]), device)

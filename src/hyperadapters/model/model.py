@@ -408,7 +408,8 @@ class HyperAdapterModel(nn.Module):
         if decoder_input_ids is None:
             decoder_input_ids = self.passes.default_decoder_input_ids(labels)
         inputs = self._sequences(inputs)
-        selector = BatchSelector(self.method, task_ids, route, sequence_rows(inputs), self._embeddings(inputs))
+        embeddings = partial(self._embeddings, inputs)
+        selector = BatchSelector(self.method, task_ids, route, sequence_rows(inputs), embeddings)
         output, lower_output = self.passes.run_batch(
             inputs, selector, decoder_input_ids, output_hidden_states, lower_output, frozen_output
         )
@@ -526,7 +527,8 @@ class HyperAdapterModel(nn.Module):
         inputs = prepare_inputs(self.kind, input_ids, attention_mask)
         self._check_task_ids(task_ids, len(input_ids), False)
         check_token_ids("input_ids", input_ids, num_embeddings(self.backbone))
-        selector = BatchSelector(self.method, task_ids, route, embeddings=self._embeddings(inputs))
+        embeddings = self._embeddings(inputs)  # not in the pass of `generate`, whose rows may be padded or repeated
+        selector = BatchSelector(self.method, task_ids, route, embeddings=lambda: embeddings)
         tokens = self.passes.generate(inputs, selector, lower_output, options)
         return Generated(tokens, selector.selected, selector.instances, selector.similarity)
 
@@ -687,7 +689,7 @@ class HyperAdapterModel(nn.Module):
         self._check_task_ids(task_ids, len(prepared["input_ids"]), False)
         self._check_texts(prepared, task_ids)
         sequences = self._sequences(prepared)
-        selector = BatchSelector(self.method, task_ids, rows=sequence_rows(sequences))
+        selector = BatchSelector(self.method, task_ids, rows=sequence_rows(sequences), reports_similarity=False)
         output, _ = self.passes.run_batch(sequences, selector, lower_output=lower_output, frozen_output=frozen_output)
         return self._plain_head_inputs(output, sequences)
 
@@ -822,7 +824,7 @@ class HyperAdapterModel(nn.Module):
         self,
         task: Task,
         examples: Iterable[Any],
-        fit: Fit = "adapter",
+        fit: Fit | None = None,
         init: Literal["nearest", "mixture", "mean_instance", "random"] = "nearest",
         k_per_label: int | None = None,
         max_steps: int | None = None,
@@ -841,7 +843,7 @@ class HyperAdapterModel(nn.Module):
         self,
         name: str,
         examples: Iterable[Any],
-        fit: Fit = "adapter",
+        fit: Fit | None = None,
         init: Literal["nearest", "mixture", "mean_instance", "random", "current"] = "current",
         k_per_label: int | None = None,
         max_steps: int | None = None,

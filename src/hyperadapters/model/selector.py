@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ class BatchSelector:
     Attributes:
         features: Pooled hidden states that the retriever reads [B, d].
         instances: Instance vectors [B, p]; None for a method without a retriever.
-        similarity: Similarity to each task [B, T]; None for a method that cannot route.
+        similarity: Similarity to each task [B, T]; None for a method that cannot route, or if it is not needed.
         selected: Ids of the selected tasks [B].
     """
 
@@ -31,7 +33,8 @@ class BatchSelector:
         task_ids: Tensor | None,
         route: Route = "nearest",
         rows: Tensor | None = None,
-        embeddings: Tensor | None = None,
+        embeddings: Callable[[], Tensor | None] = lambda: None,
+        reports_similarity: bool = True,
     ) -> None:
         """Set up the selection for one batch.
 
@@ -40,10 +43,13 @@ class BatchSelector:
             task_ids: Ids of the tasks [B]; None to use the most similar task of each row.
             route: How rows without a task get their adapters; see `Method.select`.
             rows: Row of each sequence [R] if a row can have several sequences. Default: row i is sequence i.
-            embeddings: Pooled input of the first layer [B, d], if the method reads it.
+            embeddings: Function that returns the pooled input of the first layer [B, d], or None if the method does
+                not read it. It is called when tasks are selected.
+            reports_similarity: Whether the similarity to the tasks is computed for rows whose task is given, too.
         """
         self._method, self._task_ids, self._route = method, task_ids, route
         self._rows, self._embeddings = rows, embeddings
+        self._needs_similarity = reports_similarity or task_ids is None
 
     def __call__(self, features: Tensor) -> BatchState:
         """Select tasks and adapters.
@@ -63,9 +69,9 @@ class BatchSelector:
 
     def _similarity(self) -> Tensor | None:
         method = self._method
-        if not isinstance(method, PHA) or self.instances is None:
+        if not self._needs_similarity or not isinstance(method, PHA) or self.instances is None:
             return None
-        return method.similarity(self.instances.detach(), density_features(self.features, self._embeddings))
+        return method.similarity(self.instances.detach(), density_features(self.features, self._embeddings()))
 
 
 def density_features(pooled: Tensor, embeddings: Tensor | None) -> Tensor:

@@ -1,0 +1,86 @@
+"""Fit of one task to a few examples without a gradient step: only its head is fitted, by a convex optimizer.
+
+The features of the examples are computed with the adapter of a similar task and with the frozen backbone. Left-out
+examples decide between the two. A few examples say little, so the decision is regularised: if there are known tasks
+with the same labels, the adapter is kept unless the frozen features are clearly better; otherwise the frozen features
+are kept unless the adapter is clearly better.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperadapters.fewshot.fit import DAMPING, FitExamples, Fitted, Start, initial_adapter
+from hyperadapters.heads.regression import MIN_VARIANCE, TaskRows, fit_new_head, left_out_losses
+from hyperadapters.heads.task_heads import Head
+from hyperadapters.model.model import HyperAdapterModel
+
+MARGIN = 2.0
+"""Gain in the log-likelihood of the left-out examples, in nats, up to which one choice is not clearly better than the
+other."""
+STANDARD_ERRORS = 2.0
+"""Number of standard errors of that gain up to which one choice is not clearly better than the other."""
+
+
+@torch.no_grad()
+def fit_head(
+    model: HyperAdapterModel,
+    data: FitExamples,
+    start: Start,
+    num_examples: int,
+    related: Head | None = None,
+    is_own: bool = False,
+    seed: int = 0,
+) -> Fitted:
+    """Fit the head of a task, and choose between the initial adapter and none, without changing the model.
+
+    An adapter of another task is used with `DAMPING` times its effect, so that more of the frozen features is kept.
+
+    Args:
+        model: Model in evaluation mode, with `head_inputs` "adapted_texts".
+        data: Rows of the task: examples, followed by rows that are never left out, such as the names of labels.
+        start: Prototype and adapter to start from.
+        num_examples: Number of examples.
+        related: Mean head of known tasks with the same labels, in the order of this task. Default: there are none.
+        is_own: If True, the initial adapter is that of the task itself. It keeps its full effect, and it is kept unless
+            the frozen features are clearly better. Default: False.
+        seed: Seed of the choice of left-out examples.
+
+    Returns:
+        The head, the prototype, and the adapter. The adapter is None if that of the prototype keeps its full effect.
+
+    Raises:
+        NotFiniteError: If the input of the head is not finite for an example.
+    """
+    adapter, scale = initial_adapter(model, start), 1.0 if is_own else DAMPING
+    targets = [float(target) for target in data.targets]  # type: ignore[arg-type]
+    adapted = TaskRows(data.task, data.all_head_inputs(adapter.scaled(scale)), targets)
+    frozen = TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), targets)
+    gains = _gains(frozen, adapted, num_examples, related, seed)
+    if not _is_clear(-gains) if related is not None or is_own else _is_clear(gains):
+        own = start.adapter if is_own else adapter.scaled(scale)
+        head = fit_new_head(adapted, related)
+    else:
+        scale, own, head = 0.0, adapter.scaled(0.0), fit_new_head(frozen)
+    return Fitted(start.prototype.detach(), None if own is None else own.detach(), head, None, 0, "none", scale)
+
+
+def _gains(frozen: TaskRows, adapted: TaskRows, num_examples: int, related: Head | None, seed: int) -> Tensor:
+    """Compute by how much the adapted features raise the log-likelihood of each left-out example, in nats.
+
+    The numbers of a regression task are assumed to be normally distributed around the predictions, with the same
+    variance for both kinds of features.
+    """
+    of_adapted = left_out_losses(adapted, num_examples, related, seed)
+    of_frozen = left_out_losses(frozen, num_examples, None, seed)
+    if of_adapted is None or of_frozen is None:
+        return torch.zeros(1)
+    gains = of_frozen - of_adapted
+    return gains if frozen.task.labels else gains / (of_frozen + of_adapted).mean().clamp(min=MIN_VARIANCE)
+
+
+def _is_clear(gains: Tensor) -> bool:
+    """Return whether the sum of the gains [N] of left-out examples is clearly positive."""
+    standard_error = float(gains.std(correction=0)) * len(gains) ** 0.5
+    return float(gains.sum()) > max(MARGIN, STANDARD_ERRORS * standard_error)

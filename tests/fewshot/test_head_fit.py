@@ -1,0 +1,155 @@
+"""Adding a task without a gradient step, to models whose heads read adapted texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import PAIR_TASKS, make_frozen_texts_model, make_plus_model, pair_examples, stirred
+from torch import Tensor
+
+from hyperadapters import HyperAdapterModel, Task
+from hyperadapters.data.examples import Example
+from hyperadapters.errors import TaskError
+from hyperadapters.fewshot import head_fit
+from hyperadapters.fewshot.fit import DAMPING
+from hyperadapters.inference.predictor import Predictor
+
+NEW = Task.classification("new", ["no", "yes"])
+
+
+def fresh(**settings: Any) -> HyperAdapterModel:
+    return with_fitted_heads(stirred(make_plus_model(head_inputs="adapted_texts", **settings)))
+
+
+def with_fitted_heads(model: HyperAdapterModel) -> HyperAdapterModel:
+    rows = pair_examples()
+    model.fit_heads({task.name: [row for row in rows if row.task_id == i] for i, task in enumerate(PAIR_TASKS)})
+    return model
+
+
+def rows_of(labels: tuple[str, str] = ("no", "yes"), count: int = 16) -> list[dict[str, str]]:
+    """Rows like those of the task `mood` in `pair_examples`."""
+    found = [row for row in pair_examples(count) if row.task_id == 2]
+    return [{"text": row.text, "label": labels[int(row.target or 0)]} for row in found]
+
+
+def frozen_features(model: HyperAdapterModel, rows: list[dict[str, str]]) -> Tensor:
+    inputs = model.collator.inputs([Example(None, row["text"]) for row in rows])
+    with torch.no_grad():
+        return model.head_features(inputs, torch.empty(0), False)
+
+
+def read(model: HyperAdapterModel, rows: list[dict[str, str]], name: str) -> Tensor:
+    inputs = model.collator.inputs([Example(None, row["text"]) for row in rows])
+    with torch.no_grad():
+        return model.head_inputs(inputs, torch.full((len(rows),), model.task_id(name)))
+
+
+def test_it_is_the_default_of_these_models_only() -> None:
+    report = fresh().add_task(NEW, rows_of())
+    assert (report.fit, report.steps, report.stopping) == ("head", 0, "none")
+    assert report.adapter_scale in (0.0, DAMPING)
+    model = make_frozen_texts_model()
+    report = model.add_task(NEW, rows_of(), max_steps=0)
+    assert (report.fit, report.adapter_scale) == ("adapter", None)
+    with pytest.raises(TaskError, match="fit 'head': expected a model with head_inputs 'adapted_texts', found 'pair_"):
+        model.refit_task("new", rows_of(), fit="head")
+    with pytest.raises(TaskError, match=r"Unknown fit 'heads'\. Did you mean 'head'"):
+        fresh().add_task(NEW, rows_of(), fit="heads")  # type: ignore[arg-type]
+
+
+def always(monkeypatch: pytest.MonkeyPatch, is_clear: bool) -> None:
+    monkeypatch.setattr(head_fit, "_is_clear", lambda gains: is_clear)
+
+
+@pytest.mark.parametrize(("is_clear", "scale"), [(True, DAMPING), (False, 0.0)])
+def test_a_task_gets_half_the_adapter_of_the_nearest_one_or_none(
+    is_clear: bool, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always(monkeypatch, is_clear)
+    model, rows = fresh(), rows_of()
+    report = model.add_task(NEW, rows)
+    assert report.adapter_scale == scale
+    nearest = model.task_id(report.neighbours[0].task)
+    expected = model.method.adapters(torch.tensor([nearest])).scaled(scale)
+    own = model.method.adapters(torch.tensor([model.task_id("new")]))
+    assert all(torch.equal(own[name], expected[name]) for name in expected)
+    assert torch.equal(model.pha.prototypes.weight[-1], model.pha.prototypes.weight[nearest])
+    if not scale:
+        torch.testing.assert_close(read(model, rows, "new"), frozen_features(model, rows), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [("bad", "good"), ("good", "bad")])
+def test_labels_of_known_tasks_are_believed(labels: tuple[str, str]) -> None:
+    """One uninformative example of each label: only the head of `mood` can tell the labels apart."""
+    model = with_fitted_heads(make_plus_model(head_inputs="adapted_texts", label_names=False))
+    few = [{"text": "w1 w2", "label": "good"}, {"text": "w2 w1", "label": "bad"}]
+    report = model.add_task(Task.classification("tone", list(labels)), few)
+    assert report.adapter_scale == DAMPING
+    unseen = rows_of(("bad", "good"), 24)
+    answers = [prediction.answer for prediction in model.predict([row["text"] for row in unseen], task="tone")]
+    assert sum(answer == row["label"] for answer, row in zip(answers, unseen, strict=True)) > 0.9 * len(unseen)
+
+
+def test_without_relatives_and_without_left_out_examples_the_frozen_backbone_is_kept() -> None:
+    few = [{"text": "w1 w2", "label": "no"}, {"text": "w3 w4", "label": "yes"}]
+    assert fresh(label_names=False).add_task(NEW, few).adapter_scale == 0.0
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ([0.5] * 8, True),
+        ([0.2] * 8, False),  # 1.6 nats
+        ([4.0, -1.0, 0.5, -0.5], False),  # 3 nats, but no two standard errors
+        ([-0.5] * 8, False),
+        ([0.0], False),
+    ],
+)
+def test_a_gain_is_clear_if_it_is_large_and_not_due_to_a_few_examples(gains: list[float], expected: bool) -> None:
+    assert head_fit._is_clear(torch.tensor(gains)) is expected
+
+
+def test_examples_suffice_for_unseen_rows() -> None:
+    model, rows = fresh(), rows_of(count=36)
+    model.add_task(NEW, rows[:24])
+    answers = [prediction.answer for prediction in model.predict([row["text"] for row in rows[24:]], task="new")]
+    assert sum(answer == row["label"] for answer, row in zip(answers, rows[24:], strict=True)) > 0.8 * len(answers)
+
+
+def test_numbers_are_predicted() -> None:
+    model, rows = fresh(), [row for row in pair_examples() if row.task_id == 1]
+    examples = [{"text": row.text, "label": row.target} for row in rows]
+    model.add_task(Task.regression("count"), examples)
+    found = [prediction.answer for prediction in model.predict([row.text for row in rows], task="count")]
+    assert torch.corrcoef(torch.tensor([found, [row.target for row in rows]]))[0, 1] > 0.9  # type: ignore[list-item]
+
+
+def test_other_tasks_stay_as_they_are_bit_for_bit() -> None:
+    model, rows = fresh(), pair_examples(6)
+    before = [prediction.probabilities for prediction in Predictor(model)(rows)]
+    model.add_task(NEW, rows_of())
+    assert [prediction.probabilities for prediction in Predictor(model)(rows)] == before
+
+
+def test_the_same_call_gives_the_same_model_bit_for_bit() -> None:
+    states = []
+    for _ in range(2):
+        model = fresh()
+        model.add_task(NEW, rows_of(), seed=5)
+        states.append(model.adapter_state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_refitted_task_keeps_its_adapter_at_full_effect_or_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    before = model.method.adapters(torch.tensor([2]))
+    monkeypatch.setattr(head_fit, "MARGIN", 1e9)
+    assert model.refit_task("mood", rows_of(("bad", "good"))).adapter_scale == 1.0
+    assert not len(model.pha.own_adapters)
+    after = model.method.adapters(torch.tensor([2]))
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    always(monkeypatch, True)
+    assert model.refit_task("mood", rows_of(("bad", "good"))).adapter_scale == 0.0
