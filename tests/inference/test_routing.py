@@ -198,6 +198,16 @@ def test_thresholds_by_hand() -> None:
     torch.testing.assert_close(thresholds(similarity, owners, 0.5), torch.tensor([0.8, 0.5]))
 
 
+def test_weights_count_in_thresholds_as_repeated_rows_do() -> None:
+    similarity, owners = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    weights = torch.ones(40)
+    weights[::5] = 3.0
+    repeated = torch.cat([torch.arange(40), torch.arange(0, 40, 5), torch.arange(0, 40, 5)])
+    expected = thresholds(similarity[repeated], owners[repeated], 0.2)
+    assert torch.equal(thresholds(similarity, owners, 0.2, weights), expected)
+    assert not torch.equal(thresholds(similarity, owners, 0.2), expected)
+
+
 def test_a_task_that_no_row_is_nearest_to_is_judged_by_its_own_rows_and_without_any_declines_nothing() -> None:
     similarity = torch.tensor([[0.9, 0.2, 0.0], [0.8, 0.4, 0.0]])
     found = thresholds(similarity, torch.tensor([0, 1]), 0.0)

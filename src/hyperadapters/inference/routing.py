@@ -290,14 +290,16 @@ def calibrate(
         model.task_table.set_centroids(found)
     _fit_densities(model, train_examples, seed)
     checked = list(validation_examples or train_examples)
+    weights = torch.ones(len(checked))
     if model.pha.routes_by_densities:
+        weights = torch.tensor(weights_with_short_forms(len(checked)))
         checked = with_short_forms(checked, seed)
     similarity, readable = similarities(model, checked)
-    owners = _owners(checked, similarity.device)
-    similarity, owners = similarity[readable], owners[readable]
+    owners, weights = _owners(checked, similarity.device)[readable], weights.to(similarity.device)[readable]
+    similarity = similarity[readable]
     if not similarity.isfinite().all():
         raise NotFiniteError(f"the similarities of inputs to the tasks are not finite; {likely_cause(model)}")
-    chosen = thresholds(similarity, owners, false_decline_rate)
+    chosen = thresholds(similarity, owners, false_decline_rate, weights)
     model.task_table.set_thresholds(chosen - ROUNDING)
 
 
@@ -366,23 +368,26 @@ def centroids(instances: Tensor, count: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(found)
 
 
-def thresholds(similarity: Tensor, owners: Tensor, false_decline_rate: float) -> Tensor:
+def thresholds(similarity: Tensor, owners: Tensor, false_decline_rate: float, weights: Tensor | None = None) -> Tensor:
     """Compute the thresholds of tasks, so that at most a given fraction of the rows is declined.
 
     Args:
         similarity: Similarities [N, T] of rows to tasks.
         owners: Tasks of the rows [N].
         false_decline_rate: Maximum fraction of the rows most similar to a task that are below its threshold.
+        weights: Weights of the rows [N] in this fraction. Default: all rows have the same weight.
 
     Returns:
         Thresholds [T]. A task without any rows has threshold minus infinity.
     """
+    weights = torch.ones_like(owners) if weights is None else weights
     nearest = similarity.argmax(dim=1)
     found = similarity.new_full((similarity.shape[1],), -torch.inf)
     for task_id in range(similarity.shape[1]):
         rows = nearest == task_id
         rows = rows if bool(rows.any()) else owners == task_id
         if bool(rows.any()):
-            ordered = similarity[rows, task_id].sort().values
-            found[task_id] = ordered[int(false_decline_rate * len(ordered))]
+            ordered, order = similarity[rows, task_id].sort()
+            shares = weights[rows][order].double().cumsum(dim=0)
+            found[task_id] = ordered[int((shares <= false_decline_rate * float(shares[-1])).sum())]
     return found
