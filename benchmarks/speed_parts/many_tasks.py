@@ -67,7 +67,7 @@ def routing_among_many(setting: Setting) -> Iterator[Row]:
     """The nearest of ten thousand tasks of each row, beside the matrix product that it cannot do without."""
     model = make_model(setting, "bert-tiny", setting.max_tasks)
     with torch.inference_mode():
-        features = model.density_features(**make_batch(setting, setting.rows, setting.tokens[0]))
+        features = model.density_features(make_batch(setting, setting.rows, setting.tokens[0]))
         instances = model.method.instance_vectors(features[:, -1])
     densities = model.method.densities
     points = instances if densities is None else densities.project(features)

@@ -180,7 +180,7 @@ def routing_of_texts(setting: Setting) -> Iterator[Row]:
 @torch.no_grad()
 def route_to_first(model: HyperAdapterModel, batch: dict[str, Tensor], tasks: int) -> None:
     """Spread the rows of a batch over the first tasks of a model: without training, all would go to one."""
-    instances, features = model.instance_vectors(**batch), model.density_features(**batch)
+    instances, features = model.instance_vectors(**batch), model.density_features(batch)
     weight = model.method.prototypes.weight
     weight[:] = -instances.mean(dim=0)
     weight[:tasks] = instances[:tasks]

@@ -66,7 +66,7 @@ def test_forward_generation_route_and_predictor_agree(kind: str) -> None:
         output = model(**batch)
         assert [model.tasks[task].name for task in output.task_ids.tolist()] == told
         assert output.similarity.shape == (12, 3)
-    assert [model.tasks[task].name for task in model.task_similarity(**batch).argmax(dim=1).tolist()] == told
+    assert [model.tasks[task].name for task in model.task_similarity(batch).argmax(dim=1).tolist()] == told
 
 
 def test_adapters_do_not_change_where_an_input_is_routed() -> None:
@@ -108,7 +108,7 @@ def test_densities_need_training_rows_of_every_task() -> None:
     assert not model.pha.routes_by_densities
     batch = model.collator.inputs(rows_of_words(6))
     expected = model.pha.prototypes.similarity(model.instance_vectors(**batch))
-    assert torch.equal(model.task_similarity(**batch), expected)
+    assert torch.equal(model.task_similarity(batch), expected)
 
 
 # Added, removed and saved tasks
@@ -121,14 +121,14 @@ NEW_ROWS = [{"text": text, "label": label} for text, label in zip(NEW_TEXTS, "xy
 
 def test_an_added_task_gets_its_texts_and_the_others_keep_their_similarities() -> None:
     model, rows = routed_model(), rows_of_words(12, seed=2)
-    before = model.task_similarity(**model.collator.inputs(rows))
+    before = model.task_similarity(model.collator.inputs(rows))
     model.add_task(NEW, NEW_ROWS, fit="none")
-    after = model.task_similarity(**model.collator.inputs(rows))
+    after = model.task_similarity(model.collator.inputs(rows))
     assert torch.equal(after[:, :3], before)
     assert nearest(model, [Example(None, "w33 w32"), rows[0], rows[1]]) == ["new", *nearest(model, rows[:2])]
     assert all(result.accepted for result in model.route(NEW_TEXTS))
     model.remove_task("new")
-    assert torch.equal(model.task_similarity(**model.collator.inputs(rows)), before)
+    assert torch.equal(model.task_similarity(model.collator.inputs(rows)), before)
 
 
 def test_a_task_of_one_example_gets_the_mean_threshold() -> None:

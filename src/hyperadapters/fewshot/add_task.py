@@ -120,10 +120,11 @@ def add_task(
 ) -> FitReport:
     """Add a task to a trained model from a few examples.
 
-    The prototype is initialised from those of similar known tasks. The head is initialised by a regularised regression
-    on the examples; it is a wide head (see `heads.task_heads.TaskHeads`). If the heads of known tasks read text
-    features, as with the preset "plus", the new head also learns from those of similar tasks (see
-    `heads.regression.make_head`). The number of training steps is chosen on left-out examples and can be zero.
+    The prototype is initialised from those of similar known tasks, and the head by a regularised regression on the
+    examples. With `fit` "head", the default of the preset "plus", this is all, and the head also learns from those of
+    known tasks with the same labels. Otherwise the task is then trained; the number of steps is chosen on left-out
+    examples and can be zero. If heads read frozen features, the new head is a wide one (see
+    `heads.task_heads.TaskHeads`), which also learns from those of similar tasks (see `heads.regression.make_head`).
 
     The new task gets the last task id. The outputs of the other tasks stay the same bit for bit, unless `fit` is
     "shared". If an error is raised, the model has not changed.

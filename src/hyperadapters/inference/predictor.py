@@ -236,7 +236,7 @@ class Predictor:
         model = self.model
         outputs, used, instances, similarity, usable = answer_batch(model, batch, task_ids, self.route, frozen)
         if plain is not None:
-            instances, similarity = model.instance_vectors(**plain), model.task_similarity(**plain)
+            instances, similarity = model.instance_vectors(**plain), model.task_similarity(plain)
         vectors = [None] * len(used) if instances is None else [tuple(vector) for vector in instances.tolist()]
         routings: Sequence[RoutingResult | None] = [None] * len(used)
         declined = [False] * len(used)

@@ -161,7 +161,7 @@ def similarities(model: HyperAdapterModel, examples: Sequence[Example], batch_si
     """
 
     def of_batch(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return model.task_similarity(**batch), contains_words(model, batch)
+        return model.task_similarity(batch), contains_words(model, batch)
 
     similarity, readable = _of_batches(model, examples, batch_size, of_batch)
     return similarity, readable
@@ -182,7 +182,7 @@ def density_points(model: HyperAdapterModel, examples: Sequence[Example], batch_
     densities = model.pha.densities
     assert densities is not None
     (found,) = _of_batches(
-        model, examples, batch_size, lambda batch: (densities.project(model.density_features(**batch)),)
+        model, examples, batch_size, lambda batch: (densities.project(model.density_features(batch)),)
     )
     return found
 
@@ -318,7 +318,7 @@ def _fit_densities(model: HyperAdapterModel, train_examples: Sequence[Example], 
     if model.pha.densities is None or not 1 < len(model.tasks) == len(counts):
         return
     forms = with_short_forms(rows, seed)
-    (features,) = _of_batches(model, forms, 64, lambda batch: (model.density_features(**batch),))
+    (features,) = _of_batches(model, forms, 64, lambda batch: (model.density_features(batch),))
     if not features.isfinite().all():
         raise NotFiniteError(f"the frozen hidden states of training rows are not finite; {likely_cause(model)}")
     sizes = torch.tensor([float(counts[task_id]) for task_id in range(len(model.tasks))])

@@ -616,44 +616,31 @@ class HyperAdapterModel(nn.Module):
             raise TaskError(f"method '{self.adapter_config.method}' has no retriever and therefore no instance vectors")
         return vectors
 
-    def density_features(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        sequence_ids: Tensor | None = None,
-    ) -> Tensor:
+    @_exclusive
+    def density_features(self, inputs: Inputs) -> Tensor:
         """Compute the features [B, n, d] of a batch that `core.TaskDensities` reads.
 
-        The arguments are those of `forward`.
+        Args:
+            inputs: Arguments of `forward_lower_layers`, by name.
         """
-        inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, None, sequence_ids)
-        inputs = self._sequences(inputs)
-        with self.lock:
-            pooled = self.passes.forward_lower_layers(inputs).pooled
-            return density_features(pooled, self.passes.pool_embeddings(inputs))
+        sequences = self.sequences(inputs)
+        pooled = self.passes.forward_lower_layers(sequences).pooled
+        return density_features(pooled, self.passes.pool_embeddings(sequences))
 
-    def task_similarity(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        sequence_ids: Tensor | None = None,
-    ) -> Tensor:
+    @_exclusive
+    def task_similarity(self, inputs: Inputs) -> Tensor:
         """Compute the similarities [B, T] of a batch to the tasks, by which it is routed.
 
-        The arguments are those of `forward`.
+        Args:
+            inputs: Arguments of `forward_lower_layers`, by name.
 
         Raises:
             TaskError: If the method cannot route.
         """
-        inputs = prepare_inputs(self.kind, input_ids, attention_mask, token_type_ids, None, sequence_ids)
-        inputs, method = self._sequences(inputs), self.pha
-        with self.lock:
-            pooled = self.passes.forward_lower_layers(inputs).pooled
-            return method.similarity(
-                method.instance_vectors(pooled), density_features(pooled, self._embeddings(inputs))
-            )
+        method, sequences = self.pha, self.sequences(inputs)
+        pooled = self.passes.forward_lower_layers(sequences).pooled
+        features = density_features(pooled, self._embeddings(sequences))
+        return method.similarity(method.instance_vectors(pooled), features)
 
     def _embeddings(self, inputs: Inputs) -> Tensor | None:
         """Compute the pooled input of the first layer [B, d] if routing reads it."""

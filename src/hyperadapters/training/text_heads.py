@@ -187,7 +187,7 @@ def _adapted_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_s
     """Compute the adapted features of examples, each with the adapters of its task."""
     features = [torch.empty(0)] * len(examples)
     with model.lock, evaluating(model):
-        for rows in batches_by_length(examples, batch_size):
+        for rows in batches_by_length(examples, batch_size, separates_texts=True):
             inputs = to_device(model.collator.inputs([examples[row] for row in rows]), device_of(model))
             found = model.head_inputs(
                 inputs, torch.tensor([examples[row].task_id for row in rows], device=model.device)
@@ -250,6 +250,7 @@ def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size
     return HeadRows(examples, features, logits if with_logits else ())
 
 
+@torch.no_grad()
 def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRows) -> None:
     """Fit the heads of a trained model to frozen text features that have been computed already.
 
@@ -262,37 +263,19 @@ def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRo
         DataError: If a label of a task has no row in `train`.
     """
     assert model.heads is not None
-    model.task_table.set_heads(fitted_heads(model.tasks, model.heads, train, validation))
-
-
-@torch.no_grad()
-def fitted_heads(tasks: Sequence[Task], heads: TaskHeads, train: HeadRows, validation: HeadRows) -> list[Head]:
-    """Make the heads of trained tasks that also read frozen text features.
-
-    Args:
-        tasks: The T tasks, in the order of their ids.
-        heads: Wide heads of the tasks, which have been trained on the adapted hidden states only.
-        train: Rows of all tasks to fit the regressions to.
-        validation: Rows to choose the shares on, with the logits of `heads`.
-
-    Returns:
-        The head of each task, of length T.
-
-    Raises:
-        DataError: If a label of a task has no row in `train`.
-    """
+    hidden_size, num_tasks = model.heads.hidden_size, len(model.tasks)
     made = []
     for task, trained, fitted_to, rows in zip(
-        tasks, heads.unpack(), train.by_task(len(tasks)), validation.by_task(len(tasks)), strict=True
+        model.tasks, model.heads.unpack(), train.by_task(num_tasks), validation.by_task(num_tasks), strict=True
     ):
-        inputs = fitted_to.inputs(heads.hidden_size).numpy()
+        inputs = fitted_to.inputs(hidden_size).numpy()
         regression = fit_feature_head(task, inputs, fitted_to.targets, trained.target_mean, trained.target_std)
         if not (trained.weight.isfinite().all() and trained.bias.isfinite().all()):
             shares = PRIOR
         else:
-            shares = _shares(task, rows, regression, trained, heads.hidden_size) if rows.targets else SHARES_UNCHECKED
+            shares = _shares(task, rows, regression, trained, hidden_size) if rows.targets else SHARES_UNCHECKED
         made.append(_combined(regression, trained, shares))
-    return made
+    model.task_table.set_heads(made)
 
 
 def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_size: int) -> tuple[float, float]:
