@@ -75,24 +75,29 @@ def load(folder: Path, suite: Suite, n: Size, seed: int) -> tuple[TaskData, ...]
 
 
 def load_for_development(folder: Path, suite: Suite, n: Size, seed: int) -> tuple[TaskData, ...]:
-    """The same, with the validation rows that are not drawn in the place of the test rows.
+    """The same, with rows of the training and validation files that are not drawn in the place of the test rows.
 
     Raises:
-        ValueError: a task has no validation rows but those that are drawn.
+        ValueError: a task has no rows but those that are drawn.
     """
     every = load(folder, suite, "all", seed)
     return tuple(_without_test(*pair) for pair in zip(load(folder, suite, n, seed), every, strict=True))
 
 
+DEVELOPMENT_ROWS = 200
+"""Of a task, at most."""
+
+
 def _without_test(drawn: TaskData, every: TaskData) -> TaskData:
-    seen = set(drawn.splits["validation"])
-    left = [example for example in every.splits["validation"] if example not in seen]
+    splits: tuple[Split, ...] = ("validation", "train")
+    seen = {example for split in splits for example in drawn.splits[split]}
+    left = [example for split in splits for example in every.splits[split] if example not in seen]
     if not left:
         raise ValueError(
-            f"task '{drawn.task.name}': expected validation rows besides the {len(seen)} that are drawn, found none; "
+            f"task '{drawn.task.name}': expected rows besides the {len(seen)} that are drawn, found none; "
             "choose a smaller size"
         )
-    return TaskData(drawn.task, {**drawn.splits, "test": left})
+    return TaskData(drawn.task, {**drawn.splits, "test": left[:DEVELOPMENT_ROWS]})
 
 
 def joined(suites: Mapping[Suite, tuple[TaskData, ...]]) -> tuple[TaskData, ...]:

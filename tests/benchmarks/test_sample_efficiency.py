@@ -348,14 +348,18 @@ def test_all_has_the_rows_of_every_suite_under_names_of_their_own(folder: Path) 
             assert {example.task_id for example in examples} == {task_id}
 
 
-def test_development_scores_validation_rows_that_are_not_drawn(folder: Path) -> None:
+def test_development_scores_rows_that_are_not_drawn(folder: Path) -> None:
     (first, _), (second, _) = load(folder, "fdu", 16, 0), load_for_development(folder, "fdu", 16, 0)
     assert first.splits["train"] == second.splits["train"]
     assert first.splits["validation"] == second.splits["validation"]
-    texts = [example.text for split in ("validation", "test") for example in second.splits[split]]
-    assert sorted(texts) == sorted(f"music validation {row}" for row in range(20))
-    with pytest.raises(ValueError, match="task 'music': expected validation rows besides the 20 that are drawn"):
-        load_for_development(folder, "fdu", 32, 0)
+    for split in ("train", "validation"):
+        drawn = {example.text for example in first.splits[split]}
+        scored = {example.text for example in second.splits["test"] if f" {split} " in example.text}
+        assert not drawn & scored
+        rows = load(folder, "fdu", "all", 0)[0].splits[split]
+        assert len(drawn) + len(scored) == len(rows)
+    with pytest.raises(ValueError, match="task 'music': expected rows besides the .* that are drawn"):
+        load_for_development(folder, "fdu", "all", 0)
 
 
 def test_steps_grow_with_the_root_of_the_number_of_tasks() -> None:
