@@ -358,7 +358,7 @@ def test_development_scores_rows_that_are_not_drawn(folder: Path) -> None:
         assert not drawn & scored
         rows = load(folder, "fdu", "all", 0)[0].splits[split]
         assert len(drawn) + len(scored) == len(rows)
-    with pytest.raises(ValueError, match="task 'music': expected rows besides the .* that are drawn"):
+    with pytest.raises(ValueError, match=r"task 'music': expected rows besides the \d+ that are drawn"):
         load_for_development(folder, "fdu", "all", 0)
 
 

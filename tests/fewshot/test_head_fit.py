@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import PAIR_TASKS, make_frozen_texts_model, make_plus_model, pair_examples, stirred
+from helpers import PAIR_TASKS, make_frozen_texts_model, make_plus_model, pair_examples, stirred, tiny_backbone
 from torch import Tensor
 
 from hyperadapters import HyperAdapterModel, Task
+from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import TaskError
 from hyperadapters.fewshot import head_fit
@@ -77,6 +79,7 @@ def test_a_task_gets_half_the_adapter_of_the_nearest_one_or_none(
     own = model.method.adapters(torch.tensor([model.task_id("new")]))
     assert all(torch.equal(own[name], expected[name]) for name in expected)
     assert torch.equal(model.pha.prototypes.weight[-1], model.pha.prototypes.weight[nearest])
+    assert not len(model.pha.own_adapters)
     if not scale:
         torch.testing.assert_close(read(model, rows, "new"), frozen_features(model, rows), atol=1e-5, rtol=1e-5)
 
@@ -153,3 +156,32 @@ def test_a_refitted_task_keeps_its_adapter_at_full_effect_or_gets_none(monkeypat
     assert all(torch.equal(after[name], before[name]) for name in before)
     always(monkeypatch, True)
     assert model.refit_task("mood", rows_of(("bad", "good"))).adapter_scale == 0.0
+
+
+def test_an_added_task_costs_a_scale_a_prototype_a_density_and_a_head(tmp_path: Path) -> None:
+    model = fresh(adapter_dim=64)
+    adapter = sum(tensor.nbytes for tensor in model.method.adapters(torch.tensor([0])).values())
+    before = sum(tensor.nbytes for tensor in stored_state(model).values())
+    model.add_task(NEW, rows_of())
+    added = sum(tensor.nbytes for tensor in stored_state(model).values()) - before
+    assert added < adapter / 4
+    model.save_pretrained(tmp_path)
+    loaded = HyperAdapterModel.from_pretrained(tmp_path, backbone=tiny_backbone("bert"))
+    for name, tensor in model.adapter_state_dict().items():
+        assert torch.equal(loaded.adapter_state_dict()[name], tensor)
+
+
+def test_scales_multiply_from_task_to_task_and_go_with_their_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch, True)
+    model = fresh()
+    model.add_task(NEW, rows_of())
+    model.pha.prototypes.weight.data[:-1] *= -1  # "new" is the nearest task now
+    report = model.add_task(Task.classification("newer", ["off", "on"]), rows_of(("off", "on")))
+    assert report.neighbours[0].task == "new"
+    assert model.pha.adapter_scales.tolist() == [1.0, 1.0, 1.0, DAMPING, DAMPING**2]
+    model.refit_task("newer", rows_of(("off", "on")), fit="none")
+    assert float(model.pha.adapter_scales[4]) == DAMPING**2
+    model.remove_task("new")
+    assert model.pha.adapter_scales.tolist() == [1.0, 1.0, 1.0, DAMPING**2]
+    model.refit_task("newer", rows_of(("off", "on")), fit="prototype", max_steps=1)
+    assert model.pha.adapter_scales.tolist() == [1.0] * 4

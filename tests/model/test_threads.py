@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,8 @@ def test_a_pickled_model_answers_the_same_and_can_be_detached(
 
 def test_a_model_reaches_another_process(tmp_path: Path) -> None:
     model = make_model(tmp_path, "bert")
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(_answers_of_pickled, (pickle.dumps(model),))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(_answers_of_pickled, pickle.dumps(model)).result()
     assert [answer[:2] for answer in found] == [answer[:2] for answer in answers(Predictor(model), "task1")]
 
 

@@ -7,6 +7,7 @@ format 4   may contain a tokenizer
 format 5   names of the method's parameters start with "method."; some settings and tensors have new names
 format 6   may contain a common adapter and densities of the tasks' texts; the preset "plus" has other defaults; heads
            that read adapted texts are stored in two parts, too
+format 7   may contain scales of the generated adapters
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ METHOD_TENSORS = ("retriever", "prototypes", "hypernetwork", "learned_adapters",
 """First parts of the names that start with "method." since format 5."""
 CENTROIDS = "method.prototypes.centroids"
 DENSITIES = "method.densities."
+SCALES = "method.adapter_scales"
 
 
 def convert_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -94,6 +96,8 @@ def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     state = {name: value.detach().cpu() for name, value in model.adapter_state_dict().items()}
     if not state.get(CENTROIDS, torch.ones(1)).numel():
         del state[CENTROIDS]
+    if state.get(SCALES, torch.zeros(1)).eq(1).all():
+        del state[SCALES]
     if not state.get(f"{DENSITIES}counts", torch.ones(1)).any():
         state = {name: value for name, value in state.items() if not name.startswith(DENSITIES)}
     if model.heads is not None and len(state[_packed_name(model)]):
@@ -156,6 +160,7 @@ def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
     """
     if model.method.can_route:
         state.setdefault("method.thresholds", torch.full_like(model.pha.thresholds, -torch.inf))
+        state.setdefault(SCALES, torch.ones_like(model.pha.adapter_scales))
     else:
         state.pop("method.thresholds", None)
     if "method.prototypes.weight" in state and not state.get(CENTROIDS, torch.zeros(0)).any():

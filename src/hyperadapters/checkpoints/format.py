@@ -47,7 +47,7 @@ from hyperadapters.errors import BackboneError, CheckpointError, OutputError, Re
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import locked, make_folder, making_folder, new_folder, write_atomically
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 OLDEST_RESUMABLE_FORMAT = 2
 """Oldest format of checkpoints from which training can be resumed."""
 FIRST_WITH_PRESENT_NAMES = 5

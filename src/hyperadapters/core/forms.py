@@ -131,14 +131,20 @@ class AdapterWeights(dict[str, Tensor]):
         """Return the weights detached from the autograd graph."""
         return AdapterWeights({name: tensor.detach() for name, tensor in self.items()})
 
-    def scaled(self, factor: float) -> AdapterWeights:
+    def scaled(self, factors: float | Tensor) -> AdapterWeights:
         """Return the weights of adapters whose outputs are multiplied by a factor.
 
         Args:
-            factor: Factor of the outputs.
+            factors: Factor of the outputs: one for all tasks, or one for each of them [U].
         """
+
+        def scale(tensor: Tensor) -> Tensor:
+            if isinstance(factors, float):
+                return factors * tensor
+            return factors.to(tensor).view(-1, *[1] * (tensor.ndim - 2)) * tensor
+
         return AdapterWeights(
-            {name: factor * tensor if name.startswith("up") else tensor for name, tensor in self.items()}
+            {name: scale(tensor) if name.startswith("up") else tensor for name, tensor in self.items()}
         )
 
     @classmethod

@@ -274,6 +274,9 @@ def _fit(
             density=_density(model, examples, seed),
             head=None if fitted.head is None else fitted.head.rounded(),
             own_adapter=fitted.adapter,
+            adapter_scale=1.0
+            if fitted.adapter
+            else start.scale * (1.0 if fitted.adapter_scale is None else fitted.adapter_scale),
         )
         neighbours = _neighbours(model, similarity, task_id)
         parts = model.task_table.states()
@@ -411,7 +414,9 @@ def _start(
             adapter = model.method.adapters(torch.tensor([chosen], device=prototypes.device))
             keeps_effect = init == "current" or fit in ("none", "head")
             return Start(prototypes[chosen], adapter if keeps_effect else _damped(model, adapter))
-        return Start(prototypes[chosen])
+        return Start(
+            prototypes[chosen], scale=float(model.pha.adapter_scales[chosen]) if fit in ("none", "head") else 1.0
+        )
     if init == "mixture":
         return _generated(
             model, fit, (known / model.adapter_config.temperature).softmax(dim=0).to(prototypes) @ prototypes

@@ -57,10 +57,12 @@ class Start(NamedTuple):
         prototype: Prototype of shape [p].
         adapter: Adapter weights of one task, each of shape [L, 1, ...], or None if the hypernetwork is to generate them
             from the prototype.
+        scale: Factor of the outputs of the generated adapter. Default: 1.
     """
 
     prototype: Tensor
     adapter: AdapterWeights | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,7 @@ class _Student(nn.Module):
         self.hypernetwork = copy.deepcopy(model.pha.hypernetwork) if fit == "shared" else model.pha.hypernetwork
         adapter = initial_adapter(model, start) if fit == "adapter" else start.adapter
         self.adapter = None if adapter is None else OwnAdapter(adapter)
+        self.adapter_scale = start.scale
         self.head = None if head is None else nn.ParameterList([head.weight.clone(), head.bias.clone()])
         self.scale = (0.0, 1.0) if head is None else (head.target_mean, head.target_std)
 
@@ -270,7 +273,7 @@ class _Student(nn.Module):
             found: AdapterWeights = self.adapter()
             return found
         generated: AdapterWeights = self.hypernetwork(self.prototype[None])
-        return generated
+        return generated.scaled(self.adapter_scale)
 
     def loss(self, data: FitExamples, rows: Sequence[int]) -> Tensor:
         """Compute the mean loss of some examples."""
@@ -394,7 +397,7 @@ def initial_adapter(model: HyperAdapterModel, start: Start) -> AdapterWeights:
     if start.adapter is not None:
         return start.adapter
     weights: AdapterWeights = model.pha.hypernetwork(start.prototype[None])
-    return weights
+    return weights.scaled(start.scale)
 
 
 def _train(student: _Student, data: FitExamples, rows: Sequence[int], fit: Fit, steps: int, seed: int) -> Iterator[int]:

@@ -48,7 +48,8 @@ def fit_head(
         seed: Seed of the choice of left-out examples.
 
     Returns:
-        The head, the prototype, and the adapter. The adapter is None if that of the prototype keeps its full effect.
+        The head, the prototype, and the scale of the adapter; or the scaled adapter, if the initial one is not that of
+        the prototype.
 
     Raises:
         NotFiniteError: If the input of the head is not finite for an example.
@@ -59,11 +60,11 @@ def fit_head(
     frozen = TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), targets)
     gains = _gains(frozen, adapted, num_examples, related, seed)
     if not _is_clear(-gains) if related is not None or is_own else _is_clear(gains):
-        own = start.adapter if is_own else adapter.scaled(scale)
         head = fit_new_head(adapted, related)
     else:
-        scale, own, head = 0.0, adapter.scaled(0.0), fit_new_head(frozen)
-    return Fitted(start.prototype.detach(), None if own is None else own.detach(), head, None, 0, "none", scale)
+        scale, head = 0.0, fit_new_head(frozen)
+    own = start.adapter.scaled(scale).detach() if start.adapter is not None and scale else None
+    return Fitted(start.prototype.detach(), own, head, None, 0, "none", scale)
 
 
 def _gains(frozen: TaskRows, adapted: TaskRows, num_examples: int, related: Head | None, seed: int) -> Tensor:

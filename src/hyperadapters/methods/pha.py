@@ -30,8 +30,9 @@ from hyperadapters.methods.base import Assignment, Method, Route, make_hypernetw
 class PHA(Method):
     """The method of the paper: retriever, prototypes and hypernetwork.
 
-    In addition to the paper, a task may have an adapter of its own that was fitted without the hypernetwork, routing
-    centroids (see `core.PrototypeTable`), and a threshold below which an input routed to it is declined.
+    In addition to the paper, a task may have a scale of its generated adapter, or an adapter of its own that was fitted
+    without the hypernetwork, routing centroids (see `core.PrototypeTable`), and a threshold below which an input routed
+    to it is declined.
 
     Attributes:
         retriever: Module that maps pooled hidden states to instance vectors, z = G(h).
@@ -39,6 +40,7 @@ class PHA(Method):
         densities: Densities of the tasks' texts, by which inputs are routed once they are fitted; None if the setting
             `routing` is "prototypes".
         hypernetwork: Module that generates adapters from prototypes and layer embeddings, w = H([k ; e]).
+        adapter_scales: Factors [T] of the outputs of the generated adapters; 1 for tasks that training has seen.
         own_adapters: Adapters that belong to one task each, by task id as a string.
         thresholds: Similarities [T] below which an input routed to a task is declined. Minus infinity means that
             no input is declined.
@@ -46,6 +48,7 @@ class PHA(Method):
 
     can_route = True
     can_change_tasks = True
+    adapter_scales: Tensor
     thresholds: Tensor
 
     def __init__(
@@ -74,6 +77,7 @@ class PHA(Method):
             self.densities = TaskDensities(num_tasks, num_states * hidden_size)
         self.hypernetwork = make_hypernetwork(config, num_layers, tensors)
         self.own_adapters = nn.ModuleDict()
+        self.register_buffer("adapter_scales", torch.ones(num_tasks))
         self.register_buffer("thresholds", torch.full((num_tasks,), -torch.inf))
 
     def instance_vectors(self, features: Tensor) -> Tensor:
@@ -114,17 +118,18 @@ class PHA(Method):
         if route == "nearest":
             return self._of_tasks(nearest)
         mixtures = self.prototypes.mixture(instances, self.config.temperature)
-        return select_by_row(nearest, self._with_own_adapters(self.hypernetwork(mixtures), nearest))
+        return select_by_row(nearest, self._of_each_task(self.hypernetwork(mixtures), nearest))
 
     def adapters(self, task_ids: Tensor) -> AdapterWeights:
-        """Generate w = H([k ; e]), or return a task's own adapter if it has one.
+        """Generate w = H([k ; e]) and scale its outputs, or return a task's own adapter if it has one.
 
         The arguments and result are those of `Method.adapters`.
         """
-        return self._with_own_adapters(self.hypernetwork(self.prototypes(task_ids)), task_ids)
+        return self._of_each_task(self.hypernetwork(self.prototypes(task_ids)), task_ids)
 
-    def _with_own_adapters(self, weights: AdapterWeights, task_ids: Tensor) -> AdapterWeights:
-        """Replace the generated weights [L, U, ...] of the tasks [U] that have an adapter of their own."""
+    def _of_each_task(self, weights: AdapterWeights, task_ids: Tensor) -> AdapterWeights:
+        """Scale the generated weights [L, U, ...] of the tasks [U], or replace them by those of an own adapter."""
+        weights = weights.scaled(self.adapter_scales[task_ids])
         if not len(self.own_adapters):
             return weights
         keys = [str(task_id) for task_id in task_ids.tolist()]

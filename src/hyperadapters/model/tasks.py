@@ -30,6 +30,7 @@ class TaskState:
             densities. See `core.TaskDensities`.
         head: Head of the task; None for text-to-text backbones.
         own_adapter: Weights [L, 1, ...] of an adapter of its own; None if the hypernetwork generates the adapter.
+        adapter_scale: Factor of the outputs of the generated adapter. Default: 1.
     """
 
     task: Task
@@ -39,6 +40,7 @@ class TaskState:
     density: Tensor
     head: Head | None
     own_adapter: AdapterWeights | None
+    adapter_scale: float = 1.0
 
 
 class TaskTable:
@@ -129,6 +131,7 @@ class TaskTable:
             self._densities(),
             [None] * len(self) if self._heads is None else self._heads.unpack(),
             map(own.get, range(len(self))),
+            pha.adapter_scales.tolist(),
             strict=True,
         )
         return [TaskState(*values) for values in columns]
@@ -149,6 +152,7 @@ class TaskTable:
         with torch.inference_mode(False), torch.no_grad():  # everything is made before anything is changed
             weight = torch.stack([state.prototype for state in states])
             thresholds = pha.thresholds.new_tensor([state.threshold for state in states])
+            scales = pha.adapter_scales.new_tensor([state.adapter_scale for state in states])
             own_adapters = nn.ModuleDict(
                 {str(index): OwnAdapter(state.own_adapter) for index, state in enumerate(states) if state.own_adapter}
             )
@@ -159,7 +163,7 @@ class TaskTable:
             if pha.densities is not None:
                 rows = torch.stack([state.density for state in states])
                 pha.densities.replace(rows[:, :-1], rows[:, -1])
-        pha.thresholds, pha.own_adapters = thresholds, own_adapters
+        pha.thresholds, pha.adapter_scales, pha.own_adapters = thresholds, scales, own_adapters
         self.tasks = tasks
         names = {task.name for task in tasks}
         self.renamed = {name: before for name, before in self.renamed.items() if name in names}
