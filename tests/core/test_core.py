@@ -198,11 +198,13 @@ def test_a_common_adapter_is_added_to_the_generated_one_of_every_task(network_cl
         torch.testing.assert_close(together[name], generated + common[name][:, None])
 
 
-def test_a_hypernetwork_with_a_common_adapter_starts_as_its_backbone() -> None:
+def test_with_a_common_adapter_all_tasks_start_as_the_backbone_with_the_same_adapter() -> None:
     network = PrototypicalHypernetwork(3, bottleneck_tensors(16, 4), 8)
     network.add_common_adapter(3)
     weights = network(torch.randn(5, 8))
     assert weights["up_weight"].abs().max() == 0
     assert weights["up_bias"].abs().max() == 0
-    assert weights["down_weight"].std() > 0
+    for name, common in network.common.items():
+        assert torch.equal(weights[name], common[:, None].expand_as(weights[name]))
+    assert network.common["down_weight"].std() > 0
     assert network.common["down_weight"].shape == (3, 16, 4)

@@ -40,7 +40,8 @@ class Hypernetwork(nn.Module, ABC):
 
         What all tasks have in common can then be learned at the learning rate of an adapter. Each generated weight
         depends on p weights of a head, so the heads need a much smaller rate. The weights are initialised as those of
-        an adapter that is learned for one task, and the heads so that the outputs of all adapters are 0 at first.
+        an adapter that is learned for one task, whose outputs are 0 at first. The heads are initialised with zeros, so
+        that all tasks start with the same adapter and become different only as far as their rows ask for it.
 
         Args:
             num_layers: Number of layers L.
@@ -49,7 +50,8 @@ class Hypernetwork(nn.Module, ABC):
             weight = torch.empty(num_layers, *tensor.shape)
             fill_uniform(weight, tensor.bound if len(tensor.shape) > 1 else 0.0)
             self.common[tensor.name] = nn.Parameter(weight)
-        self._start_as_backbone()
+            for parameter in self.head(tensor.name).parameters():
+                nn.init.zeros_(parameter)
 
     def head(self, name: str) -> nn.Linear:
         """Return the head that generates a tensor.
