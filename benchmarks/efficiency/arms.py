@@ -37,7 +37,7 @@ class Arm:
 LORA_RATE = 3e-3
 ADAPTER_RATE = 1e-3
 HYPERNETWORK_RATE = 1e-4
-PLUS_RATE = 3e-4
+PLUS_RATE = 1e-3
 PUBLISHED_RATE = 3e-5
 """Of the published network of PHA, and of HyperFormer."""
 

@@ -72,7 +72,7 @@ class _HyperAdapterEstimator(BaseEstimator, ABC):
         num_train_epochs: float = 10.0,
         max_steps: int | None = None,
         batch_size: int = 32,
-        learning_rate: float = 3e-4,
+        learning_rate: float | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
@@ -87,7 +87,8 @@ class _HyperAdapterEstimator(BaseEstimator, ABC):
             max_steps: Number of training steps, which takes precedence over `num_train_epochs`; default: None.
             batch_size: Number of rows in a batch, in training and in prediction.
             learning_rate: Learning rate of all parts without a rate of their own, which with preset "plus" is the
-                adapter that all tasks share (see `training.optimizers.learning_rates`).
+                adapter that all tasks share; default: None, which is 1e-3 with preset "plus" and 3e-4 otherwise (see
+                `training.optimizers.learning_rates`).
             random_state: Seed of initial weights, dropout and the order of rows. The same integer gives the same model
                 again on the same machine. None draws a seed from NumPy's global generator.
             verbose: If True, show the progress and the losses of the training.

@@ -455,8 +455,8 @@ def rates_by_parameter(model: Any, **settings: Any) -> dict[str, float]:
 
 def test_parts_of_a_model_with_a_common_adapter_have_their_own_default_learning_rates() -> None:
     rates = rates_by_parameter(make_model("plus"))
-    assert rates["method.hypernetwork.common.down_weight"] == 3e-4
-    assert rates["method.hypernetwork.up_weight.weight"] == rates["method.hypernetwork.layer_embeddings"] == 2e-5
+    assert rates["method.hypernetwork.common.down_weight"] == 1e-3
+    assert rates["method.hypernetwork.up_weight.weight"] == rates["method.hypernetwork.layer_embeddings"] == 5e-6
     assert rates["method.prototypes.weight"] == rates["method.retriever.up.weight"] == 3e-3
     assert rates["heads.bias"] == 1e-2
 

@@ -169,13 +169,14 @@ class TrainingConfig(StrictModel):
         batch_size: Number of rows in a batch on each device, before gradient accumulation. Default: 32.
         eval_batch_size: Number of rows in a batch of an evaluation. Default: 64.
         gradient_accumulation_steps: Number of batches in a training step. Default: 1.
-        learning_rate: Learning rate of all parameters without a rate of their own. Default: 3e-4.
+        learning_rate: Learning rate of all parameters without a rate of their own. Default: 1e-3 with a common
+            adapter, and 3e-4 otherwise.
         head_learning_rate: Learning rate of the task heads. Default: 1e-2 for heads that read normalised features, such
             as those of preset "plus", and `learning_rate` otherwise.
         retriever_learning_rate: Learning rate of the retriever, which receives gradients only from the contrastive
             losses with method "pha", and of the prototypes if there is a common adapter. Default: 3e-3 with a common
             adapter, and `learning_rate` otherwise.
-        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter. Default: 2e-5
+        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter. Default: 5e-6
             with a common adapter, and `learning_rate` otherwise.
         weight_decay: Weight decay. Default: 0.
         warmup_steps: Number of warm-up steps of the linear schedule. Default: 0.
@@ -210,7 +211,7 @@ class TrainingConfig(StrictModel):
     batch_size: Int = Field(32, ge=1)
     eval_batch_size: Int = Field(64, ge=1)
     gradient_accumulation_steps: Int = Field(1, ge=1)
-    learning_rate: Float = Field(3e-4, gt=0)
+    learning_rate: Float | None = Field(None, gt=0)
     head_learning_rate: Float | None = Field(None, gt=0)
     retriever_learning_rate: Float | None = Field(None, gt=0)
     hypernetwork_learning_rate: Float | None = Field(None, gt=0)

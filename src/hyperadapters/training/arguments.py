@@ -50,12 +50,14 @@ class TrainingArguments(transformers.TrainingArguments):
     since batches mix tasks; `sampling` and `group_by_length` take its place.
 
     Attributes:
+        learning_rate: Learning rate of all parameters without a rate of their own; default: 1e-3 if the model has a
+            common adapter, otherwise 3e-4.
         head_learning_rate: Learning rate of the task heads; default: 1e-2 where they read directions, as those of the
             preset "plus" do, otherwise `learning_rate`.
         retriever_learning_rate: Learning rate of the retriever, which with method "pha" only the contrastive losses
             reach, and of the prototypes if there is a common adapter; default: 3e-3 with a common adapter, otherwise
             `learning_rate`.
-        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter; default: 2e-5
+        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter; default: 5e-6
             with a common adapter, otherwise `learning_rate`.
         sampling: How batches are drawn from the tasks: "proportional" to their numbers of rows, by "temperature"
             (rows ** (1 / sampling_temperature)), or "balanced" (all tasks alike).
@@ -75,7 +77,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 64
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None  # the Trainer chooses it for its model
     optim: str = "adamw_torch_fused"
     eval_strategy: IntervalStrategy | str = "steps"
     eval_steps: float | None = 500

@@ -10,9 +10,13 @@ import torch
 
 from hyperadapters.config import ModelConfig
 
+LEARNING_RATE = 3e-4
+"""Default learning rate of a model without a common adapter."""
+COMMON_LEARNING_RATE = 1e-3
+"""Default learning rate of a common adapter."""
 RETRIEVER_LEARNING_RATE = 3e-3
 """Default learning rate of the retriever and the prototypes of a model with a common adapter."""
-HYPERNETWORK_LEARNING_RATE = 2e-5
+HYPERNETWORK_LEARNING_RATE = 5e-6
 """Default learning rate of a hypernetwork with a common adapter, except for this adapter. A generated weight is a sum
 over the elements of a code, so that it moves with many weights at once. At the rate of an adapter, the generated part
 would fit the training rows of each task within a few dozen steps."""
@@ -22,7 +26,7 @@ DIRECTIONS_LEARNING_RATE = 1e-2
 
 def learning_rates(
     config: ModelConfig,
-    learning_rate: float,
+    learning_rate: float | None = None,
     head_learning_rate: float | None = None,
     retriever_learning_rate: float | None = None,
     hypernetwork_learning_rate: float | None = None,
@@ -31,7 +35,8 @@ def learning_rates(
 
     Args:
         config: Settings of the model with all defaults resolved.
-        learning_rate: Learning rate of all parameters without a rate of their own.
+        learning_rate: Learning rate of all parameters without a rate of their own, to which a common adapter belongs.
+            Default: `COMMON_LEARNING_RATE` with a common adapter, otherwise `LEARNING_RATE`.
         head_learning_rate: Learning rate of the task heads. Default: `DIRECTIONS_LEARNING_RATE` if they read normalised
             vectors, otherwise `learning_rate`.
         retriever_learning_rate: Learning rate of the retriever and, with a common adapter, of the prototypes. Default:
@@ -42,6 +47,8 @@ def learning_rates(
     Returns:
         Learning rates by the beginning of the names of the parameters, of which the first that matches applies.
     """
+    if learning_rate is None:
+        learning_rate = COMMON_LEARNING_RATE if config.common_adapter else LEARNING_RATE
     heads = DIRECTIONS_LEARNING_RATE if config.head_inputs != "adapted" else learning_rate
     if not config.common_adapter:
         return {

@@ -173,7 +173,7 @@ class Trainer(transformers.Trainer):
         callbacks = [_Finish(self), *(callbacks or ())]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
-        own_args = _adjusted(args, bool(eval_examples))
+        own_args = _adjusted(args, model, bool(eval_examples))
         own_args.label_smoothing_factor = 0.0  # The Trainer would need a transformers config otherwise.
         super().__init__(
             model=model,
@@ -573,9 +573,10 @@ class Trainer(transformers.Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def _adjusted(args: TrainingArguments, has_eval_data: bool) -> TrainingArguments:
-    """Return a copy of the settings, without evaluation if there are no data for it."""
+def _adjusted(args: TrainingArguments, model: HyperAdapterModel, has_eval_data: bool) -> TrainingArguments:
+    """Return a copy of the settings with a learning rate, and without evaluation if there are no data for it."""
     adjusted = copy.copy(args)
+    adjusted.learning_rate = learning_rates(model.adapter_config, args.learning_rate)[""]
     if not has_eval_data:
         adjusted.eval_strategy, adjusted.do_eval = IntervalStrategy.NO, False
         adjusted.load_best_model_at_end, adjusted.metric_for_best_model = False, None
