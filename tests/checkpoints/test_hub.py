@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_batch, make_model, save_backbone, tiny_backbone, tiny_tokenizer
+from helpers import (
+    make_batch,
+    make_frozen_texts_model,
+    make_model,
+    make_plus_model,
+    save_backbone,
+    tiny_backbone,
+    tiny_tokenizer,
+)
 from hub_stub import HubStub, serve_hub
 from huggingface_hub import ModelCard, constants
 from markdown_it import MarkdownIt
@@ -461,3 +469,12 @@ def test_the_code_of_a_card_runs_with_a_backbone_given_in_memory(tmp_path: Path)
     names = {"backbone": tiny_backbone("bert"), **batch}
     exec(_snippet(tmp_path), names)
     assert torch.equal(names["output"].logits, make_model("bert")(**batch).logits)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("make", "is_needed"), [(make_plus_model, True), (make_frozen_texts_model, False)])
+def test_the_usage_has_sequence_ids_where_each_text_of_a_pair_is_a_sequence(
+    make: Any, is_needed: bool, tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path)
+    assert ("model(input_ids, attention_mask, task_ids" in _card(tmp_path)) is not is_needed
+    assert ("model(input_ids, attention_mask, sequence_ids=sequence_ids, task_ids" in _card(tmp_path)) is is_needed

@@ -253,10 +253,12 @@ def _backbone(model: HyperAdapterModel) -> str:
 def _usage(model: HyperAdapterModel, name: str) -> str:
     where, task = _quoted(name), model.tasks[0]
     if model.backbone_name is None:  # it may have no tokenizer either
+        splits_pairs = model.adapter_config.separates_texts and any(task.is_pair for task in model.tasks)
+        inputs = "input_ids, attention_mask" + (", sequence_ids=sequence_ids" if splits_pairs else "")
         return (
             "from hyperadapters import HyperAdapterModel\n\n"
             f"model = HyperAdapterModel.from_pretrained({where}, backbone=backbone)\n"
-            "output = model(input_ids, attention_mask, task_ids=task_ids)  # task_ids: rows of the table, from 0"
+            f"output = model({inputs}, task_ids=task_ids)  # task_ids: rows of the table, from 0"
         )
     inputs = '[("A first text", "and a second")]' if task.is_pair else '["A text"]'
     lines = ["from hyperadapters import Predictor", "", f"predictor = Predictor.from_pretrained({where})"]
