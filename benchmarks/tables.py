@@ -147,6 +147,7 @@ SPEED_TABLES = {
     "Options of training": ("option_", "compile_"),
     "Mixed batches": ("mixed_batch_", "peft_1_", "peft_8_", "peft_32_", "vs_peft_", "loop_"),
     "Passes and answers of real texts": ("forward_", "predictor_vs_"),
+    "Several tasks of one text": ("several_tasks_",),
     "Generation and routing": ("generate_", "routing_", "predictor_texts_"),
     "Many tasks": ("ten_thousand_", "cold_", "disk_", "peft_disk_", "predict_peak_"),
 }

@@ -177,6 +177,39 @@ def routing_of_texts(setting: Setting) -> Iterator[Row]:
     yield row(setting, "predictor_texts_per_second", rate, "higher", **timing("ours", times["routed"]), **shape)
 
 
+def several_tasks(setting: Setting) -> Iterator[Row]:
+    """Time of the predictor for several tasks of one text, relative to a call a task, and to one batch of all tasks."""
+    model = make_model(setting, setting.encoder, max(TASKS))
+    texts = demo_texts()
+    route_in_turn(model, texts[: 8 * max(TASKS)])
+    predictor, text = Predictor(model), max(texts[: setting.rows], key=len)
+    for count in TASKS[1:]:
+        names = [task.name for task in model.tasks[:count]]
+        rows = [{"text": text, "task": name} for name in names]
+        functions: dict[str, Callable[[], Any]] = {
+            "together": partial(_read, predictor.predict_tasks, [text], names),
+            "apart": partial(_one_by_one, predictor, text, names),
+            "batch": partial(_read, predictor, rows),
+        }
+        times = interleaved(functions, setting.repeats, setting.device)
+        tokens = len(model.tokenizer(text)["input_ids"])
+        shape = {"backbone": setting.encoder, "tokens": tokens, "tasks": count, "bottleneck": setting.adapter_dim}
+        shape |= {"feature_layer": model.adapter_config.feature_layer}
+        figure, others = f"several_tasks_{count}", ("a call of the predictor for each task", "one batch of all tasks")
+        yield ratio(setting, f"{figure}_vs_calls", times["together"], times["apart"], others[0], "lower", **shape)
+        yield ratio(setting, f"{figure}_vs_batch", times["together"], times["batch"], others[1], "lower", **shape)
+
+
+def _read(call: Call, *inputs: Any) -> None:
+    """Read all predictions."""
+    list(call(*inputs))
+
+
+def _one_by_one(predictor: Predictor, text: str, names: Sequence[str]) -> None:
+    for name in names:
+        list(predictor([text], task=name))
+
+
 @torch.no_grad()
 def route_to_first(model: HyperAdapterModel, batch: dict[str, Tensor], tasks: int) -> None:
     """Spread the rows of a batch over the first tasks of a model: without training, all would go to one."""

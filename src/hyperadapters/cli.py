@@ -143,6 +143,7 @@ def evaluate(
     epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters predict runs/helpdesk --input texts.jsonl\n\n"
     "hyperadapters predict runs/helpdesk --input texts.csv --task refunds --output answers.csv\n\n"
+    "hyperadapters predict runs/helpdesk --input texts.csv --tasks refunds --tasks urgent\n\n"
     "The input has a column 'text' (and 'text_pair' for pairs). A column 'task' names the task of each row; "
     "rows without one are routed to the most similar task, or declined if none is similar. Other columns are kept."
 )
@@ -153,6 +154,10 @@ def predict(
         typer.Option("--input", "-i", help="JSON-lines, CSV, TSV or Parquet file, or - for JSON-lines from stdin."),
     ],
     task: Annotated[str | None, typer.Option(help="Task of all rows; default: the row's own, or routed.")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="Task that is answered for each row; repeat it for several tasks, or give '*' for all."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON-lines or CSV file; default: JSON-lines to stdout.")
     ] = None,
@@ -173,7 +178,8 @@ def predict(
     if output is not None:
         check_target(output, OUTPUT_ENDINGS)
     predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
-    predict_file(predictor, input_file, task, output, progress=output is not None, delimiter=delimiter)
+    chosen = "*" if tasks == ["*"] else tasks
+    predict_file(predictor, input_file, task, output, output is not None, delimiter, chosen)
 
 
 @app.command(

@@ -482,6 +482,19 @@ def test_predict_writes_the_file_it_is_asked_for(cli: Cli, tmp_path: Path, run: 
     assert all(row.split(",")[3] == "True" for row in rows)
 
 
+def test_predict_answers_several_tasks_for_each_row(cli: Cli, tmp_path: Path, run: Path, texts: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    for chosen in (["--tasks", "mood"], ["--tasks", "*"]):
+        result = cli("predict", run, "--input", texts, "--output", output, *chosen)
+        assert (result.code, result.out) == (0, "")
+        records = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [(record["text"], record["task"]) for record in records] == [("good w1", "mood"), ("bad w2", "mood")]
+        assert not any(record["routed"] for record in records)
+    result = cli("predict", run, "--input", texts, "--tasks", "mood", "--task", "mood")
+    assert_refused(result, "task and tasks: expected one of them, found both")
+    assert_refused(cli("predict", run, "--input", texts, "--tasks", "mod"), "Unknown task 'mod'. Did you mean 'mood'?")
+
+
 def test_predict_refuses_an_unknown_task(cli: Cli, tmp_path: Path, run: Path, texts: Path) -> None:
     result = cli("predict", run, "--input", texts, "--task", "mod", "--output", tmp_path / "answers.jsonl")
     assert_refused(result, "Unknown task 'mod'. Did you mean 'mood'? Known: mood.")

@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessorList
 
@@ -58,6 +59,76 @@ def answer_batch(
     output = model(**batch, task_ids=task_ids, route=route, frozen_output=frozen_output)
     is_finite = has_usable_logits(output.logits) & output.logits[:, 0].isfinite()
     return Answers(output.logits.float().tolist(), output.task_ids, output.instances, output.similarity, is_finite)
+
+
+class TaskAnswers(NamedTuple):
+    """Answers of K tasks to each row of a batch.
+
+    Attributes:
+        logits: Logits of each task for each row [K, B, C]; those that a task does not have are minus infinity.
+        instances: Instance vectors [B, p]; None for a method without a retriever.
+        similarity: Similarity to each task of the model [B, T]; None for a method that cannot route.
+        is_finite: Whether the values from which a row was answered are finite [B].
+    """
+
+    logits: Tensor
+    instances: Tensor | None
+    similarity: Tensor | None
+    is_finite: Tensor
+
+
+def can_share_layers(model: HyperAdapterModel) -> bool:
+    """Return whether several tasks can be answered from one pass of the same inputs through the lower layers.
+
+    This is the case if no task changes the input with a template, and if there are layers below all adapters.
+
+    Args:
+        model: Model to examine.
+    """
+    return model.heads is not None and model.has_frozen_layers
+
+
+def answer_tasks(model: HyperAdapterModel, batch: dict[str, Tensor], task_ids: Tensor, max_rows: int) -> TaskAnswers:
+    """Answer K tasks for each row of a batch, with one pass through the layers below the adapters.
+
+    The layers above run with the rows of several tasks in a batch.
+
+    Args:
+        model: Model in evaluation mode for which `can_share_layers` is true.
+        batch: Inputs of the model [B, S], either all single texts or all pairs.
+        task_ids: Ids of the tasks [K], all of them for such inputs.
+        max_rows: Maximum number of rows in a batch of the upper layers, unless B is larger.
+
+    Returns:
+        The answers.
+    """
+    assert model.heads is not None
+    rows = len(batch["input_ids"])
+    frozen = model.forward_frozen_layers(**batch)
+    assert frozen.pooled is not None
+    features = frozen.pooled
+    if model.task_table.head_features_are_read:
+        features = model.head_features(batch, features, [model.tasks[int(task_ids[0])].is_pair] * rows)
+    elif model.adapter_config.head_inputs != "adapted":
+        features = features.new_zeros(rows, model.heads.features_size)
+    logits = []
+    for some in task_ids.split(max(1, max_rows // rows)):
+        inputs = {name: tensor.repeat(len(some), 1) for name, tensor in batch.items()}
+        of_rows = some.repeat_interleave(rows)
+        read = model.head_inputs(inputs, of_rows, frozen_output=_repeated(frozen, rows, len(some)))
+        of_tasks = model.heads(read, features.repeat(len(some), 1), of_rows).float()
+        logits.append(of_tasks.view(len(some), rows, -1))
+    widest = max(part.shape[-1] for part in logits)
+    together = torch.cat([F.pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in logits])
+    is_finite = (has_usable_logits(together.flatten(0, 1)) & together.flatten(0, 1)[:, 0].isfinite()).view(-1, rows)
+    similarity = model.task_similarity(batch, frozen) if model.method.can_route else None
+    return TaskAnswers(together, model.method.instance_vectors(frozen.pooled), similarity, is_finite.all(dim=0))
+
+
+def _repeated(frozen: FrozenOutput, rows: int, times: int) -> FrozenOutput:
+    """Repeat the output for B rows. With pairs of separate texts, all first texts precede the second ones."""
+    hidden = torch.cat([part.repeat(times, 1, 1) for part in frozen.hidden.split(rows)])
+    return FrozenOutput(hidden, None if frozen.pooled is None else frozen.pooled.repeat(times, 1))
 
 
 def _generated(

@@ -7,13 +7,13 @@ import json
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row, iterate_file, iterate_standard_input
-from hyperadapters.errors import DataError
+from hyperadapters.errors import DataError, TaskError
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.utils.files import check_target, open_atomically
@@ -29,6 +29,7 @@ def predict_file(
     output: Path | None,
     progress: bool = False,
     delimiter: str | None = None,
+    tasks: Sequence[str] | Literal["*"] | None = None,
 ) -> None:
     """Predict the targets of the rows of a file, as the command `predict` does.
 
@@ -44,20 +45,24 @@ def predict_file(
             output in JSON-lines.
         progress: Whether to show a progress bar. Default: False.
         delimiter: Delimiter of a CSV or TSV file. Default: a comma for CSV and a tab for TSV.
+        tasks: Names of several tasks that are answered for each row, or "*" for all that read such rows. The output has
+            a row for each of them. Default: each row is answered for one task.
 
     Raises:
         DataError: If the input file or one of its rows is invalid. An existing output file is unchanged.
-        TaskError: If the name of a task is unknown.
+        TaskError: If the name of a task is unknown, or both `task` and `tasks` are given.
         OutputError: If the output cannot be written.
         NotFiniteError: If the model computes a value that is not a finite number.
     """
+    if task is not None and tasks is not None:
+        raise TaskError("task and tasks: expected one of them, found both; remove one")
     if str(input_file) != "-":
         rows = iterate_file(input_file, delimiter)
     elif delimiter is None:
         rows = iterate_standard_input()
     else:
         raise DataError("standard input is read as JSON-lines, which has no delimiter; remove the delimiter")
-    records = _records(predictor, rows, str(input_file), task, progress)
+    records = _records(predictor, rows, str(input_file), task, tasks, progress)
     if output is None:
         _write_jsonl(sys.stdout, records)
         return
@@ -68,7 +73,12 @@ def predict_file(
 
 
 def _records(
-    predictor: Predictor, rows: Iterable[Row], name: str, task: str | None, progress: bool
+    predictor: Predictor,
+    rows: Iterable[Row],
+    name: str,
+    task: str | None,
+    tasks: Sequence[str] | Literal["*"] | None,
+    progress: bool,
 ) -> Iterator[dict[str, Any]]:
     waiting: deque[Example] = deque()
     others: deque[dict[str, Any]] = deque()
@@ -83,11 +93,18 @@ def _records(
             waiting.append(example)
             yield example
 
-    examples = read_inputs(remember_others(rows), predictor.model.tasks, task)
+    examples = remember(read_inputs(remember_others(rows), predictor.model.tasks, task))
+    answers: Iterable[Sequence[Prediction]]
+    if tasks is None:
+        answers = ([prediction] for prediction in predictor(examples, progress=progress))
+    else:
+        answers = predictor.predict_tasks(examples, tasks, progress)
     empty = True
-    for prediction in predictor(remember(examples), progress=progress):
+    for predictions in answers:
         empty = False
-        yield {**_record(waiting.popleft(), prediction), **others.popleft()}
+        example, other = waiting.popleft(), others.popleft()
+        is_routed = tasks is None and example.task_id is None
+        yield from ({**_record(example, prediction, is_routed), **other} for prediction in predictions)
     if empty:
         raise DataError(f"{name}: expected at least one row, found none")
 
@@ -99,13 +116,13 @@ def _other_columns(row: Row) -> dict[str, Any]:
     return {name: value for name, value in row.values.items() if name not in INPUT_COLUMNS}
 
 
-def _record(example: Example, prediction: Prediction) -> dict[str, Any]:
+def _record(example: Example, prediction: Prediction, is_routed: bool) -> dict[str, Any]:
     routing = prediction.routing
     record: dict[str, Any] = {"text": example.text}
     if example.text_pair is not None:
         record["text_pair"] = example.text_pair
     record["task"] = prediction.task
-    record["routed"] = example.task_id is None
+    record["routed"] = is_routed
     record["answer"] = prediction.answer
     if prediction.probabilities is not None:
         record["probabilities"] = {label: round(p, 6) for label, p in prediction.probabilities.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from hyperadapters.data.examples import Example
 from hyperadapters.data.targets import read_answer
 from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
-from hyperadapters.inference.answers import answer_batch
+from hyperadapters.inference.answers import answer_batch, answer_tasks, can_share_layers
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
 from hyperadapters.inference.cache import AdapterCache
 from hyperadapters.inference.finite import check_answers
@@ -169,12 +169,101 @@ class Predictor:
         warn_of_unfitted_heads(self.model.heads, tasks)
         examples = read_inputs(inputs, tasks, task)
         total = len(inputs) if isinstance(inputs, Sized) else None
-        if progress:
-            console = Console(file=cast(IO[str], _Tolerant(sys.stderr)))
-            hidden = not console.is_terminal
-            stream = self._stream(examples, tasks, frozen)
-            return iter(track(stream, "Predicting", total, console=console, transient=True, disable=hidden))
-        return self._stream(examples, tasks, frozen)
+        return self._shown(self._stream(examples, tasks, frozen), total, progress)
+
+    def _shown(self, stream: Iterator[Any], total: int | None, progress: bool) -> Iterator[Any]:
+        if not progress:
+            return stream
+        console = Console(file=cast(IO[str], _Tolerant(sys.stderr)))
+        hidden = not console.is_terminal
+        return iter(track(stream, "Predicting", total, console=console, transient=True, disable=hidden))
+
+    def predict_tasks(
+        self, inputs: Iterable[Any], tasks: Sequence[str] | Literal["*"], progress: bool = False
+    ) -> Iterator[list[Prediction]]:
+        """Predict the targets of several tasks for each input lazily.
+
+        If the model is an encoder, the layers below the adapters run once for an input, however many tasks there are.
+        No input is declined.
+
+        Args:
+            inputs: Inputs in any form that `inference.inputs.read_inputs` reads, without tasks of their own.
+            tasks: Names of the tasks, or "*" for all tasks that read such inputs: single texts, or pairs of texts.
+            progress: Whether to show a progress bar on standard error if it is a terminal. Default: False.
+
+        Returns:
+            Iterator over lists of predictions in the order of the inputs. Each list is in the order of `tasks`, or in
+            that of the model's tasks for "*".
+
+        Raises:
+            DataError: If an input has an unsupported form or a task of its own, or a task does not read such inputs.
+            TaskError: If a task is unknown or named twice, or a task is removed from the model meanwhile.
+            NotFiniteError: If the model computes values for an input that are not finite numbers.
+        """
+        known = self.model.tasks
+        warn_of_unfitted_heads(self.model.heads, known)
+        task_ids = None if tasks == "*" else self._task_ids(tasks)
+        total = len(inputs) if isinstance(inputs, Sized) else None
+        return self._shown(self._stream_tasks(read_inputs(inputs, known, None), known, task_ids), total, progress)
+
+    def _task_ids(self, names: Sequence[str]) -> list[int]:
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TaskError(f"tasks: expected a list of names of tasks, or '*' for all of them, found {names!r}")
+        if not names:
+            raise TaskError("tasks: expected at least one name of a task, found none")
+        if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+            raise TaskError(f"tasks: '{twice[0]}' is named twice; name each task once")
+        return [self.model.task_id(name) for name in names]
+
+    def _stream_tasks(
+        self, examples: Iterator[Example], known: tuple[Task, ...], task_ids: list[int] | None
+    ) -> Iterator[list[Prediction]]:
+        start = 0
+        while chunk := list(islice(examples, self.batch_size * CHUNK_BATCHES)):
+            chosen = [_fitting(example, start + i + 1, known, task_ids) for i, example in enumerate(chunk)]
+            if can_share_layers(self.model):
+                yield from self._answer_chunk_of_tasks(chunk, chosen, start, known)
+            else:
+                pairs = [(e, task_id) for e, of_input in zip(chunk, chosen, strict=True) for task_id in of_input]
+                rows = [Example(task_id, example.text, example.text_pair) for example, task_id in pairs]
+                found = iter(self._answer_chunk(rows, start, known, None))
+                yield from (list(islice(found, len(of_input))) for of_input in chosen)
+            start += len(chunk)
+
+    def _answer_chunk_of_tasks(
+        self, examples: Sequence[Example], chosen: Sequence[list[int]], start: int, known: tuple[Task, ...]
+    ) -> list[list[Prediction]]:
+        answers: dict[int, list[Prediction]] = {}
+        lengths = self.model.adapter_config.separates_texts, self.model.lengths.input
+        for has_pairs in (False, True):
+            rows = [index for index, example in enumerate(examples) if (example.text_pair is not None) == has_pairs]
+            for part in batches_by_length([examples[row] for row in rows], self.batch_size, *lengths):
+                indices = [rows[place] for place in part]
+                inputs, numbers = [examples[i] for i in indices], [start + i + 1 for i in indices]
+                with self._exclusive(known):
+                    found, usable = self._answer_batch_of_tasks(inputs, chosen[indices[0]])
+                    check_answers(self.model, usable, inputs, numbers, "what the model computes")
+                    answers.update(zip(indices, found, strict=True))
+        return [answers[index] for index in range(len(examples))]
+
+    @torch.inference_mode()
+    def _answer_batch_of_tasks(
+        self, examples: Sequence[Example], task_ids: list[int]
+    ) -> tuple[list[list[Prediction]], Tensor]:
+        """Return the predictions of K tasks for each of B inputs, and whether all values are finite [B]."""
+        model, device = self.model, device_of(self.model)
+        batch = to_device(model.collator.inputs(examples), device)
+        answers = answer_tasks(model, batch, torch.tensor(task_ids, device=device), self.batch_size)
+        routings, vectors, usable = self._route(batch, answers.instances, answers.similarity, answers.is_finite)
+        logits = answers.logits.tolist()
+        found = [
+            [
+                _prediction(model.tasks[task_id], logits[place][row], routing, vector)
+                for place, task_id in enumerate(task_ids)
+            ]
+            for row, (routing, vector) in enumerate(zip(routings, vectors, strict=True))
+        ]
+        return found, usable
 
     def _stream(
         self, examples: Iterator[Example], tasks: tuple[Task, ...], frozen: FrozenStates | None
@@ -237,19 +326,13 @@ class Predictor:
         outputs, used, instances, similarity, usable = answer_batch(model, batch, task_ids, self.route, frozen)
         if plain is not None:
             instances, similarity = model.instance_vectors(**plain), model.task_similarity(plain)
-        vectors = [None] * len(used) if instances is None else [tuple(vector) for vector in instances.tolist()]
-        routings: Sequence[RoutingResult | None] = [None] * len(used)
+        read = batch if plain is None else plain
+        routings, vectors, usable = self._route(read, instances, similarity, usable)
         declined = [False] * len(used)
-        if similarity is not None:
-            readable = contains_words(model, batch if plain is None else plain)
-            routings = decide(model, similarity, readable)
-            if task_ids is None:
-                accepted = [routing.accepted for routing in routings] if self.decline else readable.tolist()
-                declined = [not is_accepted for is_accepted in accepted]
-            # Only the largest similarity is examined, because `argmax` treats NaN as the largest number.
-            usable = usable & torch.tensor([isfinite(routing.similarity) for routing in routings], device=usable.device)
-        if instances is not None:
-            usable = usable & instances.isfinite().all(dim=1)
+        if similarity is not None and task_ids is None:
+            readable = contains_words(model, read).tolist()
+            accepted = [routing is not None and routing.accepted for routing in routings]
+            declined = [not is_accepted for is_accepted in (accepted if self.decline else readable)]
         predictions = [
             Prediction(None, None, None, None, routing, None, instance)
             if is_declined
@@ -259,6 +342,41 @@ class Predictor:
             )
         ]
         return predictions, usable
+
+    def _route(
+        self, batch: Mapping[str, Tensor], instances: Tensor | None, similarity: Tensor | None, usable: Tensor
+    ) -> tuple[Sequence[RoutingResult | None], Sequence[tuple[float, ...] | None], Tensor]:
+        """Return the routing and the instance vector of each row, and whether its values are finite [B]."""
+        vectors: Sequence[tuple[float, ...] | None] = [None] * len(usable)
+        routings: Sequence[RoutingResult | None] = [None] * len(usable)
+        if similarity is not None:
+            found = decide(self.model, similarity, contains_words(self.model, batch))
+            # Only the largest similarity is examined, because `argmax` treats NaN as the largest number.
+            usable = usable & torch.tensor([isfinite(routing.similarity) for routing in found], device=usable.device)
+            routings = found
+        if instances is not None:
+            vectors = [tuple(vector) for vector in instances.tolist()]
+            usable = usable & instances.isfinite().all(dim=1)
+        return routings, vectors, usable
+
+
+def _fitting(example: Example, number: int, known: Sequence[Task], task_ids: list[int] | None) -> list[int]:
+    """Return the tasks that an input is answered for: the given ones, or all that read such inputs."""
+    if example.task_id is not None:
+        raise DataError(
+            f"input {number}: names the task '{known[example.task_id].name}', but is answered for the given tasks; "
+            "remove it from the input"
+        )
+    is_pair = example.text_pair is not None
+    if task_ids is None:
+        task_ids = [task_id for task_id, task in enumerate(known) if task.is_pair == is_pair]
+    expected, found = ("a single text", "a pair of texts") if is_pair else ("a pair of texts", "a single text")
+    for task_id in task_ids:
+        if known[task_id].is_pair != is_pair:
+            raise DataError(f"input {number}: expected {expected} for task '{known[task_id].name}', found {found}")
+    if not task_ids:
+        raise DataError(f"input {number}: expected {expected}, which all tasks of the model read, found {found}")
+    return task_ids
 
 
 class _Tolerant:

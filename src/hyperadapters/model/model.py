@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -628,17 +628,18 @@ class HyperAdapterModel(nn.Module):
         return density_features(pooled, self.passes.pool_embeddings(sequences))
 
     @_exclusive
-    def task_similarity(self, inputs: Inputs) -> Tensor:
+    def task_similarity(self, inputs: Inputs, frozen_output: FrozenOutput | None = None) -> Tensor:
         """Compute the similarities [B, T] of a batch to the tasks, by which it is routed.
 
         Args:
             inputs: Arguments of `forward_lower_layers`, by name.
+            frozen_output: Result of `forward_frozen_layers` for the same inputs, which saves its computation.
 
         Raises:
             TaskError: If the method cannot route.
         """
         method, sequences = self.pha, self.sequences(inputs)
-        pooled = self.passes.forward_lower_layers(sequences).pooled
+        pooled = self.passes.forward_lower_layers(sequences, frozen_output=frozen_output).pooled
         features = density_features(pooled, self._embeddings(sequences))
         return method.similarity(method.instance_vectors(pooled), features)
 
@@ -755,7 +756,22 @@ class HyperAdapterModel(nn.Module):
 
     # Texts
 
-    def predict(self, texts: Iterable[Any], task: str | None = None, batch_size: int = 64) -> list[Prediction]:
+    @overload
+    def predict(self, texts: Iterable[Any], task: str | None = None, batch_size: int = 64) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self, texts: Iterable[Any], task: None = None, batch_size: int = 64, *, tasks: Sequence[str] | Literal["*"]
+    ) -> list[list[Prediction]]: ...
+
+    def predict(
+        self,
+        texts: Iterable[Any],
+        task: str | None = None,
+        batch_size: int = 64,
+        *,
+        tasks: Sequence[str] | Literal["*"] | None = None,
+    ) -> list[Prediction] | list[list[Prediction]]:
         """Predict the answers to texts. `Predictor` does the same for streams of any length.
 
         Args:
@@ -764,17 +780,25 @@ class HyperAdapterModel(nn.Module):
             task: Name of the task of all texts. Default: the task that a row names, or the most similar task for rows
                 that name none.
             batch_size: Number of rows in a batch. Default: 64.
+            tasks: Names of several tasks that are answered for each text, or "*" for all tasks that read such texts;
+                see `Predictor.predict_tasks`. Default: each text is answered for one task.
 
         Returns:
-            Predictions in the order of the texts.
+            Predictions in the order of the texts. With `tasks`, a list of predictions for each text.
 
         Raises:
             DataError: If a text has an unsupported type or does not fit its task.
-            TaskError: If the task is unknown, or a row has no task and the method cannot route.
+            TaskError: If the task is unknown, a row has no task and the method cannot route, or both `task` and `tasks`
+                are given.
         """
         from hyperadapters.inference.predictor import Predictor
 
-        return list(Predictor(self, batch_size)(texts, task=task))
+        predictor = Predictor(self, batch_size)
+        if tasks is None:
+            return list(predictor(texts, task=task))
+        if task is not None:
+            raise TaskError("task and tasks: expected one of them, found both; remove one")
+        return list(predictor.predict_tasks(texts, tasks))
 
     def predict_proba(self, texts: Iterable[Any], task: str, batch_size: int = 64) -> np.ndarray[Any, Any]:
         """Predict the probabilities [N, C] of the labels of a classification task.
