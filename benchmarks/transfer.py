@@ -166,7 +166,7 @@ def main() -> None:
     )
     suite.add_argument("--size", type=read_size, choices=list(BUDGETS), default=100, help="rows a task to train on")
     suite.add_argument("--training-seed", type=int, default=3)
-    suite.add_argument("--fit", choices=FITS, default="adapter", help="of add_task")
+    suite.add_argument("--fit", choices=("head", *FITS), default="head", help="of add_task")
     suite.add_argument("--shots", nargs="+", type=int, default=SHOTS)
     suite.add_argument("--draws", nargs="+", type=int, default=DRAWS, help="seeds of the examples")
     suite.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
