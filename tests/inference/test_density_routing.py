@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_model, save_backbone, tiny_tokenizer
+from helpers import PAIR_TASKS, make_frozen_texts_model, make_model, make_plus_model, save_backbone, tiny_tokenizer
 
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example
@@ -173,3 +173,42 @@ def test_a_text_without_words_is_never_answered(kind: str, routing: str, decline
 def test_a_text_without_words_is_answered_if_its_task_is_given() -> None:
     model = routed_model()
     assert all(prediction.task == "mood" for prediction in Predictor(model)(EMPTY, task="mood"))
+
+
+MIXED: list[Any] = ["w1 w2", ("w1 w2", "w3"), "w4 w5 w6", ("w1", "w1"), ("w7", "")]
+
+
+@pytest.mark.parametrize("routing", ["densities", "prototypes"])
+def test_pairs_and_single_texts_are_routed_among_the_tasks_that_read_them(routing: str) -> None:
+    tasks = [*PAIR_TASKS, Task.classification("order", ["first", "second"], fields=("text", "text_pair"))]
+    model = make_plus_model(tasks, routing=routing)
+    examples = [
+        Example(task_id, f"w{row % 9} w{task_id}", f"w{row % 7}" if task.is_pair else None, 0)
+        for row in range(12)
+        for task_id, task in enumerate(tasks)
+    ]
+    calibrate(model, examples, [])
+    assert model.pha.thresholds.isfinite().all()
+    expected = [{"size", "mood"}, {"same", "order"}, {"size", "mood"}, {"same", "order"}, {"size", "mood"}]
+    assert [{candidate.task for candidate in result.candidates} for result in model.route(MIXED)] == expected
+    found = [prediction.task for prediction in Predictor(model, decline=False)(MIXED)]
+    assert all(name in names for name, names in zip(found, expected, strict=True))
+    single = model(**model.collator.inputs([Example(None, "w1 w2")]))
+    assert single.similarity.isneginf().tolist() == [[True, False, False, True]]
+
+
+def test_where_no_task_reads_such_inputs_all_tasks_are_candidates() -> None:
+    results = make_plus_model(PAIR_TASKS[1:], routing="prototypes").route(MIXED)
+    assert [{candidate.task for candidate in result.candidates} for result in results] == [{"size", "mood"}] * 5
+    assert all(result.margin < float("inf") for result in results)
+
+
+def test_one_candidate_has_an_infinite_margin() -> None:
+    (result,) = make_plus_model(routing="prototypes").route([("w1", "w2")])
+    assert [candidate.task for candidate in result.candidates] == ["same"]
+    assert result.margin == float("inf")
+
+
+def test_models_that_read_pairs_as_one_sequence_compare_inputs_to_all_tasks() -> None:
+    results = make_frozen_texts_model().route(MIXED)
+    assert all(len(result.candidates) == len(PAIR_TASKS) for result in results)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from numbers import Real
 from typing import Any
 
@@ -59,7 +59,8 @@ class RoutingResult:
         similarity: Similarity to the most similar task; see `Candidate`.
         margin: Difference of this similarity and that to the second most similar task; infinite for a single task.
         accepted: Whether the similarity reaches the threshold of the task, and the input contains words.
-        candidates: The most similar tasks, at most three, in descending order of similarity.
+        candidates: The most similar tasks, at most three, in descending order of similarity. If the heads of the model
+            compare adapted texts, only tasks that read such inputs are candidates, pairs or single texts.
     """
 
     task: str | None
@@ -112,7 +113,7 @@ def decide(model: HyperAdapterModel, similarity: Tensor, readable: Tensor) -> li
     nearest = similarity.argmax(dim=1, keepdim=True)
     others = similarity.scatter(1, nearest, -torch.inf).topk(min(NUM_CANDIDATES, similarity.shape[1]) - 1, dim=1)
     ids = torch.cat([nearest, others.indices], dim=1)
-    values = similarity.gather(1, ids)
+    values = torch.cat([similarity.gather(1, nearest), others.values], dim=1)
     accepted = ((values[:, 0] >= model.pha.thresholds[ids[:, 0]]) & readable).tolist()
     return [
         _result(model, row_values, row_ids, is_accepted)
@@ -121,11 +122,12 @@ def decide(model: HyperAdapterModel, similarity: Tensor, readable: Tensor) -> li
 
 
 def _result(model: HyperAdapterModel, values: list[float], ids: list[int], accepted: bool) -> RoutingResult:
-    candidates = tuple(Candidate(model.tasks[i].name, value) for i, value in zip(ids, values, strict=True))
+    known = [(i, value) for i, value in zip(ids, values, strict=True) if value != -inf]  # the others are excluded
+    candidates = tuple(Candidate(model.tasks[i].name, value) for i, value in known or [(ids[0], values[0])])
     return RoutingResult(
         task=candidates[0].task if accepted else None,
         similarity=values[0],
-        margin=values[0] - values[1] if len(values) > 1 else float("inf"),
+        margin=values[0] - values[1] if len(candidates) > 1 else inf,
         accepted=accepted,
         candidates=candidates,
     )
@@ -297,7 +299,7 @@ def calibrate(
     similarity, readable = similarities(model, checked)
     owners, weights = _owners(checked, similarity.device)[readable], weights.to(similarity.device)[readable]
     similarity = similarity[readable]
-    if not similarity.isfinite().all():
+    if not (similarity.isfinite() | similarity.isneginf()).all():
         raise NotFiniteError(f"the similarities of inputs to the tasks are not finite; {likely_cause(model)}")
     chosen = thresholds(similarity, owners, false_decline_rate, weights)
     model.task_table.set_thresholds(chosen - ROUNDING)

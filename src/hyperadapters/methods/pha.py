@@ -85,22 +85,26 @@ class PHA(Method):
         instances: Tensor = self.retriever(features)
         return instances
 
-    def similarity(self, instances: Tensor, features: Tensor | None = None) -> Tensor:
+    def similarity(self, instances: Tensor, features: Tensor | None = None, excluded: Tensor | None = None) -> Tensor:
         """Compute the similarity of inputs to each task.
 
         Args:
             instances: Instance vectors [B, p].
             features: Features that the densities read [B, n, d]. Default: the similarity to the prototypes is computed.
+            excluded: Whether a task cannot be that of an input [B, T]. Default: every task can.
 
         Returns:
             Similarities [B, T] in float32: log-likelihood ratios of the densities if there are features and the
-            densities are fitted, cosine similarities to the prototypes otherwise.
+            densities are fitted, cosine similarities to the prototypes otherwise. Those to excluded tasks are minus
+            infinity.
         """
+        found: Tensor
         if features is not None and self.routes_by_densities:
             assert self.densities is not None
-            ratios: Tensor = self.densities(features)
-            return ratios
-        return self.prototypes.similarity(instances)
+            found = self.densities(features)
+        else:
+            found = self.prototypes.similarity(instances)
+        return found if excluded is None else found.masked_fill(excluded, -torch.inf)
 
     @property
     def routes_by_densities(self) -> bool:

@@ -409,7 +409,8 @@ class HyperAdapterModel(nn.Module):
             decoder_input_ids = self.passes.default_decoder_input_ids(labels)
         inputs = self._sequences(inputs)
         embeddings = partial(self._embeddings, inputs)
-        selector = BatchSelector(self.method, task_ids, route, sequence_rows(inputs), embeddings)
+        excluded = self._tasks_of_other_inputs(inputs)
+        selector = BatchSelector(self.method, task_ids, route, sequence_rows(inputs), embeddings, excluded)
         output, lower_output = self.passes.run_batch(
             inputs, selector, decoder_input_ids, output_hidden_states, lower_output, frozen_output
         )
@@ -641,7 +642,22 @@ class HyperAdapterModel(nn.Module):
         method, sequences = self.pha, self.sequences(inputs)
         pooled = self.passes.forward_lower_layers(sequences, frozen_output=frozen_output).pooled
         features = density_features(pooled, self._embeddings(sequences))
-        return method.similarity(method.instance_vectors(pooled), features)
+        return method.similarity(method.instance_vectors(pooled), features, self._tasks_of_other_inputs(sequences))
+
+    def _tasks_of_other_inputs(self, sequences: Inputs) -> Tensor | None:
+        """Return whether a task reads single texts, but a row is a pair of texts, or the other way round [B, T].
+
+        Returns:
+            The tasks that are excluded from routing; none of them for a row that would have no task then. None if the
+            model does not separate the texts of a pair.
+        """
+        if not self.adapter_config.separates_texts:
+            return None
+        reads_pairs = self.task_table.read_pairs(self.device)
+        rows = len(sequences["input_ids"]) - len(sequences.get("pair_rows", ()))
+        is_pair = sequences["is_pair"].bool() if "is_pair" in sequences else reads_pairs.new_zeros(rows)
+        excluded = is_pair[:, None] != reads_pairs
+        return excluded & ~excluded.all(dim=1, keepdim=True)
 
     def _embeddings(self, inputs: Inputs) -> Tensor | None:
         """Compute the pooled input of the first layer [B, d] if routing reads it."""

@@ -34,6 +34,7 @@ class BatchSelector:
         route: Route = "nearest",
         rows: Tensor | None = None,
         embeddings: Callable[[], Tensor | None] = lambda: None,
+        excluded: Tensor | None = None,
         reports_similarity: bool = True,
     ) -> None:
         """Set up the selection for one batch.
@@ -45,10 +46,11 @@ class BatchSelector:
             rows: Row of each sequence [R] if a row can have several sequences. Default: row i is sequence i.
             embeddings: Function that returns the pooled input of the first layer [B, d], or None if the method does
                 not read it. It is called when tasks are selected.
+            excluded: Whether a task cannot be that of a row whose task is to be found [B, T]. Default: every task can.
             reports_similarity: Whether the similarity to the tasks is computed for rows whose task is given, too.
         """
         self._method, self._task_ids, self._route = method, task_ids, route
-        self._rows, self._embeddings = rows, embeddings
+        self._rows, self._embeddings, self._excluded = rows, embeddings, excluded
         self._needs_similarity = reports_similarity or task_ids is None
 
     def __call__(self, features: Tensor) -> BatchState:
@@ -71,7 +73,8 @@ class BatchSelector:
         method = self._method
         if not self._needs_similarity or not isinstance(method, PHA) or self.instances is None:
             return None
-        return method.similarity(self.instances.detach(), density_features(self.features, self._embeddings()))
+        features = density_features(self.features, self._embeddings())
+        return method.similarity(self.instances.detach(), features, self._excluded)
 
 
 def density_features(pooled: Tensor, embeddings: Tensor | None) -> Tensor:

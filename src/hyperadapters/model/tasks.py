@@ -72,6 +72,7 @@ class TaskTable:
         self.revision = 0
         self._architecture, self._method, self._heads = architecture, method, heads
         self._reads_features: tuple[int, bool] | None = None
+        self._read_pairs: tuple[tuple[int, torch.device], Tensor] | None = None
 
     def __len__(self) -> int:
         """Return the number of tasks."""
@@ -118,6 +119,17 @@ class TaskTable:
         if self._reads_features is None or self._reads_features[0] != self.revision:
             self._reads_features = self.revision, self._heads.reads_features
         return self._reads_features[1]
+
+    def read_pairs(self, device: torch.device) -> Tensor:
+        """Return whether each task reads pairs of texts [T].
+
+        Args:
+            device: Device of the result.
+        """
+        if self._read_pairs is None or self._read_pairs[0] != (self.revision, device):
+            of_tasks = torch.tensor([task.is_pair for task in self.tasks], device=device)
+            self._read_pairs = (self.revision, device), of_tasks
+        return self._read_pairs[1]
 
     def states(self) -> list[TaskState]:
         """Return the states of all tasks in the order of their ids. The tensors are not copied."""
