@@ -171,6 +171,7 @@ def predict(
     delimiter: Delimiter = None,
 ) -> None:
     """Predict the targets of new inputs, and route those without a task."""
+    from hyperadapters.errors import TaskError
     from hyperadapters.inference.predict_files import OUTPUT_ENDINGS, predict_file
     from hyperadapters.inference.predictor import Predictor
     from hyperadapters.utils.files import check_target
@@ -178,6 +179,8 @@ def predict(
     if output is not None:
         check_target(output, OUTPUT_ENDINGS)
     predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
+    if tasks and (route != "nearest" or not decline):
+        raise TaskError("--tasks: nothing is routed or declined if tasks are given; remove --route and --no-decline")
     chosen = "*" if tasks == ["*"] else tasks
     predict_file(predictor, input_file, task, output, output is not None, delimiter, chosen)
 

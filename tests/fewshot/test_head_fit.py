@@ -10,7 +10,7 @@ import torch
 from helpers import PAIR_TASKS, make_frozen_texts_model, make_plus_model, pair_examples, stirred, tiny_backbone
 from torch import Tensor
 
-from hyperadapters import HyperAdapterModel, Task
+from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
 from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import TaskError
@@ -179,9 +179,35 @@ def test_scales_multiply_from_task_to_task_and_go_with_their_task(monkeypatch: p
     report = model.add_task(Task.classification("newer", ["off", "on"]), rows_of(("off", "on")))
     assert report.neighbours[0].task == "new"
     assert model.pha.adapter_scales.tolist() == [1.0, 1.0, 1.0, DAMPING, DAMPING**2]
+    assert report.adapter_scale == DAMPING**2
     model.refit_task("newer", rows_of(("off", "on")), fit="none")
     assert float(model.pha.adapter_scales[4]) == DAMPING**2
     model.remove_task("new")
     assert model.pha.adapter_scales.tolist() == [1.0, 1.0, 1.0, DAMPING**2]
     model.refit_task("newer", rows_of(("off", "on")), fit="prototype", max_steps=1)
     assert model.pha.adapter_scales.tolist() == [1.0] * 4
+
+
+def test_a_task_near_one_that_keeps_the_frozen_backbone_may_use_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    always(monkeypatch, False)
+    assert model.add_task(NEW, rows_of()).adapter_scale == 0.0
+    always(monkeypatch, True)
+    model.pha.prototypes.weight.data[:-1] *= -1  # "new" is the nearest task now
+    report = model.add_task(Task.classification("newer", ["off", "on"]), rows_of(("off", "on")))
+    assert report.neighbours[0].task == "new"
+    assert report.adapter_scale == float(model.pha.adapter_scales[4]) == DAMPING
+    monkeypatch.setattr(head_fit, "_is_clear", lambda gains: False)
+    assert model.refit_task("new", rows_of()).adapter_scale == float(model.pha.adapter_scales[3]) == 1.0
+
+
+def test_further_training_gives_an_added_task_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch, False)
+    model = fresh()
+    model.add_task(NEW, rows_of())
+    rows = pair_examples(8)
+    data = {task.name: [row for row in rows if row.task_id == i] for i, task in enumerate(PAIR_TASKS)}
+    arguments = TrainingArguments(max_steps=2, disable_tqdm=True)
+    Trainer(model, {**data, "new": rows_of(count=8)}, args=arguments).train()
+    assert model.pha.adapter_scales.tolist() == [1.0] * 4
+    assert model.method.adapters(torch.tensor([3]))["up_weight"].abs().max() > 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import make_frozen_texts_model, make_model, make_plus_model, pair_examples, stirred, tiny_tokenizer
@@ -123,7 +125,7 @@ def test_inputs_are_read_in_chunks() -> None:
 
     first = next(Predictor(model, 2).predict_tasks(endless(), "*"))
     assert [one.task for one in first] == ["colour", "size", "mood"]
-    assert len(read) == 2 * CHUNK_BATCHES
+    assert len(read) == 2 * (CHUNK_BATCHES // len(TASKS))
 
 
 @pytest.mark.parametrize(
@@ -131,10 +133,12 @@ def test_inputs_are_read_in_chunks() -> None:
     [
         (["w1"], ["colour", "mod"], TaskError, "Unknown task 'mod'"),
         (["w1"], ["mood", "mood"], TaskError, "'mood' is named twice"),
-        (["w1"], [], TaskError, "at least one name of a task"),
-        (["w1"], "mood", TaskError, "expected a list of names of tasks, or '\\*'"),
-        (["w1"], ["same"], DataError, "input 1: expected a pair of texts for task 'same', found a single text"),
-        (["w1", ("w1", "w2")], ["mood"], DataError, "input 2: expected a single text for task 'mood', found a pair"),
+        (["w1"], [], TaskError, "expected names of tasks, or '\\*'"),
+        (["w1"], "mood", TaskError, "expected names of tasks, or '\\*' for all of them, found 'mood'"),
+        (["w1"], 5, TaskError, "expected names of tasks, or '\\*' for all of them, found 5"),
+        (["w1"], ["same"], DataError, "input 1: no column 'text_pair'"),
+        (["w1", ("w1", "w2")], ["mood"], DataError, "input 2: found a text_pair, which task 'mood' does not read"),
+        (["w1"], ["mood", "same"], TaskError, "'same' reads pairs of texts and 'mood' single texts"),
         ([{"text": "w1", "task": "mood"}], "*", DataError, "input 1: names the task 'mood'"),
     ],
 )
@@ -160,3 +164,26 @@ def test_values_that_are_not_finite_are_refused() -> None:
         model.method.hypernetwork.common["up_bias"].fill_(torch.nan)
     with pytest.raises(NotFiniteError, match="input 1"):
         model.predict(["w1"], tasks=["mood", "size"])
+
+
+@pytest.mark.parametrize("container", [tuple, set, np.array, pd.Series, iter, dict.fromkeys])
+def test_names_may_be_in_any_container(container: Any) -> None:
+    model = fitted_plus()
+    found = model.predict(["w1"], tasks=container(["mood", "size"]))
+    assert {one.task for one in found[0]} == {"mood", "size"}
+
+
+@pytest.mark.parametrize("feature_layer", [0, 1])
+def test_an_input_whose_values_are_not_finite_is_named_by_its_number(
+    feature_layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stirred(make_plus_model(TASKS, feature_layer=feature_layer))
+    with torch.no_grad():
+        model.backbone.embeddings.word_embeddings.weight[model.tokenizer("green")["input_ids"][0]] = torch.nan
+    with pytest.raises(NotFiniteError, match="input 3"):
+        model.predict(["w1", "w2", "w3 green"], tasks=["mood", "size"])
+
+
+def test_a_pair_with_an_empty_second_text_is_read_as_with_one_task() -> None:
+    model = fitted_plus()
+    assert_close(model.predict([("w3", "")], tasks=["same"])[0][0], model.predict([("w3", "")], task="same")[0])

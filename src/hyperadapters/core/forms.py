@@ -139,9 +139,9 @@ class AdapterWeights(dict[str, Tensor]):
         """
 
         def scale(tensor: Tensor) -> Tensor:
-            if isinstance(factors, float):
-                return factors * tensor
-            return factors.to(tensor).view(-1, *[1] * (tensor.ndim - 2)) * tensor
+            if isinstance(factors, Tensor):
+                return factors.to(tensor).view(-1, *[1] * (tensor.ndim - 2)) * tensor
+            return factors * tensor
 
         return AdapterWeights(
             {name: scale(tensor) if name.startswith("up") else tensor for name, tensor in self.items()}

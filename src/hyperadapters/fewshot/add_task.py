@@ -274,9 +274,7 @@ def _fit(
             density=_density(model, examples, seed),
             head=None if fitted.head is None else fitted.head.rounded(),
             own_adapter=fitted.adapter,
-            adapter_scale=1.0
-            if fitted.adapter
-            else start.scale * (1.0 if fitted.adapter_scale is None else fitted.adapter_scale),
+            adapter_scale=1.0 if fitted.adapter else start.scale * fitted.adapter_scale,
         )
         neighbours = _neighbours(model, similarity, task_id)
         parts = model.task_table.states()
@@ -299,7 +297,7 @@ def _fit(
         fitted.steps,
         fitted.stopping,
         seconds,
-        fitted.adapter_scale,
+        start.scale * fitted.adapter_scale if fit == "head" else None,
         changes,
     )
 
@@ -414,9 +412,10 @@ def _start(
             adapter = model.method.adapters(torch.tensor([chosen], device=prototypes.device))
             keeps_effect = init == "current" or fit in ("none", "head")
             return Start(prototypes[chosen], adapter if keeps_effect else _damped(model, adapter))
-        return Start(
-            prototypes[chosen], scale=float(model.pha.adapter_scales[chosen]) if fit in ("none", "head") else 1.0
-        )
+        scale = float(model.pha.adapter_scales[chosen])
+        if fit == "head":
+            scale = scale or 1.0  # the frozen backbone was chosen for a task before; this one has a choice again
+        return Start(prototypes[chosen], scale=scale if fit in ("none", "head") else 1.0)
     if init == "mixture":
         return _generated(
             model, fit, (known / model.adapter_config.temperature).softmax(dim=0).to(prototypes) @ prototypes

@@ -77,7 +77,7 @@ class Fitted:
         hypernetwork: Trained copy of the hypernetwork, or None if it was not trained.
         steps: Number of training steps.
         stopping: How the number of steps was chosen (see `fewshot.add_task.FitReport`).
-        adapter_scale: Factor on the effect of the initial adapter, if it was chosen (see `fewshot.head_fit`).
+        adapter_scale: Factor on the effect of the initial adapter (see `fewshot.head_fit`).
     """
 
     prototype: Tensor
@@ -86,7 +86,7 @@ class Fitted:
     hypernetwork: Hypernetwork | None
     steps: int
     stopping: Stopping
-    adapter_scale: float | None = None
+    adapter_scale: float = 1.0
 
 
 class _Batch(NamedTuple):

@@ -187,7 +187,8 @@ class Predictor:
         No input is declined.
 
         Args:
-            inputs: Inputs in any form that `inference.inputs.read_inputs` reads, without tasks of their own.
+            inputs: Inputs in any form that `inference.inputs.read_inputs` reads. Tasks of their own are ignored; with
+                "*" they may not have any.
             tasks: Names of the tasks, or "*" for all tasks that read such inputs: single texts, or pairs of texts.
             progress: Whether to show a progress bar on standard error if it is a terminal. Default: False.
 
@@ -196,37 +197,37 @@ class Predictor:
             that of the model's tasks for "*".
 
         Raises:
-            DataError: If an input has an unsupported form or a task of its own, or a task does not read such inputs.
-            TaskError: If a task is unknown or named twice, or a task is removed from the model meanwhile.
+            DataError: If an input has an unsupported form, or no task reads such inputs.
+            TaskError: If a task is unknown or named twice, some tasks read pairs and others single texts, or a task is
+                removed from the model meanwhile.
             NotFiniteError: If the model computes values for an input that are not finite numbers.
         """
         known = self.model.tasks
         warn_of_unfitted_heads(self.model.heads, known)
-        task_ids = None if tasks == "*" else self._task_ids(tasks)
+        task_ids = None if isinstance(tasks, str) and tasks == "*" else _task_ids(known, tasks)
         total = len(inputs) if isinstance(inputs, Sized) else None
-        return self._shown(self._stream_tasks(read_inputs(inputs, known, None), known, task_ids), total, progress)
-
-    def _task_ids(self, names: Sequence[str]) -> list[int]:
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise TaskError(f"tasks: expected a list of names of tasks, or '*' for all of them, found {names!r}")
-        if not names:
-            raise TaskError("tasks: expected at least one name of a task, found none")
-        if twice := [name for index, name in enumerate(names) if name in names[:index]]:
-            raise TaskError(f"tasks: '{twice[0]}' is named twice; name each task once")
-        return [self.model.task_id(name) for name in names]
+        examples = read_inputs(inputs, known, None if task_ids is None else known[task_ids[0]].name)
+        return self._shown(self._stream_tasks(examples, known, task_ids), total, progress)
 
     def _stream_tasks(
         self, examples: Iterator[Example], known: tuple[Task, ...], task_ids: list[int] | None
     ) -> Iterator[list[Prediction]]:
-        start = 0
-        while chunk := list(islice(examples, self.batch_size * CHUNK_BATCHES)):
-            chosen = [_fitting(example, start + i + 1, known, task_ids) for i, example in enumerate(chunk)]
+        start, batches = 0, max(1, CHUNK_BATCHES // len(known if task_ids is None else task_ids))
+        while chunk := list(islice(examples, self.batch_size * batches)):
+            chosen = [
+                _fitting(example, start + i + 1, known) if task_ids is None else task_ids
+                for i, example in enumerate(chunk)
+            ]
             if can_share_layers(self.model):
                 yield from self._answer_chunk_of_tasks(chunk, chosen, start, known)
             else:
-                pairs = [(e, task_id) for e, of_input in zip(chunk, chosen, strict=True) for task_id in of_input]
-                rows = [Example(task_id, example.text, example.text_pair) for example, task_id in pairs]
-                found = iter(self._answer_chunk(rows, start, known, None))
+                numbers = [i for i, of_input in enumerate(chosen) for _ in of_input]
+                rows = [
+                    Example(task_id, example.text, example.text_pair)
+                    for example, of_input in zip(chunk, chosen, strict=True)
+                    for task_id in of_input
+                ]
+                found = iter(self._answer_chunk(rows, [start + i for i in numbers], known, None))
                 yield from (list(islice(found, len(of_input))) for of_input in chosen)
             start += len(chunk)
 
@@ -270,7 +271,7 @@ class Predictor:
     ) -> Iterator[Prediction]:
         start = 0
         while chunk := list(islice(examples, self.batch_size * CHUNK_BATCHES)):
-            yield from self._answer_chunk(chunk, start, tasks, frozen)
+            yield from self._answer_chunk(chunk, range(start, start + len(chunk)), tasks, frozen)
             start += len(chunk)
 
     @contextmanager
@@ -282,8 +283,9 @@ class Predictor:
             yield
 
     def _answer_chunk(
-        self, examples: Sequence[Example], start: int, tasks: tuple[Task, ...], frozen: FrozenStates | None
+        self, examples: Sequence[Example], places: Sequence[int], tasks: tuple[Task, ...], frozen: FrozenStates | None
     ) -> list[Prediction]:
+        """Predict the examples; `places` are the indices of their inputs in the stream."""
         if any(example.task_id is None for example in examples):
             self.model.method.check_can_route()
         answers: dict[int, Prediction] = {}
@@ -297,9 +299,9 @@ class Predictor:
                     batch = to_device(collator.inputs([examples[index] for index in indices]), device)
                     task_ids = torch.tensor([examples[i].task_id for i in indices], device=device) if has_task else None
                     plain = self._without_templates([examples[index] for index in indices]) if has_task else None
-                    states = frozen([start + index for index in indices], batch) if has_task and frozen else None
+                    states = frozen([places[index] for index in indices], batch) if has_task and frozen else None
                     found, usable = self._answer_batch(batch, task_ids, plain, states)
-                    inputs, numbers = [examples[i] for i in indices], [start + i + 1 for i in indices]
+                    inputs, numbers = [examples[i] for i in indices], [places[i] + 1 for i in indices]
                     check_answers(self.model, usable, inputs, numbers, "what the model computes")
                     answers.update(zip(indices, found, strict=True))
         return [answers[index] for index in range(len(examples))]
@@ -360,21 +362,41 @@ class Predictor:
         return routings, vectors, usable
 
 
-def _fitting(example: Example, number: int, known: Sequence[Task], task_ids: list[int] | None) -> list[int]:
-    """Return the tasks that an input is answered for: the given ones, or all that read such inputs."""
+def _task_ids(known: Sequence[Task], tasks: Any) -> list[int]:
+    """Return the ids of the tasks that are to be answered for the same inputs."""
+    names = [] if isinstance(tasks, str) or not isinstance(tasks, Iterable) else list(tasks)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise TaskError(
+            f"tasks: expected names of tasks, or '*' for all of them, found {tasks!r}; pass a list of names"
+        )
+    ids = {task.name: task_id for task_id, task in enumerate(known)}
+    for index, name in enumerate(names):
+        if name not in ids:
+            raise TaskError("tasks: " + unknown_name("task", name, ids))
+        if name in names[:index]:
+            raise TaskError(f"tasks: '{name}' is named twice; name each task once")
+    found = [ids[name] for name in names]
+    pairs = [name for name in names if known[ids[name]].is_pair]
+    if 0 < len(pairs) < len(names):
+        single = next(name for name in names if name not in pairs)
+        raise TaskError(
+            f"tasks: '{pairs[0]}' reads pairs of texts and '{single}' single texts, so that no input has both; "
+            "predict them apart, or use '*'"
+        )
+    return found
+
+
+def _fitting(example: Example, number: int, known: Sequence[Task]) -> list[int]:
+    """Return all tasks that read such an input."""
     if example.task_id is not None:
         raise DataError(
-            f"input {number}: names the task '{known[example.task_id].name}', but is answered for the given tasks; "
-            "remove it from the input"
+            f"input {number}: names the task '{known[example.task_id].name}', but is answered for all tasks; "
+            "remove the task from the input, or do not ask for all tasks"
         )
     is_pair = example.text_pair is not None
-    if task_ids is None:
-        task_ids = [task_id for task_id, task in enumerate(known) if task.is_pair == is_pair]
-    expected, found = ("a single text", "a pair of texts") if is_pair else ("a pair of texts", "a single text")
-    for task_id in task_ids:
-        if known[task_id].is_pair != is_pair:
-            raise DataError(f"input {number}: expected {expected} for task '{known[task_id].name}', found {found}")
+    task_ids = [task_id for task_id, task in enumerate(known) if task.is_pair == is_pair]
     if not task_ids:
+        expected, found = ("a single text", "a pair of texts") if is_pair else ("a pair of texts", "a single text")
         raise DataError(f"input {number}: expected {expected}, which all tasks of the model read, found {found}")
     return task_ids
 

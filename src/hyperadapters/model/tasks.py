@@ -246,6 +246,11 @@ class TaskTable:
         self._pha.prototypes.set_centroids(centroids)
         self.changed()
 
+    def reset_adapter_scales(self) -> None:
+        """Give the generated adapters of all tasks their full effect, so that all tasks are trained alike."""
+        self._pha.adapter_scales.fill_(1.0)
+        self.changed()
+
     def fit_densities(self, features: Tensor, owners: Tensor, weights: Tensor, counts: Tensor) -> None:
         """Fit the densities of all tasks' texts.
 

@@ -23,6 +23,7 @@ from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.prefix_cache import PrefixPlace, StoredDtype
 
 NAMED_AS_IN_RECIPES = (
+    "learning_rate",
     "head_learning_rate",
     "retriever_learning_rate",
     "hypernetwork_learning_rate",

@@ -245,6 +245,8 @@ class Trainer(transformers.Trainer):
                 if task.kind == "regression":
                     rows = [row for row in self.train_dataset if row.task_id == task_id]
                     heads.set_target_scale(task_id, [float(row.target) for row in rows])
+        if self.model.method.can_change_tasks:
+            self.model.task_table.reset_adapter_scales()
         with expecting_unfitted_heads(heads):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
