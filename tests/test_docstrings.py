@@ -48,10 +48,15 @@ def is_public(name: str) -> bool:
     return name in PUBLIC_SPECIAL or not name.startswith("_")
 
 
+def is_overload(node: ast.ClassDef | Function) -> bool:
+    """Whether a function is a signature for type checkers, whose docstring is that of its implementation."""
+    return any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list)
+
+
 def public_nodes(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.ClassDef | Function]]:
     """The public classes and functions of a module or class, with their names."""
     for node in body:
-        if isinstance(node, ast.ClassDef | Function) and is_public(node.name):
+        if isinstance(node, ast.ClassDef | Function) and is_public(node.name) and not is_overload(node):
             yield prefix + node.name, node
             if isinstance(node, ast.ClassDef):
                 yield from public_nodes(node.body, f"{prefix}{node.name}.")

@@ -183,7 +183,6 @@ def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
             per_device_train_batch_size=training.batch_size,
             per_device_eval_batch_size=training.eval_batch_size,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
-            learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             warmup_steps=training.warmup_steps,
             max_grad_norm=training.max_grad_norm,
