@@ -178,11 +178,11 @@ def predict(
 
     if output is not None:
         check_target(output, OUTPUT_ENDINGS)
-    predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
     if tasks and (route != "nearest" or not decline):
         raise TaskError("--tasks: nothing is routed or declined if tasks are given; remove --route and --no-decline")
+    predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
     chosen = "*" if tasks == ["*"] else tasks
-    predict_file(predictor, input_file, task, output, output is not None, delimiter, chosen)
+    predict_file(predictor, input_file, task, output, progress=output is not None, delimiter=delimiter, tasks=chosen)
 
 
 @app.command(

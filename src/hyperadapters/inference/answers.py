@@ -106,11 +106,7 @@ def answer_tasks(model: HyperAdapterModel, batch: dict[str, Tensor], task_ids: T
     rows = len(batch["input_ids"])
     frozen = model.forward_frozen_layers(**batch)
     assert frozen.pooled is not None
-    features = frozen.pooled
-    if model.task_table.head_features_are_read:
-        features = model.head_features(batch, features, [model.tasks[int(task_ids[0])].is_pair] * rows)
-    elif model.adapter_config.head_inputs != "adapted":
-        features = features.new_zeros(rows, model.heads.features_size)
+    features = model.read_features(batch, frozen.pooled, task_ids[:1].expand(rows))
     logits = []
     for some in task_ids.split(max(1, max_rows // rows)):
         inputs = {name: tensor.repeat(len(some), 1) for name, tensor in batch.items()}

@@ -255,7 +255,8 @@ class Predictor:
         model, device = self.model, device_of(self.model)
         batch = to_device(model.collator.inputs(examples), device)
         answers = answer_tasks(model, batch, torch.tensor(task_ids, device=device), self.batch_size)
-        routings, vectors, usable = self._route(batch, answers.instances, answers.similarity, answers.is_finite)
+        readable = None if answers.similarity is None else contains_words(model, batch)
+        routings, vectors, usable = self._route(readable, answers.instances, answers.similarity, answers.is_finite)
         logits = answers.logits.tolist()
         found = [
             [
@@ -328,13 +329,12 @@ class Predictor:
         outputs, used, instances, similarity, usable = answer_batch(model, batch, task_ids, self.route, frozen)
         if plain is not None:
             instances, similarity = model.instance_vectors(**plain), model.task_similarity(plain)
-        read = batch if plain is None else plain
-        routings, vectors, usable = self._route(read, instances, similarity, usable)
+        readable = None if similarity is None else contains_words(model, batch if plain is None else plain)
+        routings, vectors, usable = self._route(readable, instances, similarity, usable)
         declined = [False] * len(used)
-        if similarity is not None and task_ids is None:
-            readable = contains_words(model, read).tolist()
+        if readable is not None and task_ids is None:
             accepted = [routing is not None and routing.accepted for routing in routings]
-            declined = [not is_accepted for is_accepted in (accepted if self.decline else readable)]
+            declined = [not is_accepted for is_accepted in (accepted if self.decline else readable.tolist())]
         predictions = [
             Prediction(None, None, None, None, routing, None, instance)
             if is_declined
@@ -346,13 +346,13 @@ class Predictor:
         return predictions, usable
 
     def _route(
-        self, batch: Mapping[str, Tensor], instances: Tensor | None, similarity: Tensor | None, usable: Tensor
+        self, readable: Tensor | None, instances: Tensor | None, similarity: Tensor | None, usable: Tensor
     ) -> tuple[Sequence[RoutingResult | None], Sequence[tuple[float, ...] | None], Tensor]:
         """Return the routing and the instance vector of each row, and whether its values are finite [B]."""
         vectors: Sequence[tuple[float, ...] | None] = [None] * len(usable)
         routings: Sequence[RoutingResult | None] = [None] * len(usable)
-        if similarity is not None:
-            found = decide(self.model, similarity, contains_words(self.model, batch))
+        if similarity is not None and readable is not None:
+            found = decide(self.model, similarity, readable)
             # Only the largest similarity is examined, because `argmax` treats NaN as the largest number.
             usable = usable & torch.tensor([isfinite(routing.similarity) for routing in found], device=usable.device)
             routings = found

@@ -299,7 +299,8 @@ def calibrate(
     similarity, readable = similarities(model, checked)
     owners, weights = _owners(checked, similarity.device)[readable], weights.to(similarity.device)[readable]
     similarity = similarity[readable]
-    if not (similarity.isfinite() | similarity.isneginf()).all():
+    is_excluded = similarity.isneginf()  # tasks that do not read such inputs; each input has others
+    if is_excluded.all(dim=1).any() or not (similarity.isfinite() | is_excluded).all():
         raise NotFiniteError(f"the similarities of inputs to the tasks are not finite; {likely_cause(model)}")
     chosen = thresholds(similarity, owners, false_decline_rate, weights)
     model.task_table.set_thresholds(chosen - ROUNDING)

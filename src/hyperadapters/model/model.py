@@ -419,7 +419,7 @@ class HyperAdapterModel(nn.Module):
             logits = output.logits
         else:
             known = None if lower_output is None else lower_output.head_features
-            features = self._features_of(inputs, selector.features, task_ids) if known is None else known
+            features = self.read_features(inputs, selector.features, task_ids) if known is None else known
             logits = self.heads(self._plain_head_inputs(output, inputs), features, task_ids)
         losses = None
         if labels is not None:
@@ -721,8 +721,17 @@ class HyperAdapterModel(nn.Module):
         pairs = is_pair if isinstance(is_pair, bool) else torch.tensor(is_pair, device=inputs["input_ids"].device)
         return self.passes.text_features(prepare_inputs(self.kind, **inputs), pairs, head_inputs != "text_features")
 
-    def _features_of(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:
-        """Compute the `head_features` of a batch [B, F], or return zeros if all weights for them are still zero."""
+    def read_features(self, inputs: Inputs, pooled: Tensor, task_ids: Tensor) -> Tensor:
+        """Compute the `head_features` of a batch, or return zeros if all weights for them are still zero.
+
+        Args:
+            inputs: Arguments of `forward_lower_layers`, by name.
+            pooled: Pooled hidden states that the retriever reads [B, d].
+            task_ids: Id of the task of each row [B], which determines whether the row is a pair of texts.
+
+        Returns:
+            Features [B, F].
+        """
         assert self.heads is not None
         if self.adapter_config.head_inputs != "adapted" and not self.task_table.head_features_are_read:
             return pooled.new_zeros(len(pooled), self.heads.features_size)
