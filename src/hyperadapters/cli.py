@@ -304,6 +304,56 @@ def export(
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters serve runs/helpdesk\n\n"
+    "hyperadapters serve runs/helpdesk --host 0.0.0.0 --port 80 --token-file tokens.txt"
+)
+def serve(
+    folder: RunFolder,
+    host: Annotated[str, typer.Option(help="Address on which the server listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port on which the server listens; 0 for any free port.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with a line 'predict TOKEN' or 'admin TOKEN' for each client."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines use a server without tokens.")
+    ] = False,
+    max_batch_rows: Annotated[int, typer.Option(help="Maximum number of inputs that are answered together.")] = 64,
+    max_batch_tokens: Annotated[int, typer.Option(help="Maximum number of tokens that are answered together.")] = 8192,
+    max_wait_ms: Annotated[
+        float, typer.Option(help="Time for which an idle server waits for further requests, in milliseconds.")
+    ] = 2.0,
+    max_queue_rows: Annotated[
+        int, typer.Option(help="Maximum number of inputs that wait; further requests are refused.")
+    ] = 2048,
+    timeout_ms: Annotated[int, typer.Option(help="Deadline of a request in milliseconds.")] = 10_000,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="Write the texts of requests to the log.")] = False,
+) -> None:
+    """Serve the model of a run by HTTP, with a page to try it. Tasks can be changed while it serves."""
+    from hyperadapters.utils.optional import require
+
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        require(package)
+    from hyperadapters.serving.server import serve as serve_run
+    from hyperadapters.serving.settings import ServerSettings
+
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        token_file=token_file,
+        insecure=insecure,
+        max_batch_rows=max_batch_rows,
+        max_batch_tokens=max_batch_tokens,
+        max_wait_ms=max_wait_ms,
+        max_queue_rows=max_queue_rows,
+        timeout_ms=timeout_ms,
+        log_texts=log_texts,
+    )
+    serve_run(folder, settings, lambda address: typer.echo(f"Serving {folder} at {address}"))
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters validate recipes/helpdesk.yaml\n\n"
     "hyperadapters validate recipes/helpdesk.yaml --data"
 )

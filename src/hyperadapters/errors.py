@@ -36,12 +36,20 @@ class CheckpointError(HyperAdaptersError):
     """A checkpoint is missing, is damaged, has an unknown format, or belongs to another backbone."""
 
 
+class ConflictError(CheckpointError):
+    """A checkpoint was changed meanwhile, so that writing it would discard the other change."""
+
+
 class OutputError(HyperAdaptersError):
     """A result cannot be written to the given path."""
 
 
 class ExportError(HyperAdaptersError):
     """The format of an export cannot represent the model."""
+
+
+class ServingError(HyperAdaptersError):
+    """The settings of the server are invalid."""
 
 
 class NotFiniteError(HyperAdaptersError):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -43,11 +45,20 @@ from hyperadapters.checkpoints.conversion import (
     stored_state,
 )
 from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, drop_settings_without_effect, parse
-from hyperadapters.errors import BackboneError, CheckpointError, OutputError, RecipeError
+from hyperadapters.errors import (
+    BackboneError,
+    CheckpointError,
+    ConflictError,
+    OutputError,
+    RecipeError,
+    TaskError,
+)
+from hyperadapters.heads.task_heads import Head, head_size
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.model.tasks import TaskState
 from hyperadapters.utils.files import locked, make_folder, making_folder, new_folder, write_atomically
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 OLDEST_RESUMABLE_FORMAT = 2
 """Oldest format of checkpoints from which training can be resumed."""
 FIRST_WITH_PRESENT_NAMES = 5
@@ -122,6 +133,8 @@ class CheckpointConfig(StrictModel):
     Attributes:
         renamed: Name under which each renamed task was trained, by its present name. It is omitted from the file if no
             task has been renamed.
+        revision: Number of changes of the tasks so far; 0 before format 8.
+        versions: Revision at which each task was last changed, by name; 0 for tasks that are omitted.
     """
 
     format: Literal["hyperadapters"] = "hyperadapters"
@@ -132,6 +145,8 @@ class CheckpointConfig(StrictModel):
     lengths: Lengths | None = None
     tasks: tuple[Task, ...]
     renamed: dict[str, str] = {}
+    revision: int = 0
+    versions: dict[str, int] = {}
     tokenizer: TokenizerReference | None = None
     weights: WeightsReference | None = None
 
@@ -174,14 +189,19 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
-def save_model(model: HyperAdapterModel, folder: Path) -> None:
+def save_model(model: HyperAdapterModel, folder: Path, replaces: str | None = None) -> str:
     """Write a checkpoint of a model. An existing checkpoint in the folder is replaced.
 
     Args:
         model: The model.
         folder: Folder to write to.
+        replaces: Digest of the checkpoint that is replaced, as returned by this function. Default: any.
+
+    Returns:
+        Digest of the checkpoint, which identifies the contents of both files.
 
     Raises:
+        ConflictError: If the checkpoint in the folder has another digest than `replaces`. It is unchanged.
         OutputError: If the folder cannot be written.
         BackboneError: If the tokenizer of the model is not a tokenizer of transformers.
     """
@@ -195,6 +215,8 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
         lengths=model.lengths,
         tasks=model.tasks,
         renamed=model.task_table.renamed,
+        revision=model.task_table.revision,
+        versions=model.task_table.versions,
         tokenizer=_refer_to_tokenizer(tokenizer) if tokenizer else None,
     )
     values = _values(config)
@@ -203,11 +225,29 @@ def save_model(model: HyperAdapterModel, folder: Path) -> None:
     name = f"adapters-{sha256[:12]}.safetensors"
     values["weights"] = WeightsReference(file=name, sha256=sha256).model_dump(mode="json")
     with making_folder(folder), locked(folder):  # two writers would remove each other's weights
+        if replaces is not None and stored_digest(folder) != replaces:
+            raise ConflictError(f"{folder}: the checkpoint was changed by another process; load it again")
         if tokenizer and config.tokenizer:
             _write_tokenizer(tokenizer, folder / config.tokenizer.folder)
         write_atomically(folder / name, weights)
         write_atomically(folder / CONFIG_FILE, _text(values).encode())
         _remove_old(folder, {name, config.tokenizer.folder if config.tokenizer else ""})
+    return sha256
+
+
+def stored_digest(folder: Path) -> str:
+    """Return the digest of a checkpoint that is in a folder, as `save_model` does.
+
+    Args:
+        folder: Folder of the checkpoint.
+
+    Raises:
+        CheckpointError: If the JSON file is missing or damaged.
+    """
+    try:
+        return str(json.loads(_read_text(folder))["weights"]["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not readable: {error}; the checkpoint is damaged") from None
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -327,18 +367,80 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         model.detach()
         raise _of_another(folder, config.backbone, model.fingerprint.bfloat16)
     try:
-        complete_state(model, state)
-        make_room(model, state)
-        model.load_adapter_state_dict(state)
+        _set_state(model, config, state)
     except (KeyError, ValueError, RuntimeError) as error:
         model.detach()
         raise CheckpointError(
             f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
         ) from None
-    model.task_table.renamed = dict(config.renamed)
     if config.tokenizer is not None:
         model.tokenizer = load_tokenizer(str(folder / config.tokenizer.folder))
     return model.eval()
+
+
+def _set_state(model: HyperAdapterModel, config: CheckpointConfig, state: dict[str, Tensor]) -> None:
+    """Set all parameters and buffers of a model that has the tasks of the checkpoint."""
+    complete_state(model, state)
+    make_room(model, state)
+    model.load_adapter_state_dict(state)
+    table = model.task_table
+    table.renamed, table.revision = dict(config.renamed), config.revision
+    table.versions = {task.name: config.versions.get(task.name, 0) for task in config.tasks}
+
+
+def update_model(model: HyperAdapterModel, folder: Path, known: str | None = None) -> str:
+    """Bring the tasks of a model up to date with a checkpoint that was written after they were changed elsewhere.
+
+    Batches of other threads see either all tasks of before or all of the checkpoint. Tasks that are not changed give
+    the same outputs bit for bit. If an error is raised, the model has not changed.
+
+    Args:
+        model: Model that was loaded from an earlier state of the checkpoint.
+        folder: Folder of the checkpoint.
+        known: Digest of the checkpoint that the model agrees with, for which nothing is done. Default: none.
+
+    Returns:
+        Digest of the checkpoint; see `save_model`.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or of a model with other settings or another backbone.
+    """
+    if known is not None and stored_digest(folder) == known:
+        return known
+    config, state = read_checkpoint(folder)
+    if config.model != model.adapter_config or not config.backbone.is_of(model):
+        raise CheckpointError(f"{folder}: is of a model with other settings or another backbone; load it anew")
+    with model.lock:
+        table = model.task_table
+        before = table.states(), table.renamed, table.revision, table.versions
+        try:
+            table.replace([_blank(model, task) for task in config.tasks])
+            _set_state(model, config, state)
+        except (KeyError, ValueError, RuntimeError, TaskError) as error:
+            table.replace(before[0])
+            table.renamed, table.revision, table.versions = before[1:]
+            raise CheckpointError(f"{folder}: the weights do not fit the model: {error}") from None
+    assert config.weights is not None
+    return config.weights.sha256
+
+
+def _blank(model: HyperAdapterModel, task: Task) -> TaskState:
+    """Return a state without any effect for a task whose values are set afterwards."""
+    prototypes, heads = model.pha.prototypes, model.heads
+    head = None
+    if heads is not None:
+        size = head_size(task)
+        head = Head(heads.weight.new_zeros(size, heads.hidden_size), heads.bias.new_zeros(size))
+    densities = model.pha.densities
+    return TaskState(
+        task=task,
+        prototype=torch.zeros_like(prototypes.weight[0]),
+        centroids=torch.zeros_like(prototypes.centroids[0]),
+        threshold=-math.inf,
+        density=torch.empty(0) if densities is None else densities.means.new_zeros(densities.means.shape[1] + 1),
+        head=head,
+        own_adapter=None,
+    )
 
 
 def _load_backbone(folder: Path, name: str | None, config: ModelConfig, dtype: Dtype | None) -> nn.Module:

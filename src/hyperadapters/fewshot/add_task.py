@@ -282,7 +282,7 @@ def _fit(
         parts[position : position + 1] = [fitted_parts]
         if fitted.hypernetwork is None:
             changes = {}
-            model.task_table.replace(parts)
+            model.task_table.replace(parts, changed=(task.name,))
         else:
             with _kept_on_failure(model):
                 changes = _share(model, data, fitted.hypernetwork, task_id)

@@ -16,6 +16,10 @@ class AdapterCache:
 
     If the cache is full, the adapters that were used least recently are removed. The model must not be trained
     meanwhile: the cache notices when tasks are added, fitted or removed, but not when parameters change in place.
+
+    Attributes:
+        hits: Number of tasks whose adapter was cached when a batch needed it.
+        misses: Number of tasks whose adapter had to be generated for a batch.
     """
 
     def __init__(self, model: HyperAdapterModel, max_bytes: int) -> None:
@@ -29,6 +33,7 @@ class AdapterCache:
         self._kept: OrderedDict[int, AdapterWeights] = OrderedDict()
         self._last: tuple[list[int], AdapterWeights] | None = None
         self._made_for: tuple[int, torch.device] | None = None
+        self.hits = self.misses = 0
 
     @property
     def num_bytes(self) -> int:
@@ -50,8 +55,11 @@ class AdapterCache:
             self._last, self._made_for = None, made_for
         wanted: list[int] = task_ids.tolist()
         if self._last is not None and self._last[0] == wanted:  # avoids copies if all batches have the same tasks
+            self.hits += len(wanted)
             return self._last[1]
         for task_id in wanted:
+            self.hits += task_id in self._kept
+            self.misses += task_id not in self._kept
             if task_id not in self._kept:  # one at a time, since the last bit may depend on the tasks of a batch
                 self._kept[task_id] = self._model.method.adapters(task_ids.new_tensor([task_id]))
         for task_id in wanted:
@@ -60,6 +68,16 @@ class AdapterCache:
         self._last = wanted, weights
         self._shrink()
         return weights
+
+    @torch.inference_mode()
+    def erase(self) -> None:
+        """Remove all adapters, and overwrite the memory that they occupied."""
+        last = [] if self._last is None else [self._last[1]]
+        for weights in (*self._kept.values(), *last):
+            for tensor in weights.values():
+                tensor.zero_()
+        self._kept.clear()
+        self._last = None
 
     def _shrink(self) -> None:
         size = self.num_bytes

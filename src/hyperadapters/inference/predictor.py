@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from pathlib import Path
+from time import perf_counter
 from typing import IO, Any, Literal, Self, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from hyperadapters.backbones.passes import FrozenOutput, evaluating
 from hyperadapters.config import Dtype, Task
+from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.data.targets import read_answer
 from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
@@ -70,6 +72,12 @@ class Predictor:
     length, with rows of different tasks in a batch. The predictions are in the order of the inputs. The adapters of
     each task are generated once and cached. Several threads may share a predictor, and several predictors may share a
     model; their batches are processed in turn.
+
+    Attributes:
+        model: Model whose predictions are returned.
+        adapter_cache: Cache of the generated adapters.
+        tokenization_seconds: Time that the tokenisation of all inputs so far has taken.
+        inference_seconds: Time that everything else has taken for them.
     """
 
     def __init__(
@@ -105,7 +113,8 @@ class Predictor:
         if not isinstance(decline, bool):
             raise DataError(f"decline: expected True or False, found {decline!r}")
         self.model, self.batch_size, self.route, self.decline = model, batch_size, route, decline
-        self._cache = AdapterCache(model, cache_bytes)
+        self.adapter_cache = AdapterCache(model, cache_bytes)
+        self.tokenization_seconds = self.inference_seconds = 0.0
 
     @classmethod
     def from_pretrained(
@@ -253,7 +262,7 @@ class Predictor:
     ) -> tuple[list[list[Prediction]], Tensor]:
         """Return the predictions of K tasks for each of B inputs, and whether all values are finite [B]."""
         model, device = self.model, device_of(self.model)
-        batch = to_device(model.collator.inputs(examples), device)
+        batch = to_device(self._tokenized(model.collator, examples), device)
         answers = answer_tasks(model, batch, torch.tensor(task_ids, device=device), self.batch_size)
         readable = None if answers.similarity is None else contains_words(model, batch)
         routings, vectors, usable = self._route(readable, answers.instances, answers.similarity, answers.is_finite)
@@ -278,10 +287,18 @@ class Predictor:
     @contextmanager
     def _exclusive(self, tasks: Sequence[Task]) -> Iterator[None]:
         """Hold the model's lock for one batch of inputs whose task ids refer to `tasks`."""
-        with self.model.lock, evaluating(self.model), self.model.method.adapters_from(self._cache):
+        with self.model.lock, evaluating(self.model), self.model.method.adapters_from(self.adapter_cache):
             if self.model.tasks[: len(tasks)] != tasks:
                 raise TaskError("a task was removed or renamed during the prediction; predict the inputs again")
+            started, tokenized = perf_counter(), self.tokenization_seconds
             yield
+            self.inference_seconds += perf_counter() - started - (self.tokenization_seconds - tokenized)
+
+    def _tokenized(self, collator: Collator, examples: Sequence[Example]) -> dict[str, Tensor]:
+        started = perf_counter()
+        inputs = collator.inputs(examples)
+        self.tokenization_seconds += perf_counter() - started
+        return inputs
 
     def _answer_chunk(
         self, examples: Sequence[Example], places: Sequence[int], tasks: tuple[Task, ...], frozen: FrozenStates | None
@@ -297,7 +314,7 @@ class Predictor:
             for part in batches_by_length([examples[row] for row in rows], self.batch_size, *lengths):
                 indices = [rows[place] for place in part]
                 with self._exclusive(tasks):
-                    batch = to_device(collator.inputs([examples[index] for index in indices]), device)
+                    batch = to_device(self._tokenized(collator, [examples[index] for index in indices]), device)
                     task_ids = torch.tensor([examples[i].task_id for i in indices], device=device) if has_task else None
                     plain = self._without_templates([examples[index] for index in indices]) if has_task else None
                     states = frozen([places[index] for index in indices], batch) if has_task and frozen else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,10 @@ class TaskTable:
     Attributes:
         tasks: Definitions of the tasks.
         renamed: Name under which each renamed task was trained, by its present name.
-        revision: Number of changes so far. Values that were derived from the tasks at another revision are outdated.
+        revision: Number of changes so far, which a checkpoint contains. Values that were derived from the tasks at
+            another revision are outdated.
+        versions: Revision at which each task was last changed, by name. A name that is used again never gets an earlier
+            version.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class TaskTable:
         self.tasks = tuple(tasks)
         self.renamed: dict[str, str] = {}
         self.revision = 0
+        self.versions = dict.fromkeys((task.name for task in tasks), 0)
         self._architecture, self._method, self._heads = architecture, method, heads
         self._reads_features: tuple[int, bool] | None = None
         self._read_pairs: tuple[tuple[int, torch.device], Tensor] | None = None
@@ -107,9 +111,17 @@ class TaskTable:
         """
         check_tasks(tasks, self._architecture)
 
-    def changed(self) -> None:
-        """Increase the revision. Call this after every change of the state of a task."""
+    def changed(self, names: Collection[str] | None = None) -> None:
+        """Increase the revision, and give it to changed tasks. Call this after every change of the state of a task.
+
+        Args:
+            names: Names of the tasks that have changed. Default: all tasks.
+        """
         self.revision += 1
+        self.versions = {
+            task.name: self.revision if names is None or task.name in names else self.versions.get(task.name, 0)
+            for task in self.tasks
+        }
 
     @property
     def head_features_are_read(self) -> bool:
@@ -148,13 +160,14 @@ class TaskTable:
         )
         return [TaskState(*values) for values in columns]
 
-    def replace(self, states: Sequence[TaskState]) -> None:
+    def replace(self, states: Sequence[TaskState], changed: Collection[str] | None = None) -> None:
         """Replace all tasks. If an error is raised, the model has not changed.
 
         The parameters of the tasks are new objects afterwards, which an existing optimizer does not update.
 
         Args:
             states: States of the new tasks in the order of their ids.
+            changed: Names of the tasks whose state differs from the present one. Default: all tasks.
 
         Raises:
             TaskError: If the model cannot have these tasks.
@@ -179,7 +192,7 @@ class TaskTable:
         self.tasks = tasks
         names = {task.name for task in tasks}
         self.renamed = {name: before for name, before in self.renamed.items() if name in names}
-        self.changed()
+        self.changed(changed)
 
     def _densities(self) -> Sequence[Tensor]:
         """Return the mean and the number of texts of each task's density."""
@@ -203,7 +216,7 @@ class TaskTable:
             raise TaskError(f"'{name}' is the only task, and a model needs one: add another before removing it")
         states = self.states()
         del states[task_id]
-        self.replace(states)
+        self.replace(states, changed=())
 
     def rename(self, name: str, new_name: str) -> None:
         """Give a task another name, and keep the name under which it was trained in `renamed`.
@@ -222,7 +235,7 @@ class TaskTable:
         self.tasks = tasks
         if (trained_name := self.renamed.pop(name, name)) != new_name:
             self.renamed[new_name] = trained_name
-        self.changed()
+        self.changed((new_name,))
 
     def set_heads(self, heads: Sequence[Head]) -> None:
         """Replace the heads of all tasks.

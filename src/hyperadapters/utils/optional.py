@@ -7,7 +7,15 @@ from types import ModuleType
 
 from hyperadapters.errors import MissingPackageError
 
-_EXTRA_OF = {"matplotlib": "plot", "onnxscript": "onnx", "peft": "peft"}
+_EXTRA_OF = {
+    "fastapi": "serve",
+    "httpx2": "client",
+    "matplotlib": "plot",
+    "onnxscript": "onnx",
+    "peft": "peft",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
+}
 
 
 def require(module: str) -> ModuleType:

@@ -1,0 +1,474 @@
+"""The application: routes, errors, and the parts that live as long as the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import Response
+
+from hyperadapters._version import __version__
+from hyperadapters.checkpoints.card import read_scores
+from hyperadapters.config import Task, parse
+from hyperadapters.errors import DataError, HyperAdaptersError, NotFiniteError, TaskError
+from hyperadapters.inference.predictor import Prediction
+from hyperadapters.serving.access import Right, SecurityHeaders, read_tokens, right_of
+from hyperadapters.serving.batching import DeadlineError, MicroBatcher, RefusedError
+from hyperadapters.serving.jobs import Job, JobRunner
+from hyperadapters.serving.metrics import ServerMetrics
+from hyperadapters.serving.responses import error_response, json_response, prediction_bodies, routing_body
+from hyperadapters.serving.schemas import (
+    AddTaskRequest,
+    ErrorBody,
+    InputObject,
+    JobInfo,
+    MapResponse,
+    PredictRequest,
+    PredictResponse,
+    RefitTaskRequest,
+    RouteRequest,
+    RouteResponse,
+    TaskInfo,
+    TaskList,
+    ThresholdRequest,
+)
+from hyperadapters.serving.served_model import Answer, Question, ServedModel
+from hyperadapters.serving.settings import ServerSettings
+from hyperadapters.serving.task_map import TaskMap
+from hyperadapters.serving.worker import Change
+
+MAX_WAIT_SECONDS = 60.0
+"""Maximum time for which a request waits for the end of a job."""
+STATUS_OF_ERROR = {RefusedError: 503, DeadlineError: 504, NotFiniteError: 500}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Services:
+    """The parts of a running server.
+
+    Attributes:
+        served: The model.
+        settings: Settings of the server.
+        metrics: Metrics of the server.
+        batcher: Queue of the questions.
+        jobs: Queue of the changes of tasks.
+        task_map: Map of prototypes and recent inputs.
+    """
+
+    served: ServedModel
+    settings: ServerSettings
+    metrics: ServerMetrics = field(init=False)
+    batcher: MicroBatcher = field(init=False)
+    jobs: JobRunner = field(init=False)
+    task_map: TaskMap = field(default_factory=TaskMap)
+
+    def __post_init__(self) -> None:
+        """Connect the parts."""
+        served, settings = self.served, self.settings
+        self.metrics = ServerMetrics(
+            served.predictor, settings.max_batch_rows, lambda: self.batcher.queued_rows, settings.max_task_labels
+        )
+        self.batcher = MicroBatcher(
+            served.answer,
+            settings.max_batch_rows,
+            settings.max_batch_tokens,
+            settings.max_wait_ms / 1000,
+            settings.max_queue_rows,
+            self.metrics.observe_batch,
+        )
+        self.jobs = JobRunner(served.folder, settings.max_jobs, lambda: served.model.task_table.versions, self.switch)
+
+    async def switch(self) -> None:
+        """Switch to the tasks in the folder."""
+        if await asyncio.to_thread(self.served.refresh):
+            names = {task.name for task in self.served.model.tasks}
+            self.metrics.forget(names)
+            self.task_map.keep(names)
+            logger.info("switched to revision %d of the tasks", self.served.model.task_table.revision)
+
+    async def follow_folder(self) -> None:
+        """Switch to the tasks in the folder whenever another process has changed them."""
+        reported = ""
+        while True:
+            await asyncio.sleep(self.settings.poll_seconds)
+            try:
+                await self.switch()
+                reported = ""
+            except HyperAdaptersError as error:
+                if str(error) != reported:
+                    logger.error("the tasks in the folder cannot be read, and the former ones are served: %s", error)
+                reported = str(error)
+
+    async def ask(self, question: Question, timeout_ms: int | None) -> Answer:
+        """Answer a question.
+
+        Args:
+            question: The question.
+            timeout_ms: Deadline in milliseconds. Default: that of the settings.
+
+        Raises:
+            HyperAdaptersError: If the question is invalid, refused or too late.
+        """
+        timeout = (timeout_ms or self.settings.timeout_ms) / 1000
+        num_tasks = 1
+        if question.tasks is not None:
+            num_tasks = len(self.served.model.tasks) if question.tasks == "*" else len(question.tasks)
+        try:
+            async with asyncio.timeout(timeout):
+                answer: Answer = await self.batcher.submit(question, timeout, num_tasks)
+            return answer
+        except TimeoutError:
+            raise DeadlineError("the request could not be answered before its deadline; try again later") from None
+
+
+def create_app(folder: str | Path, settings: ServerSettings | None = None) -> FastAPI:
+    """Create the application that serves the model of a folder.
+
+    Args:
+        folder: Folder of the checkpoint, in which changes of tasks are stored.
+        settings: Settings of the server. Default: `ServerSettings()`.
+
+    Returns:
+        An ASGI application. The model is loaded when the application is started.
+
+    Raises:
+        ServingError: If the file of the tokens cannot be read.
+    """
+    settings = settings or ServerSettings()
+    tokens = read_tokens(settings.token_file) if settings.token_file is not None else None
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        served = await asyncio.to_thread(ServedModel, Path(folder), settings.max_batch_rows)
+        app.state.services = services = Services(served, settings)
+        services.batcher.start(asyncio.get_running_loop())
+        services.jobs.start()
+        following = asyncio.create_task(services.follow_folder())
+        try:
+            yield
+        finally:
+            following.cancel()
+            await services.jobs.stop()
+            await asyncio.to_thread(services.batcher.stop)
+
+    app = FastAPI(
+        title="hyperadapters",
+        version=__version__,
+        summary="Predictions of many tasks by one model, and tasks that change while it serves.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=settings.max_body_bytes,
+        telemetry={"logs": False},  # they would contain texts
+        responses={status: {"model": ErrorBody} for status in ("4XX", "5XX")},
+    )
+    app.state.settings, app.state.tokens = settings, tokens
+    _add_error_handlers(app)
+    _add_routes(app)
+    _add_page(app)
+    app.add_middleware(_Observer, state=app.state)
+    app.add_middleware(SecurityHeaders)
+    if settings.is_loopback and not settings.insecure:  # against DNS rebinding
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "::1", settings.host])
+    return app
+
+
+# Rights
+
+_bearer = HTTPBearer(auto_error=False, description="A token of the server's token file.")
+
+
+def _may(right: Right) -> Any:
+    """Return a dependency that checks the right of a request."""
+
+    async def check(
+        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    ) -> None:
+        tokens = request.app.state.tokens
+        if tokens is None:
+            return
+        found = None if credentials is None else right_of(credentials.credentials, tokens)
+        if found is None:
+            raise HTTPException(401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+        if right == "admin" and found != "admin":
+            raise HTTPException(403, "the token does not have the right 'admin', which changes of tasks require")
+
+    return Depends(check)
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+_Services = Annotated[Services, Depends(_services)]
+
+
+# Errors
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(HyperAdaptersError)
+    async def known(request: Request, error: HyperAdaptersError) -> Response:
+        status = STATUS_OF_ERROR.get(type(error), 422)
+        headers = {}
+        if isinstance(error, RefusedError):
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        return error_response(status, type(error).__name__, str(error), headers)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        return error_response(error.status_code, "HTTPError", str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        found = error.errors()[:5]
+        places = [".".join(str(part) for part in one["loc"]) for one in found]
+        message = "; ".join(f"{place}: {one['msg']}" for place, one in zip(places, found, strict=True))
+        return error_response(422, "ValidationError", message)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return error_response(500, "InternalError", "the server failed for a reason that its log contains")
+
+
+class _Observer:
+    """ASGI middleware that counts and logs requests."""
+
+    def __init__(self, app: Any, state: Any) -> None:
+        self.app, self._state = app, state
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = perf_counter(), 500
+
+        async def observed(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, observed)
+        finally:
+            self._observe(scope, status, perf_counter() - started)
+
+    def _observe(self, scope: Any, status: int, seconds: float) -> None:
+        route, method = getattr(scope.get("route"), "path", "unknown"), _method(scope["method"])
+        services = getattr(self._state, "services", None)
+        if services is not None:
+            services.metrics.requests.labels(route, method, status).inc()
+            services.metrics.request_seconds.labels(route).observe(seconds)
+        fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 2)}
+        logger.info("request", extra={"fields": fields})
+
+
+def _method(method: str) -> str:
+    return method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
+
+
+# Routes
+
+
+def _add_routes(app: FastAPI) -> None:
+    @app.post("/v1/predict", response_model=PredictResponse, dependencies=[_may("predict")], tags=["predictions"])
+    async def predict(body: PredictRequest, services: _Services) -> Response:
+        """Predict the targets of inputs; those without a task are routed or declined."""
+        if body.task is not None and body.tasks is not None:
+            raise TaskError("task and tasks: expected one of them, found both; remove one")
+        tasks = tuple(body.tasks) if isinstance(body.tasks, list) else body.tasks
+        question = Question(_inputs(body.inputs), body.task, tasks)
+        answer = await _ask(services, question, body.timeout_ms)
+        for row in answer.results:
+            for prediction in row if isinstance(row, list) else (row,):
+                assert isinstance(prediction, Prediction)
+                services.metrics.count_prediction(prediction.task)
+            if isinstance(row, Prediction):
+                services.task_map.add(row.task, row.instance)
+        return json_response(prediction_bodies(answer, body.include_instances))
+
+    @app.post("/v1/route", response_model=RouteResponse, dependencies=[_may("predict")], tags=["predictions"])
+    async def route(body: RouteRequest, services: _Services) -> Response:
+        """Find the tasks of inputs."""
+        answer = await _ask(services, Question(_inputs(body.inputs), only_routes=True), body.timeout_ms)
+        return json_response({"routings": [routing_body(found) for found in answer.results]})  # type: ignore[arg-type]
+
+    @app.get("/v1/tasks", response_model=TaskList, dependencies=[_may("predict")], tags=["tasks"])
+    async def list_tasks(services: _Services) -> Response:
+        """List all tasks."""
+        table = services.served.model.task_table
+        return json_response({"revision": table.revision, "tasks": _task_infos(services)})
+
+    @app.get("/v1/tasks/{name}", response_model=TaskInfo, dependencies=[_may("predict")], tags=["tasks"])
+    async def get_task(name: str, services: _Services) -> Response:
+        """Describe a task."""
+        return json_response(_find(_task_infos(services), name))
+
+    @app.post("/v1/tasks", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"])
+    async def add_task(body: AddTaskRequest, services: _Services, wait: float = 0.0) -> Response:
+        """Add a task from labelled examples."""
+        if body.name in services.served.model.task_table.versions:
+            raise HTTPException(409, f"task '{body.name}' exists; choose another name, or use PUT to fit it again")
+        fields = ["text", "text_pair"] if any(row.text_pair is not None for row in body.examples) else ["text"]
+        values = {"name": body.name, "kind": body.kind, "fields": fields, "template": body.template}
+        task = parse(Task, {**values, "labels": body.labels or []}, TaskError)
+        change = Change("add", body.name, task, _rows(body.examples), {"fit": body.fit, "seed": body.seed})
+        return await _accepted(services.jobs.submit(change), wait)
+
+    @app.put("/v1/tasks/{name}", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"])
+    async def refit_task(name: str, body: RefitTaskRequest, services: _Services, wait: float = 0.0) -> Response:
+        """Fit a task to new examples."""
+        _find(_task_infos(services), name)
+        options = {"fit": body.fit, "seed": body.seed}
+        return await _accepted(services.jobs.submit(Change("refit", name, None, _rows(body.examples), options)), wait)
+
+    @app.patch(
+        "/v1/tasks/{name}", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"]
+    )
+    async def set_threshold(name: str, body: ThresholdRequest, services: _Services, wait: float = 0.0) -> Response:
+        """Set the threshold of routing of a task."""
+        _find(_task_infos(services), name)
+        return await _accepted(services.jobs.submit(Change("set_threshold", name, threshold=body.threshold)), wait)
+
+    @app.delete(
+        "/v1/tasks/{name}", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"]
+    )
+    async def remove_task(name: str, services: _Services, wait: float = 0.0) -> Response:
+        """Remove a task. Nothing of it is left in the folder or in memory afterwards."""
+        _find(_task_infos(services), name)
+        return await _accepted(services.jobs.submit(Change("remove", name)), wait)
+
+    @app.get("/v1/jobs/{job_id}", response_model=JobInfo, dependencies=[_may("predict")], tags=["tasks"])
+    async def get_job(job_id: str, services: _Services, wait: float = 0.0) -> Response:
+        """Show the progress of a change."""
+        job = _job(services, job_id)
+        await _wait(job, wait)
+        return json_response(job.info)
+
+    @app.delete("/v1/jobs/{job_id}", response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"])
+    async def cancel_job(job_id: str, services: _Services) -> Response:
+        """Cancel a change, unless it has been stored already."""
+        job = _job(services, job_id)
+        await services.jobs.cancel(job)
+        return json_response(job.info)
+
+    @app.get("/v1/map", response_model=MapResponse, dependencies=[_may("predict")], tags=["tasks"])
+    async def task_map(services: _Services) -> Response:
+        """Return prototypes and recent inputs in two dimensions."""
+        return json_response(await asyncio.to_thread(services.task_map.compute, services.served.model))
+
+    @app.get("/metrics", dependencies=[_may("predict")], include_in_schema=False)
+    async def metrics(services: _Services) -> Response:
+        return Response(services.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/live", tags=["probes"])
+    async def live() -> dict[str, str]:
+        """Tell whether the process answers."""
+        return {"status": "live"}
+
+    @app.get("/ready", tags=["probes"])
+    async def ready(services: _Services) -> Response:
+        """Tell whether predictions are accepted."""
+        if not services.batcher.is_alive:
+            return error_response(503, "NotReady", "the server is being stopped; send requests to another one")
+        return json_response({"status": "ready"})
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = Path(str(files("hyperadapters.serving") / "page"))
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(folder / "index.html", media_type="text/html; charset=utf-8")
+
+    app.mount("/page", StaticFiles(directory=folder), name="page")
+
+
+async def _ask(services: Services, question: Question, timeout_ms: int | None) -> Answer:
+    try:
+        if services.settings.log_texts:
+            logger.info("texts", extra={"fields": {"inputs": question.inputs}})
+        return await services.ask(question, timeout_ms)
+    except HyperAdaptersError as error:
+        known = services.served.model.task_table.versions
+        task = services.metrics.label(question.task) if question.task in known else ""
+        services.metrics.errors.labels(task, type(error).__name__).inc()
+        raise
+
+
+def _inputs(inputs: list[str | InputObject]) -> list[Any]:
+    return [row if isinstance(row, str) else row.model_dump(exclude_none=True) for row in inputs]
+
+
+def _rows(examples: Any) -> list[dict[str, Any]]:
+    return [row.model_dump(exclude_none=True) for row in examples]
+
+
+def _task_infos(services: Services) -> list[dict[str, Any]]:
+    model, scores = services.served.model, read_scores(services.served.folder)
+    with model.lock:
+        tasks, versions, digests = model.tasks, model.task_table.versions, services.served.digests
+        thresholds = model.pha.thresholds.tolist() if model.method.can_route else [None] * len(tasks)
+    return [
+        {
+            "name": task.name,
+            "kind": task.kind,
+            "labels": task.labels,
+            "fields": task.fields,
+            "version": versions[task.name],
+            "digest": digests[task.name],
+            "threshold": threshold,
+            "scores": scores.get(task.name, {}).get("test", {}),
+            "examples": services.jobs.examples_of(task.name),
+            "predictions": services.metrics.predictions_of(task.name),
+        }
+        for task, threshold in zip(tasks, thresholds, strict=True)
+    ]
+
+
+def _find(infos: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    for info in infos:
+        if info["name"] == name:
+            return info
+    raise HTTPException(404, f"there is no task '{name}'; GET /v1/tasks lists all of them")
+
+
+def _job(services: Services, job_id: str) -> Job:
+    job = services.jobs.get(job_id)
+    if job is None:
+        raise HTTPException(404, f"there is no job '{job_id}'; jobs are forgotten when the server is restarted")
+    return job
+
+
+async def _wait(job: Job, seconds: float) -> None:
+    if not 0 <= seconds <= MAX_WAIT_SECONDS:
+        raise DataError(f"wait: expected a number of seconds from 0 to {MAX_WAIT_SECONDS:.0f}, found {seconds}")
+    try:
+        async with asyncio.timeout(seconds):
+            await job.ended.wait()
+    except TimeoutError:
+        return
+
+
+async def _accepted(job: Job, wait: float) -> Response:
+    await _wait(job, wait)
+    return json_response(job.info, 202, {"Location": f"/v1/jobs/{job.id}"})

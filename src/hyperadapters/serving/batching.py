@@ -1,0 +1,232 @@
+"""Micro-batching: requests that wait are answered together, in the order in which they came."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from hyperadapters.errors import HyperAdaptersError
+from hyperadapters.serving.served_model import Answer, Question
+
+CHARACTERS_PER_TOKEN = 4
+SMOOTHING = 0.8
+"""Weight of earlier batches in the estimated time for an input."""
+
+logger = logging.getLogger(__name__)
+
+
+class RefusedError(HyperAdaptersError):
+    """A request is not accepted now.
+
+    Attributes:
+        retry_after: Time in seconds after which the request may be accepted.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        """Store the message and the time."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(HyperAdaptersError):
+    """A request could not be answered before its deadline."""
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A question that waits for its answer.
+
+    Attributes:
+        question: The question.
+        deadline: Time of the monotonic clock before which it must be answered.
+        future: Future of the answer, which belongs to the event loop of the server.
+        since: Time of the monotonic clock at which it was accepted.
+        rows: Number of its inputs, counted once for each task that is answered.
+        tokens: Estimated number of tokens of its inputs.
+    """
+
+    question: Question
+    deadline: float
+    future: asyncio.Future[Any]
+    since: float
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class BatchTimes:
+    """What was measured for a batch.
+
+    Attributes:
+        rows: Number of inputs.
+        queue: Time in seconds that each of its questions waited.
+        seconds: Time in seconds that the batch took.
+    """
+
+    rows: int
+    queue: Sequence[float]
+    seconds: float
+
+
+@dataclass
+class MicroBatcher:
+    """A bounded queue and a thread that answers what waits in it.
+
+    Attributes:
+        answer: Function that answers questions together. It is called in the thread.
+        max_rows: Maximum number of inputs in a batch, unless a question has more.
+        max_tokens: Maximum number of tokens in a batch, unless a question has more.
+        max_wait: Time in seconds for which an idle thread waits for further questions.
+        max_queue_rows: Maximum number of inputs that wait.
+        observe: Function that is called in the thread with the measurements of each batch.
+    """
+
+    answer: Callable[[Sequence[Question]], Sequence[Answer | HyperAdaptersError]]
+    max_rows: int
+    max_tokens: int
+    max_wait: float
+    max_queue_rows: int
+    observe: Callable[[BatchTimes], None]
+    _queue: deque[Waiting] = field(default_factory=deque)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _is_stopping: bool = False
+    _queued_rows: int = 0
+    _running_rows: int = 0
+    _seconds_per_row: float = 0.0
+    _thread: threading.Thread | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the thread.
+
+        Args:
+            loop: Event loop of the futures.
+        """
+        self._loop = loop
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Refuse further questions, answer those that wait, and end the thread."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def queued_rows(self) -> int:
+        """Number of inputs that wait."""
+        return self._queued_rows
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs and accepts questions."""
+        return self._thread is not None and self._thread.is_alive() and not self._is_stopping
+
+    def submit(self, question: Question, timeout: float, num_tasks: int) -> asyncio.Future[Any]:
+        """Let a question wait for its answer. Called in the event loop.
+
+        Args:
+            question: The question.
+            timeout: Time in seconds in which it must be answered.
+            num_tasks: Number of tasks that are answered for each input.
+
+        Returns:
+            Future of the answer. Its exception is a `HyperAdaptersError` if the question or an input is invalid, or a
+            `DeadlineError`.
+
+        Raises:
+            RefusedError: If too many inputs wait, the answer would come too late, or the server is being stopped.
+        """
+        now, rows = monotonic(), len(question.inputs) * num_tasks
+        waiting = Waiting(question, now + timeout, self._loop.create_future(), now, rows, _tokens(question.inputs))
+        with self._changed:
+            if self._is_stopping:
+                raise RefusedError("the server is being stopped; send the request to another one", 5)
+            before = self._queued_rows
+            delay = (before + self._running_rows) * self._seconds_per_row
+            if before and before + rows > self.max_queue_rows:
+                raise RefusedError(f"{before} inputs wait, and {self.max_queue_rows} may; try again later", delay)
+            if delay + rows * self._seconds_per_row > timeout and before:
+                raise RefusedError(f"the answer would take about {delay:.1f} s; try again later", delay)
+            self._queue.append(waiting)
+            self._queued_rows += rows
+            self._changed.notify_all()
+        return waiting.future
+
+    def _run(self) -> None:
+        while batch := self._take():
+            started = monotonic()
+            expired = [waiting for waiting in batch if waiting.deadline <= started or waiting.future.cancelled()]
+            valid = [waiting for waiting in batch if waiting not in expired]
+            found = self._answers(valid)
+            late = DeadlineError("the request could not be answered before its deadline; try again later")
+            results = [*zip(valid, found, strict=True), *((waiting, late) for waiting in expired)]
+            seconds = monotonic() - started
+            if valid:
+                self._measure(valid, started, seconds)
+            try:
+                self._loop.call_soon_threadsafe(_deliver, results)
+            except RuntimeError:  # the event loop was closed without a graceful stop
+                return
+
+    def _take(self) -> list[Waiting]:
+        """Wait for questions, and return the first ones; none if the thread is to end."""
+        with self._changed:
+            while not self._queue and not self._is_stopping:
+                self._changed.wait()
+            while self._queue and not self._is_stopping and self._queued_rows < self.max_rows:
+                left = self._queue[0].since + self.max_wait - monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    break
+            batch: list[Waiting] = []
+            rows = tokens = 0
+            while self._queue:
+                rows, tokens = rows + self._queue[0].rows, tokens + self._queue[0].tokens
+                if batch and (rows > self.max_rows or tokens > self.max_tokens):
+                    break
+                batch.append(self._queue.popleft())
+            self._running_rows = sum(waiting.rows for waiting in batch)
+            self._queued_rows -= self._running_rows
+            return batch
+
+    def _answers(self, batch: Sequence[Waiting]) -> Sequence[Answer | Exception]:
+        try:
+            return self.answer([waiting.question for waiting in batch]) if batch else []
+        except Exception as error:
+            logger.exception("a batch could not be answered")
+            return [error] * len(batch)
+
+    def _measure(self, batch: Sequence[Waiting], started: float, seconds: float) -> None:
+        rows = sum(waiting.rows for waiting in batch)
+        with self._changed:
+            weight = SMOOTHING if self._seconds_per_row else 0.0
+            self._seconds_per_row = weight * self._seconds_per_row + (1 - weight) * seconds / rows
+            self._running_rows = 0
+        self.observe(BatchTimes(rows, [started - waiting.since for waiting in batch], seconds))
+
+
+def _deliver(results: Sequence[tuple[Waiting, Any]]) -> None:
+    for waiting, result in results:
+        if waiting.future.done():
+            continue
+        if isinstance(result, Exception):
+            waiting.future.set_exception(result)
+        else:
+            waiting.future.set_result(result)
+
+
+def _tokens(inputs: Sequence[Any]) -> int:
+    """Estimate the number of tokens of inputs."""
+    return sum(math.ceil(len(text) / CHARACTERS_PER_TOKEN) for row in inputs for text in _texts(row))
+
+
+def _texts(row: Any) -> Sequence[str]:
+    return (row,) if isinstance(row, str) else (row["text"], row.get("text_pair") or "")

@@ -1,0 +1,272 @@
+"""The model that a server answers with, and its tasks as they are stored in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hyperadapters.checkpoints.format import update_model
+from hyperadapters.errors import HyperAdaptersError
+from hyperadapters.inference.batches import best_device
+from hyperadapters.inference.inputs import read_inputs
+from hyperadapters.inference.predictor import Prediction, Predictor
+from hyperadapters.inference.routing import RoutingResult, route
+from hyperadapters.methods import PHA
+from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.model.tasks import TaskState
+
+TASK_TENSORS = (
+    "heads.",
+    "method.adapter_scales",
+    "method.densities.counts",
+    "method.densities.means",
+    "method.own_adapters.",
+    "method.prototypes.",
+    "method.thresholds",
+)
+"""Beginnings of the names of parameters and buffers that hold the states of tasks."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be answered for the inputs of one request.
+
+    Attributes:
+        inputs: Inputs in any form that `inference.inputs.read_inputs` reads.
+        task: Task of all inputs; None if they have their own or are routed.
+        tasks: Tasks that are answered for each input; None for one task.
+        only_routes: Whether the inputs are only routed.
+    """
+
+    inputs: Sequence[Any]
+    task: str | None = None
+    tasks: tuple[str, ...] | Literal["*"] | None = None
+    only_routes: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer to a question, by one version of each task.
+
+    Attributes:
+        results: Predictions, lists of predictions, or results of routing, in the order of the inputs.
+        versions: Version of each task of the model.
+        digests: Digest of the weights of each task of the model.
+    """
+
+    results: Sequence[Prediction | list[Prediction] | RoutingResult]
+    versions: Mapping[str, int]
+    digests: Mapping[str, str]
+
+
+class ServedModel:
+    """A model whose tasks follow those of a folder.
+
+    All inputs that are answered together are answered by the same versions of all tasks.
+
+    Attributes:
+        folder: Folder of the checkpoint.
+        model: The model.
+        predictor: Predictor of the model.
+    """
+
+    def __init__(self, folder: Path, batch_size: int = 64) -> None:
+        """Load the model.
+
+        Args:
+            folder: Folder of the checkpoint.
+            batch_size: Maximum number of inputs in a batch of the model.
+
+        Raises:
+            CheckpointError: If the checkpoint is missing or damaged, or belongs to another backbone.
+        """
+        self.folder = folder
+        self.model = HyperAdapterModel.from_pretrained(folder).to(best_device())
+        self.predictor = Predictor(self.model, batch_size)
+        self._digests: tuple[int, dict[str, str]] | None = None
+        self._stored: str | None = None
+        self._refreshing = threading.Lock()
+        self.refresh()
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Digest of the weights of each task, by name."""
+        with self.model.lock:
+            revision = self.model.task_table.revision
+            if self._digests is None or self._digests[0] != revision:
+                self._digests = revision, task_digests(self.model)
+            return self._digests[1]
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer | HyperAdaptersError]:
+        """Answer several questions by the same versions of all tasks.
+
+        Args:
+            questions: Questions of any kind.
+
+        Returns:
+            The answer to each question, or the error in it.
+        """
+        found: dict[int, Any] = {}
+        with self.model.lock:
+            versions, digests = self.model.task_table.versions, self.digests
+            single = [i for i, question in enumerate(questions) if question.tasks is None and not question.only_routes]
+            self._predict([(i, questions[i]) for i in single], found)
+            for i in found.keys() ^ range(len(questions)):
+                with _errors_to(found, i):
+                    question = questions[i]
+                    if question.tasks is not None:
+                        found[i] = list(self.predictor.predict_tasks(question.inputs, question.tasks))
+                    else:
+                        found[i] = route(self.model, question.inputs, self.predictor.batch_size)
+        return [
+            found[i] if isinstance(found[i], HyperAdaptersError) else Answer(found[i], versions, digests)
+            for i in range(len(questions))
+        ]
+
+    def _predict(self, questions: Sequence[tuple[int, Question]], found: dict[int, Any]) -> None:
+        """Predict the inputs of several questions together."""
+        known, readable = self.model.tasks, {}
+        for i, question in questions:
+            with _errors_to(found, i):
+                examples = list(read_inputs(question.inputs, known, question.task))
+                if any(example.task_id is None for example in examples):
+                    self.model.method.check_can_route()
+                readable[i] = examples
+        try:
+            together = iter(list(self.predictor([example for examples in readable.values() for example in examples])))
+        except HyperAdaptersError:  # One of the questions has an input for which the model computes no finite number.
+            for i, examples in readable.items():
+                with _errors_to(found, i):
+                    found[i] = list(self.predictor(examples))
+            return
+        found.update({i: [next(together) for _ in examples] for i, examples in readable.items()})
+
+    def refresh(self) -> bool:
+        """Switch to the tasks in the folder. What the former tasks occupied in memory is overwritten.
+
+        Returns:
+            Whether the tasks have changed.
+
+        Raises:
+            CheckpointError: If the checkpoint is missing, damaged, or of another model. The tasks have not changed.
+        """
+        with self._refreshing:  # outside of the model's lock, so that predictions go on while files are read
+            known, self._stored = self._stored, refresh(self.model, self.folder, self._stored, self.predictor)
+            return known != self._stored
+
+
+def refresh(
+    model: HyperAdapterModel, folder: Path, known: str | None = None, predictor: Predictor | None = None
+) -> str:
+    """Bring the tasks of a model up to date with a folder, and overwrite what the former tasks occupied in memory.
+
+    Args:
+        model: The model.
+        folder: Folder of the checkpoint.
+        known: Digest of the checkpoint that the model agrees with; see `checkpoints.format.update_model`.
+        predictor: Predictor of the model, whose cached adapters are erased.
+
+    Returns:
+        Digest of the checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or of another model. The tasks have not changed.
+    """
+    before = task_tensors(model)
+    found = update_model(model, folder, known)
+    if found != known:
+        with model.lock:
+            erase(before, task_tensors(model))
+            if predictor is not None:
+                predictor.adapter_cache.erase()
+    return found
+
+
+def task_tensors(model: HyperAdapterModel) -> dict[str, Tensor]:
+    """Return the parameters and buffers that hold the states of the tasks, by name.
+
+    Args:
+        model: The model.
+    """
+    return {name: value for name, value in model.adapter_state_dict().items() if name.startswith(TASK_TENSORS)}
+
+
+@torch.inference_mode()
+def erase(outdated: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+    """Overwrite the memory of tensors that are not used any more.
+
+    Args:
+        outdated: Tensors to overwrite, unless they share their memory with one of `present`.
+        present: Tensors that are still used.
+    """
+    used = {tensor.untyped_storage().data_ptr() for tensor in present.values()}
+    for tensor in outdated.values():
+        if tensor.untyped_storage().data_ptr() not in used:
+            tensor.zero_()
+
+
+def task_digests(model: HyperAdapterModel) -> dict[str, str]:
+    """Compute the digests of the weights of all tasks.
+
+    Args:
+        model: The model.
+
+    Returns:
+        SHA-256 of the definition and the state of each task, and of all parameters that tasks share, by name.
+    """
+    own = task_tensors(model)
+    shared = _digest({name: value for name, value in model.adapter_state_dict().items() if name not in own})
+    if not isinstance(model.method, PHA):
+        shared.update(_digest(own).digest())
+        return {task.name: _with(shared, task.model_dump_json().encode()) for task in model.tasks}
+    return {state.task.name: _with(shared, *_parts_of(state)) for state in model.task_table.states()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> Any:
+    found = hashlib.sha256()
+    for name, value in tensors.items():
+        found.update(name.encode())
+        found.update(_memory(value))
+    return found
+
+
+def _with(shared: Any, *parts: Any) -> str:
+    found = shared.copy()
+    for part in parts:
+        found.update(part)
+        found.update(b"\0")
+    digest: str = found.hexdigest()
+    return digest
+
+
+def _parts_of(state: TaskState) -> Iterator[Any]:
+    yield state.task.model_dump_json().encode()
+    yield from map(_memory, (state.prototype, state.centroids, state.density))
+    yield repr((state.threshold, state.adapter_scale)).encode()
+    if state.head is not None:
+        yield from map(_memory, (state.head.weight, state.head.bias))
+        yield repr((state.head.target_mean, state.head.target_std)).encode()
+    if state.own_adapter is not None:
+        yield from map(_memory, state.own_adapter.values())
+
+
+def _memory(tensor: Tensor) -> Any:
+    """Return the values of a tensor as a buffer, on the CPU without a copy."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+@contextmanager
+def _errors_to(found: dict[int, Any], index: int) -> Iterator[None]:
+    """Store an error of the user as the answer to a question."""
+    try:
+        yield
+    except HyperAdaptersError as error:
+        found[index] = error

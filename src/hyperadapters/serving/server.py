@@ -1,0 +1,53 @@
+"""The process of the server."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from hyperadapters.serving.app import create_app
+from hyperadapters.serving.logs import configure_logs
+from hyperadapters.serving.settings import ServerSettings
+
+
+class _Server(uvicorn.Server):
+    """A server that tells its address."""
+
+    def __init__(self, config: uvicorn.Config, tell: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._tell = tell
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            host, port = server.sockets[0].getsockname()[:2]
+            self._tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            break
+
+
+def serve(folder: Path, settings: ServerSettings, tell: Callable[[str], None]) -> None:
+    """Serve a model until the process gets SIGTERM or SIGINT.
+
+    Args:
+        folder: Folder of the checkpoint.
+        settings: Settings of the server.
+        tell: Function that is called with the address as soon as the server answers.
+
+    Raises:
+        ServingError: If the settings are invalid.
+        CheckpointError: If the checkpoint is missing or damaged, or belongs to another backbone.
+    """
+    configure_logs()
+    config = uvicorn.Config(
+        create_app(folder, settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_seconds),
+    )
+    _Server(config, tell).run()
