@@ -27,7 +27,9 @@ RANKS = {
     "report": 9,
     "interop": 9,
     "demo": 10,
+    "serving": 10,
     "sklearn": 10,
+    "client": 11,
     "cli": 11,
     "__init__": 12,
 }

@@ -92,11 +92,21 @@ class SecurityHeaders:
     """ASGI middleware that adds `HEADERS` to every response."""
 
     def __init__(self, app: Any) -> None:
-        """Store the application that is wrapped."""
+        """Store the application that is wrapped.
+
+        Args:
+            app: The application.
+        """
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Handle a request."""
+        """Handle a request.
+
+        Args:
+            scope: Scope of the connection.
+            receive: Function that returns the next message of the client.
+            send: Function that sends a message to the client.
+        """
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -13,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -25,11 +26,12 @@ from starlette.responses import Response
 from hyperadapters._version import __version__
 from hyperadapters.checkpoints.card import read_scores
 from hyperadapters.config import Task, parse
-from hyperadapters.errors import DataError, HyperAdaptersError, NotFiniteError, TaskError
+from hyperadapters.errors import HyperAdaptersError, NotFiniteError, TaskError
 from hyperadapters.inference.predictor import Prediction
 from hyperadapters.serving.access import Right, SecurityHeaders, read_tokens, right_of
 from hyperadapters.serving.batching import DeadlineError, MicroBatcher, RefusedError
 from hyperadapters.serving.jobs import Job, JobRunner
+from hyperadapters.serving.memory import overwrite_free_memory
 from hyperadapters.serving.metrics import ServerMetrics
 from hyperadapters.serving.responses import error_response, json_response, prediction_bodies, routing_body
 from hyperadapters.serving.schemas import (
@@ -78,6 +80,7 @@ class Services:
     batcher: MicroBatcher = field(init=False)
     jobs: JobRunner = field(init=False)
     task_map: TaskMap = field(default_factory=TaskMap)
+    _switcher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "switcher"))
 
     def __post_init__(self) -> None:
         """Connect the parts."""
@@ -96,12 +99,18 @@ class Services:
         self.jobs = JobRunner(served.folder, settings.max_jobs, lambda: served.model.task_table.versions, self.switch)
 
     async def switch(self) -> None:
-        """Switch to the tasks in the folder."""
-        if await asyncio.to_thread(self.served.refresh):
+        """Switch to the tasks in the folder, and overwrite what their predecessors have left in memory."""
+        if await asyncio.get_running_loop().run_in_executor(self._switcher, self.served.refresh):
+            await self.batcher.call(overwrite_free_memory)
+            overwrite_free_memory()
             names = {task.name for task in self.served.model.tasks}
             self.metrics.forget(names)
             self.task_map.keep(names)
             logger.info("switched to revision %d of the tasks", self.served.model.task_table.revision)
+
+    def close(self) -> None:
+        """End the thread in which tasks are switched."""
+        self._switcher.shutdown()
 
     async def follow_folder(self) -> None:
         """Switch to the tasks in the folder whenever another process has changed them."""
@@ -123,8 +132,11 @@ class Services:
             question: The question.
             timeout_ms: Deadline in milliseconds. Default: that of the settings.
 
+        Returns:
+            The answer.
+
         Raises:
-            HyperAdaptersError: If the question is invalid, refused or too late.
+            DeadlineError: If the answer would be late. Other errors are raised if the question is invalid or refused.
         """
         timeout = (timeout_ms or self.settings.timeout_ms) / 1000
         num_tasks = 1
@@ -166,6 +178,7 @@ def create_app(folder: str | Path, settings: ServerSettings | None = None) -> Fa
         finally:
             following.cancel()
             await services.jobs.stop()
+            services.close()
             await asyncio.to_thread(services.batcher.stop)
 
     app = FastAPI(
@@ -219,6 +232,9 @@ def _services(request: Request) -> Services:
 
 
 _Services = Annotated[Services, Depends(_services)]
+_Wait = Annotated[
+    float, Query(ge=0, le=MAX_WAIT_SECONDS, description="Time in seconds to wait for the end of the job.")
+]
 
 
 # Errors
@@ -321,10 +337,12 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/v1/tasks/{name}", response_model=TaskInfo, dependencies=[_may("predict")], tags=["tasks"])
     async def get_task(name: str, services: _Services) -> Response:
         """Describe a task."""
-        return json_response(_find(_task_infos(services), name))
+        _check_known(services, name)
+        infos = {info["name"]: info for info in _task_infos(services)}
+        return json_response(infos[name])
 
     @app.post("/v1/tasks", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"])
-    async def add_task(body: AddTaskRequest, services: _Services, wait: float = 0.0) -> Response:
+    async def add_task(body: AddTaskRequest, services: _Services, wait: _Wait = 0.0) -> Response:
         """Add a task from labelled examples."""
         if body.name in services.served.model.task_table.versions:
             raise HTTPException(409, f"task '{body.name}' exists; choose another name, or use PUT to fit it again")
@@ -332,33 +350,33 @@ def _add_routes(app: FastAPI) -> None:
         values = {"name": body.name, "kind": body.kind, "fields": fields, "template": body.template}
         task = parse(Task, {**values, "labels": body.labels or []}, TaskError)
         change = Change("add", body.name, task, _rows(body.examples), {"fit": body.fit, "seed": body.seed})
-        return await _accepted(services.jobs.submit(change), wait)
+        return await _change(services, change, wait)
 
     @app.put("/v1/tasks/{name}", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"])
-    async def refit_task(name: str, body: RefitTaskRequest, services: _Services, wait: float = 0.0) -> Response:
+    async def refit_task(name: str, body: RefitTaskRequest, services: _Services, wait: _Wait = 0.0) -> Response:
         """Fit a task to new examples."""
-        _find(_task_infos(services), name)
+        _check_known(services, name)
         options = {"fit": body.fit, "seed": body.seed}
-        return await _accepted(services.jobs.submit(Change("refit", name, None, _rows(body.examples), options)), wait)
+        return await _change(services, Change("refit", name, None, _rows(body.examples), options), wait)
 
     @app.patch(
         "/v1/tasks/{name}", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"]
     )
-    async def set_threshold(name: str, body: ThresholdRequest, services: _Services, wait: float = 0.0) -> Response:
+    async def set_threshold(name: str, body: ThresholdRequest, services: _Services, wait: _Wait = 0.0) -> Response:
         """Set the threshold of routing of a task."""
-        _find(_task_infos(services), name)
-        return await _accepted(services.jobs.submit(Change("set_threshold", name, threshold=body.threshold)), wait)
+        _check_known(services, name)
+        return await _change(services, Change("set_threshold", name, threshold=body.threshold), wait)
 
     @app.delete(
         "/v1/tasks/{name}", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"]
     )
-    async def remove_task(name: str, services: _Services, wait: float = 0.0) -> Response:
+    async def remove_task(name: str, services: _Services, wait: _Wait = 0.0) -> Response:
         """Remove a task. Nothing of it is left in the folder or in memory afterwards."""
-        _find(_task_infos(services), name)
-        return await _accepted(services.jobs.submit(Change("remove", name)), wait)
+        _check_known(services, name)
+        return await _change(services, Change("remove", name), wait)
 
     @app.get("/v1/jobs/{job_id}", response_model=JobInfo, dependencies=[_may("predict")], tags=["tasks"])
-    async def get_job(job_id: str, services: _Services, wait: float = 0.0) -> Response:
+    async def get_job(job_id: str, services: _Services, wait: _Wait = 0.0) -> Response:
         """Show the progress of a change."""
         job = _job(services, job_id)
         await _wait(job, wait)
@@ -445,11 +463,9 @@ def _task_infos(services: Services) -> list[dict[str, Any]]:
     ]
 
 
-def _find(infos: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    for info in infos:
-        if info["name"] == name:
-            return info
-    raise HTTPException(404, f"there is no task '{name}'; GET /v1/tasks lists all of them")
+def _check_known(services: Services, name: str) -> None:
+    if name not in services.served.model.task_table.versions:
+        raise HTTPException(404, f"there is no task '{name}'; GET /v1/tasks lists all of them")
 
 
 def _job(services: Services, job_id: str) -> Job:
@@ -460,8 +476,6 @@ def _job(services: Services, job_id: str) -> Job:
 
 
 async def _wait(job: Job, seconds: float) -> None:
-    if not 0 <= seconds <= MAX_WAIT_SECONDS:
-        raise DataError(f"wait: expected a number of seconds from 0 to {MAX_WAIT_SECONDS:.0f}, found {seconds}")
     try:
         async with asyncio.timeout(seconds):
             await job.ended.wait()
@@ -469,6 +483,8 @@ async def _wait(job: Job, seconds: float) -> None:
         return
 
 
-async def _accepted(job: Job, wait: float) -> Response:
+async def _change(services: Services, change: Change, wait: float) -> Response:
+    services.served.model.method.check_can_change_tasks()
+    job = services.jobs.submit(change)
     await _wait(job, wait)
     return json_response(job.info, 202, {"Location": f"/v1/jobs/{job.id}"})

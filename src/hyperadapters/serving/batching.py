@@ -30,7 +30,12 @@ class RefusedError(HyperAdaptersError):
     """
 
     def __init__(self, message: str, retry_after: float) -> None:
-        """Store the message and the time."""
+        """Store the message and the time.
+
+        Args:
+            message: Why the request is not accepted, and what to do.
+            retry_after: Time in seconds after which it may be accepted.
+        """
         super().__init__(message)
         self.retry_after = retry_after
 
@@ -95,6 +100,7 @@ class MicroBatcher:
     max_queue_rows: int
     observe: Callable[[BatchTimes], None]
     _queue: deque[Waiting] = field(default_factory=deque)
+    _calls: deque[tuple[Callable[[], None], asyncio.Future[None]]] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _is_stopping: bool = False
     _queued_rows: int = 0
@@ -161,6 +167,21 @@ class MicroBatcher:
             self._changed.notify_all()
         return waiting.future
 
+    def call(self, function: Callable[[], None]) -> asyncio.Future[None]:
+        """Let the thread call a function between two batches. Called in the event loop.
+
+        Args:
+            function: The function, which raises no errors.
+
+        Returns:
+            Future of its end.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        with self._changed:
+            self._calls.append((function, future))
+            self._changed.notify_all()
+        return future
+
     def _run(self) -> None:
         while batch := self._take():
             started = monotonic()
@@ -181,7 +202,9 @@ class MicroBatcher:
         """Wait for questions, and return the first ones; none if the thread is to end."""
         with self._changed:
             while not self._queue and not self._is_stopping:
+                self._make_calls()
                 self._changed.wait()
+            self._make_calls()
             while self._queue and not self._is_stopping and self._queued_rows < self.max_rows:
                 left = self._queue[0].since + self.max_wait - monotonic()
                 if left <= 0 or not self._changed.wait(left):
@@ -196,6 +219,12 @@ class MicroBatcher:
             self._running_rows = sum(waiting.rows for waiting in batch)
             self._queued_rows -= self._running_rows
             return batch
+
+    def _make_calls(self) -> None:
+        while self._calls:
+            function, future = self._calls.popleft()
+            function()
+            self._loop.call_soon_threadsafe(future.set_result, None)
 
     def _answers(self, batch: Sequence[Waiting]) -> Sequence[Answer | Exception]:
         try:

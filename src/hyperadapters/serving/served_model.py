@@ -22,6 +22,7 @@ from hyperadapters.inference.routing import RoutingResult, route
 from hyperadapters.methods import PHA
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.model.tasks import TaskState
+from hyperadapters.serving.memory import overwrite_free_memory
 
 TASK_TENSORS = (
     "heads.",
@@ -152,15 +153,22 @@ class ServedModel:
     def refresh(self) -> bool:
         """Switch to the tasks in the folder. What the former tasks occupied in memory is overwritten.
 
+        Nothing is done if the method of the model keeps the tasks that it was trained with.
+
         Returns:
             Whether the tasks have changed.
 
         Raises:
             CheckpointError: If the checkpoint is missing, damaged, or of another model. The tasks have not changed.
         """
+        if not self.model.method.can_change_tasks:
+            return False
         with self._refreshing:  # outside of the model's lock, so that predictions go on while files are read
             known, self._stored = self._stored, refresh(self.model, self.folder, self._stored, self.predictor)
-            return known != self._stored
+            if known == self._stored:
+                return False
+            overwrite_free_memory()
+            return True
 
 
 def refresh(

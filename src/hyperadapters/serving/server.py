@@ -10,6 +10,7 @@ import uvicorn
 
 from hyperadapters.serving.app import create_app
 from hyperadapters.serving.logs import configure_logs
+from hyperadapters.serving.memory import use_one_arena
 from hyperadapters.serving.settings import ServerSettings
 
 
@@ -41,6 +42,7 @@ def serve(folder: Path, settings: ServerSettings, tell: Callable[[str], None]) -
         CheckpointError: If the checkpoint is missing or damaged, or belongs to another backbone.
     """
     configure_logs()
+    use_one_arena()
     config = uvicorn.Config(
         create_app(folder, settings),
         host=settings.host,

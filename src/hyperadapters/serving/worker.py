@@ -112,7 +112,8 @@ class FolderEditor:
             Report of the fit; None if nothing was fitted.
 
         Raises:
-            HyperAdaptersError: If the change is not possible. The folder has not changed.
+            ConflictError: If other processes change the folder all the time. Another error is raised if the change is
+                not possible. The folder has not been changed then.
         """
         report, fitted = None, None
         for _ in range(ATTEMPTS):

@@ -1,0 +1,34 @@
+"""What the tests of the server share: a folder with a model of tiny tasks, and examples of new tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from helpers import lived_in, save_backbone, stirred
+
+TEXTS = [
+    "w1 good w2",
+    "w3 bad",
+    "w5 w6 w7 w8 red",
+    "yes w9",
+    "no w10 w11",
+    "blue",
+    "w12 w13 w14",
+    "w1 w1 w1 w1 w1 w1",
+]
+EXAMPLES = [
+    {"text": "w1 w2 w3", "label": "low"},
+    {"text": "w4 w2", "label": "low"},
+    {"text": "good red yes", "label": "high"},
+    {"text": "good blue", "label": "high"},
+]
+OTHER_EXAMPLES = [{"text": row["text"], "label": "high" if row["label"] == "low" else "low"} for row in EXAMPLES]
+
+
+def write_run(folder: Path, **settings: Any) -> Path:
+    """A checkpoint of a model with three tasks, in which everything that a task can have is there."""
+    model = stirred(lived_in("bert", **{"prototype_dim": 8, "hidden_dim": 6, "feature_layer": 1, **settings}))
+    model.backbone_name = str(save_backbone(folder.parent / f"{folder.name}-backbone"))
+    model.save_pretrained(folder)
+    return folder
