@@ -2,10 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench figures interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-serving figures interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
+
+# Trains the demo if there is none, and serves it until it is interrupted.
+serve-demo: .venv/serve-installed
+	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
+	$(BIN)/hyperadapters serve runs/demo
 
 test: .venv/dev-installed
 	$(BIN)/ruff check .
@@ -17,6 +22,10 @@ bench: .venv/bench-installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/speed.py --preset paper --only train_ mixed_batch_ routing_ predictor_ forward_
 	$(BIN)/python benchmarks/scale_plot.py
+
+bench-serving: .venv/bench-installed .venv/serve-installed
+	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
+	$(BIN)/python benchmarks/server_load.py
 
 figures: .venv/bench-installed
 	$(BIN)/python benchmarks/efficiency_figures.py
@@ -52,6 +61,10 @@ clean:
 
 .venv/bench-installed: .venv/demo-installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+.venv/serve-installed: .venv/demo-installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve]'
 	touch $@
 
 .venv/dev-installed: .venv/demo-installed

@@ -85,6 +85,7 @@ def test_a_task_lives_and_goes_and_the_others_answer_the_same_bit_for_bit(
     assert [row["probabilities"] for row in answers(client, "level")] == [row.probabilities for row in expected]
     assert stored.task_table.versions["level"] == set_back["version"]
 
+    assert 'hyperadapters_jobs_total{action="refit",state="done"} ' in client.get("/metrics").text
     removed = changed(client, "DELETE", "/v1/tasks/level")
     assert (removed["state"], removed["version"], names(client)) == ("done", None, list(OLD_TASKS))
     assert client.post("/v1/predict", json={"inputs": ["w1"], "task": "level"}).status_code == 422

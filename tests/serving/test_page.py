@@ -273,6 +273,8 @@ def test_an_answer_that_comes_late_does_not_replace_a_newer_one(page: Any) -> No
 
 def test_a_text_lands_on_the_map_where_the_server_puts_it(page: Any, server: str) -> None:
     type_texts(page, "blue w7 w8")
+    with page.expect_response("**/v1/predict"):
+        page.click("#ask")  # what is still being typed is not recorded
     found = call(server, "GET", "/v1/map")
     page.click("#positions summary")
     text, closest, cosine, right, up = cells(page, "#positions tbody tr > *")

@@ -188,6 +188,8 @@ def test_the_map_has_all_prototypes_and_the_inputs_so_far(client: TestClient) ->
     found = client.get("/v1/map").json()
     assert [row["task"] for row in found["prototypes"]] == ["colour", "size", "mood"]
     assert len(found["inputs"]) == len(TEXTS)
+    client.post("/v1/predict", json={"inputs": TEXTS, "record": False})
+    assert client.get("/v1/map").json() == found
     assert all(math.isclose(math.hypot(*row["vector"]), 1, rel_tol=1e-5) for row in found["prototypes"])
 
 
@@ -221,7 +223,8 @@ def test_a_model_that_generates_answers_and_one_that_cannot_route_are_served(tmp
             routed = client.post("/v1/route", json={"inputs": ["w1"]})
             assert routed.status_code == (200 if kind == "t5" else 422)
             assert client.get("/v1/tasks").status_code == 200
-            assert client.get("/v1/map").status_code == (200 if kind == "t5" else 422)
+            assert len(client.get("/v1/map").json()["prototypes"]) == (3 if kind == "t5" else 0)
+            assert client.get("/v1/tasks").json()["can_route"] == (kind == "t5")
             added = client.post("/v1/tasks?wait=60", json={"name": "new", "examples": LABELLED})
             assert (added.status_code, added.json().get("state")) == ((202, "done") if kind == "t5" else (422, None))
 

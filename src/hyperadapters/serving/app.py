@@ -26,7 +26,7 @@ from starlette.responses import Response
 from hyperadapters._version import __version__
 from hyperadapters.checkpoints.card import read_scores
 from hyperadapters.config import Task, parse
-from hyperadapters.errors import HyperAdaptersError, NotFiniteError, TaskError
+from hyperadapters.errors import DataError, HyperAdaptersError, NotFiniteError, TaskError
 from hyperadapters.inference.predictor import Prediction
 from hyperadapters.serving.access import Right, SecurityHeaders, read_tokens, right_of
 from hyperadapters.serving.batching import DeadlineError, MicroBatcher, RefusedError
@@ -96,7 +96,13 @@ class Services:
             settings.max_queue_rows,
             self.metrics.observe_batch,
         )
-        self.jobs = JobRunner(served.folder, settings.max_jobs, lambda: served.model.task_table.versions, self.switch)
+        self.jobs = JobRunner(
+            served.folder,
+            settings.max_jobs,
+            lambda: served.model.task_table.versions,
+            self.switch,
+            self.metrics.count_job,
+        )
 
     async def switch(self) -> None:
         """Switch to the tasks in the folder, and overwrite what their predecessors have left in memory."""
@@ -107,6 +113,19 @@ class Services:
             self.metrics.forget(names)
             self.task_map.keep(names)
             logger.info("switched to revision %d of the tasks", self.served.model.task_table.revision)
+
+    def record(self, answer: Answer) -> None:
+        """Count predictions, and remember the inputs for the map.
+
+        Args:
+            answer: Answer with predictions.
+        """
+        for row in answer.results:
+            for prediction in row if isinstance(row, list) else (row,):
+                assert isinstance(prediction, Prediction)
+                self.metrics.count_prediction(prediction.task)
+            if isinstance(row, Prediction):
+                self.task_map.add(row.task, row.instance)
 
     def close(self) -> None:
         """End the thread in which tasks are switched."""
@@ -226,7 +245,7 @@ def _may(right: Right) -> Any:
     return Depends(check)
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # otherwise it would be called in another thread
     services: Services = request.app.state.services
     return services
 
@@ -247,7 +266,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         headers = {}
         if isinstance(error, RefusedError):
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-        return error_response(status, type(error).__name__, str(error), headers)
+        return error_response(status, type(error).__name__, " ".join(str(error).split()), headers)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -314,12 +333,8 @@ def _add_routes(app: FastAPI) -> None:
         tasks = tuple(body.tasks) if isinstance(body.tasks, list) else body.tasks
         question = Question(_inputs(body.inputs), body.task, tasks)
         answer = await _ask(services, question, body.timeout_ms)
-        for row in answer.results:
-            for prediction in row if isinstance(row, list) else (row,):
-                assert isinstance(prediction, Prediction)
-                services.metrics.count_prediction(prediction.task)
-            if isinstance(row, Prediction):
-                services.task_map.add(row.task, row.instance)
+        if body.record:
+            services.record(answer)
         return json_response(prediction_bodies(answer, body.include_instances))
 
     @app.post("/v1/route", response_model=RouteResponse, dependencies=[_may("predict")], tags=["predictions"])
@@ -332,7 +347,9 @@ def _add_routes(app: FastAPI) -> None:
     async def list_tasks(services: _Services) -> Response:
         """List all tasks."""
         table = services.served.model.task_table
-        return json_response({"revision": table.revision, "tasks": _task_infos(services)})
+        method = services.served.model.method
+        can = {"can_route": method.can_route, "can_change": method.can_change_tasks}
+        return json_response({"revision": table.revision, **can, "tasks": _task_infos(services)})
 
     @app.get("/v1/tasks/{name}", response_model=TaskInfo, dependencies=[_may("predict")], tags=["tasks"])
     async def get_task(name: str, services: _Services) -> Response:
@@ -346,6 +363,8 @@ def _add_routes(app: FastAPI) -> None:
         """Add a task from labelled examples."""
         if body.name in services.served.model.task_table.versions:
             raise HTTPException(409, f"task '{body.name}' exists; choose another name, or use PUT to fit it again")
+        if body.kind == "classification" and len({*(body.labels or ()), *(row.label for row in body.examples)}) < 2:
+            raise DataError("examples: expected examples of at least two labels, found one; add some of another label")
         fields = ["text", "text_pair"] if any(row.text_pair is not None for row in body.examples) else ["text"]
         values = {"name": body.name, "kind": body.kind, "fields": fields, "template": body.template}
         task = parse(Task, {**values, "labels": body.labels or []}, TaskError)

@@ -16,6 +16,8 @@ from hyperadapters.errors import HyperAdaptersError
 from hyperadapters.serving.served_model import Answer, Question
 
 CHARACTERS_PER_TOKEN = 4
+MARGIN = 0.7
+"""Part of the time until its deadline in which a question must be expected to be answered, to be accepted."""
 SMOOTHING = 0.8
 """Weight of earlier batches in the estimated time for an input."""
 
@@ -160,7 +162,7 @@ class MicroBatcher:
             delay = (before + self._running_rows) * self._seconds_per_row
             if before and before + rows > self.max_queue_rows:
                 raise RefusedError(f"{before} inputs wait, and {self.max_queue_rows} may; try again later", delay)
-            if delay + rows * self._seconds_per_row > timeout and before:
+            if delay + rows * self._seconds_per_row > MARGIN * timeout and before:
                 raise RefusedError(f"the answer would take about {delay:.1f} s; try again later", delay)
             self._queue.append(waiting)
             self._queued_rows += rows
@@ -185,7 +187,8 @@ class MicroBatcher:
     def _run(self) -> None:
         while batch := self._take():
             started = monotonic()
-            expired = [waiting for waiting in batch if waiting.deadline <= started or waiting.future.cancelled()]
+            ends = started + self._running_rows * self._seconds_per_row
+            expired = [waiting for waiting in batch if waiting.deadline <= ends or waiting.future.cancelled()]
             valid = [waiting for waiting in batch if waiting not in expired]
             found = self._answers(valid)
             late = DeadlineError("the request could not be answered before its deadline; try again later")

@@ -89,6 +89,7 @@ class JobRunner:
         max_jobs: int,
         versions: Callable[[], Mapping[str, int]],
         switch: Callable[[], Awaitable[None]],
+        observe: Callable[[Job], None],
     ) -> None:
         """Store the settings.
 
@@ -97,8 +98,10 @@ class JobRunner:
             max_jobs: Maximum number of changes that wait.
             versions: Function that returns the versions of the tasks of the served model.
             switch: Function that lets the served model switch to the tasks in the folder.
+            observe: Function that is called with each job that was running and has ended.
         """
-        self._folder, self._max_jobs, self._versions, self._switch = folder, max_jobs, versions, switch
+        self._folder, self._max_jobs, self._versions = folder, max_jobs, versions
+        self._switch, self._observe = switch, observe
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._running: Job | None = None
@@ -204,6 +207,7 @@ class JobRunner:
                 job.end("failed", "the change failed for an unexpected reason, which the log of the server contains")
             finally:
                 self._running = None
+            self._observe(job)
 
     async def _make(self, job: Job) -> tuple[JobState, str | None]:
         """Let the worker make a change, and return the state of the job and the error."""

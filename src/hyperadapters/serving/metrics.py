@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.serving.batching import BatchTimes
+from hyperadapters.serving.jobs import Job
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 FILLS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -86,6 +87,14 @@ class ServerMetrics:
         else:
             self._counts[task] = self._counts.get(task, 0) + 1
             self.predictions.labels(self.label(task)).inc()
+
+    def count_job(self, job: Job) -> None:
+        """Count a change of a task.
+
+        Args:
+            job: A job that has ended.
+        """
+        self.jobs.labels(job.change.action, job.state).inc()
 
     def predictions_of(self, task: str) -> int:
         """Return the number of predictions of a task since the server was started.

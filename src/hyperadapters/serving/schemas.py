@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from hyperadapters.serving.settings import MAX_CHARACTERS, MAX_EXAMPLES, MAX_INPUTS, MAX_NAME, MAX_TIMEOUT_MS
 
@@ -28,7 +28,16 @@ class InputObject(Schema):
     task: Name | None = None
 
 
-Inputs = Annotated[list[Text | InputObject], Field(min_length=1, max_length=MAX_INPUTS)]
+def _form_of(value: object) -> str:
+    """Choose the form of an input, so that an error concerns this form only."""
+    return "object" if isinstance(value, (dict, InputObject)) else "text"
+
+
+Input = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[InputObject, Tag("object")],
+    Discriminator(_form_of),
+]
+Inputs = Annotated[list[Input], Field(min_length=1, max_length=MAX_INPUTS)]
 TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)]
 
 
@@ -51,6 +60,7 @@ class PredictRequest(Schema):
     )
     timeout_ms: TimeoutMs | None = Field(None, description="Deadline in milliseconds; default: that of the server.")
     include_instances: bool = Field(False, description="Whether to return the instance vectors.")
+    record: bool = Field(True, description="Whether the predictions are counted and the inputs shown on the map.")
 
 
 class RouteRequest(Schema):
@@ -123,6 +133,8 @@ class TaskList(Schema):
     """All tasks of the model in the order of their ids."""
 
     revision: int = Field(description="Number of changes of the tasks so far.")
+    can_route: bool = Field(description="Whether inputs without a task can be routed.")
+    can_change: bool = Field(description="Whether tasks can be added, fitted again and removed.")
     tasks: list[TaskInfo]
 
 

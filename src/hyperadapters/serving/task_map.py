@@ -49,8 +49,10 @@ class TaskMap:
         """Compute the body of `schemas.MapResponse`: the plane of the two first principal components.
 
         Args:
-            model: Model with prototypes.
+            model: The model. If its method has no prototypes, all lists are empty.
         """
+        if not model.method.can_route:
+            return {"mean": [], "axes": [], "prototypes": [], "inputs": []}
         with model.lock, torch.inference_mode():
             names = [task.name for task in model.tasks[:MAX_PROTOTYPES]]
             prototypes = normalize(model.pha.prototypes.weight[:MAX_PROTOTYPES].float(), dim=-1).cpu().numpy()

@@ -30,7 +30,7 @@ from hyperadapters.serving.served_model import refresh
 
 ATTEMPTS = 100
 """Number of times that a change is written anew because another process has changed the folder meanwhile."""
-NICENESS = 10
+NICENESS = 5
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ const DEBOUNCE_MS = 250;
 const JOB_POLL_SECONDS = 0.5;
 const MAX_LINES = 200; // more rows than anyone reads, and few enough for a request
 
-const state = { tasks: [], map: null, rows: [], selected: 0, job: null, removing: null };
+const state = { tasks: [], canRoute: true, map: null, rows: [], selected: 0, job: null, removing: null };
 
 // Requests
 
@@ -98,14 +98,15 @@ function chosenTask() {
   return value.startsWith("task:") ? { task: value.slice(5) } : {};
 }
 
-async function ask() {
+/** Answers the typed texts. What is still being typed is not recorded as an input. */
+async function ask({ record = false } = {}) {
   askSoon.cancel();
   const signal = nextAnswer();
   const inputs = readTexts($("texts").value);
   say("ask-error", "");
   $("results").setAttribute("aria-busy", "true");
   try {
-    const body = { inputs, include_instances: true, ...chosenTask() };
+    const body = { inputs, include_instances: true, record, ...chosenTask() };
     const answer = inputs.length ? await api("POST", "v1/predict", { body, signal }) : { predictions: [] };
     showAnswers(inputs, answer.predictions);
   } catch (error) {
@@ -276,8 +277,8 @@ function barRow({ task, cosine }) {
 async function refresh() {
   const signal = nextRefresh();
   const parts = [
-    ["v1/tasks", "tasks-error", (body) => (state.tasks = body.tasks)],
-    ["v1/map", "map-error", (body) => (state.map = body)],
+    ["v1/tasks", "tasks-error", (body) => ([state.tasks, state.canRoute] = [body.tasks, body.can_route])],
+    ["v1/map", "map-error", (body) => (state.map = body.prototypes.length ? body : null)],
   ];
   let isComplete = true;
   for (const [path, place, keep] of parts) {
@@ -303,10 +304,11 @@ function showChoices() {
   const select = $("task");
   const chosen = select.value || "find";
   const names = state.tasks.map(({ name }) => [`task:${name}`, name]);
-  const choices = [["find", "Find the task"], ["all", "All tasks"], ...names];
+  const found = state.canRoute ? [["find", "Find the task"]] : [];
+  const choices = [...found, ["all", "All tasks"], ...names];
   select.replaceChildren(...choices.map(([value, name]) => element("option", { value }, shortened(name, 60))));
   select.value = chosen;
-  if (select.selectedIndex < 0) select.value = "find";
+  if (select.selectedIndex < 0) select.selectedIndex = 0;
   const isGenerator = state.tasks.length > 0 && state.tasks.every((one) => one.kind === "text-to-text");
   if (isGenerator) $("kind").value = "text-to-text"; // the only kind of such a model
 }
@@ -441,7 +443,7 @@ async function showAdded(job, { name, examples }) {
   const [count, time] = [counted(examples.length, "example"), job.seconds.toFixed(1)];
   say("added", `The task ${name} was added from ${count} in ${time} s, and is chosen above. Type a text to try it.`);
   $("task").value = `task:${name}`;
-  if ($("task").selectedIndex < 0) $("task").value = "find"; // someone has removed it meanwhile
+  if ($("task").selectedIndex < 0) $("task").selectedIndex = 0; // someone has removed it meanwhile
   $("name").value = $("examples").value = "";
   say("preview", "");
   const focused = document.activeElement;
@@ -475,13 +477,14 @@ function later(work) {
   return start;
 }
 
-const askSoon = later(ask);
+const askSoon = later(() => ask());
+const askNow = () => ask({ record: true });
 $("texts").addEventListener("input", askSoon);
 $("texts").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) askNow();
 });
-$("ask").addEventListener("click", ask);
-$("task").addEventListener("change", ask);
+$("ask").addEventListener("click", askNow);
+$("task").addEventListener("change", () => ask());
 $("token-form").addEventListener("submit", useToken);
 $("examples").addEventListener("input", later(showPreview));
 $("kind").addEventListener("change", showPreview);
