@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-serving figures interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-serving fuzz-server figures interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -27,6 +27,11 @@ bench-serving: .venv/bench-installed .venv/serve-installed
 	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
 	$(BIN)/python benchmarks/server_load.py
 
+# Not part of `test`: schemathesis needs packages of its own.
+fuzz-server: .venv/serve-installed .venv-schemathesis/installed
+	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
+	$(BIN)/python benchmarks/server_schema.py .venv-schemathesis/bin/schemathesis
+
 figures: .venv/bench-installed
 	$(BIN)/python benchmarks/efficiency_figures.py
 
@@ -50,7 +55,7 @@ format: .venv/dev-installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-adapterhub .venv-torchao runs dist
+	rm -rf .venv .venv-adapterhub .venv-schemathesis .venv-torchao runs dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -79,4 +84,9 @@ clean:
 .venv-torchao/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torchao
 	.venv-torchao/bin/python -m pip install --quiet --constraint constraints.txt --editable . pytest pytest-randomly torchao
+	touch $@
+
+.venv-schemathesis/installed:
+	$(PYTHON) -m venv .venv-schemathesis
+	.venv-schemathesis/bin/python -m pip install --quiet 'schemathesis>=4.32,<5'
 	touch $@

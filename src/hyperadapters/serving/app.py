@@ -209,7 +209,10 @@ def create_app(folder: str | Path, settings: ServerSettings | None = None) -> Fa
         redoc_url=None,
         max_body_size=settings.max_body_bytes,
         telemetry={"logs": False},  # they would contain texts
-        responses={status: {"model": ErrorBody} for status in ("4XX", "5XX")},
+        responses={
+            **{status: {"model": ErrorBody} for status in ("4XX", "5XX")},
+            413: {"description": "The body is too large.", "content": {"text/plain": {}}},  # FastAPI's own response
+        },
     )
     app.state.settings, app.state.tokens = settings, tokens
     _add_error_handlers(app)
