@@ -28,7 +28,8 @@ bench-serving: .venv/bench-installed .venv/serve-installed
 	$(BIN)/python benchmarks/server_load.py
 
 # Not part of `test`: schemathesis needs packages of its own.
-fuzz-server: .venv/serve-installed .venv-schemathesis/installed
+fuzz-server: .venv/dev-installed .venv-schemathesis/installed
+	HF_HUB_OFFLINE=1 HYPERADAPTERS_FUZZ=5000 $(BIN)/python -m pytest tests/serving/test_predictions.py -k "json"
 	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
 	$(BIN)/python benchmarks/server_schema.py .venv-schemathesis/bin/schemathesis
 

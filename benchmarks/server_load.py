@@ -164,8 +164,9 @@ def server(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     record.mkdir()
     command = [sys.executable, "-m", "server_load_parts.recording_server", str(folder / "run"), str(record)]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    log = (folder / "server.log").open("w")
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": path}
+        command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "PYTHONPATH": path}
     )
     assert process.stdout is not None
     try:
@@ -173,6 +174,7 @@ def server(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     finally:
         process.terminate()
         process.wait()
+        log.close()
 
 
 def repeated(folder: Path, found: Measured) -> dict[str, int]:

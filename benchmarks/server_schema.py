@@ -44,12 +44,10 @@ def main() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
             assert server.stdout is not None
             address = server.stdout.readline().split()[-1]
-            options = ["--max-examples", str(arguments.examples), "--phases", "examples,coverage,fuzzing"]
+            options = ["--phases", "examples,coverage,fuzzing", "--max-examples", str(arguments.examples)]
+            options += ["--request-timeout", "90", "--checks", ",".join(CHECKS)]
             found = subprocess.run(
-                [
-                    *(str(arguments.schemathesis.absolute()), "run", f"{address}/openapi.json"),
-                    *(*options, "--checks", ",".join(CHECKS)),
-                ],
+                [str(arguments.schemathesis.absolute()), "run", f"{address}/openapi.json", *options],
                 cwd=folder,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -58,7 +56,13 @@ def main() -> None:
     print(found.stdout)
     cases = re.search(r"(\d+) generated(?:, (\d+) found)?", found.stdout)
     assert cases is not None
-    row = {"figure": "requests_from_the_schema", "cases": int(cases[1]), "failures": int(cases[2] or 0)}
+    errors = re.search(r"(\d+) errored", found.stdout)
+    row = {
+        "figure": "requests_from_the_schema",
+        "cases": int(cases[1]),
+        "failures": int(cases[2] or 0),
+        "requests_without_a_response": int(errors[1]) if errors else 0,
+    }
     with arguments.output.open("a") as file:
         file.write(json.dumps(row) + "\n")
     sys.exit(found.returncode)

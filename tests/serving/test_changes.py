@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import make_model, save_backbone, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving.conftest import ADDRESS
@@ -442,6 +443,32 @@ def test_under_load_every_answer_is_that_of_the_version_it_names(run_folder: Pat
             assert row["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
         else:
             assert row["answer"] == pytest.approx(expected.answer, rel=1e-5)
+
+
+def test_tasks_can_change_while_texts_are_generated(tmp_path: Path) -> None:
+    model = make_model("t5")
+    model.tokenizer = tiny_tokenizer()
+    model.backbone_name = str(save_backbone(tmp_path / "backbone", "t5"))
+    model.save_pretrained(tmp_path / "run")
+    found: list[tuple[int, Any]] = []
+    done = threading.Event()
+    with TestClient(create_app(tmp_path / "run"), base_url=ADDRESS) as client:
+
+        def ask() -> None:
+            while not done.is_set():
+                response = client.post("/v1/predict", json={"inputs": TEXTS, "task": "mood"})
+                found.append((response.status_code, [row["text"] for row in response.json()["predictions"]]))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        for _ in range(2):
+            assert changed(client, "POST", "/v1/tasks", {**NEW, "fit": "none"})["state"] == "done"
+            assert changed(client, "DELETE", "/v1/tasks/level")["state"] == "done"
+        done.set()
+        thread.join()
+    expected = [prediction.text for prediction in Predictor(model)(TEXTS, task="mood")]
+    assert found
+    assert all(answer == (200, expected) for answer in found)
 
 
 ACTIONS: dict[str, Callable[[TestClient], Any]] = {

@@ -123,7 +123,7 @@ class Services:
         for row in answer.results:
             for prediction in row if isinstance(row, list) else (row,):
                 assert isinstance(prediction, Prediction)
-                self.metrics.count_prediction(prediction.task)
+                self.metrics.count_prediction(prediction)
             if isinstance(row, Prediction):
                 self.task_map.add(row.task, row.instance)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from hyperadapters.inference.predictor import Predictor
+from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.serving.batching import BatchTimes
 from hyperadapters.serving.jobs import Job
 
@@ -21,7 +21,7 @@ class ServerMetrics:
     Attributes:
         requests: Requests by route, method and status.
         predictions: Predictions by task.
-        declined: Inputs that were declined.
+        declined: Inputs that were declined, by the most similar task.
         errors: Errors of the users and of the server by task, "" if no task was named.
         request_seconds: Duration of requests by route.
         jobs: Ended changes of tasks by action and state.
@@ -41,7 +41,7 @@ class ServerMetrics:
         self._counts: dict[str, int] = {}
         self.requests = self._counter("requests", "Requests.", "route", "method", "status")
         self.predictions = self._counter("predictions", "Predictions.", "task")
-        self.declined = self._counter("declined", "Inputs that were declined.")
+        self.declined = self._counter("declined", "Inputs that were declined.", "task")
         self.errors = self._counter("errors", "Questions that could not be answered.", "task", "type")
         self.jobs = self._counter("jobs", "Ended changes of tasks.", "action", "state")
         self.request_seconds = self._histogram("request_seconds", "Duration of requests.", SECONDS, "route")
@@ -76,14 +76,16 @@ class ServerMetrics:
         self._batch.observe(times.seconds)
         self._fill.observe(min(1.0, times.rows / self._max_rows))
 
-    def count_prediction(self, task: str | None) -> None:
-        """Count a prediction.
+    def count_prediction(self, prediction: Prediction) -> None:
+        """Count a prediction, or an input that was declined.
 
         Args:
-            task: Name of the task that answered; None if the input was declined.
+            prediction: The prediction.
         """
+        task, routing = prediction.task, prediction.routing
         if task is None:
-            self.declined.inc()
+            assert routing is not None
+            self.declined.labels(self.label(routing.candidates[0].task)).inc()
         else:
             self._counts[task] = self._counts.get(task, 0) + 1
             self.predictions.labels(self.label(task)).inc()
@@ -126,6 +128,7 @@ class ServerMetrics:
         for name in [*self._tasks - tasks]:
             self._tasks.discard(name)
             self.predictions.remove_by_labels({"task": name})
+            self.declined.remove_by_labels({"task": name})
             self.errors.remove_by_labels({"task": name})
 
     def text(self) -> bytes:

@@ -13,6 +13,9 @@ from hyperadapters.serving.logs import configure_logs
 from hyperadapters.serving.memory import use_one_arena
 from hyperadapters.serving.settings import ServerSettings
 
+KEEP_ALIVE_SECONDS = 75
+"""Time for which an unused connection is kept. It is longer than that of most proxies, which close it first then."""
+
 
 class _Server(uvicorn.Server):
     """A server that tells its address."""
@@ -50,6 +53,7 @@ def serve(folder: Path, settings: ServerSettings, tell: Callable[[str], None]) -
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.shutdown_seconds),
     )
     _Server(config, tell).run()
