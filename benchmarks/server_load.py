@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -51,17 +51,21 @@ RESULTS = Path(__file__).parent / "results" / "serving.jsonl"
 PER_LABEL = 16
 CHANGES_PER_MINUTE = 50
 DEADLINE_MS = 2000
+WARM_UP = 0.5
+"""Part of the duration for which the capacity is measured, after which memory should not grow."""
+FIGURES = ("closed_loop", "open_loop", "changes")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--only", nargs="+", choices=FIGURES, default=FIGURES)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows, examples = prepare(arguments.run, Path(folder) / "run")
-        found = list(measure(Path(folder), rows, examples, arguments.seconds))
+        found = list(measure(Path(folder), rows, examples, arguments.seconds, arguments.only))
     with arguments.output.open("a") as file:
         for row in found:
             print(json.dumps(row))
@@ -95,43 +99,37 @@ def _pair(example: Any) -> dict[str, str]:
 
 
 def measure(
-    folder: Path, rows: list[dict[str, Any]], examples: list[list[Any]], seconds: float
+    folder: Path, rows: list[dict[str, Any]], examples: list[list[Any]], seconds: float, only: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Make all figures."""
-    one, four, eight = (partial(_drawn, rows, count) for count in (1, 4, 8))
+    four, eight = partial(_drawn, rows, 4), partial(_drawn, rows, 8)
     alone = predictor_rows_per_second(folder / "run", rows, min(30.0, seconds))
     yield figure("predictor_alone", rows_per_second=alone)
-    for name, draw in (("closed_loop_1_row", one), ("closed_loop_8_rows", eight)):
+    if "closed_loop" in only:
+        for count in (1, 8):
+            with server(folder) as (address, process):
+                found = asyncio.run(closed_loop(address, partial(_drawn, rows, count), seconds))
+                yield summary(f"closed_loop_{count}_rows", found, process, alone) | repeated(folder, found)
+    if "open_loop" in only:
         with server(folder) as (address, process):
-            found = asyncio.run(closed_loop(address, draw, seconds))
-            yield summary(name, found, process, alone) | repeated(folder, found)
-    capacity = found.rows / found.seconds
-    with server(folder) as (address, process):
-        asyncio.run(closed_loop(address, eight, 3))  # warms up
-        before = process.memory_info().rss
-        found = asyncio.run(open_loop(address, eight, seconds, 2 * capacity / 8, DEADLINE_MS))
-        growth = (process.memory_info().rss - before) / 2**20
-        yield (
-            summary("open_loop_twice_the_capacity", found, process, alone, rss_growth_mb=round(growth, 1))
-            | {
-                "late": found.late,
-                "refused": found.statuses[503] + found.statuses[504],
-            }
-            | repeated(folder, found)
-        )
-    with server(folder) as (address, process):
-        states: Counter[str] = Counter()
+            warm = asyncio.run(closed_loop(address, eight, WARM_UP * seconds))
+            before, rate = process.memory_info().rss, 2 * warm.rows / warm.seconds / 8
+            found = asyncio.run(open_loop(address, eight, seconds, rate, DEADLINE_MS))
+            growth = (process.memory_info().rss - before) / 2**20
+            row = summary("open_loop_twice_the_capacity", found, process, alone, rss_growth_mb=round(growth, 1))
+            refused = found.statuses[503] + found.statuses[504]
+            yield row | {"late": found.late, "refused": refused} | repeated(folder, found)
+    if "changes" in only:
+        with server(folder) as (address, process):
+            states: Counter[str] = Counter()
 
-        async def changes(session: Any, started: float, duration: float) -> None:
-            states.update(await change_tasks(session, started, duration, examples, CHANGES_PER_MINUTE))
+            async def changes(session: Any, started: float, duration: float) -> None:
+                states.update(await change_tasks(session, started, duration, examples, CHANGES_PER_MINUTE))
 
-        found = asyncio.run(closed_loop(address, four, 2.5 * seconds, changes))
-        ratio = found.percentile(99) / quiet_p99(folder, four, seconds)
-        yield (
-            summary("closed_loop_while_tasks_change", found, process, alone, p99_vs_quiet=round(ratio, 2))
-            | {"changes": dict(states)}
-            | repeated(folder, found)
-        )
+            found = asyncio.run(closed_loop(address, four, 2.5 * seconds, changes))
+            ratio = found.percentile(99) / quiet_p99(folder, four, seconds)
+            row = summary("closed_loop_while_tasks_change", found, process, alone, p99_vs_quiet=round(ratio, 2))
+            yield row | {"changes": dict(states)} | repeated(folder, found)
 
 
 def quiet_p99(folder: Path, draw: Any, seconds: float) -> float:

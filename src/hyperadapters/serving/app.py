@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -80,7 +79,6 @@ class Services:
     batcher: MicroBatcher = field(init=False)
     jobs: JobRunner = field(init=False)
     task_map: TaskMap = field(default_factory=TaskMap)
-    _switcher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "switcher"))
 
     def __post_init__(self) -> None:
         """Connect the parts."""
@@ -106,8 +104,9 @@ class Services:
 
     async def switch(self) -> None:
         """Switch to the tasks in the folder, and overwrite what their predecessors have left in memory."""
-        if await asyncio.get_running_loop().run_in_executor(self._switcher, self.served.refresh):
-            await self.batcher.call(overwrite_free_memory)
+        if await asyncio.to_thread(self.served.is_outdated):
+            # Between two batches of the thread that would otherwise keep the lock of the model most of the time.
+            await self.batcher.call(self.served.refresh)
             overwrite_free_memory()
             names = {task.name for task in self.served.model.tasks}
             self.metrics.forget(names)
@@ -126,10 +125,6 @@ class Services:
                 self.metrics.count_prediction(prediction)
             if isinstance(row, Prediction):
                 self.task_map.add(row.task, row.instance)
-
-    def close(self) -> None:
-        """End the thread in which tasks are switched."""
-        self._switcher.shutdown()
 
     async def follow_folder(self) -> None:
         """Switch to the tasks in the folder whenever another process has changed them."""
@@ -197,7 +192,6 @@ def create_app(folder: str | Path, settings: ServerSettings | None = None) -> Fa
         finally:
             following.cancel()
             await services.jobs.stop()
-            services.close()
             await asyncio.to_thread(services.batcher.stop)
 
     app = FastAPI(

@@ -102,7 +102,7 @@ class MicroBatcher:
     max_queue_rows: int
     observe: Callable[[BatchTimes], None]
     _queue: deque[Waiting] = field(default_factory=deque)
-    _calls: deque[tuple[Callable[[], None], asyncio.Future[None]]] = field(default_factory=deque)
+    _calls: deque[tuple[Callable[[], object], asyncio.Future[Any]]] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _is_stopping: bool = False
     _queued_rows: int = 0
@@ -169,23 +169,25 @@ class MicroBatcher:
             self._changed.notify_all()
         return waiting.future
 
-    def call(self, function: Callable[[], None]) -> asyncio.Future[None]:
+    def call(self, function: Callable[[], object]) -> asyncio.Future[Any]:
         """Let the thread call a function between two batches. Called in the event loop.
 
         Args:
-            function: The function, which raises no errors.
+            function: The function.
 
         Returns:
-            Future of its end.
+            Future of its result.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
         with self._changed:
             self._calls.append((function, future))
             self._changed.notify_all()
         return future
 
     def _run(self) -> None:
-        while batch := self._take():
+        while self._wait():
+            self._make_calls()
+            batch = self._take()
             started = monotonic()
             ends = started + self._running_rows * self._seconds_per_row
             expired = [waiting for waiting in batch if waiting.deadline <= ends or waiting.future.cancelled()]
@@ -193,21 +195,23 @@ class MicroBatcher:
             found = self._answers(valid)
             late = DeadlineError("the request could not be answered before its deadline; try again later")
             results = [*zip(valid, found, strict=True), *((waiting, late) for waiting in expired)]
-            seconds = monotonic() - started
             if valid:
-                self._measure(valid, started, seconds)
+                self._measure(valid, started, monotonic() - started)
             try:
                 self._loop.call_soon_threadsafe(_deliver, results)
             except RuntimeError:  # the event loop was closed without a graceful stop
                 return
 
-    def _take(self) -> list[Waiting]:
-        """Wait for questions, and return the first ones; none if the thread is to end."""
+    def _wait(self) -> bool:
+        """Wait until there is something to do, and return False if the thread is to end."""
         with self._changed:
-            while not self._queue and not self._is_stopping:
-                self._make_calls()
+            while not (self._queue or self._calls or self._is_stopping):
                 self._changed.wait()
-            self._make_calls()
+            return bool(self._queue or self._calls)
+
+    def _take(self) -> list[Waiting]:
+        """Return the first questions that wait, after a short time in which others may come."""
+        with self._changed:
             while self._queue and not self._is_stopping and self._queued_rows < self.max_rows:
                 left = self._queue[0].since + self.max_wait - monotonic()
                 if left <= 0 or not self._changed.wait(left):
@@ -226,8 +230,12 @@ class MicroBatcher:
     def _make_calls(self) -> None:
         while self._calls:
             function, future = self._calls.popleft()
-            function()
-            self._loop.call_soon_threadsafe(future.set_result, None)
+            result: object
+            try:
+                result = function()
+            except Exception as error:
+                result = error
+            self._loop.call_soon_threadsafe(_settle, future, result)
 
     def _answers(self, batch: Sequence[Waiting]) -> Sequence[Answer | Exception]:
         try:
@@ -247,12 +255,17 @@ class MicroBatcher:
 
 def _deliver(results: Sequence[tuple[Waiting, Any]]) -> None:
     for waiting, result in results:
-        if waiting.future.done():
-            continue
-        if isinstance(result, Exception):
-            waiting.future.set_exception(result)
-        else:
-            waiting.future.set_result(result)
+        _settle(waiting.future, result)
+
+
+def _settle(future: asyncio.Future[Any], result: object) -> None:
+    """Set the result of a future, which is an error or not, unless nobody waits for it any more."""
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 def _tokens(inputs: Sequence[Any]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hyperadapters.checkpoints.format import update_model
+from hyperadapters.checkpoints.format import stored_digest, update_model
 from hyperadapters.errors import HyperAdaptersError
 from hyperadapters.inference.batches import best_device
 from hyperadapters.inference.inputs import read_inputs
@@ -94,7 +93,6 @@ class ServedModel:
         self.predictor = Predictor(self.model, batch_size)
         self._digests: tuple[int, dict[str, str]] | None = None
         self._stored: str | None = None
-        self._refreshing = threading.Lock()
         self.refresh()
 
     @property
@@ -150,10 +148,19 @@ class ServedModel:
             return
         found.update({i: [next(together) for _ in examples] for i, examples in readable.items()})
 
+    def is_outdated(self) -> bool:
+        """Return whether the folder has other tasks than the model, which `refresh` would switch to.
+
+        Raises:
+            CheckpointError: If the checkpoint is missing or damaged.
+        """
+        return self.model.method.can_change_tasks and stored_digest(self.folder) != self._stored
+
     def refresh(self) -> bool:
         """Switch to the tasks in the folder. What the former tasks occupied in memory is overwritten.
 
-        Nothing is done if the method of the model keeps the tasks that it was trained with.
+        Only one thread may call this at a time. Nothing is done if the method of the model keeps the tasks that it was
+        trained with.
 
         Returns:
             Whether the tasks have changed.
@@ -163,12 +170,11 @@ class ServedModel:
         """
         if not self.model.method.can_change_tasks:
             return False
-        with self._refreshing:  # outside of the model's lock, so that predictions go on while files are read
-            known, self._stored = self._stored, refresh(self.model, self.folder, self._stored, self.predictor)
-            if known == self._stored:
-                return False
-            overwrite_free_memory()
-            return True
+        known, self._stored = self._stored, refresh(self.model, self.folder, self._stored, self.predictor)
+        if known == self._stored:
+            return False
+        overwrite_free_memory()
+        return True
 
 
 def refresh(
