@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
 from urllib.parse import quote
 
-from hyperadapters.errors import HyperAdaptersError
+from hyperadapters.errors import HyperAdaptersError, TaskError
 from hyperadapters.serving.schemas import (
     JobInfo,
     PredictionBody,
@@ -109,8 +109,13 @@ class Client:
 
         Returns:
             A list of predictions for each input.
+
+        Raises:
+            TaskError: If `tasks` is a string other than "*".
         """
-        named = "*" if isinstance(tasks, str) else list(tasks)
+        if isinstance(tasks, str) and tasks != "*":
+            raise TaskError(f"tasks: expected a list of names, or '*' for all tasks, found {tasks!r}")
+        named = tasks if isinstance(tasks, str) else list(tasks)
         body = {"inputs": _inputs(inputs), "tasks": named, "timeout_ms": timeout_ms}
         found = self._send("POST", "/v1/predict", PredictResponse, body)
         return cast(list[list[PredictionBody]], found.predictions)
@@ -212,12 +217,11 @@ class Client:
             return body_type.model_validate_json(response.content)
         try:
             error = response.json()["error"]
-        except (ValueError, KeyError, TypeError):
-            error = {"type": "HTTPError", "message": response.text[:200] or f"status {response.status_code}"}
-        retry_after = response.headers.get("Retry-After")
-        raise ServerError(
-            response.status_code, error["type"], error["message"], None if retry_after is None else float(retry_after)
-        )
+            name, message = error["type"], error["message"]
+        except (ValueError, KeyError, TypeError):  # a proxy has answered
+            name, message = "HTTPError", response.text[:200] or f"status {response.status_code}"
+        retry_after = response.headers.get("Retry-After", "")  # a proxy may send a date
+        raise ServerError(response.status_code, name, message, float(retry_after) if retry_after.isdigit() else None)
 
 
 def _inputs(inputs: Iterable[Any]) -> list[Any]:

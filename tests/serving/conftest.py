@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving.helpers_serving import write_run
+from serving_helpers import ADDRESS, write_run
 from starlette.testclient import TestClient
 
 from hyperadapters.serving.app import create_app
-
-ADDRESS = "http://127.0.0.1:8000"
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from serving.conftest import ADDRESS
-from serving.helpers_serving import EXAMPLES
+from serving_helpers import ADDRESS, EXAMPLES
 from starlette.testclient import TestClient
 
 from hyperadapters.errors import ServingError

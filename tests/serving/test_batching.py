@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hyperadapters.errors import HyperAdaptersError, TaskError
+from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
 from hyperadapters.serving.batching import BatchTimes, DeadlineError, MicroBatcher, RefusedError
 from hyperadapters.serving.served_model import Answer, Question
 
@@ -209,5 +209,29 @@ def test_functions_are_called_in_the_thread_between_batches() -> None:
             await batcher.call(lambda: called.append(threading.current_thread().name))
             await batcher.submit(question("0"), 10, 1)
         assert called == ["inference"]
+
+    asyncio.run(main())
+
+
+def test_an_idle_thread_answers_although_an_earlier_batch_was_slow() -> None:
+    async def main() -> None:
+        answering = Answering()
+        async with running(answering) as batcher:
+            answering.go.clear()
+            slow = batcher.submit(question("slow"), 10, 1)
+            await until(lambda: answering.batches)
+            await asyncio.sleep(0.3)
+            answering.go.set()
+            await slow
+            assert (await batcher.submit(question("a", "b", "c", "d"), 0.2, 1)).results == ["a", "b", "c", "d"]
+
+    asyncio.run(main())
+
+
+def test_a_request_for_more_than_may_wait_is_refused() -> None:
+    async def main() -> None:
+        async with running(Answering()) as batcher:
+            with pytest.raises(DataError, match="at most 8 answers"):
+                batcher.submit(question("a", "b"), 10, num_tasks=5)
 
     asyncio.run(main())

@@ -19,8 +19,7 @@ import torch
 from helpers import make_model, save_backbone, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving.conftest import ADDRESS
-from serving.helpers_serving import EXAMPLES, OTHER_EXAMPLES, TEXTS, write_run
+from serving_helpers import ADDRESS, EXAMPLES, OTHER_EXAMPLES, TEXTS, running_server, write_run
 from starlette.testclient import TestClient
 
 from hyperadapters.checkpoints.format import read_checkpoint, save_model, stored_digest, update_model
@@ -149,6 +148,8 @@ def test_a_waiting_change_can_be_cancelled_and_a_running_one_too(changing: tuple
     running = client.post("/v1/tasks", json=slow).json()
     waiting = client.post("/v1/tasks", json=NEW).json()
     assert client.delete(f"/v1/jobs/{waiting['id']}").json()["state"] == "cancelled"
+    jobs = client.app.state.services.jobs  # type: ignore[attr-defined]
+    assert jobs.get(waiting["id"]).change.examples == ()  # the texts are not kept
     while client.get(f"/v1/jobs/{running['id']}").json()["stage"] != "fitting":
         time.sleep(0.01)
     assert client.delete(f"/v1/jobs/{running['id']}").json()["state"] == "cancelled"
@@ -249,24 +250,30 @@ def secrets_of(folder: Path, with_adapter: str, with_prototype: str) -> dict[str
     return {name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in found.items() if tensor.any()}
 
 
-class running_server:  # noqa: N801 - a context manager
-    """A server in another process."""
+def test_a_folder_with_other_weights_of_the_same_revision_is_followed(client: TestClient, run_folder: Path) -> None:
+    model = HyperAdapterModel.from_pretrained(run_folder)
+    with torch.no_grad():
+        model.heads.weight.neg_()  # type: ignore[union-attr]
+    model.save_pretrained(run_folder)
+    deadline = time.monotonic() + 20
+    while (found := answers(client, "mood")[0])["digest"] != task_digests(model)[
+        "mood"
+    ] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (expected,) = Predictor(model)(TEXTS[:1], task="mood")
+    assert found["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self._command = [sys.executable, "-m", "hyperadapters.cli", "serve", str(folder), "--port", "0", *options]
 
-    def __enter__(self) -> tuple[str, subprocess.Popen[str]]:
-        self.process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ}
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert " at http://127.0.0.1:" in line, line
-        return line.split()[-1], self.process
+def test_a_change_is_done_although_the_card_cannot_be_written(run_folder: Path) -> None:
+    (run_folder / "README.md").unlink()
+    (run_folder / "README.md").mkdir()
+    assert FolderEditor(run_folder).change(Change("remove", "mood"), quiet) is None
+    assert [task.name for task in HyperAdapterModel.from_pretrained(run_folder).tasks] == ["colour", "size"]
 
-    def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.wait()
+
+def test_tasks_are_listed_while_a_batch_is_computed(client: TestClient) -> None:
+    with client.app.state.services.served.model.lock:  # type: ignore[attr-defined]
+        assert names(client) == list(OLD_TASKS)
 
 
 # Conflicts and kills
@@ -364,7 +371,6 @@ import sys
 from pathlib import Path
 from hyperadapters.config import Task
 from hyperadapters.serving.worker import Change, FolderEditor
-from serving.helpers_serving import EXAMPLES
 editor = FolderEditor(Path(sys.argv[1]))
 print("ready", flush=True)
 while True:

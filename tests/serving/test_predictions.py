@@ -13,8 +13,7 @@ import pytest
 from helpers import make_method_model, make_model, save_backbone, tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving.conftest import ADDRESS
-from serving.helpers_serving import TEXTS, write_run
+from serving_helpers import ADDRESS, TEXTS, write_run
 from starlette.testclient import TestClient
 
 from hyperadapters.errors import CheckpointError

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from serving.helpers_serving import EXAMPLES, TEXTS
-from serving.test_changes import running_server
+from serving_helpers import EXAMPLES, TEXTS, running_server
 
 from hyperadapters.client import Client, ServerError
 from hyperadapters.inference.predictor import Predictor

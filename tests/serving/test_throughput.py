@@ -9,8 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 import httpx2
-from serving.helpers_serving import TEXTS
-from serving.test_changes import running_server
+from serving_helpers import TEXTS, running_server
 
 FLOOR = 0.5
 ROUNDS, REQUESTS, CLIENTS = 3, 120, 8

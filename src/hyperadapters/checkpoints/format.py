@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -65,6 +66,10 @@ FIRST_WITH_PRESENT_NAMES = 5
 CONFIG_FILE = "hyperadapter.json"
 WEIGHTS_PATTERN = "adapters-*.safetensors"
 TOKENIZER_PATTERN = "tokenizer-" + 12 * "[0-9a-f]"
+
+TEMPORARY_PATTERN = "." + 16 * "[0-9a-f]" + ".tmp"
+TEMPORARY_SECONDS = 60
+"""Age from which on no process is writing a temporary file any more."""
 
 logger = logging.getLogger(__name__)
 
@@ -262,6 +267,10 @@ def remove_checkpoint(folder: Path) -> None:
 
 def _remove_old(folder: Path, kept: set[str]) -> None:
     """Remove the files of earlier states. A file that cannot be removed is ignored, because it is not used."""
+    for path in folder.glob(TEMPORARY_PATTERN):  # left by a process that was killed while it was writing
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > TEMPORARY_SECONDS:
+                path.unlink()
     for path in (*folder.glob(WEIGHTS_PATTERN), *folder.glob(TOKENIZER_PATTERN)):
         if path.name not in kept:
             with suppress(OSError):
@@ -383,9 +392,7 @@ def _set_state(model: HyperAdapterModel, config: CheckpointConfig, state: dict[s
     complete_state(model, state)
     make_room(model, state)
     model.load_adapter_state_dict(state)
-    table = model.task_table
-    table.renamed, table.revision = dict(config.renamed), config.revision
-    table.versions = {task.name: config.versions.get(task.name, 0) for task in config.tasks}
+    model.task_table.restore(config.revision, config.versions, config.renamed)
 
 
 def update_model(model: HyperAdapterModel, folder: Path, known: str | None = None) -> str:
@@ -412,13 +419,13 @@ def update_model(model: HyperAdapterModel, folder: Path, known: str | None = Non
         raise CheckpointError(f"{folder}: is of a model with other settings or another backbone; load it anew")
     with model.lock:
         table = model.task_table
-        before = table.states(), table.renamed, table.revision, table.versions
+        states, before = table.states(), (table.revision, table.versions, table.renamed)
         try:
             table.replace([_blank(model, task) for task in config.tasks])
             _set_state(model, config, state)
         except (KeyError, ValueError, RuntimeError, TaskError) as error:
-            table.replace(before[0])
-            table.renamed, table.revision, table.versions = before[1:]
+            table.replace(states)
+            table.restore(*before)
             raise CheckpointError(f"{folder}: the weights do not fit the model: {error}") from None
     assert config.weights is not None
     return config.weights.sha256

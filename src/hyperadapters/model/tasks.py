@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +122,18 @@ class TaskTable:
             task.name: self.revision if names is None or task.name in names else self.versions.get(task.name, 0)
             for task in self.tasks
         }
+
+    def restore(self, revision: int, versions: Mapping[str, int], renamed: Mapping[str, str]) -> None:
+        """Set what a checkpoint says of the changes so far, after its tasks have been set.
+
+        Args:
+            revision: Number of changes.
+            versions: Revision at which each task was last changed, by name; 0 for tasks that are missing.
+            renamed: Name under which each renamed task was trained, by its present name.
+        """
+        self.revision, self.renamed = revision, dict(renamed)
+        self.versions = {task.name: versions.get(task.name, 0) for task in self.tasks}
+        self._reads_features = self._read_pairs = None  # the revision need not differ from that of other tasks
 
     @property
     def head_features_are_read(self) -> bool:

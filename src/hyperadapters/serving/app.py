@@ -27,7 +27,7 @@ from hyperadapters.checkpoints.card import read_scores
 from hyperadapters.config import Task, parse
 from hyperadapters.errors import DataError, HyperAdaptersError, NotFiniteError, TaskError
 from hyperadapters.inference.predictor import Prediction
-from hyperadapters.serving.access import Right, SecurityHeaders, read_tokens, right_of
+from hyperadapters.serving.access import HEADERS, Right, SecurityHeaders, read_tokens, right_of
 from hyperadapters.serving.batching import DeadlineError, MicroBatcher, RefusedError
 from hyperadapters.serving.jobs import Job, JobRunner
 from hyperadapters.serving.memory import overwrite_free_memory
@@ -79,6 +79,7 @@ class Services:
     batcher: MicroBatcher = field(init=False)
     jobs: JobRunner = field(init=False)
     task_map: TaskMap = field(default_factory=TaskMap)
+    _switching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         """Connect the parts."""
@@ -97,21 +98,25 @@ class Services:
         self.jobs = JobRunner(
             served.folder,
             settings.max_jobs,
-            lambda: served.model.task_table.versions,
+            lambda: served.snapshot.versions,
             self.switch,
             self.metrics.count_job,
         )
 
     async def switch(self) -> None:
         """Switch to the tasks in the folder, and overwrite what their predecessors have left in memory."""
+        async with self._switching:  # whoever comes second returns when everything is done
+            await self._switch()
+
+    async def _switch(self) -> None:
         if await asyncio.to_thread(self.served.is_outdated):
             # Between two batches of the thread that would otherwise keep the lock of the model most of the time.
             await self.batcher.call(self.served.refresh)
             overwrite_free_memory()
-            names = {task.name for task in self.served.model.tasks}
+            names = {task.name for task in self.served.snapshot.tasks}
             self.metrics.forget(names)
             self.task_map.keep(names)
-            logger.info("switched to revision %d of the tasks", self.served.model.task_table.revision)
+            logger.info("switched to revision %d of the tasks", self.served.snapshot.revision)
 
     def record(self, answer: Answer) -> None:
         """Count predictions, and remember the inputs for the map.
@@ -138,6 +143,8 @@ class Services:
                 if str(error) != reported:
                     logger.error("the tasks in the folder cannot be read, and the former ones are served: %s", error)
                 reported = str(error)
+            except Exception:
+                logger.exception("the folder could not be examined")
 
     async def ask(self, question: Question, timeout_ms: int | None) -> Answer:
         """Answer a question.
@@ -155,7 +162,7 @@ class Services:
         timeout = (timeout_ms or self.settings.timeout_ms) / 1000
         num_tasks = 1
         if question.tasks is not None:
-            num_tasks = len(self.served.model.tasks) if question.tasks == "*" else len(question.tasks)
+            num_tasks = len(self.served.snapshot.tasks) if question.tasks == "*" else len(question.tasks)
         try:
             async with asyncio.timeout(timeout):
                 answer: Answer = await self.batcher.submit(question, timeout, num_tasks)
@@ -191,7 +198,7 @@ def create_app(folder: str | Path, settings: ServerSettings | None = None) -> Fa
             yield
         finally:
             following.cancel()
-            await services.jobs.stop()
+            await services.jobs.stop(settings.shutdown_seconds)
             await asyncio.to_thread(services.batcher.stop)
 
     app = FastAPI(
@@ -278,7 +285,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        return error_response(500, "InternalError", "the server failed for a reason that its log contains")
+        message = "the server failed for a reason that its log contains"
+        return error_response(500, "InternalError", message, HEADERS)  # outside of the middleware that adds them
 
 
 class _Observer:
@@ -343,10 +351,10 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/v1/tasks", response_model=TaskList, dependencies=[_may("predict")], tags=["tasks"])
     async def list_tasks(services: _Services) -> Response:
         """List all tasks."""
-        table = services.served.model.task_table
+        revision = services.served.snapshot.revision
         method = services.served.model.method
         can = {"can_route": method.can_route, "can_change": method.can_change_tasks}
-        return json_response({"revision": table.revision, **can, "tasks": _task_infos(services)})
+        return json_response({"revision": revision, **can, "tasks": _task_infos(services)})
 
     @app.get("/v1/tasks/{name}", response_model=TaskInfo, dependencies=[_may("predict")], tags=["tasks"])
     async def get_task(name: str, services: _Services) -> Response:
@@ -358,7 +366,7 @@ def _add_routes(app: FastAPI) -> None:
     @app.post("/v1/tasks", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"])
     async def add_task(body: AddTaskRequest, services: _Services, wait: _Wait = 0.0) -> Response:
         """Add a task from labelled examples."""
-        if body.name in services.served.model.task_table.versions:
+        if body.name in services.served.snapshot.versions:
             raise HTTPException(409, f"task '{body.name}' exists; choose another name, or use PUT to fit it again")
         if body.kind == "classification" and len({*(body.labels or ()), *(row.label for row in body.examples)}) < 2:
             raise DataError("examples: expected examples of at least two labels, found one; add some of another label")
@@ -443,8 +451,8 @@ async def _ask(services: Services, question: Question, timeout_ms: int | None) -
             logger.info("texts", extra={"fields": {"inputs": question.inputs}})
         return await services.ask(question, timeout_ms)
     except HyperAdaptersError as error:
-        known = services.served.model.task_table.versions
-        task = services.metrics.label(question.task) if question.task in known else ""
+        known = services.served.snapshot.versions
+        task = services.metrics.label(question.task) if question.task and question.task in known else ""
         services.metrics.errors.labels(task, type(error).__name__).inc()
         raise
 
@@ -458,29 +466,26 @@ def _rows(examples: Any) -> list[dict[str, Any]]:
 
 
 def _task_infos(services: Services) -> list[dict[str, Any]]:
-    model, scores = services.served.model, read_scores(services.served.folder)
-    with model.lock:
-        tasks, versions, digests = model.tasks, model.task_table.versions, services.served.digests
-        thresholds = model.pha.thresholds.tolist() if model.method.can_route else [None] * len(tasks)
+    snapshot, scores = services.served.snapshot, read_scores(services.served.folder)
     return [
         {
             "name": task.name,
             "kind": task.kind,
             "labels": task.labels,
             "fields": task.fields,
-            "version": versions[task.name],
-            "digest": digests[task.name],
-            "threshold": threshold,
+            "version": snapshot.versions[task.name],
+            "digest": snapshot.digests[task.name],
+            "threshold": snapshot.thresholds.get(task.name),
             "scores": scores.get(task.name, {}).get("test", {}),
             "examples": services.jobs.examples_of(task.name),
             "predictions": services.metrics.predictions_of(task.name),
         }
-        for task, threshold in zip(tasks, thresholds, strict=True)
+        for task in snapshot.tasks
     ]
 
 
 def _check_known(services: Services, name: str) -> None:
-    if name not in services.served.model.task_table.versions:
+    if name not in services.served.snapshot.versions:
         raise HTTPException(404, f"there is no task '{name}'; GET /v1/tasks lists all of them")
 
 

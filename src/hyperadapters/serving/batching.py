@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from hyperadapters.errors import HyperAdaptersError
+from hyperadapters.errors import DataError, HyperAdaptersError
 from hyperadapters.serving.served_model import Answer, Question
 
 CHARACTERS_PER_TOKEN = 4
@@ -151,12 +151,18 @@ class MicroBatcher:
             `DeadlineError`.
 
         Raises:
+            DataError: If the question alone has more inputs than may wait.
             RefusedError: If too many inputs wait, the answer would come too late, or the server is being stopped.
         """
         now, rows = monotonic(), len(question.inputs) * num_tasks
         waiting = Waiting(question, now + timeout, self._loop.create_future(), now, rows, _tokens(question.inputs))
+        if rows > self.max_queue_rows:
+            raise DataError(
+                f"expected at most {self.max_queue_rows} answers in a request, found {rows} (inputs times tasks); "
+                "send several requests"
+            )
         with self._changed:
-            if self._is_stopping:
+            if not self.is_alive:
                 raise RefusedError("the server is being stopped; send the request to another one", 5)
             before = self._queued_rows
             delay = (before + self._running_rows) * self._seconds_per_row
@@ -189,14 +195,12 @@ class MicroBatcher:
             self._make_calls()
             batch = self._take()
             started = monotonic()
-            ends = started + self._running_rows * self._seconds_per_row
-            expired = [waiting for waiting in batch if waiting.deadline <= ends or waiting.future.cancelled()]
+            expired = [waiting for waiting in batch if waiting.deadline <= started or waiting.future.cancelled()]
             valid = [waiting for waiting in batch if waiting not in expired]
             found = self._answers(valid)
             late = DeadlineError("the request could not be answered before its deadline; try again later")
             results = [*zip(valid, found, strict=True), *((waiting, late) for waiting in expired)]
-            if valid:
-                self._measure(valid, started, monotonic() - started)
+            self._measure(valid, started, monotonic() - started)
             try:
                 self._loop.call_soon_threadsafe(_deliver, results)
             except RuntimeError:  # the event loop was closed without a graceful stop
@@ -247,9 +251,12 @@ class MicroBatcher:
     def _measure(self, batch: Sequence[Waiting], started: float, seconds: float) -> None:
         rows = sum(waiting.rows for waiting in batch)
         with self._changed:
+            self._running_rows = 0
+        if not batch:
+            return
+        with self._changed:
             weight = SMOOTHING if self._seconds_per_row else 0.0
             self._seconds_per_row = weight * self._seconds_per_row + (1 - weight) * seconds / rows
-            self._running_rows = 0
         self.observe(BatchTimes(rows, [started - waiting.since for waiting in batch], seconds))
 
 

@@ -9,7 +9,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
@@ -62,6 +62,7 @@ class Job:
             error: Why the job has failed.
         """
         self.state, self.error, self.stage, self._seconds = state, error, "", monotonic() - self._accepted
+        self.change = replace(self.change, examples=())  # nothing of the texts is kept
         self.ended.set()
 
     @property
@@ -107,20 +108,27 @@ class JobRunner:
         self._running: Job | None = None
         self._process: Any = None
         self._connection: Connection | None = None
-        self._has_removed = False
+        self._has_removed = self._is_cancelled = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start to make changes. Called in the event loop."""
         self._task = asyncio.create_task(self._run())
 
-    async def stop(self) -> None:
-        """Finish the change that is being made, and cancel those that wait."""
+    async def stop(self, seconds: float) -> None:
+        """Finish the change that is being made, and cancel those that wait.
+
+        Args:
+            seconds: Time in seconds after which a change that is still being made is cancelled too.
+        """
         for job in self._jobs.values():
             if job.state == "queued":
                 job.end("cancelled")
         if self._running is not None:
-            await self._running.ended.wait()
+            try:
+                await asyncio.wait_for(self._running.ended.wait(), seconds)
+            except TimeoutError:
+                await self.cancel(self._running)
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -178,6 +186,7 @@ class JobRunner:
         if job.state == "queued":
             job.end("cancelled")
         elif job is self._running:
+            self._is_cancelled = True
             self._end_process()
             await job.ended.wait()
 
@@ -198,7 +207,8 @@ class JobRunner:
                 await self._switch()
                 job.version = self._versions().get(job.change.name)
                 # The change may have been stored before the process was ended.
-                job.end("done" if state == "cancelled" and job.version != before else state, error)
+                is_stored = state == "done" or job.version != before
+                job.end("done" if is_stored else state, error)
             except HyperAdaptersError as failure:
                 logger.error("the tasks in %s cannot be read: %s", self._folder, failure)
                 job.end("failed", str(failure))
@@ -211,13 +221,16 @@ class JobRunner:
 
     async def _make(self, job: Job) -> tuple[JobState, str | None]:
         """Let the worker make a change, and return the state of the job and the error."""
+        self._is_cancelled = False
         if self._process is None or not self._process.is_alive():
             job.stage = "starting the worker"
-            await asyncio.to_thread(self._start_process)
+            self._process, self._connection = await asyncio.to_thread(self._start_process)
+        if self._is_cancelled:
+            self._end_process()
+            return "cancelled", None
         connection = self._connection
+        assert connection is not None
         try:
-            if connection is None:
-                return "cancelled", None
             await asyncio.to_thread(connection.send, job.change)
             while True:
                 kind, value = await asyncio.to_thread(connection.recv)
@@ -230,18 +243,18 @@ class JobRunner:
                 else:
                     return "failed", value
         except (EOFError, OSError):
-            if self._connection is None:
+            if self._is_cancelled:
                 return "cancelled", None
             self._end_process()
             return "failed", "the worker process ended unexpectedly; the log of the server may say why"
 
-    def _start_process(self) -> None:
+    def _start_process(self) -> tuple[Any, Connection]:
         context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=run_worker, args=(self._folder, other), name="worker", daemon=True)
-        self._process.start()
+        connection, other = context.Pipe()
+        process = context.Process(target=run_worker, args=(self._folder, other), name="worker", daemon=True)
+        process.start()
         other.close()
-        self._has_removed = False
+        return process, connection
 
     def _end_process(self) -> None:
         process, connection, self._process, self._connection = self._process, self._connection, None, None

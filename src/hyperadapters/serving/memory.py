@@ -71,12 +71,14 @@ def overwrite_free_memory() -> None:
 def _free_blocks(library: ctypes.CDLL) -> Iterator[int]:
     """Allocate the free blocks of this thread, and those of the heap from large to small ones, and overwrite them."""
     for size in (*KEPT_SIZES,) * NUM_KEPT:
-        yield _overwritten(library.malloc(size), size)
+        if block := library.malloc(size):
+            yield _overwritten(block, size)
     left = library.mallinfo2().fordblks + SLACK
     for size in SIZES:
         while left > 0:
             end_of_heap = library.sbrk(0)
-            block = library.malloc(size)
+            if not (block := library.malloc(size)):
+                break
             flags = ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value
             if library.sbrk(0) != end_of_heap or flags & IS_MAPPED:  # The block was not free, but is new.
                 library.free(block)

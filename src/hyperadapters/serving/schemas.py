@@ -190,7 +190,7 @@ class ThresholdRequest(Schema):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"threshold": 2.5}]})
 
-    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+    threshold: Annotated[float, Field(ge=-1e30, le=1e30)] | None = Field(
         description="Similarity below which a routed input is declined; null to decline none."
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperadapters.checkpoints.format import stored_digest, update_model
+from hyperadapters.config import Task
 from hyperadapters.errors import HyperAdaptersError
 from hyperadapters.inference.batches import best_device
 from hyperadapters.inference.inputs import read_inputs
@@ -67,6 +68,41 @@ class Answer:
     digests: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The tasks of a model at one time, which can be read without its lock.
+
+    Attributes:
+        revision: Number of changes of the tasks so far.
+        tasks: Definitions of the tasks.
+        versions: Version of each task.
+        digests: Digest of the weights of each task.
+        thresholds: Threshold of routing of each task; none for a method that cannot route.
+    """
+
+    revision: int
+    tasks: tuple[Task, ...]
+    versions: Mapping[str, int]
+    digests: Mapping[str, str]
+    thresholds: Mapping[str, float]
+
+    @classmethod
+    def of(cls, model: HyperAdapterModel) -> Snapshot:
+        """Take a snapshot of a model.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The snapshot.
+        """
+        names = [task.name for task in model.tasks]
+        thresholds = model.pha.thresholds.tolist() if model.method.can_route else []
+        table = model.task_table
+        found = dict(zip(names, thresholds, strict=False))
+        return cls(table.revision, table.tasks, dict(table.versions), task_digests(model), found)
+
+
 class ServedModel:
     """A model whose tasks follow those of a folder.
 
@@ -76,6 +112,7 @@ class ServedModel:
         folder: Folder of the checkpoint.
         model: The model.
         predictor: Predictor of the model.
+        snapshot: The tasks that are served.
     """
 
     def __init__(self, folder: Path, batch_size: int = 64) -> None:
@@ -91,18 +128,9 @@ class ServedModel:
         self.folder = folder
         self.model = HyperAdapterModel.from_pretrained(folder).to(best_device())
         self.predictor = Predictor(self.model, batch_size)
-        self._digests: tuple[int, dict[str, str]] | None = None
         self._stored: str | None = None
+        self.snapshot = Snapshot.of(self.model)
         self.refresh()
-
-    @property
-    def digests(self) -> Mapping[str, str]:
-        """Digest of the weights of each task, by name."""
-        with self.model.lock:
-            revision = self.model.task_table.revision
-            if self._digests is None or self._digests[0] != revision:
-                self._digests = revision, task_digests(self.model)
-            return self._digests[1]
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | HyperAdaptersError]:
         """Answer several questions by the same versions of all tasks.
@@ -115,7 +143,7 @@ class ServedModel:
         """
         found: dict[int, Any] = {}
         with self.model.lock:
-            versions, digests = self.model.task_table.versions, self.digests
+            versions, digests = self.snapshot.versions, self.snapshot.digests
             single = [i for i, question in enumerate(questions) if question.tasks is None and not question.only_routes]
             self._predict([(i, questions[i]) for i in single], found)
             for i in found.keys() ^ range(len(questions)):
@@ -170,9 +198,11 @@ class ServedModel:
         """
         if not self.model.method.can_change_tasks:
             return False
-        known, self._stored = self._stored, refresh(self.model, self.folder, self._stored, self.predictor)
-        if known == self._stored:
-            return False
+        with self.model.lock:
+            known, self._stored = self._stored, refresh(self.model, self.folder, self._stored, self.predictor)
+            if known == self._stored:
+                return False
+            self.snapshot = Snapshot.of(self.model)
         overwrite_free_memory()
         return True
 
@@ -194,10 +224,10 @@ def refresh(
     Raises:
         CheckpointError: If the checkpoint is missing, damaged, or of another model. The tasks have not changed.
     """
-    before = task_tensors(model)
-    found = update_model(model, folder, known)
-    if found != known:
-        with model.lock:
+    with model.lock:
+        before = task_tensors(model)
+        found = update_model(model, folder, known)
+        if found != known:
             erase(before, task_tensors(model))
             if predictor is not None:
                 predictor.adapter_cache.erase()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import uvicorn
 
+from hyperadapters.checkpoints.format import stored_digest
 from hyperadapters.serving.app import create_app
 from hyperadapters.serving.logs import configure_logs
 from hyperadapters.serving.memory import use_one_arena
@@ -44,6 +45,7 @@ def serve(folder: Path, settings: ServerSettings, tell: Callable[[str], None]) -
         ServingError: If the settings are invalid.
         CheckpointError: If the checkpoint is missing or damaged, or belongs to another backbone.
     """
+    stored_digest(folder)  # before anything is started
     configure_logs()
     use_one_arena()
     config = uvicorn.Config(

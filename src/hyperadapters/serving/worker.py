@@ -22,7 +22,7 @@ import torch
 from hyperadapters.checkpoints.card import read_scores, write_card
 from hyperadapters.checkpoints.format import save_model
 from hyperadapters.config import Task
-from hyperadapters.errors import ConflictError, HyperAdaptersError, TaskError
+from hyperadapters.errors import ConflictError, HyperAdaptersError, OutputError, TaskError
 from hyperadapters.inference.batches import best_device
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.model.tasks import TaskState
@@ -31,6 +31,8 @@ from hyperadapters.serving.served_model import refresh
 ATTEMPTS = 100
 """Number of times that a change is written anew because another process has changed the folder meanwhile."""
 NICENESS = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,10 @@ class FolderEditor:
                 self._known = save_model(self._model, self._folder, replaces=base)
             except ConflictError:
                 continue
-            write_card(self._model, self._folder, str(self._folder), scores=read_scores(self._folder))
+            try:
+                write_card(self._model, self._folder, str(self._folder), scores=read_scores(self._folder))
+            except OutputError as error:  # the change has been stored
+                logger.warning("the model card is outdated: %s", error)
             return report
         raise ConflictError(f"{self._folder}: other processes change the tasks all the time; try again later")
 

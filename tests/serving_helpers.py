@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from helpers import lived_in, save_backbone, stirred
 
+ADDRESS = "http://127.0.0.1:8000"
 TEXTS = [
     "w1 good w2",
     "w3 bad",
@@ -32,3 +36,23 @@ def write_run(folder: Path, **settings: Any) -> Path:
     model.backbone_name = str(save_backbone(folder.parent / f"{folder.name}-backbone"))
     model.save_pretrained(folder)
     return folder
+
+
+class running_server:  # noqa: N801 - a context manager
+    """A server in another process."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._command = [sys.executable, "-m", "hyperadapters.cli", "serve", str(folder), "--port", "0", *options]
+
+    def __enter__(self) -> tuple[str, subprocess.Popen[str]]:
+        self.process = subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ}
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert " at http://127.0.0.1:" in line, line
+        return line.split()[-1], self.process
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
