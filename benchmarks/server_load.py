@@ -37,7 +37,7 @@ import psutil
 import torch
 from server_load_parts.load import Measured, change_tasks, closed_loop, open_loop
 
-from hyperadapters.checkpoints.format import update_model
+from hyperadapters.checkpoints.update import update_model
 from hyperadapters.config import Task, load_recipe
 from hyperadapters.data.loading import load_tasks
 from hyperadapters.demo.run import recipe_path

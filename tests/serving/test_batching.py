@@ -53,6 +53,14 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0.002)
 
 
+async def occupied(batcher: MicroBatcher, answering: Answering, text: str = "0") -> Any:
+    """Let the thread begin a batch that it does not end before `answering.go` is set."""
+    answering.go.clear()
+    before, future = len(answering.batches), batcher.submit(question(text), 10, 1)
+    await until(lambda: len(answering.batches) > before)
+    return future
+
+
 def question(*texts: str, task: str | None = None) -> Question:
     return Question(texts, task)
 
@@ -61,9 +69,7 @@ def test_what_waits_is_answered_together_in_order_up_to_the_maximum() -> None:
     async def main() -> None:
         answering = Answering()
         async with running(answering) as batcher:
-            answering.go.clear()
-            first = batcher.submit(question("0"), 10, 1)
-            await until(lambda: answering.batches)
+            first = await occupied(batcher, answering)
             rest = [batcher.submit(question(f"{index}"), 10, 1) for index in range(1, 7)]
             answering.go.set()
             found = await asyncio.gather(first, *rest)
@@ -87,9 +93,7 @@ def test_a_batch_is_bounded_by_rows_and_tokens(texts: list[tuple[str, ...]], bat
     async def main() -> None:
         answering = Answering()
         async with running(answering) as batcher:
-            answering.go.clear()
-            first = batcher.submit(question("0"), 10, 1)
-            await until(lambda: answering.batches)
+            first = await occupied(batcher, answering)
             rest = [batcher.submit(question(*row), 10, 1) for row in texts]
             answering.go.set()
             await asyncio.gather(first, *rest)
@@ -115,9 +119,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         answering = Answering()
         async with running(answering) as batcher:
             await batcher.submit(question("warm"), 10, 1)
-            answering.go.clear()
-            running_one = batcher.submit(question("0"), 10, 1)
-            await until(lambda: len(answering.batches) == 2)
+            running_one = await occupied(batcher, answering)
             waiting = [batcher.submit(question(f"{index}", f"{index}"), 10, 1) for index in range(4)]
             assert batcher.queued_rows == 8
             with pytest.raises(RefusedError, match="8 inputs wait, and 8 may") as refused:
@@ -136,9 +138,7 @@ def test_a_question_whose_deadline_has_passed_is_not_computed() -> None:
     async def main() -> None:
         answering = Answering()
         async with running(answering) as batcher:
-            answering.go.clear()
-            first = batcher.submit(question("0"), 10, 1)
-            await until(lambda: answering.batches)
+            first = await occupied(batcher, answering)
             late, in_time = batcher.submit(question("late"), 0.01, 1), batcher.submit(question("in time"), 10, 1)
             await asyncio.sleep(0.05)
             answering.go.set()
@@ -155,15 +155,11 @@ def test_an_answer_that_would_be_late_is_refused_at_once() -> None:
     async def main() -> None:
         answering = Answering()
         async with running(answering) as batcher:
-            answering.go.clear()
-            slow = batcher.submit(question("slow"), 10, 1)
-            await until(lambda: answering.batches)
+            slow = await occupied(batcher, answering, "slow")
             await asyncio.sleep(0.2)
             answering.go.set()
             await slow  # an input takes 0.2 s from now on
-            answering.go.clear()
-            first = batcher.submit(question("0"), 10, 1)
-            await until(lambda: len(answering.batches) == 2)
+            first = await occupied(batcher, answering)
             waiting = batcher.submit(question("1"), 10, 1)
             with pytest.raises(RefusedError, match="the answer would take about"):
                 batcher.submit(question("2"), 0.1, 1)
@@ -217,9 +213,7 @@ def test_an_idle_thread_answers_although_an_earlier_batch_was_slow() -> None:
     async def main() -> None:
         answering = Answering()
         async with running(answering) as batcher:
-            answering.go.clear()
-            slow = batcher.submit(question("slow"), 10, 1)
-            await until(lambda: answering.batches)
+            slow = await occupied(batcher, answering, "slow")
             await asyncio.sleep(0.3)
             answering.go.set()
             await slow

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import time
@@ -29,7 +28,6 @@ from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
-import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -52,11 +50,8 @@ from hyperadapters.errors import (
     ConflictError,
     OutputError,
     RecipeError,
-    TaskError,
 )
-from hyperadapters.heads.task_heads import Head, head_size
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.model.tasks import TaskState
 from hyperadapters.utils.files import locked, make_folder, making_folder, new_folder, write_atomically
 
 FORMAT_VERSION = 8
@@ -376,7 +371,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         model.detach()
         raise _of_another(folder, config.backbone, model.fingerprint.bfloat16)
     try:
-        _set_state(model, config, state)
+        set_state(model, config, state)
     except (KeyError, ValueError, RuntimeError) as error:
         model.detach()
         raise CheckpointError(
@@ -387,67 +382,22 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
     return model.eval()
 
 
-def _set_state(model: HyperAdapterModel, config: CheckpointConfig, state: dict[str, Tensor]) -> None:
-    """Set all parameters and buffers of a model that has the tasks of the checkpoint."""
+def set_state(model: HyperAdapterModel, config: CheckpointConfig, state: dict[str, Tensor]) -> None:
+    """Set all parameters and buffers of a model that has the tasks of a checkpoint.
+
+    Args:
+        model: The model.
+        config: Contents of the JSON file.
+        state: Tensors by name, changed in place.
+
+    Raises:
+        KeyError: If a name is missing or unknown.
+        ValueError: If a tensor has another shape.
+    """
     complete_state(model, state)
     make_room(model, state)
     model.load_adapter_state_dict(state)
     model.task_table.restore(config.revision, config.versions, config.renamed)
-
-
-def update_model(model: HyperAdapterModel, folder: Path, known: str | None = None) -> str:
-    """Bring the tasks of a model up to date with a checkpoint that was written after they were changed elsewhere.
-
-    Batches of other threads see either all tasks of before or all of the checkpoint. Tasks that are not changed give
-    the same outputs bit for bit. If an error is raised, the model has not changed.
-
-    Args:
-        model: Model that was loaded from an earlier state of the checkpoint.
-        folder: Folder of the checkpoint.
-        known: Digest of the checkpoint that the model agrees with, for which nothing is done. Default: none.
-
-    Returns:
-        Digest of the checkpoint; see `save_model`.
-
-    Raises:
-        CheckpointError: If the checkpoint is missing, damaged, or of a model with other settings or another backbone.
-    """
-    if known is not None and stored_digest(folder) == known:
-        return known
-    config, state = read_checkpoint(folder)
-    if config.model != model.adapter_config or not config.backbone.is_of(model):
-        raise CheckpointError(f"{folder}: is of a model with other settings or another backbone; load it anew")
-    with model.lock:
-        table = model.task_table
-        states, before = table.states(), (table.revision, table.versions, table.renamed)
-        try:
-            table.replace([_blank(model, task) for task in config.tasks])
-            _set_state(model, config, state)
-        except (KeyError, ValueError, RuntimeError, TaskError) as error:
-            table.replace(states)
-            table.restore(*before)
-            raise CheckpointError(f"{folder}: the weights do not fit the model: {error}") from None
-    assert config.weights is not None
-    return config.weights.sha256
-
-
-def _blank(model: HyperAdapterModel, task: Task) -> TaskState:
-    """Return a state without any effect for a task whose values are set afterwards."""
-    prototypes, heads = model.pha.prototypes, model.heads
-    head = None
-    if heads is not None:
-        size = head_size(task)
-        head = Head(heads.weight.new_zeros(size, heads.hidden_size), heads.bias.new_zeros(size))
-    densities = model.pha.densities
-    return TaskState(
-        task=task,
-        prototype=torch.zeros_like(prototypes.weight[0]),
-        centroids=torch.zeros_like(prototypes.centroids[0]),
-        threshold=-math.inf,
-        density=torch.empty(0) if densities is None else densities.means.new_zeros(densities.means.shape[1] + 1),
-        head=head,
-        own_adapter=None,
-    )
 
 
 def _load_backbone(folder: Path, name: str | None, config: ModelConfig, dtype: Dtype | None) -> nn.Module:

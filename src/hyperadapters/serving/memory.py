@@ -50,6 +50,11 @@ def _library() -> ctypes.CDLL | None:
 _GLIBC = _library()
 
 
+def can_overwrite_free_memory() -> bool:
+    """Return whether the allocator of this process is known."""
+    return _GLIBC is not None
+
+
 def use_one_arena() -> None:
     """Let all threads share their free memory, so that any of them can overwrite it. Call this before threads start."""
     if _GLIBC is not None:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hyperadapters.checkpoints.format import stored_digest, update_model
+from hyperadapters.checkpoints.format import stored_digest
+from hyperadapters.checkpoints.update import update_model
 from hyperadapters.config import Task
 from hyperadapters.errors import HyperAdaptersError
 from hyperadapters.inference.batches import best_device
@@ -129,8 +130,8 @@ class ServedModel:
         self.model = HyperAdapterModel.from_pretrained(folder).to(best_device())
         self.predictor = Predictor(self.model, batch_size)
         self._stored: str | None = None
-        self.snapshot = Snapshot.of(self.model)
-        self.refresh()
+        if not self.refresh():
+            self.snapshot = Snapshot.of(self.model)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | HyperAdaptersError]:
         """Answer several questions by the same versions of all tasks.
@@ -215,7 +216,7 @@ def refresh(
     Args:
         model: The model.
         folder: Folder of the checkpoint.
-        known: Digest of the checkpoint that the model agrees with; see `checkpoints.format.update_model`.
+        known: Digest of the checkpoint that the model agrees with; see `checkpoints.update.update_model`.
         predictor: Predictor of the model, whose cached adapters are erased.
 
     Returns:
