@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
@@ -21,6 +22,14 @@ from hyperadapters.serving.schemas import (
 from hyperadapters.utils.optional import require
 
 WAIT_SECONDS = 30.0
+RETRY_SECONDS = 0.2
+"""Time before a request is repeated for the first time. It is doubled each time."""
+MAX_PAUSE_SECONDS = 10.0
+READING_PATHS = ("/v1/predict", "/v1/route")
+"""Paths of requests that change nothing although their method is POST."""
+UNAVAILABLE = (429, 503)
+PROXY_ERROR = "ProxyError"
+"""Type of the error if the response is not one of the server."""
 
 _Body = TypeVar("_Body", bound=Schema)
 
@@ -50,22 +59,28 @@ class ServerError(HyperAdaptersError):
 class Client:
     """A client of one server. It can be used as a context manager, which closes its connections.
 
+    A request that changes nothing is repeated if the connection fails, a proxy answers instead of the server, or the
+    server refuses it for now. So no prediction is lost if one of several replicas ends.
+
     All methods raise `ServerError` if the server refuses a request, and the errors of httpx2 if it cannot be reached.
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout: float = 60.0) -> None:
+    def __init__(self, url: str, token: str | None = None, timeout: float = 60.0, retries: int = 3) -> None:
         """Store the address; nothing is sent yet.
 
         Args:
             url: Address of the server, such as "http://127.0.0.1:8000".
             token: Token of the client. Default: none is sent.
             timeout: Maximum time in seconds that a response may take. Default: 60.
+            retries: Maximum number of times that a request which changes nothing is repeated. Default: 3.
 
         Raises:
             MissingPackageError: If httpx2 is not installed.
         """
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._http = require("httpx2").Client(base_url=url, headers=headers, timeout=timeout)
+        httpx2 = require("httpx2")
+        self._retries, self._transport_error = retries, httpx2.TransportError
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout)
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -212,16 +227,35 @@ class Client:
         return job
 
     def _send(self, method: str, path: str, body_type: type[_Body], body: Mapping[str, Any] | None = None) -> _Body:
+        retries = self._retries if method == "GET" or path in READING_PATHS else 0
+        for attempt in range(retries):
+            pause = RETRY_SECONDS * 2**attempt
+            try:
+                return self._request(method, path, body_type, body)
+            except self._transport_error:
+                pass
+            except ServerError as error:
+                if error.status not in UNAVAILABLE and error.type != PROXY_ERROR:
+                    raise
+                pause = max(pause, error.retry_after or 0.0)
+            time.sleep(min(pause, MAX_PAUSE_SECONDS))
+        return self._request(method, path, body_type, body)
+
+    def _request(self, method: str, path: str, body_type: type[_Body], body: Mapping[str, Any] | None) -> _Body:
         response = self._http.request(method, path, json=body)
         if response.is_success:
             return body_type.model_validate_json(response.content)
-        try:
-            error = response.json()["error"]
-            name, message = error["type"], error["message"]
-        except (ValueError, KeyError, TypeError):  # a proxy has answered
-            name, message = "HTTPError", response.text[:200] or f"status {response.status_code}"
-        retry_after = response.headers.get("Retry-After", "")  # a proxy may send a date
-        raise ServerError(response.status_code, name, message, float(retry_after) if retry_after.isdigit() else None)
+        raise _error_of(response)
+
+
+def _error_of(response: Any) -> ServerError:
+    try:
+        error = response.json()["error"]
+        name, message = error["type"], error["message"]
+    except (ValueError, KeyError, TypeError):  # a proxy has answered
+        name, message = PROXY_ERROR, response.text[:200] or f"status {response.status_code}"
+    retry_after = response.headers.get("Retry-After", "")  # a proxy may send a date
+    return ServerError(response.status_code, name, message, float(retry_after) if retry_after.isdigit() else None)
 
 
 def _inputs(inputs: Iterable[Any]) -> list[Any]:

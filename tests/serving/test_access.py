@@ -48,6 +48,14 @@ def test_a_token_gives_its_right_and_no_other(run_folder: Path, token_file: Path
         assert client.patch("/v1/tasks/unknown", json={"threshold": 1.0}, headers=bearer(ADMIN)).status_code == 404
 
 
+def test_nothing_of_a_body_is_read_before_the_token_is_checked(run_folder: Path, token_file: Path) -> None:
+    settings = ServerSettings(token_file=token_file, max_body_bytes=100)
+    with TestClient(create_app(run_folder, settings), base_url=ADDRESS) as client:
+        for body, status in ((b"{", 401), (b"x" * 1000, 413)):
+            assert client.post("/v1/predict", content=body).status_code == status
+            assert client.post("/v1/predict", content=body, headers=bearer(READER)).status_code in (413, 422)
+
+
 def test_tokens_are_kept_as_digests_only(token_file: Path) -> None:
     tokens = read_tokens(token_file)
     assert right_of(READER, tokens) == "predict"
@@ -116,7 +124,9 @@ def test_every_response_has_headers_that_protect_the_page(client: TestClient) ->
 
 
 def test_a_request_under_another_name_of_the_host_is_refused(client: TestClient) -> None:
-    assert client.get("/v1/tasks", headers={"Host": "evil.example"}).status_code == 400
+    refused = client.get("/v1/tasks", headers={"Host": "evil.example"})
+    assert refused.status_code == 400
+    assert {name: refused.headers[name] for name in HEADERS} == HEADERS
     assert client.get("/v1/tasks", headers={"Host": "localhost:8000"}).status_code == 200
 
 

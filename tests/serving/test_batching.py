@@ -15,6 +15,8 @@ from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
 from hyperadapters.serving.batching import BatchTimes, DeadlineError, MicroBatcher, RefusedError
 from hyperadapters.serving.served_model import Answer, Question
 
+FATAL = (("a", None), ("b", "fatal"), ("c", None))
+
 
 class Answering:
     """A function that answers questions when it is let go on, and remembers the batches."""
@@ -28,6 +30,8 @@ class Answering:
     def __call__(self, questions: Sequence[Question]) -> list[Answer | HyperAdaptersError]:
         self.batches.append([str(question.inputs[0]) for question in questions])
         self.go.wait(10)
+        if any(question.task == "fatal" for question in questions):
+            raise ZeroDivisionError
         return [
             TaskError("unknown") if question.task == "unknown" else Answer(list(question.inputs), {}, {})  # type: ignore[arg-type]
             for question in questions
@@ -181,6 +185,19 @@ def test_an_error_concerns_its_question_only() -> None:
     asyncio.run(main())
 
 
+def test_an_unexpected_error_fails_only_the_question_that_causes_it() -> None:
+    async def main() -> None:
+        answering = Answering()
+        async with running(answering, max_wait=0.2) as batcher:
+            futures = [batcher.submit(question(text, task=task), 10, 1) for text, task in FATAL]
+            found = await asyncio.gather(*futures, return_exceptions=True)
+        assert isinstance(found[1], ZeroDivisionError)
+        assert [found[0].results, found[2].results] == [["a"], ["c"]]  # type: ignore[union-attr]
+        assert answering.batches == [["a", "b", "c"], ["a"], ["b"], ["c"]]
+
+    asyncio.run(main())
+
+
 def test_the_end_answers_what_was_accepted_and_refuses_the_rest() -> None:
     async def main() -> None:
         answering = Answering()
@@ -205,6 +222,8 @@ def test_functions_are_called_in_the_thread_between_batches() -> None:
             await batcher.call(lambda: called.append(threading.current_thread().name))
             await batcher.submit(question("0"), 10, 1)
         assert called == ["inference"]
+        with pytest.raises(RefusedError):  # nobody would call it
+            batcher.call(lambda: None)
 
     asyncio.run(main())
 

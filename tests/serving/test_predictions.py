@@ -196,6 +196,9 @@ def test_the_map_has_all_prototypes_and_the_inputs_so_far(client: TestClient) ->
     assert all(math.isclose(math.hypot(*row["vector"]), 1, rel_tol=1e-5) for row in found["prototypes"])
 
 
+TASK_LABELS = ("colour", "size", "other")
+
+
 def test_metrics_count_predictions_by_task_with_a_bound_on_names(run_folder: Path) -> None:
     settings = ServerSettings(max_task_labels=2)
     with TestClient(create_app(run_folder, settings), base_url=ADDRESS) as client:
@@ -211,7 +214,15 @@ def test_metrics_count_predictions_by_task_with_a_bound_on_names(run_folder: Pat
     names = {line.partition(" ")[0] for line in lines}
     for part in ("queue_seconds_count", "tokenization_seconds", "inference_seconds", "batch_fill_count"):
         assert f"hyperadapters_{part}" in names
-    assert any(line.startswith("hyperadapters_adapter_cache_hits") for line in lines)
+    values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+    for phase in ("queue", "tokenization", "inference"):
+        for task in TASK_LABELS:
+            assert values[f'hyperadapters_task_seconds_total{{phase="{phase}",task="{task}"}}'] > 0
+    for phase in ("tokenization", "inference"):  # nothing is counted twice
+        by_task = [values[f'hyperadapters_task_seconds_total{{phase="{phase}",task="{t}"}}'] for t in TASK_LABELS]
+        assert math.isclose(sum(by_task), values[f"hyperadapters_{phase}_seconds"], rel_tol=1e-9)
+    assert values['hyperadapters_adapter_cache_total{result="miss",task="colour"}'] == 1
+    assert values['hyperadapters_adapter_cache_total{result="hit",task="other"}'] == 1  # the second input of "mood"
 
 
 def test_a_model_that_generates_answers_and_one_that_cannot_route_are_served(tmp_path: Path) -> None:

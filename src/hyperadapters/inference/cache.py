@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ class AdapterCache:
     meanwhile: the cache notices when tasks are added, fitted or removed, but not when parameters change in place.
 
     Attributes:
-        hits: Number of tasks whose adapter was cached when a batch needed it.
-        misses: Number of tasks whose adapter had to be generated for a batch.
+        hits: Numbers of batches that found the adapter of a task in the cache, by the name of the task.
+        misses: Numbers of batches for which the adapter of a task had to be generated, by the name of the task.
     """
 
     def __init__(self, model: HyperAdapterModel, max_bytes: int) -> None:
@@ -33,7 +33,8 @@ class AdapterCache:
         self._kept: OrderedDict[int, AdapterWeights] = OrderedDict()
         self._last: tuple[list[int], AdapterWeights] | None = None
         self._made_for: tuple[int, torch.device] | None = None
-        self.hits = self.misses = 0
+        self.hits: Counter[str] = Counter()
+        self.misses: Counter[str] = Counter()
 
     @property
     def num_bytes(self) -> int:
@@ -54,12 +55,12 @@ class AdapterCache:
             self._kept.clear()
             self._last, self._made_for = None, made_for
         wanted: list[int] = task_ids.tolist()
+        names = [self._model.tasks[task_id].name for task_id in wanted]
         if self._last is not None and self._last[0] == wanted:  # avoids copies if all batches have the same tasks
-            self.hits += len(wanted)
+            self.hits.update(names)
             return self._last[1]
-        for task_id in wanted:
-            self.hits += task_id in self._kept
-            self.misses += task_id not in self._kept
+        for task_id, name in zip(wanted, names, strict=True):
+            (self.hits if task_id in self._kept else self.misses)[name] += 1
             if task_id not in self._kept:  # one at a time, since the last bit may depend on the tasks of a batch
                 self._kept[task_id] = self._model.method.adapters(task_ids.new_tensor([task_id]))
         for task_id in wanted:

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 
 from hyperadapters.errors import ServingError
+from hyperadapters.serving.responses import error_response
 
 Right = Literal["predict", "admin"]
 RIGHTS = ("predict", "admin")
 MIN_TOKEN_LENGTH = 16
+PROTECTED = ("/v1/", "/metrics")
+"""Beginnings of the paths that require a token."""
+RIGHT = "hyperadapters.right"
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -86,6 +90,41 @@ def right_of(token: str, tokens: Mapping[bytes, Right]) -> Right | None:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+class TokenCheck:
+    """ASGI middleware that refuses requests without a known token before anything of their bodies is read.
+
+    The right of a request is stored in its scope under `RIGHT`.
+    """
+
+    def __init__(self, app: Any, tokens: Mapping[bytes, Right]) -> None:
+        """Store the application that is wrapped.
+
+        Args:
+            app: The application.
+            tokens: Result of `read_tokens`.
+        """
+        self.app, self._tokens = app, tokens
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle a request.
+
+        Args:
+            scope: Scope of the connection.
+            receive: Function that returns the next message of the client.
+            send: Function that sends a message to the client.
+        """
+        if scope["type"] == "http" and scope["path"].startswith(PROTECTED):
+            scheme, _, token = Headers(scope=scope).get("Authorization", "").partition(" ")
+            right = right_of(token.strip(), self._tokens) if scheme.lower() == "bearer" else None
+            if right is None:
+                message = "expected the header Authorization: Bearer TOKEN with a token of the server's token file"
+                response = error_response(401, "HTTPError", message, {"WWW-Authenticate": "Bearer"})
+                await response(scope, receive, send)
+                return
+            scope[RIGHT] = right
+        await self.app(scope, receive, send)
 
 
 class SecurityHeaders:

@@ -24,10 +24,9 @@ from starlette.responses import Response
 from hyperadapters._version import __version__
 from hyperadapters.checkpoints.card import read_scores
 from hyperadapters.config import Task, parse
-from hyperadapters.errors import DataError, HyperAdaptersError, NotFiniteError, TaskError
-from hyperadapters.serving.access import HEADERS, Right, SecurityHeaders, read_tokens, right_of
+from hyperadapters.errors import DataError, HyperAdaptersError, NotFiniteError, OutputError, TaskError
+from hyperadapters.serving.access import HEADERS, RIGHT, Right, SecurityHeaders, TokenCheck, read_tokens
 from hyperadapters.serving.batching import DeadlineError, RefusedError
-from hyperadapters.serving.jobs import Job
 from hyperadapters.serving.responses import error_response, json_response, prediction_bodies, routing_body
 from hyperadapters.serving.schemas import (
     AddTaskRequest,
@@ -51,7 +50,7 @@ from hyperadapters.serving.worker import Change
 
 MAX_WAIT_SECONDS = 60.0
 """Maximum time for which a request waits for the end of a job."""
-STATUS_OF_ERROR = {RefusedError: 503, DeadlineError: 504, NotFiniteError: 500}
+STATUS_OF_ERROR = {RefusedError: 503, DeadlineError: 504, NotFiniteError: 500, OutputError: 500}
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +99,16 @@ def create_app(folder: str | Path, settings: ServerSettings | None = None) -> Fa
             413: {"description": "The body is too large.", "content": {"text/plain": {}}},  # FastAPI's own response
         },
     )
-    app.state.settings, app.state.tokens = settings, tokens
+    app.state.settings = settings
     _add_error_handlers(app)
     _add_routes(app)
     _add_page(app)
+    if tokens is not None:
+        app.add_middleware(TokenCheck, tokens=tokens)
     app.add_middleware(_Observer, state=app.state)
-    app.add_middleware(SecurityHeaders)
     if settings.is_loopback and not settings.insecure:  # against DNS rebinding
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "::1", settings.host])
+    app.add_middleware(SecurityHeaders)
     return app
 
 
@@ -120,22 +121,20 @@ def _may(right: Right) -> Any:
     """Return a dependency that checks the right of a request."""
 
     async def check(
-        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-    ) -> None:
-        tokens = request.app.state.tokens
-        if tokens is None:
+        request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    ) -> None:  # `TokenCheck` has found the right
+        if request.app.state.settings.token_file is None:
             return
-        found = None if credentials is None else right_of(credentials.credentials, tokens)
-        if found is None:
-            raise HTTPException(401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
-        if right == "admin" and found != "admin":
-            raise HTTPException(403, "the token does not have the right 'admin', which changes of tasks require")
+        found = request.scope.get(RIGHT)
+        if found is None or (right == "admin" and found != "admin"):
+            raise HTTPException(403, f"the token does not have the right '{right}', which the request requires")
 
     return Depends(check)
 
 
 async def _services(request: Request) -> Services:  # otherwise it would be called in another thread
     services: Services = request.app.state.services
+    await services.catch_up()
     return services
 
 
@@ -239,13 +238,13 @@ def _add_routes(app: FastAPI) -> None:
         revision = services.served.snapshot.revision
         method = services.served.model.method
         can = {"can_route": method.can_route, "can_change": method.can_change_tasks}
-        return json_response({"revision": revision, **can, "tasks": _task_infos(services)})
+        return json_response({"revision": revision, **can, "tasks": await asyncio.to_thread(_task_infos, services)})
 
     @app.get("/v1/tasks/{name}", response_model=TaskInfo, dependencies=[_may("predict")], tags=["tasks"])
     async def get_task(name: str, services: _Services) -> Response:
         """Describe a task."""
         _check_known(services, name)
-        infos = {info["name"]: info for info in _task_infos(services)}
+        infos = {info["name"]: info for info in await asyncio.to_thread(_task_infos, services)}
         return json_response(infos[name])
 
     @app.post("/v1/tasks", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"])
@@ -287,16 +286,12 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/v1/jobs/{job_id}", response_model=JobInfo, dependencies=[_may("predict")], tags=["tasks"])
     async def get_job(job_id: str, services: _Services, wait: _Wait = 0.0) -> Response:
         """Show the progress of a change."""
-        job = _job(services, job_id)
-        await _wait(job, wait)
-        return json_response(job.info)
+        return json_response(_known_job(job_id, await services.jobs.info(job_id, wait)))
 
     @app.delete("/v1/jobs/{job_id}", response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"])
     async def cancel_job(job_id: str, services: _Services) -> Response:
         """Cancel a change, unless it has been stored already."""
-        job = _job(services, job_id)
-        await services.jobs.cancel(job)
-        return json_response(job.info)
+        return json_response(_known_job(job_id, await services.jobs.cancel(job_id)))
 
     @app.get("/v1/map", response_model=MapResponse, dependencies=[_may("predict")], tags=["tasks"])
     async def task_map(services: _Services) -> Response:
@@ -352,6 +347,7 @@ def _rows(examples: Any) -> list[dict[str, Any]]:
 
 def _task_infos(services: Services) -> list[dict[str, Any]]:
     snapshot, scores = services.served.snapshot, read_scores(services.served.folder)
+    examples = services.jobs.examples()
     return [
         {
             "name": task.name,
@@ -362,7 +358,7 @@ def _task_infos(services: Services) -> list[dict[str, Any]]:
             "digest": snapshot.digests[task.name],
             "threshold": snapshot.thresholds.get(task.name),
             "scores": scores.get(task.name, {}).get("test", {}),
-            "examples": services.jobs.examples_of(task.name),
+            "examples": examples.get(task.name),
             "predictions": services.metrics.predictions_of(task.name),
         }
         for task in snapshot.tasks
@@ -374,23 +370,14 @@ def _check_known(services: Services, name: str) -> None:
         raise HTTPException(404, f"there is no task '{name}'; GET /v1/tasks lists all of them")
 
 
-def _job(services: Services, job_id: str) -> Job:
-    job = services.jobs.get(job_id)
-    if job is None:
-        raise HTTPException(404, f"there is no job '{job_id}'; jobs are forgotten when the server is restarted")
-    return job
-
-
-async def _wait(job: Job, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await job.ended.wait()
-    except TimeoutError:
-        return
+def _known_job(job_id: str, info: JobInfo | None) -> JobInfo:
+    if info is None:
+        raise HTTPException(404, f"there is no job '{job_id}'; the oldest jobs are forgotten")
+    return info
 
 
 async def _change(services: Services, change: Change, wait: float) -> Response:
     services.served.model.method.check_can_change_tasks()
-    job = services.jobs.submit(change)
-    await _wait(job, wait)
-    return json_response(job.info, 202, {"Location": f"/v1/jobs/{job.id}"})
+    job_id = await services.jobs.submit(change)
+    info = _known_job(job_id, await services.jobs.info(job_id, wait))
+    return json_response(info, 202, {"Location": f"/v1/jobs/{job_id}"})

@@ -75,11 +75,13 @@ class BatchTimes:
         rows: Number of inputs.
         queue: Time in seconds that each of its questions waited.
         seconds: Time in seconds that the batch took.
+        answers: Answers to its questions, or the errors in them.
     """
 
     rows: int
     queue: Sequence[float]
     seconds: float
+    answers: Sequence[Answer | Exception] = ()
 
 
 @dataclass
@@ -162,8 +164,7 @@ class MicroBatcher:
                 "send several requests"
             )
         with self._changed:
-            if not self.is_alive:
-                raise RefusedError("the server is being stopped; send the request to another one", 5)
+            self._check_alive()
             before = self._queued_rows
             delay = (before + self._running_rows) * self._seconds_per_row
             if before and before + rows > self.max_queue_rows:
@@ -183,12 +184,20 @@ class MicroBatcher:
 
         Returns:
             Future of its result.
+
+        Raises:
+            RefusedError: If the server is being stopped.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         with self._changed:
+            self._check_alive()
             self._calls.append((function, future))
             self._changed.notify_all()
         return future
+
+    def _check_alive(self) -> None:
+        if not self.is_alive:
+            raise RefusedError("the server is being stopped; send the request to another one", 5)
 
     def _run(self) -> None:
         while self._wait():
@@ -200,7 +209,7 @@ class MicroBatcher:
             found = self._answers(valid)
             late = DeadlineError("the request could not be answered before its deadline; try again later")
             results = [*zip(valid, found, strict=True), *((waiting, late) for waiting in expired)]
-            self._measure(valid, started, monotonic() - started)
+            self._measure(valid, found, started, monotonic() - started)
             try:
                 self._loop.call_soon_threadsafe(_deliver, results)
             except RuntimeError:  # the event loop was closed without a graceful stop
@@ -245,10 +254,14 @@ class MicroBatcher:
         try:
             return self.answer([waiting.question for waiting in batch]) if batch else []
         except Exception as error:
-            logger.exception("a batch could not be answered")
-            return [error] * len(batch)
+            if len(batch) == 1:
+                logger.exception("a question could not be answered")
+                return [error]
+        return [self._answers([waiting])[0] for waiting in batch]  # so that only those that are to blame fail
 
-    def _measure(self, batch: Sequence[Waiting], started: float, seconds: float) -> None:
+    def _measure(
+        self, batch: Sequence[Waiting], found: Sequence[Answer | Exception], started: float, seconds: float
+    ) -> None:
         rows = sum(waiting.rows for waiting in batch)
         with self._changed:
             self._running_rows = 0
@@ -257,7 +270,7 @@ class MicroBatcher:
         with self._changed:
             weight = SMOOTHING if self._seconds_per_row else 0.0
             self._seconds_per_row = weight * self._seconds_per_row + (1 - weight) * seconds / rows
-        self.observe(BatchTimes(rows, [started - waiting.since for waiting in batch], seconds))
+        self.observe(BatchTimes(rows, [started - waiting.since for waiting in batch], seconds, found))
 
 
 def _deliver(results: Sequence[tuple[Waiting, Any]]) -> None:

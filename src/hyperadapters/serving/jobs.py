@@ -6,7 +6,6 @@ import asyncio
 import logging
 import multiprocessing
 import uuid
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,13 +14,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from hyperadapters.errors import HyperAdaptersError
+from hyperadapters.errors import HyperAdaptersError, OutputError
 from hyperadapters.serving.batching import RefusedError
+from hyperadapters.serving.job_store import ENDED, JobStore
 from hyperadapters.serving.schemas import JobInfo, JobState
 from hyperadapters.serving.worker import Change, run_worker
 
-KEPT_JOBS = 1000
-"""Number of ended jobs that can still be asked for."""
+ASKING_SECONDS = 0.2
+"""Interval in which the state of a job of another server is read."""
+CANCELLATION_SECONDS = 5.0
+"""Time for which the cancellation of a job of another server is waited for."""
 IDLE_SECONDS = 10.0
 """Time after the removal of a task after which an idle worker process is ended."""
 
@@ -54,7 +56,7 @@ class Job:
     _accepted: float = field(default_factory=monotonic)
     _seconds: float | None = None
 
-    def end(self, state: JobState, error: str | None = None) -> None:
+    def set_end(self, state: JobState, error: str | None = None) -> None:
         """Set the final state.
 
         Args:
@@ -63,7 +65,6 @@ class Job:
         """
         self.state, self.error, self.stage, self._seconds = state, error, "", monotonic() - self._accepted
         self.change = replace(self.change, examples=())  # nothing of the texts is kept
-        self.ended.set()
 
     @property
     def info(self) -> JobInfo:
@@ -103,7 +104,8 @@ class JobRunner:
         """
         self._folder, self._max_jobs, self._versions = folder, max_jobs, versions
         self._switch, self._observe = switch, observe
-        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._store, self._saving = JobStore(folder), asyncio.Lock()
+        self._jobs: dict[str, Job] = {}  # those that have not ended
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._running: Job | None = None
         self._process: Any = None
@@ -121,74 +123,125 @@ class JobRunner:
         Args:
             seconds: Time in seconds after which a change that is still being made is cancelled too.
         """
-        for job in self._jobs.values():
+        for job in [*self._jobs.values()]:
             if job.state == "queued":
-                job.end("cancelled")
+                await self._end(job, "cancelled")
         if self._running is not None:
             try:
                 await asyncio.wait_for(self._running.ended.wait(), seconds)
             except TimeoutError:
-                await self.cancel(self._running)
+                await self._cancel(self._running)
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
         self._end_process()
+        await asyncio.to_thread(self._store.close)
 
-    def submit(self, change: Change) -> Job:
+    async def submit(self, change: Change) -> str:
         """Let a change wait.
 
         Args:
             change: The change.
 
         Returns:
-            The job.
+            Identifier of the job.
 
         Raises:
             RefusedError: If too many changes wait.
+            OutputError: If the job cannot be stored.
         """
         waiting = sum(job.state == "queued" for job in self._jobs.values())
         if waiting >= self._max_jobs:
             raise RefusedError(f"{waiting} changes of tasks wait, and {self._max_jobs} may; try again later", 10)
         job = Job(change)
         self._jobs[job.id] = job
-        ended = [key for key, known in self._jobs.items() if known.ended.is_set()]
-        for key in ended[: max(0, len(self._jobs) - KEPT_JOBS)]:
-            del self._jobs[key]
+        try:
+            await self._save(job)
+        except BaseException:
+            del self._jobs[job.id]
+            raise
         self._queue.put_nowait(job)
-        return job
+        return job.id
 
-    def get(self, job_id: str) -> Job | None:
-        """Return a job, or None if it is unknown.
+    async def info(self, job_id: str, wait: float = 0.0) -> JobInfo | None:
+        """Return the state of a job of any server of the folder, or None if it is unknown.
 
         Args:
             job_id: Identifier of the job.
+            wait: Time in seconds to wait for its end. Default: 0.
         """
-        return self._jobs.get(job_id)
+        end = monotonic() + wait
+        if (job := self._jobs.get(job_id)) is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await job.ended.wait()
+            return job.info
+        while True:
+            info = await asyncio.to_thread(self._store.read, job_id)
+            if info is None or info.state in ENDED or monotonic() >= end:
+                return info
+            await asyncio.sleep(min(ASKING_SECONDS, max(0.0, end - monotonic())))
 
-    def examples_of(self, task: str) -> int | None:
-        """Return the number of examples that a task was last fitted to; None if that is not known.
+    def examples(self) -> dict[str, int]:
+        """Return the numbers of examples that tasks were last fitted to, as far as that is known, by name."""
+        return self._store.examples()
+
+    async def cancel(self, job_id: str) -> JobInfo | None:
+        """Cancel a job of any server of the folder. One whose change has been stored already is not cancelled but done.
 
         Args:
-            task: Name of the task.
-        """
-        for job in reversed(self._jobs.values()):
-            if job.state == "done" and job.change.name == task and job.change.action != "set_threshold":
-                return None if job.report is None else int(job.report["examples"])
-        return None
+            job_id: Identifier of the job.
 
-    async def cancel(self, job: Job) -> None:
-        """Cancel a job. One whose change has been stored already is not cancelled but done.
+        Returns:
+            State of the job, which has not ended yet if another server has to end it; None if it is unknown.
 
-        Args:
-            job: The job.
+        Raises:
+            OutputError: If another server cannot be asked to cancel the job.
         """
+        job = self._jobs.get(job_id)
+        if job is not None:
+            await self._cancel(job)
+            return job.info
+        info = await asyncio.to_thread(self._store.read, job_id)
+        if info is None or info.state in ENDED:
+            return info
+        await asyncio.to_thread(self._store.request_cancellation, job_id)
+        return await self.info(job_id, CANCELLATION_SECONDS)
+
+    async def follow_requests(self) -> None:
+        """Cancel the jobs that other servers ask to cancel."""
+        for job in [*self._jobs.values()]:
+            if await asyncio.to_thread(self._store.is_cancellation_requested, job.id):
+                await self._cancel(job)
+
+    async def _cancel(self, job: Job) -> None:
         if job.state == "queued":
-            job.end("cancelled")
+            await self._end(job, "cancelled")
         elif job is self._running:
             self._is_cancelled = True
             self._end_process()
             await job.ended.wait()
+
+    async def _end(self, job: Job, state: JobState, error: str | None = None) -> None:
+        """Store the final state of a job, and forget the job."""
+        job.set_end(state, error)
+        try:
+            await self._save(job)
+            del self._jobs[job.id]
+        except OutputError as failure:  # only this server knows it then
+            logger.error("the state of a change cannot be stored: %s", failure)
+        finally:
+            job.ended.set()
+
+    async def _set_stage(self, job: Job, stage: str) -> None:
+        job.stage = stage
+        with suppress(OutputError):
+            await self._save(job)
+
+    async def _save(self, job: Job) -> None:
+        async with self._saving:
+            await asyncio.to_thread(self._store.write, job.info)
 
     async def _run(self) -> None:
         while True:
@@ -200,30 +253,34 @@ class JobRunner:
             if job.state != "queued":
                 continue
             self._running, job.state = job, "running"
-            before = self._versions().get(job.change.name)
             try:
-                state, error = await self._make(job)
-                job.stage = "switching"
-                await self._switch()
-                job.version = self._versions().get(job.change.name)
-                # The change may have been stored before the process was ended.
-                is_stored = state == "done" or job.version != before
-                job.end("done" if is_stored else state, error)
+                await self._end(job, *await self._change(job))
             except HyperAdaptersError as failure:
                 logger.error("the tasks in %s cannot be read: %s", self._folder, failure)
-                job.end("failed", str(failure))
+                await self._end(job, "failed", str(failure))
             except Exception:
                 logger.exception("a change of a task failed")
-                job.end("failed", "the change failed for an unexpected reason, which the log of the server contains")
+                reason = "the change failed for an unexpected reason, which the log of the server contains"
+                await self._end(job, "failed", reason)
             finally:
                 self._running = None
             self._observe(job)
+
+    async def _change(self, job: Job) -> tuple[JobState, str | None]:
+        """Make a change, let the model switch to it, and return the state of the job and the error."""
+        before = self._versions().get(job.change.name)
+        state, error = await self._make(job)
+        await self._set_stage(job, "switching")
+        await self._switch()
+        job.version = self._versions().get(job.change.name)
+        # The change may have been stored before the process was ended.
+        return ("done" if job.version != before else state), error
 
     async def _make(self, job: Job) -> tuple[JobState, str | None]:
         """Let the worker make a change, and return the state of the job and the error."""
         self._is_cancelled = False
         if self._process is None or not self._process.is_alive():
-            job.stage = "starting the worker"
+            await self._set_stage(job, "starting the worker")
             self._process, self._connection = await asyncio.to_thread(self._start_process)
         if self._is_cancelled:
             self._end_process()
@@ -235,7 +292,7 @@ class JobRunner:
             while True:
                 kind, value = await asyncio.to_thread(connection.recv)
                 if kind == "stage":
-                    job.stage = value
+                    await self._set_stage(job, value)
                 elif kind == "done":
                     job.report = value
                     self._has_removed = self._has_removed or job.change.action == "remove"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hyperadapters.checkpoints.format import stored_digest
+from hyperadapters.checkpoints.format import CONFIG_FILE, stored_digest
 from hyperadapters.checkpoints.update import update_model
 from hyperadapters.config import Task
 from hyperadapters.errors import HyperAdaptersError
@@ -130,6 +131,7 @@ class ServedModel:
         self.model = HyperAdapterModel.from_pretrained(folder).to(best_device())
         self.predictor = Predictor(self.model, batch_size)
         self._stored: str | None = None
+        self._examined: tuple[int, ...] = ()
         if not self.refresh():
             self.snapshot = Snapshot.of(self.model)
 
@@ -177,13 +179,20 @@ class ServedModel:
             return
         found.update({i: [next(together) for _ in examples] for i, examples in readable.items()})
 
+    def is_touched(self) -> bool:
+        """Return whether the checkpoint was written since `is_outdated` examined it. This takes a few microseconds."""
+        return self.model.method.can_change_tasks and _stamp(self.folder) != self._examined
+
     def is_outdated(self) -> bool:
         """Return whether the folder has other tasks than the model, which `refresh` would switch to.
 
         Raises:
             CheckpointError: If the checkpoint is missing or damaged.
         """
-        return self.model.method.can_change_tasks and stored_digest(self.folder) != self._stored
+        if not self.model.method.can_change_tasks:
+            return False
+        self._examined = _stamp(self.folder)
+        return stored_digest(self.folder) != self._stored
 
     def refresh(self) -> bool:
         """Switch to the tasks in the folder. What the former tasks occupied in memory is overwritten.
@@ -206,6 +215,15 @@ class ServedModel:
             self.snapshot = Snapshot.of(self.model)
         overwrite_free_memory()
         return True
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """Return numbers that change whenever a checkpoint is written; none if it cannot be found."""
+    try:
+        found = os.stat(folder / CONFIG_FILE)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def refresh(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from hyperadapters.errors import HyperAdaptersError
@@ -90,13 +91,20 @@ class Services:
             if isinstance(row, Prediction):
                 self.task_map.add(row.task, row.instance)
 
+    async def catch_up(self) -> None:
+        """Switch to the tasks in the folder if it was changed, so that nothing is answered by outdated ones."""
+        if self.batcher.is_alive and self.served.is_touched():
+            with suppress(HyperAdaptersError):  # reported by `follow_folder`
+                await self.switch()
+
     async def follow_folder(self) -> None:
-        """Switch to the tasks in the folder whenever another process has changed them."""
+        """Switch to the tasks in the folder, and cancel jobs, if another process says so while no requests come."""
         reported = ""
         while True:
             await asyncio.sleep(self.settings.poll_seconds)
             try:
                 await self.switch()
+                await self.jobs.follow_requests()
                 reported = ""
             except HyperAdaptersError as error:
                 if str(error) != reported:
