@@ -77,11 +77,12 @@ def create_app(folder: str | Path, settings: ServerSettings | None = None) -> Fa
         app.state.services = services = Services(served, settings)
         services.batcher.start(asyncio.get_running_loop())
         services.jobs.start()
-        following = asyncio.create_task(services.follow_folder())
+        running = [asyncio.create_task(task) for task in (services.follow_folder(), services.return_memory())]
         try:
             yield
         finally:
-            following.cancel()
+            for task in running:
+                task.cancel()
             await services.jobs.stop(settings.shutdown_seconds)
             await asyncio.to_thread(services.batcher.stop)
 

@@ -268,8 +268,8 @@ class MicroBatcher:
         if not batch:
             return
         with self._changed:
-            weight = SMOOTHING if self._seconds_per_row else 0.0
-            self._seconds_per_row = weight * self._seconds_per_row + (1 - weight) * seconds / rows
+            # It begins with 0, since the first batch of a process takes longer than all others.
+            self._seconds_per_row = SMOOTHING * self._seconds_per_row + (1 - SMOOTHING) * seconds / rows
         self.observe(BatchTimes(rows, [started - waiting.since for waiting in batch], seconds, found))
 
 

@@ -1,4 +1,4 @@
-"""Overwriting memory that has been freed, so that nothing of a removed task can be read from the process.
+"""Returning memory that has been freed, and overwriting it, so that nothing of a removed task can be read.
 
 The weights of tasks are copied while a batch is computed and while a file is read. What is freed keeps its contents
 until it is used again. This is for the allocator of glibc only; elsewhere nothing is done.
@@ -59,6 +59,16 @@ def use_one_arena() -> None:
     """Let all threads share their free memory, so that any of them can overwrite it. Call this before threads start."""
     if _GLIBC is not None:
         _GLIBC.mallopt(M_ARENA_MAX, 1)
+
+
+def return_free_memory() -> None:
+    """Return free pages to the system.
+
+    The tensors of batches of ever new sizes come from one heap with what lives longer, between which more and more
+    pieces are free. The allocator does not return them by itself, and the process would grow to twice its size.
+    """
+    if _GLIBC is not None:
+        _GLIBC.malloc_trim(0)
 
 
 def overwrite_free_memory() -> None:

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 
 from hyperadapters.errors import HyperAdaptersError
 from hyperadapters.inference.predictor import Prediction
-from hyperadapters.serving.batching import DeadlineError, MicroBatcher
+from hyperadapters.serving.batching import DeadlineError, MicroBatcher, RefusedError
 from hyperadapters.serving.jobs import JobRunner
-from hyperadapters.serving.memory import overwrite_free_memory
+from hyperadapters.serving.memory import overwrite_free_memory, return_free_memory
 from hyperadapters.serving.metrics import ServerMetrics
 from hyperadapters.serving.served_model import Answer, Question, ServedModel
 from hyperadapters.serving.settings import ServerSettings
 from hyperadapters.serving.task_map import TaskMap
+
+RETURN_SECONDS = 10.0
+"""Interval in seconds in which free memory is returned to the system."""
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +115,13 @@ class Services:
                 reported = str(error)
             except Exception:
                 logger.exception("the folder could not be examined")
+
+    async def return_memory(self) -> None:
+        """Return free memory to the system from time to time, between two batches."""
+        while True:
+            await asyncio.sleep(RETURN_SECONDS)
+            with suppress(RefusedError):  # the server is being stopped
+                await self.batcher.call(return_free_memory)
 
     async def ask(self, question: Question, timeout_ms: int | None) -> Answer:
         """Answer a question.
