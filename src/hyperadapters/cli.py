@@ -33,6 +33,8 @@ app = typer.Typer(
 
 JSON_ESCAPES = "hyperadapters.json_escapes"
 """Name of the error handler of the output streams."""
+ENGINES = ("local", "ray")
+"""What predicts and serves: this process, or processes of Ray."""
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG)
 """Errors of an output that cannot be written to any more, which are not failures of the program."""
 
@@ -144,6 +146,7 @@ def evaluate(
     "hyperadapters predict runs/helpdesk --input texts.jsonl\n\n"
     "hyperadapters predict runs/helpdesk --input texts.csv --task refunds --output answers.csv\n\n"
     "hyperadapters predict runs/helpdesk --input texts.csv --tasks refunds --tasks urgent\n\n"
+    "hyperadapters predict runs/helpdesk --input large.parquet --output answers.jsonl --engine ray\n\n"
     "The input has a column 'text' (and 'text_pair' for pairs). A column 'task' names the task of each row; "
     "rows without one are routed to the most similar task, or declined if none is similar. Other columns are kept."
 )
@@ -169,9 +172,23 @@ def predict(
         bool, typer.Option("--decline/--no-decline", help="Whether to decline rows that are not similar to any task.")
     ] = True,
     delimiter: Delimiter = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local for this process, or ray for worker processes of Ray; the same command continues a prediction "
+            "with ray that was interrupted."
+        ),
+    ] = "local",
+    shard_rows: Annotated[
+        int | None, typer.Option(min=1, help="Number of rows that a worker of Ray predicts at a time; default: 10000.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of workers of Ray; default: one for each GPU, or else for each processor."),
+    ] = None,
 ) -> None:
     """Predict the targets of new inputs, and route those without a task."""
-    from hyperadapters.errors import TaskError
+    from hyperadapters.errors import DataError, OutputError, TaskError, unknown_name
     from hyperadapters.inference.predict_files import OUTPUT_ENDINGS, predict_file
     from hyperadapters.inference.predictor import Predictor
     from hyperadapters.utils.files import check_target
@@ -180,8 +197,32 @@ def predict(
         check_target(output, OUTPUT_ENDINGS)
     if tasks and (route != "nearest" or not decline):
         raise TaskError("--tasks: nothing is routed or declined if tasks are given; remove --route and --no-decline")
-    predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
+    if engine not in ENGINES:
+        raise DataError("--engine: " + unknown_name("engine", engine, ENGINES))
+    if engine != "ray" and (shard_rows is not None or workers is not None):
+        raise DataError("--shard-rows and --workers: only valid with --engine ray; add it, or remove them")
     chosen = "*" if tasks == ["*"] else tasks
+    if engine == "ray":
+        if output is None:
+            raise OutputError("--engine ray: expected an output file, found none; add --output")
+        from hyperadapters.inference.predict_ray import SHARD_ROWS, predict_file_with_ray
+
+        predict_file_with_ray(
+            folder,
+            input_file,
+            output,
+            task,
+            cast(Any, chosen),
+            batch_size,
+            cast(Any, route),
+            decline,
+            delimiter,
+            shard_rows or SHARD_ROWS,
+            workers,
+            progress=True,
+        )
+        return
+    predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
     predict_file(predictor, input_file, task, output, progress=output is not None, delimiter=delimiter, tasks=chosen)
 
 
@@ -216,15 +257,17 @@ def add_task(
     from hyperadapters.errors import TaskError
     from hyperadapters.inference.batches import best_device
     from hyperadapters.model.model import HyperAdapterModel
+    from hyperadapters.utils.files import locked
 
     rows = read_file(examples, delimiter)
     fields = ["text", "text_pair"] if any(row.values.get("text_pair") for row in rows) else ["text"]
     described = {"name": name, "kind": kind, "fields": fields, "metrics": metric or [], "template": template}
     task = parse(Task, described, TaskError)
     _announce(fit)
-    model = HyperAdapterModel.from_pretrained(folder).to(best_device())
-    report = model.add_task(task, rows, cast(Any, fit), cast(Any, init), k_per_label, seed=seed)
-    model.save_pretrained(folder)
+    with locked(folder):
+        model = HyperAdapterModel.from_pretrained(folder).to(best_device())
+        report = model.add_task(task, rows, cast(Any, fit), cast(Any, init), k_per_label, seed=seed)
+        model.save_pretrained(folder)
     _print_report(report)
 
 
@@ -247,12 +290,14 @@ def refit_task(
     from hyperadapters.data.sources import read_file
     from hyperadapters.inference.batches import best_device
     from hyperadapters.model.model import HyperAdapterModel
+    from hyperadapters.utils.files import locked
 
     rows = read_file(examples, delimiter)
     _announce(fit)
-    model = HyperAdapterModel.from_pretrained(folder).to(best_device())
-    report = model.refit_task(name, rows, cast(Any, fit), cast(Any, init), k_per_label, seed=seed)
-    model.save_pretrained(folder)
+    with locked(folder):
+        model = HyperAdapterModel.from_pretrained(folder).to(best_device())
+        report = model.refit_task(name, rows, cast(Any, fit), cast(Any, init), k_per_label, seed=seed)
+        model.save_pretrained(folder)
     _print_report(report)
 
 
@@ -260,10 +305,12 @@ def refit_task(
 def remove_task(folder: RunFolder, name: Annotated[str, typer.Option(help="Name of the task.")]) -> None:
     """Remove a task from a run. Other tasks do not change."""
     from hyperadapters.model.model import HyperAdapterModel
+    from hyperadapters.utils.files import locked
 
-    model = HyperAdapterModel.from_pretrained(folder)
-    model.remove_task(name)
-    model.save_pretrained(folder)
+    with locked(folder):
+        model = HyperAdapterModel.from_pretrained(folder)
+        model.remove_task(name)
+        model.save_pretrained(folder)
     typer.echo(f"Removed '{name}'. Tasks now: {', '.join(task.name for task in model.tasks)}")
 
 
@@ -275,10 +322,12 @@ def rename_task(
 ) -> None:
     """Rename a task of a run."""
     from hyperadapters.model.model import HyperAdapterModel
+    from hyperadapters.utils.files import locked
 
-    model = HyperAdapterModel.from_pretrained(folder)
-    model.rename_task(name, to)
-    model.save_pretrained(folder)
+    with locked(folder):
+        model = HyperAdapterModel.from_pretrained(folder)
+        model.rename_task(name, to)
+        model.save_pretrained(folder)
     typer.echo(f"Renamed '{name}' to '{to}'")
 
 
@@ -328,9 +377,21 @@ def serve(
     ] = 2048,
     timeout_ms: Annotated[int, typer.Option(help="Deadline of a request in milliseconds.")] = 10_000,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write the texts of requests to the log.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="local for one process, or ray for replicas on one machine or many with Ray Serve.")
+    ] = "local",
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Number of replicas with --engine ray; default: 1.")
+    ] = None,
 ) -> None:
     """Serve the model of a run by HTTP, with a page to try it. Tasks can be changed while it serves."""
+    from hyperadapters.errors import ServingError, unknown_name
     from hyperadapters.utils.optional import require
+
+    if engine not in ENGINES:
+        raise ServingError("--engine: " + unknown_name("engine", engine, ENGINES))
+    if engine != "ray" and replicas is not None:
+        raise ServingError("--replicas: only valid with --engine ray; add it, or remove --replicas")
 
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package)
@@ -349,7 +410,16 @@ def serve(
         timeout_ms=timeout_ms,
         log_texts=log_texts,
     )
-    serve_run(folder, settings, lambda address: typer.echo(f"Serving {folder} at {address}"))
+
+    def tell(address: str) -> None:
+        typer.echo(f"Serving {folder} at {address}")
+
+    if engine == "ray":
+        from hyperadapters.serving.ray_engine import serve_with_ray
+
+        serve_with_ray(folder, settings, replicas or 1, tell)
+    else:
+        serve_run(folder, settings, tell)
 
 
 @app.command(

@@ -52,6 +52,10 @@ class ServingError(HyperAdaptersError):
     """The settings of the server are invalid."""
 
 
+class ClusterError(HyperAdaptersError):
+    """Ray cannot be started, or has fewer processors than are asked for."""
+
+
 class NotFiniteError(HyperAdaptersError):
     """A loss, a gradient or a prediction is not a finite number."""
 

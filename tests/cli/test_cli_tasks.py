@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -412,3 +414,14 @@ def test_a_full_disk_leaves_the_old_or_the_new_tasks(
     assert ((run / "hyperadapter.json").read_bytes() == old) == (step < 6)
     new = ["mood", "colour", "x"] if command == "add-task" else ["colour"]
     assert names_in(run) == (["mood", "colour"] if step < 6 else new)
+
+
+def test_commands_that_change_a_run_at_the_same_time_wait_for_each_other(run: Path, examples: Path) -> None:
+    names = ["first", "second", "third"]
+    command = [sys.executable, "-m", "hyperadapters.cli", "add-task", str(run), "--examples", str(examples)]
+    processes = [
+        subprocess.Popen([*command, "--name", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for name in names
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert {task.name for task in HyperAdapterModel.from_pretrained(run).tasks} == {*TASKS, *names}

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import (
     check_folder,
     check_target,
+    locked,
     make_folder,
     making_folder,
     new_folder,
@@ -331,3 +333,19 @@ def test_folders_that_were_made_in_vain_are_removed_again(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="no luck"):
         _make_in_vain(tmp_path / "a" / "b", file=tmp_path / "a" / "file")
     assert os.listdir(tmp_path / "a") == ["file"]
+
+
+def test_a_lock_excludes_other_threads_but_not_the_one_that_holds_it(tmp_path: Path) -> None:
+    def is_free() -> bool:
+        try:
+            with locked(tmp_path, wait=False):
+                return True
+        except OutputError:
+            return False
+
+    with ThreadPoolExecutor(1) as other:
+        with locked(tmp_path):
+            with locked(tmp_path / "." / "", wait=False):
+                assert not other.submit(is_free).result()
+            assert not other.submit(is_free).result()  # the inner one has not released it
+        assert other.submit(is_free).result()

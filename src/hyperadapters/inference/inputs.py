@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hyperadapters.config import Task
@@ -85,3 +85,60 @@ def _read(row: Row, tasks: Sequence[Task], names: Mapping[str, int], task: str |
     if not isinstance(name, str) or name not in names:
         raise TaskError(f"{row.place}: " + unknown_name("task", str(name), names))
     return Example(names[name], *read_fields(row, tasks[names[name]]))
+
+
+def ids_of_tasks(known: Sequence[Task], tasks: Any) -> list[int]:
+    """Return the ids of tasks that are to be answered for the same inputs.
+
+    Args:
+        known: Tasks of the model.
+        tasks: Names of the tasks.
+
+    Raises:
+        TaskError: If `tasks` is not a list of names, a task is unknown or named twice, or some tasks read pairs and
+            others single texts.
+    """
+    names = [] if isinstance(tasks, str) or not isinstance(tasks, Iterable) else list(tasks)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise TaskError(
+            f"tasks: expected names of tasks, or '*' for all of them, found {tasks!r}; pass a list of names"
+        )
+    ids = {task.name: task_id for task_id, task in enumerate(known)}
+    for index, name in enumerate(names):
+        if name not in ids:
+            raise TaskError("tasks: " + unknown_name("task", name, ids))
+        if name in names[:index]:
+            raise TaskError(f"tasks: '{name}' is named twice; name each task once")
+    found = [ids[name] for name in names]
+    pairs = [name for name in names if known[ids[name]].is_pair]
+    if 0 < len(pairs) < len(names):
+        single = next(name for name in names if name not in pairs)
+        raise TaskError(
+            f"tasks: '{pairs[0]}' reads pairs of texts and '{single}' single texts, so that no input has both; "
+            "predict them apart, or use '*'"
+        )
+    return found
+
+
+def tasks_that_read(example: Example, number: int, known: Sequence[Task]) -> list[int]:
+    """Return the ids of all tasks that read such an input.
+
+    Args:
+        example: Input without a task.
+        number: Number of the input for messages, counted from 1.
+        known: Tasks of the model.
+
+    Raises:
+        DataError: If the input has a task, or no task reads such inputs.
+    """
+    if example.task_id is not None:
+        raise DataError(
+            f"input {number}: names the task '{known[example.task_id].name}', but is answered for all tasks; "
+            "remove the task from the input, or do not ask for all tasks"
+        )
+    is_pair = example.text_pair is not None
+    task_ids = [task_id for task_id, task in enumerate(known) if task.is_pair == is_pair]
+    if not task_ids:
+        expected, found = ("a single text", "a pair of texts") if is_pair else ("a pair of texts", "a single text")
+        raise DataError(f"input {number}: expected {expected}, which all tasks of the model read, found {found}")
+    return task_ids

@@ -54,19 +54,50 @@ def predict_file(
         OutputError: If the output cannot be written.
         NotFiniteError: If the model computes a value that is not a finite number.
     """
-    if task is not None and tasks is not None:
-        raise TaskError("task and tasks: expected one of them, found both; remove one")
-    if str(input_file) != "-":
-        rows = iterate_file(input_file, delimiter)
-    elif delimiter is None:
-        rows = iterate_standard_input()
-    else:
-        raise DataError("standard input is read as JSON-lines, which has no delimiter; remove the delimiter")
+    rows = open_rows(input_file, task, tasks, delimiter)
     records = _records(predictor, rows, str(input_file), task, tasks, progress)
     if output is None:
         _write_jsonl(sys.stdout, records)
         return
     check_target(output, OUTPUT_ENDINGS)
+    write_records(output, records)
+
+
+def open_rows(
+    input_file: Path, task: str | None, tasks: Sequence[str] | Literal["*"] | None, delimiter: str | None
+) -> Iterator[Row]:
+    """Open the input of `predict_file` and return an iterator over its rows.
+
+    Args:
+        input_file: Input file, or "-" for standard input.
+        task: Name of the task of all rows, if there is one.
+        tasks: Names of several tasks, if there are any.
+        delimiter: Delimiter of a CSV or TSV file, if it is given.
+
+    Raises:
+        TaskError: If both `task` and `tasks` are given.
+        DataError: If the file is missing or has an unknown type, or, during the iteration, a row is invalid.
+    """
+    if task is not None and tasks is not None:
+        raise TaskError("task and tasks: expected one of them, found both; remove one")
+    if str(input_file) != "-":
+        return iterate_file(input_file, delimiter)
+    if delimiter is not None:
+        raise DataError("standard input is read as JSON-lines, which has no delimiter; remove the delimiter")
+    return iterate_standard_input()
+
+
+def write_records(output: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write the records of predictions to a file, which appears when it is complete.
+
+    Args:
+        output: JSON-lines or CSV file, depending on the ending of its name.
+        records: Values of the columns by name.
+
+    Raises:
+        DataError: If a record has a column that the first one does not have, and the file is a CSV file.
+        OutputError: If the file cannot be written.
+    """
     write = _write_csv if output.suffix == ".csv" else _write_jsonl
     with open_atomically(output) as file:
         write(file, records)
@@ -85,7 +116,7 @@ def _records(
 
     def remember_others(rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
-            others.append(_other_columns(row))
+            others.append(other_columns(row))
             yield row
 
     def remember(examples: Iterable[Example]) -> Iterator[Example]:
@@ -109,7 +140,15 @@ def _records(
         raise DataError(f"{name}: expected at least one row, found none")
 
 
-def _other_columns(row: Row) -> dict[str, Any]:
+def other_columns(row: Row) -> dict[str, Any]:
+    """Return the values of the columns of a row that are copied to the output.
+
+    Args:
+        row: Row of the input.
+
+    Raises:
+        DataError: If a column has the name of a column of the output.
+    """
     for name in CSV_COLUMNS:
         if name in row.values and name not in INPUT_COLUMNS:
             raise DataError(f"{row.place}: the column '{name}' is also a column of the output; rename it")
@@ -137,7 +176,7 @@ def _record(example: Example, prediction: Prediction, is_routed: bool) -> dict[s
 
 def _write_jsonl(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
     for record in records:
-        file.write(_as_json(record) + "\n")
+        file.write(as_json(record) + "\n")
 
 
 CSV_COLUMNS = (
@@ -157,14 +196,24 @@ def _write_csv(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
                 f"row {number}: the column '{unknown[0]}' is not in the first row, so that the CSV file does not have "
                 "it; choose an output ending in .jsonl"
             )
-        writer.writerow({key: _as_cell(value) for key, value in record.items()})
+        writer.writerow({key: as_cell(value) for key, value in record.items()})
 
 
-def _as_cell(value: Any) -> Any:
-    return _as_json(value) if isinstance(value, (dict, list)) else value
+def as_cell(value: Any) -> Any:
+    """Return a value as it is given to the writer of CSV: lists and mappings become JSON.
+
+    Args:
+        value: Value of a column.
+    """
+    return as_json(value) if isinstance(value, (dict, list)) else value
 
 
-def _as_json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Return a value as JSON. Numbers that JSON cannot represent become null, and values of other types strings.
+
+    Args:
+        value: Value of a column, or all values of a row.
+    """
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
-from typing import IO, Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from hyperadapters.backbones.passes import FrozenOutput, evaluating
@@ -29,10 +26,11 @@ from hyperadapters.inference.answers import answer_batch, answer_tasks, can_shar
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
 from hyperadapters.inference.cache import AdapterCache
 from hyperadapters.inference.finite import check_answers
-from hyperadapters.inference.inputs import read_inputs
+from hyperadapters.inference.inputs import ids_of_tasks, read_inputs, tasks_that_read
 from hyperadapters.inference.routing import RoutingResult, contains_words, decide
 from hyperadapters.methods.base import ROUTES, Route
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.utils.progress import show_progress
 
 CHUNK_BATCHES = 32
 CACHE_BYTES = 256 * 2**20
@@ -63,6 +61,25 @@ class Prediction:
     routing: RoutingResult | None
     target: int | float | str | None
     instance: tuple[float, ...] | None
+
+
+def check_options(batch_size: int, route: str, decline: bool) -> None:
+    """Check the options of a `Predictor`.
+
+    Args:
+        batch_size: Number of inputs in a batch.
+        route: Adapters of routed inputs.
+        decline: Whether inputs are declined.
+
+    Raises:
+        TaskError: If `route` is unknown.
+        DataError: If `batch_size` or `decline` has a wrong type, or `batch_size` is too small.
+    """
+    check_int("batch_size", batch_size, 1)
+    if route not in ROUTES:
+        raise TaskError(unknown_name("route", str(route), ROUTES))
+    if not isinstance(decline, bool):
+        raise DataError(f"decline: expected True or False, found {decline!r}")
 
 
 class Predictor:
@@ -106,12 +123,8 @@ class Predictor:
         """
         if not isinstance(model, HyperAdapterModel):
             raise TaskError(f"model: expected a HyperAdapterModel, found {type(model).__name__}")
-        check_int("batch_size", batch_size, 1)
+        check_options(batch_size, route, decline)
         check_int("cache_bytes", cache_bytes, 0)
-        if route not in ROUTES:
-            raise TaskError(unknown_name("route", str(route), ROUTES))
-        if not isinstance(decline, bool):
-            raise DataError(f"decline: expected True or False, found {decline!r}")
         self.model, self.batch_size, self.route, self.decline = model, batch_size, route, decline
         self.adapter_cache = AdapterCache(model, cache_bytes)
         self.tokenization_seconds = self.inference_seconds = 0.0
@@ -181,11 +194,7 @@ class Predictor:
         return self._shown(self._stream(examples, tasks, frozen), total, progress)
 
     def _shown(self, stream: Iterator[Any], total: int | None, progress: bool) -> Iterator[Any]:
-        if not progress:
-            return stream
-        console = Console(file=cast(IO[str], _Tolerant(sys.stderr)))
-        hidden = not console.is_terminal
-        return iter(track(stream, "Predicting", total, console=console, transient=True, disable=hidden))
+        return show_progress(stream, "Predicting", total) if progress else stream
 
     def predict_tasks(
         self, inputs: Iterable[Any], tasks: Sequence[str] | Literal["*"], progress: bool = False
@@ -213,7 +222,7 @@ class Predictor:
         """
         known = self.model.tasks
         warn_of_unfitted_heads(self.model.heads, known)
-        task_ids = None if isinstance(tasks, str) and tasks == "*" else _task_ids(known, tasks)
+        task_ids = None if isinstance(tasks, str) and tasks == "*" else ids_of_tasks(known, tasks)
         total = len(inputs) if isinstance(inputs, Sized) else None
         examples = read_inputs(inputs, known, None if task_ids is None else known[task_ids[0]].name)
         return self._shown(self._stream_tasks(examples, known, task_ids), total, progress)
@@ -224,7 +233,7 @@ class Predictor:
         start, batches = 0, max(1, CHUNK_BATCHES // len(known if task_ids is None else task_ids))
         while chunk := list(islice(examples, self.batch_size * batches)):
             chosen = [
-                _fitting(example, start + i + 1, known) if task_ids is None else task_ids
+                tasks_that_read(example, start + i + 1, known) if task_ids is None else task_ids
                 for i, example in enumerate(chunk)
             ]
             if can_share_layers(self.model):
@@ -377,66 +386,6 @@ class Predictor:
             vectors = [tuple(vector) for vector in instances.tolist()]
             usable = usable & instances.isfinite().all(dim=1)
         return routings, vectors, usable
-
-
-def _task_ids(known: Sequence[Task], tasks: Any) -> list[int]:
-    """Return the ids of the tasks that are to be answered for the same inputs."""
-    names = [] if isinstance(tasks, str) or not isinstance(tasks, Iterable) else list(tasks)
-    if not names or not all(isinstance(name, str) for name in names):
-        raise TaskError(
-            f"tasks: expected names of tasks, or '*' for all of them, found {tasks!r}; pass a list of names"
-        )
-    ids = {task.name: task_id for task_id, task in enumerate(known)}
-    for index, name in enumerate(names):
-        if name not in ids:
-            raise TaskError("tasks: " + unknown_name("task", name, ids))
-        if name in names[:index]:
-            raise TaskError(f"tasks: '{name}' is named twice; name each task once")
-    found = [ids[name] for name in names]
-    pairs = [name for name in names if known[ids[name]].is_pair]
-    if 0 < len(pairs) < len(names):
-        single = next(name for name in names if name not in pairs)
-        raise TaskError(
-            f"tasks: '{pairs[0]}' reads pairs of texts and '{single}' single texts, so that no input has both; "
-            "predict them apart, or use '*'"
-        )
-    return found
-
-
-def _fitting(example: Example, number: int, known: Sequence[Task]) -> list[int]:
-    """Return all tasks that read such an input."""
-    if example.task_id is not None:
-        raise DataError(
-            f"input {number}: names the task '{known[example.task_id].name}', but is answered for all tasks; "
-            "remove the task from the input, or do not ask for all tasks"
-        )
-    is_pair = example.text_pair is not None
-    task_ids = [task_id for task_id, task in enumerate(known) if task.is_pair == is_pair]
-    if not task_ids:
-        expected, found = ("a single text", "a pair of texts") if is_pair else ("a pair of texts", "a single text")
-        raise DataError(f"input {number}: expected {expected}, which all tasks of the model read, found {found}")
-    return task_ids
-
-
-class _Tolerant:
-    """A stream that ignores errors in writing, for example because the terminal was closed."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """Write a text if possible."""
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush the stream if possible."""
-        with suppress(OSError):
-            self._stream.flush()
 
 
 def _prediction(

@@ -9,6 +9,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_held = threading.local()
+"""The folders that the present thread has locked."""
 _STANDARD_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
@@ -149,27 +152,48 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on a folder, for which other threads and processes wait.
 
-    There is no locking on Windows and on file systems without locks.
+    A thread that holds it may lock the folder again. There is no locking on Windows and on file systems without locks.
 
     Args:
         folder: Folder to lock.
+        wait: Whether to wait for a lock that another thread or process holds. Default: True.
 
     Yields:
         None, while the lock is held.
+
+    Raises:
+        OutputError: If `wait` is False and another thread or process holds the lock.
     """
+    held: set[Path] = _held.__dict__.setdefault("folders", set())
+    path = _real(folder)
+    if path in held:
+        yield
+        return
     descriptor = None
     if fcntl is not None:
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
+        if descriptor is not None:
+            _lock(folder, descriptor, wait)
+        held.add(path)
         yield
     finally:
+        held.discard(path)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _lock(folder: Path, descriptor: int, wait: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise OutputError(f"{folder}: another process is writing to this folder; wait until it has ended") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def make_folder(path: Path) -> None:

@@ -14,6 +14,7 @@ _EXTRA_OF = {
     "onnxscript": "onnx",
     "peft": "peft",
     "prometheus_client": "serve",
+    "ray": "ray",
     "uvicorn": "serve",
 }
 
