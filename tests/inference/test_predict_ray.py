@@ -6,6 +6,7 @@ Few tests start workers of Ray, which need seconds to import torch. In the other
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import logging
@@ -35,7 +36,6 @@ from hyperadapters.inference.predict_files import predict_file
 from hyperadapters.inference.predict_ray import Shards, ShardScorer, predict_file_with_ray
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.utils.files import locked
 
 ray = pytest.importorskip("ray")
 
@@ -448,8 +448,11 @@ def test_a_damaged_manifest_and_a_second_process_are_refused(
 ) -> None:
     output, folder = tmp_path / "out.jsonl", tmp_path / "out.jsonl.shards"
     stop(monkeypatch, run, source, output)
-    with locked(folder), pytest.raises(OutputError, match="another process is writing to this folder"):
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(OutputError, match="another process is writing to this folder"):
         predict_file_with_ray(run, source, output)
+    os.close(descriptor)
     for damaged in ("{", "[]", "{}"):
         (folder / "manifest.json").write_text(damaged)
         with pytest.raises(OutputError, match=r"manifest.json: not readable: .*; remove the folder to start anew"):
