@@ -30,6 +30,7 @@ RANKS = {
     "serving": 10,
     "sklearn": 10,
     "client": 11,
+    "__main__": 12,
     "cli": 11,
     "__init__": 12,
 }

@@ -92,10 +92,13 @@ def train(
 
     loaded = load_recipe(recipe, overrides or ())
     from hyperadapters.training.run import train as train_run
+    from hyperadapters.training.sharding import process_index
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hyperadapters").setLevel(logging.INFO)
     run = train_run(loaded, output, resume=resume, overwrite=overwrite)
+    if process_index() > 0:
+        return
     _print_scores(run.metrics)
     typer.echo(f"Checkpoint and metrics.json are in {output}/")
 

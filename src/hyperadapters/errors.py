@@ -60,6 +60,16 @@ class NotFiniteError(HyperAdaptersError):
     """A loss, a gradient or a prediction is not a finite number."""
 
 
+class InterruptionError(HyperAdaptersError):
+    """A training was ended by a signal and can be resumed. The exit code is 128 plus the number of the signal."""
+
+
+class OutOfMemoryError(HyperAdaptersError):
+    """A batch needs more memory than the device has."""
+
+    exit_code = 1
+
+
 class MissingPackageError(HyperAdaptersError):
     """An optional package is required but not installed."""
 

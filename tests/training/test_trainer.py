@@ -405,7 +405,14 @@ def test_defaults_are_those_of_a_recipe() -> None:
     found, default = training_arguments(recipe, "trainer_output"), TrainingArguments()
     differing = {field.name for field in fields(default) if getattr(found, field.name) != getattr(default, field.name)}
     assert differing - {"logging_dir", "accelerator_config"} == {"save_strategy"}
-    settings = {"num_train_epochs", "max_steps", "batch_size", "eval_batch_size", "gradient_checkpointing"}
+    settings = {
+        "num_train_epochs",
+        "max_steps",
+        "batch_size",
+        "auto_batch",
+        "eval_batch_size",
+        "gradient_checkpointing",
+    }
     renamed = {*settings, "label_smoothing", "optimizer", "report_to", "attention"}  # attention is the backbone's
     names = {field.name for field in fields(default)}
     assert set(TrainingConfig.model_fields) - renamed <= names

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,17 @@ from helpers import save_backbone
 from hyperadapters import cli
 from hyperadapters.config import Recipe, load_recipe, parse
 from hyperadapters.data.loading import load_tasks
-from hyperadapters.errors import HyperAdaptersError, MissingPackageError, OutputError, RecipeError
+from hyperadapters.errors import (
+    HyperAdaptersError,
+    InterruptionError,
+    MissingPackageError,
+    OutOfMemoryError,
+    OutputError,
+    RecipeError,
+)
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import remove_run, train
+from hyperadapters.training.trainer import Trainer
 
 
 def write_tasks(folder: Path, rows: int = 96) -> list[dict[str, Any]]:
@@ -186,6 +197,83 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
         train(recipe, tmp_path / "broken", resume=True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_state_and_the_run_is_resumed_bit_for_bit(tmp_path: Path, number: int) -> None:
+    recipe = load_recipe(write_recipe(tmp_path))
+    whole = train(recipe, tmp_path / "whole")
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptionError, match=r"SIG(TERM|INT) after step 33, .* --resume continues") as ended:
+        _at_step(33, lambda: signal.raise_signal(number), lambda: train(recipe, tmp_path / "ended"))
+    assert ended.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+    assert (tmp_path / "ended" / "checkpoint-33").is_dir()
+    assert not (tmp_path / "ended" / "metrics.json").exists()
+    resumed = train(recipe, tmp_path / "ended", resume=True)
+    for name, value in whole.model.adapter_state_dict().items():
+        assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=3"])
+    command = [
+        sys.executable,
+        "-m",
+        "hyperadapters",
+        "train",
+        str(tmp_path / "recipe.yaml"),
+        "--set",
+        "training.max_steps=3",
+    ]
+    found: list[subprocess.CompletedProcess[str]] = []
+
+    def second() -> None:
+        both = [*command, "--output", str(tmp_path / "run"), "--overwrite"]
+        found.append(subprocess.run(both, capture_output=True, text=True, timeout=120))
+
+    _at_step(2, second, lambda: train(recipe, tmp_path / "run"))
+    assert found[0].returncode == 2
+    assert "another process is writing to this folder" in found[0].stderr
+    assert HyperAdapterModel.from_pretrained(tmp_path / "run").tasks
+
+
+def test_a_batch_that_needs_too_much_memory_is_named(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path))
+    message = r"training step 2: the memory of 'cpu' does not suffice for a batch of 1\d rows of \d+ tokens; lower"
+    with pytest.raises(OutOfMemoryError, match=message):
+        _at_step(2, lambda: torch.empty(2**46), lambda: train(recipe, tmp_path / "run"))
+
+
+def test_a_batch_size_that_fits_is_found(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=4", "training.auto_batch=true"])
+    real, sizes = Trainer.compute_loss, []
+
+    def limited(self: Any, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        torch.empty(2**46 if sizes[-1] > 5 else 1)
+        return real(self, model, inputs, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "compute_loss", limited)
+        train(recipe, tmp_path / "run")
+    assert max(sizes[-4:]) <= 5 < max(sizes)
+
+
+def _at_step(step: int, action: Callable[[], object], run: Callable[[], object]) -> None:
+    """Do something during a step of a training."""
+    real, steps = Trainer.compute_loss, 0
+
+    def acting(self: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            action()
+        return real(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "compute_loss", acting)
+        run()
+
+
 def test_overwrite_replaces_a_run_and_keeps_other_files(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=5"])
     train(recipe, tmp_path / "run")
@@ -276,8 +364,6 @@ def test_overwrite_keeps_the_earlier_run_when_the_new_one_cannot_start(
 
 
 def _interrupted(recipe: Recipe, folder: Path, at_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hyperadapters.training.trainer import Trainer
-
     real, steps = Trainer.compute_loss, 0
 
     def dying(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -319,14 +405,6 @@ def test_a_run_that_died_at_a_bad_moment_resumes_to_the_same_weights(
     resumed = train(recipe, tmp_path / "run", resume=True)
     for name, value in whole.model.adapter_state_dict().items():
         assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
-
-
-def test_several_processes_are_refused_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe(write_recipe(tmp_path))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(OutputError, match="training on several processes is not supported yet"):
-        train(recipe, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

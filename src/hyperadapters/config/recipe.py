@@ -166,7 +166,10 @@ class TrainingConfig(StrictModel):
     Attributes:
         max_steps: Number of training steps.
         num_train_epochs: Number of epochs.
-        batch_size: Number of rows in a batch on each device, before gradient accumulation. Default: 32.
+        batch_size: Number of rows in a batch, which several processes divide among them, before gradient accumulation.
+            Default: 32.
+        auto_batch: Whether to halve the batch size and start anew while a batch needs more memory than there is, with
+            `accelerate.utils.find_executable_batch_size`. Only for one process. Default: False.
         eval_batch_size: Number of rows in a batch of an evaluation. Default: 64.
         gradient_accumulation_steps: Number of batches in a training step. Default: 1.
         learning_rate: Learning rate of all parameters without a rate of their own. Default: 1e-3 with a common
@@ -209,6 +212,7 @@ class TrainingConfig(StrictModel):
     max_steps: Int | None = Field(None, ge=1)
     num_train_epochs: Float | None = Field(None, gt=0)
     batch_size: Int = Field(32, ge=1)
+    auto_batch: bool = False
     eval_batch_size: Int = Field(64, ge=1)
     gradient_accumulation_steps: Int = Field(1, ge=1)
     learning_rate: Float | None = Field(None, gt=0)

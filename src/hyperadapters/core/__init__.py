@@ -2,7 +2,8 @@
 
 Read the modules in this order: `retriever` (hidden states to instance vectors), `prototypes` (one vector per task),
 `hypernetwork` (prototype and layer to adapter weights), `forms` (the functions that these weights parameterise),
-`losses` (the training objective), `densities` (the texts of each task, for routing).
+`losses` (the training objective), `processes` (the same for a batch that several processes share), `densities` (the
+texts of each task, for routing).
 """
 
 from hyperadapters.core.densities import TaskDensities
@@ -27,12 +28,15 @@ from hyperadapters.core.losses import (
     sequence_loss,
     total_loss,
 )
+from hyperadapters.core.processes import ONE_PROCESS, DataParallelProcesses, Processes
 from hyperadapters.core.prototypes import PrototypeTable, cosine_similarity
 from hyperadapters.core.retriever import InstanceRetriever, masked_mean
 
 __all__ = [
+    "ONE_PROCESS",
     "AdapterTensor",
     "AdapterWeights",
+    "DataParallelProcesses",
     "Grouping",
     "Hypernetwork",
     "InstanceRetriever",
@@ -41,6 +45,7 @@ __all__ = [
     "Losses",
     "OrthogonalHypernetwork",
     "OwnAdapter",
+    "Processes",
     "PrototypeTable",
     "PrototypicalHypernetwork",
     "Reduction",

@@ -34,6 +34,8 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
 
     With `lengths`, the rows of a pair and the pairs of a batch have similar lengths, which reduces padding. The rows of
     an epoch stay the same. Batches of long rows then contain fewer tasks.
+
+    Several processes that train together divide each batch among them: the batches do not depend on their number.
     """
 
     def __init__(
@@ -44,19 +46,23 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         temperature: float = 10.0,
         seed: int = 0,
         lengths: Sequence[int] | None = None,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
         """Store the settings.
 
         Args:
             task_ids: Task of each row of the data set.
-            batch_size: Number of rows in a batch.
+            batch_size: Number of rows in a batch of all processes together.
             strategy: Sampling of tasks: "proportional" (default), "temperature" or "balanced".
             temperature: Temperature for strategy "temperature". Default: 10.
             seed: Seed of the random order. Default: 0.
             lengths: Number of tokens of each row. Default: batches do not depend on lengths.
+            num_replicas: Number of processes that divide each batch. Default: 1.
+            rank: Index of this process.
         """
         self.batch_size, self.strategy, self.temperature, self.seed = batch_size, strategy, temperature, seed
-        self.lengths = lengths
+        self.lengths, self.num_replicas, self.rank = lengths, num_replicas, rank
         self.epoch = 0
         self._drawn: tuple[int, list[list[int]]] | None = None
         self._rows: dict[int, list[int]] = {}
@@ -75,7 +81,16 @@ class MixedTaskBatchSampler(Sampler[list[int]]):
         return len(self._batches())
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches())
+        """Return the part of this process of each batch, a list of rows.
+
+        If a batch has fewer rows than there are processes, the part of some of them is `[-1 - row]`: a row that only
+        serves to take part in the computation.
+        """
+        return map(self._part, self._batches())
+
+    def _part(self, batch: list[int]) -> list[int]:
+        start, end = (len(batch) * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
+        return batch[start:end] or [-1 - batch[0]]
 
     def _batches(self) -> list[list[int]]:
         """Return the batches of the epoch. They are stored because the data loader also asks for their number."""

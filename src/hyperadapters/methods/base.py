@@ -17,6 +17,7 @@ from hyperadapters.core import (
     Grouping,
     Hypernetwork,
     OrthogonalHypernetwork,
+    Processes,
     PrototypicalHypernetwork,
 )
 from hyperadapters.errors import TaskError, unknown_name
@@ -147,12 +148,15 @@ class Method(nn.Module, ABC):
         """
         raise TaskError(f"method '{self.config.method}' generates adapters for inputs, not for tasks")
 
-    def auxiliary_losses(self, instances: Tensor | None, task_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def auxiliary_losses(
+        self, instances: Tensor | None, task_ids: Tensor, processes: Processes
+    ) -> tuple[Tensor, Tensor]:
         """Compute the losses of the method besides the task loss.
 
         Args:
             instances: Instance vectors [B, p]; None for a method without a retriever.
             task_ids: Id of the task of each row [B].
+            processes: Processes that share the batch.
 
         Returns:
             Instance-contrastive and prototype-contrastive loss, both scalars. A loss that the method does not have is

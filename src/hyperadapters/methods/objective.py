@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hyperadapters.core import Losses, Reduction, sequence_loss, total_loss
+from hyperadapters.core import ONE_PROCESS, Losses, Processes, Reduction, sequence_loss, total_loss
 from hyperadapters.methods.base import Method
 
 
-def objective(method: Method, task_loss: Tensor, instances: Tensor | None, task_ids: Tensor) -> Losses:
+def objective(
+    method: Method, task_loss: Tensor, instances: Tensor | None, task_ids: Tensor, processes: Processes = ONE_PROCESS
+) -> Losses:
     """Add the auxiliary losses of a method to the task loss.
 
     Args:
@@ -16,11 +18,12 @@ def objective(method: Method, task_loss: Tensor, instances: Tensor | None, task_
         task_loss: Task loss, a scalar.
         instances: Instance vectors [B, p]; None for a method without a retriever.
         task_ids: Id of the task of each row [B].
+        processes: Processes that share the batch. Default: this one only.
 
     Returns:
         The total and its terms. A term that the method does not have is zero.
     """
-    instance, prototype = method.auxiliary_losses(instances, task_ids)
+    instance, prototype = method.auxiliary_losses(instances, task_ids, processes)
     return total_loss(task_loss, instance, prototype, method.config.contrastive_weight)
 
 
@@ -32,6 +35,7 @@ def text_loss(
     *,
     predicts_next: bool = False,
     padding_id: int | None = None,
+    processes: Processes = ONE_PROCESS,
 ) -> Tensor:
     """Compute the task loss of a text-to-text backbone, a scalar; see `core.sequence_loss`.
 
@@ -44,9 +48,17 @@ def text_loss(
             False.
         padding_id: Id of the padding token for preset "official", which also ignores this id in the labels and divides
             by the number of all tokens. Default: None, for other presets.
+        processes: Processes that share the batch. Default: this one only.
     """
     if predicts_next:
         logits, labels = logits[:, :-1], labels[:, 1:]
     is_official = padding_id is not None
     ignored = (-100,) if padding_id is None else (-100, padding_id)
-    return sequence_loss(logits, labels, label_smoothing, reduction, ignored, count_ignored=is_official)
+    loss = sequence_loss(logits, labels, label_smoothing, reduction, ignored, count_ignored=is_official)
+    if reduction == "sum":
+        return processes.sum(loss)
+    if is_official:  # one process would pad all rows to the same length
+        rows, width = labels.shape
+        longest = processes.maximum(width, labels.device)
+        return processes.mean(loss * (width / longest), rows * longest)
+    return processes.mean(loss, (labels != -100).sum())

@@ -19,6 +19,7 @@ from hyperadapters.core import (
     AdapterTensor,
     AdapterWeights,
     InstanceRetriever,
+    Processes,
     PrototypeTable,
     TaskDensities,
     instance_contrastive_loss,
@@ -144,21 +145,25 @@ class PHA(Method):
             [self.own_adapters[key]() if key in self.own_adapters else weights.task(i) for i, key in enumerate(keys)]
         )
 
-    def auxiliary_losses(self, instances: Tensor | None, task_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def auxiliary_losses(
+        self, instances: Tensor | None, task_ids: Tensor, processes: Processes
+    ) -> tuple[Tensor, Tensor]:
         """Compute the contrastive losses of the paper that the setting `contrast` selects.
 
         The arguments and result are those of `Method.auxiliary_losses`.
         """
         assert instances is not None
-        config, (instance, prototype) = self.config, super().auxiliary_losses(instances, task_ids)
+        config, (instance, prototype) = self.config, super().auxiliary_losses(instances, task_ids, processes)
         if config.contrast in ("both", "instance"):
-            instance = instance_contrastive_loss(instances, task_ids, config.temperature)
+            of_all = instance_contrastive_loss(*processes.rows(instances, task_ids), config.temperature)
+            instance = processes.function_of_rows(of_all)
         if config.contrast in ("both", "prototype"):
-            prototype = prototype_contrastive_loss(
+            of_own = prototype_contrastive_loss(
                 instances,
                 self.prototypes.weight,
                 task_ids,
                 config.temperature,
                 positive_in_denominator=config.preset != "official",
             )
+            prototype = processes.mean(of_own, len(task_ids))
         return instance, prototype

@@ -26,7 +26,7 @@ from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, 
 from hyperadapters.backbones.runners import make_runner
 from hyperadapters.backbones.text_features import compare_texts, separate_texts, sequence_ids_of, sequence_rows
 from hyperadapters.config import BackboneKind, DataConfig, Dtype, Lengths, ModelConfig, Task, parse
-from hyperadapters.core import AdapterWeights, Grouping, Losses, Reduction
+from hyperadapters.core import ONE_PROCESS, AdapterWeights, Grouping, Losses, Processes, Reduction
 from hyperadapters.data.collate import Collator, make_collator
 from hyperadapters.errors import BackboneError, TaskError
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
@@ -360,6 +360,7 @@ class HyperAdapterModel(nn.Module):
         frozen_output: FrozenOutput | None = None,
         prompt_mask: Tensor | None = None,
         sequence_ids: Tensor | None = None,
+        processes: Processes = ONE_PROCESS,
     ) -> HyperAdapterOutput:
         """Run a batch of one task or of several tasks.
 
@@ -385,6 +386,8 @@ class HyperAdapterModel(nn.Module):
                 tokens of the second text, and -1 for special tokens and padding [B, S], as made by `collator`. Default:
                 derived from `token_type_ids`, if these are 1 for the second text. With the setting `head_inputs`
                 "adapted_texts", the rows with a 1 are pairs.
+            processes: Processes that share the batch, whose gradients are averaged; see `core.processes`. Default: this
+                one only.
 
         Returns:
             Logits, and the losses if there are `labels`.
@@ -423,8 +426,8 @@ class HyperAdapterModel(nn.Module):
             logits = self.heads(self._plain_head_inputs(output, inputs), features, task_ids)
         losses = None
         if labels is not None:
-            task_loss = self.task_loss(logits, labels, task_ids, label_smoothing, reduction)
-            losses = objective(self.method, task_loss, selector.instances, task_ids)
+            task_loss = self.task_loss(logits, labels, task_ids, label_smoothing, reduction, processes)
+            losses = objective(self.method, task_loss, selector.instances, task_ids, processes)
         own_states = getattr(output, "hidden_states", None)
         return HyperAdapterOutput(
             loss=None if losses is None else losses.total,
@@ -444,6 +447,7 @@ class HyperAdapterModel(nn.Module):
         task_ids: Tensor,
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
+        processes: Processes = ONE_PROCESS,
     ) -> Tensor:
         """Compute the task loss, a scalar.
 
@@ -453,13 +457,23 @@ class HyperAdapterModel(nn.Module):
             task_ids: Id of the task of each row [B].
             label_smoothing: Share of the target distribution that is uniform. Default: 0.
             reduction: "mean" (default) or "sum" over rows or target tokens.
+            processes: Processes that share the batch. Default: this one only.
         """
         if self.heads is not None:
-            return self.heads.loss(logits, labels, task_ids, label_smoothing, reduction)
+            loss = self.heads.loss(logits, labels, task_ids, label_smoothing, reduction)
+            return processes.sum(loss) if reduction == "sum" else processes.mean(loss, len(task_ids))
         config: Any = self.backbone.config
         padding_id = config.pad_token_id if self.adapter_config.preset == "official" else None
         predicts_next = self.kind == "decoder"
-        return text_loss(logits, labels, label_smoothing, reduction, predicts_next=predicts_next, padding_id=padding_id)
+        return text_loss(
+            logits,
+            labels,
+            label_smoothing,
+            reduction,
+            predicts_next=predicts_next,
+            padding_id=padding_id,
+            processes=processes,
+        )
 
     def training_loss(
         self, batch: Mapping[str, Tensor], reduction: Reduction = "mean", label_smoothing: float = 0.1

@@ -18,7 +18,7 @@ from hyperadapters.config import DataConfig, TrainingConfig, parse
 from hyperadapters.config.model import GENERATING, RETRIEVING
 from hyperadapters.core import Reduction
 from hyperadapters.data.sampling import Strategy
-from hyperadapters.errors import MissingPackageError, OutputError, RecipeError, unknown_name
+from hyperadapters.errors import MissingPackageError, RecipeError, unknown_name
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.prefix_cache import PrefixPlace, StoredDtype
 
@@ -110,14 +110,14 @@ class TrainingArguments(transformers.TrainingArguments):
         Raises:
             RecipeError: If a setting of this library has a wrong value or no effect, or a logger is unknown.
             MissingPackageError: If the package of a logger is not installed.
-            OutputError: If training was started on several processes.
             ValueError: If a setting of transformers has a wrong value, or the device does not support it.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise OutputError("training on several processes is not supported yet: start one process, without torchrun")
         self._check_own_settings()
         if not torch.accelerator.is_available():
             self.use_cpu = True
+        is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if is_distributed and self.use_cpu and self.ddp_backend is None:  # type: ignore[has-type]
+            self.ddp_backend = "gloo"
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
         if self.disable_tqdm is None:  # type: ignore[has-type]  # no bars in files and pipes

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
 
+import torch.distributed as dist
+from torch import Tensor
+
+from hyperadapters.backbones.passes import FrozenOutput
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError
 from hyperadapters.inference.inputs import is_index
@@ -14,6 +18,7 @@ from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
 from hyperadapters.training.prefix_cache import FrozenPrefix
+from hyperadapters.training.sharding import num_processes, process_index
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ def evaluate(
 ) -> Evaluation:
     """Predict the answers to examples with their own tasks, in mixed batches, and score each task that has examples.
 
+    Processes that train together divide the examples among them, and all of them must call this function.
+
     Args:
         model: Model to evaluate.
         examples: At least one example, each with a task and a target.
@@ -65,7 +72,35 @@ def evaluate(
         if len(prefix) != len(examples):
             raise DataError(f"expected a prefix of {len(examples)} examples, found one of {len(prefix)}")
         prefix.use(model)
-    return score_predictions(model, examples, list(Predictor(model, batch_size)(examples, frozen=prefix)))
+    return score_predictions(model, examples, predict_together(Predictor(model, batch_size), examples, prefix))
+
+
+def predict_together(
+    predictor: Predictor, examples: Sequence[Example], prefix: FrozenPrefix | None = None
+) -> list[Prediction]:
+    """Predict examples in all processes that train together. Each of them must call this function.
+
+    Args:
+        predictor: Predictor of this process, whose model is the same as those of the others.
+        examples: All examples.
+        prefix: States of frozen layers of all examples. Default: they are computed.
+
+    Returns:
+        Predictions of all processes in the order of the examples.
+    """
+    size = num_processes()
+    if size == 1:
+        return list(predictor(examples, frozen=prefix))
+    own = range(process_index(), len(examples), size)
+
+    def frozen(places: Sequence[int], batch: Mapping[str, Tensor]) -> FrozenOutput:
+        assert prefix is not None
+        return prefix([own[place] for place in places], batch)
+
+    parts: list[list[Prediction]] = [[] for _ in range(size)]
+    found = predictor([examples[row] for row in own], frozen=None if prefix is None else frozen)
+    dist.all_gather_object(parts, list(found))
+    return [parts[row % size][row // size] for row in range(len(examples))]
 
 
 def score_predictions(

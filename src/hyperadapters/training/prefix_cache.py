@@ -13,9 +13,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from hyperadapters.backbones.passes import FrozenOutput
 from hyperadapters.backbones.text_features import mean_of_texts, sequence_rows
 from hyperadapters.errors import BackboneError, OutputError, RecipeError
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.training.sharding import num_processes, shared_file
 
 SHORTEST = 16
 GIB = 2**30
@@ -35,6 +37,9 @@ StoredDtype = Literal["float32", "float16"]
 class FrozenPrefix:
     """Outputs of the frozen layers for given examples. The states of an example are computed when first needed.
 
+    Processes that train together on one machine keep the states in a file that they share, so that they are computed
+    and stored once.
+
     An example has one sequence of states, or two if each text of a pair passes through the backbone by itself (see
     `HyperAdapterModel.sequences`).
 
@@ -42,7 +47,7 @@ class FrozenPrefix:
     layers never change.
 
     Attributes:
-        place: Where the states are kept: "memory", "file" or "none".
+        place: Where the states are kept: "memory" (of a single process), "file" or "none".
         num_bytes: Size of the states of all examples in bytes.
     """
 
@@ -81,14 +86,17 @@ class FrozenPrefix:
         self.num_bytes = shape[0] * shape[1] * stored.itemsize + 4 * len(lengths) * shape[1]
         self.place = _place(place, self.num_bytes, memory_gb, folder)
         self._hidden = _room(self.place, shape, stored, folder)
-        self._pooled: Tensor | None = None
-        self._known = [False] * len(lengths)
+        self._pooled = _room(self.place, (len(lengths), shape[1]), torch.float32, folder)
+        self._known = _room(self.place, (len(lengths), 1), torch.uint8, folder)
+        self._size = len(lengths)
+        self._form: tuple[torch.dtype, bool] | None = None
+        """Type of the states, and whether there are pooled ones; None until this process has computed some."""
         config_of_backbone = getattr(model.backbone, "config", None)
         self._padding_id: int = getattr(config_of_backbone, "pad_token_id", 0) or 0  # RoBERTa derives positions from it
 
     def __len__(self) -> int:
         """Return the number of examples."""
-        return len(self._known)
+        return self._size
 
     def use(self, model: HyperAdapterModel) -> None:
         """Use another model for states that have not been computed yet. Cached states are kept.
@@ -114,7 +122,7 @@ class FrozenPrefix:
     def describe(self) -> str:
         """Return a message for the log that says where the states are kept and how large they are."""
         where = {"memory": "kept in memory", "file": "kept in a file", "none": "computed again for each batch"}
-        rows, tokens = len(self._known), self._starts[-1]
+        rows, tokens = self._size, self._starts[-1]
         size = f"{self.num_bytes / GIB:.2f} GiB when full"
         return f"Frozen layers: the states of {rows:,} rows, {tokens:,} tokens, are {where[self.place]} ({size})."
 
@@ -128,9 +136,9 @@ class FrozenPrefix:
         Raises:
             RecipeError: If a state is not finite, for example because it exceeds the range of float16.
         """
-        if self._hidden is None:
+        if self._hidden is None or self._known is None:
             return self._compute(self._model.sequences(inputs))
-        missing = [place for place, row in enumerate(rows) if not self._known[row]]
+        missing = [place for place, row in enumerate(rows) if self._form is None or not self._known[row]]
         if missing:
             of_missing = self._model.sequences({name: tensor[missing] for name, tensor in inputs.items()})
             self._keep([rows[place] for place in missing], of_missing, self._compute(of_missing))
@@ -162,9 +170,9 @@ class FrozenPrefix:
 
     def _keep(self, rows: Sequence[int], sequences: Mapping[str, Tensor], found: FrozenOutput) -> None:
         assert self._hidden is not None
-        self._dtype = found.hidden.dtype
-        if found.pooled is not None and self._pooled is None:
-            self._pooled = torch.zeros(len(self._known), found.pooled.shape[1])
+        assert self._pooled is not None
+        assert self._known is not None
+        self._form = found.hidden.dtype, found.pooled is not None
         for sequence, (start, end) in enumerate(self._places(rows, sequences)):
             self._hidden[start:end] = found.hidden[sequence, : end - start]
             if not self._hidden[start:end].isfinite().all():
@@ -173,19 +181,21 @@ class FrozenPrefix:
                     if self._hidden.dtype == torch.float16
                     else "the outputs of the frozen layers are not finite; check the backbone, and the setting fp16"
                 )
-        for row in rows:
-            self._known[row] = True
-        if found.pooled is not None and self._pooled is not None:
-            self._pooled[list(rows)] = found.pooled.cpu()
+        if found.pooled is not None:
+            self._pooled[list(rows)] = found.pooled.float().cpu()
+        self._known[list(rows)] = 1  # last, because other processes read what is known
 
     def _take(self, rows: Sequence[int], sequences: Mapping[str, Tensor]) -> FrozenOutput:
         assert self._hidden is not None
+        assert self._pooled is not None
+        assert self._form is not None
+        dtype, has_pooled = self._form
         mask = sequences["attention_mask"]
         hidden = torch.zeros(*mask.shape, self._hidden.shape[1], dtype=self._hidden.dtype)
         for sequence, (start, end) in enumerate(self._places(rows, sequences)):
             hidden[sequence, : end - start] = self._hidden[start:end]
-        pooled = None if self._pooled is None else self._pooled[list(rows)].to(mask.device)
-        return FrozenOutput(hidden.to(mask.device, self._dtype), pooled)
+        pooled = self._pooled[list(rows)].to(mask.device) if has_pooled else None
+        return FrozenOutput(hidden.to(mask.device, dtype), pooled)
 
     def _places(self, rows: Sequence[int], sequences: Mapping[str, Tensor]) -> list[tuple[int, int]]:
         """Return where the states of each sequence start and end. Those of an example's texts follow each other."""
@@ -206,15 +216,22 @@ def _layers(model: HyperAdapterModel) -> tuple[object, ...]:
 
 
 def _place(place: PrefixPlace, num_bytes: int, memory_gb: float, folder: Path) -> PrefixPlace:
+    if place == "memory" or (place == "auto" and num_bytes <= memory_gb * GIB):
+        return "memory" if num_processes() == 1 else "file"
     if place != "auto":
         return place
-    if num_bytes <= memory_gb * GIB:
-        return "memory"
     return "file" if num_bytes < 0.5 * shutil.disk_usage(folder).free else "none"
 
 
+def _allocate(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):  # detects a full disk now instead of crashing later
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
+
+
 def _room(place: PrefixPlace, shape: tuple[int, int], dtype: torch.dtype, folder: Path) -> Tensor | None:
-    """Return a tensor for the states, in memory or in a file; None if they are not kept.
+    """Return a tensor for the states, in memory or in a file, or zeros of an integer type; None if they are not kept.
 
     Raises:
         OutputError: If there is not enough space.
@@ -224,12 +241,12 @@ def _room(place: PrefixPlace, shape: tuple[int, int], dtype: torch.dtype, folder
     size = max(1, shape[0] * shape[1] * dtype.itemsize)
     try:
         if place == "memory":
-            return torch.empty(shape, dtype=dtype)
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the mapping keeps it open
-        if hasattr(os, "posix_fallocate"):  # detects a full disk now instead of crashing later
-            os.posix_fallocate(file.fileno(), 0, size)
+            return torch.empty(shape, dtype=dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+        if num_processes() > 1:
+            file: IO[bytes] = shared_file(folder, partial(_allocate, size=size))
         else:
-            file.truncate(size)
+            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the mapping keeps it open
+            _allocate(file.fileno(), size)
     except (OSError, RuntimeError) as error:
         where = "in memory" if place == "memory" else f"in {folder}"
         message = f"prefix_cache: not enough space {where} for {size / GIB:.2f} GiB of states of frozen layers: {error}"

@@ -6,11 +6,14 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from accelerate import PartialState
 from transformers import set_seed
 
 from hyperadapters.backbones.loading import load_backbone
@@ -23,9 +26,11 @@ from hyperadapters.inference.batches import best_device
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.arguments import NAMED_AS_IN_RECIPES, TrainingArguments, settings_without_effect
 from hyperadapters.training.evaluation import Evaluation, evaluate
+from hyperadapters.training.interruption import Interruption
 from hyperadapters.training.prefix_cache import FrozenPrefix
+from hyperadapters.training.sharding import num_processes, process_index, wait_for_all
 from hyperadapters.training.trainer import Trainer, last_checkpoint, trainer_checkpoints
-from hyperadapters.utils.files import check_folder, making_folder, write_atomically
+from hyperadapters.utils.files import check_folder, locked, making_folder, write_atomically
 
 LOGS_FOLDER = "runs"
 """Name of the folder to which `transformers.Trainer` writes logs."""
@@ -51,6 +56,8 @@ class Run:
 def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: bool = False) -> Run:
     """Train a model, evaluate its best state on the validation and test rows, and write the results to a folder.
 
+    If several processes call this function together (see docs/scaling.md), the first of them writes all files.
+
     The folder contains the checkpoint and its model card, `metrics.json`, `resolved_recipe.yaml` and the logs that the
     recipe specifies. Until the run ends it also contains the checkpoints of `transformers.Trainer`. At the end, routing
     is calibrated if the method can route (see `inference.routing.calibrate`). The recipe, the data and the backbone are
@@ -69,14 +76,19 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     Raises:
         OutputError: If the folder contains a run and neither `resume` nor `overwrite` is True, or if it contains other
             files.
+        InterruptionError: If the process gets SIGINT or SIGTERM. The state is saved, and the run can be resumed.
+        OutOfMemoryError: If a batch needs more memory than the device has.
         NotFiniteError: If training diverges, or an output of the trained model is not finite. The run is then not
             finished: there is no `metrics.json` and no checkpoint of its result.
         HyperAdaptersError: If the recipe, the data or the backbone are invalid.
     """
     output = Path(output)
-    check_output(output, resume, overwrite)
-    if resume:
-        _check_same_recipe(recipe, output)
+    is_writer = PartialState(**({} if torch.accelerator.is_available() else {"cpu": True})).is_main_process
+    if is_writer:
+        check_output(output, resume, overwrite)
+        if resume:
+            _check_same_recipe(recipe, output)
+    wait_for_all()
     tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
     set_seed(recipe.seed)
     model = HyperAdapterModel(
@@ -93,21 +105,38 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     _check_settings(recipe, arguments, model, bool(validation_rows))
 
     started = time.monotonic()
-    with making_folder(output):
-        trainer = Trainer(model, train_rows, validation_rows, arguments)  # also checks the labels
-        if overwrite:
-            remove_run(output)
-        write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
-    trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
-    seconds = time.monotonic() - started
+    interruption = Interruption()
+    with ExitStack() as stack:
+        with making_folder(output) if is_writer else nullcontext():
+            if is_writer:
+                stack.enter_context(locked(output, wait=False))
+            trainer = Trainer(model, train_rows, validation_rows, arguments, [interruption])  # also checks the labels
+            if is_writer:
+                if overwrite:
+                    remove_run(output)
+                write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
+        wait_for_all()
+        with interruption.watching():
+            trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+        if interruption.signal is not None:
+            raise interruption.error(trainer.state.global_step, output)
+        return _finished(recipe, model, tasks, trainer, output, time.monotonic() - started)
+
+
+def _finished(
+    recipe: Recipe, model: HyperAdapterModel, tasks: list[TaskData], trainer: Trainer, output: Path, seconds: float
+) -> Run:
+    """Evaluate a trained model, and write the results."""
     prefixes: dict[Split, FrozenPrefix] = {}
     if trainer.validation_prefix is not None:
         prefixes["validation"] = trainer.validation_prefix
     evaluations = evaluate_splits(model, tasks, recipe.training.eval_batch_size, prefixes=prefixes)
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
-    model.save_pretrained(output, scores=metrics["tasks"])
-    write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
-    _remove_checkpoints(output)
+    if process_index() == 0:
+        model.save_pretrained(output, scores=metrics["tasks"])
+        write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+        _remove_checkpoints(output)
+    wait_for_all()
     return Run(model, tasks, evaluations, metrics)
 
 
@@ -170,17 +199,28 @@ def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
         folder: Folder for checkpoints and logs.
 
     Raises:
-        RecipeError: If a logger is unknown, or the device does not support the floating-point type.
+        RecipeError: If the batch size is not a multiple of the number of processes, a logger is unknown, or the device
+            does not support the floating-point type.
         MissingPackageError: If the package of a logger is not installed.
-        OutputError: If training was started on several processes.
     """
     training, data = recipe.training, recipe.data
+    size = num_processes()
+    if training.auto_batch and size > 1:
+        raise RecipeError(
+            "training.auto_batch: only for one process, because all of them need the same size; remove it"
+        )
+    if training.batch_size % size:
+        raise RecipeError(
+            f"training.batch_size: expected a multiple of the number of processes, which divide each batch; found "
+            f"{training.batch_size} for {size} processes"
+        )
     try:
         return TrainingArguments(
             output_dir=str(folder),
             max_steps=training.max_steps or -1,
             num_train_epochs=training.num_train_epochs or 1.0,
-            per_device_train_batch_size=training.batch_size,
+            per_device_train_batch_size=training.batch_size // size,
+            auto_find_batch_size=training.auto_batch,
             per_device_eval_batch_size=training.eval_batch_size,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             weight_decay=training.weight_decay,

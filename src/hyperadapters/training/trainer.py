@@ -8,31 +8,44 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import transformers
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, PredictionOutput, TrainOutput
 
 from hyperadapters.checkpoints.format import load_state, save_model
-from hyperadapters.core import Losses
+from hyperadapters.core import ONE_PROCESS, DataParallelProcesses, Losses
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.data.memory import read_examples, read_train_and_eval_data
 from hyperadapters.data.sampling import MixedTaskBatchSampler
-from hyperadapters.errors import CheckpointError, DataError, NotFiniteError, RecipeError, TaskError, unknown_name
+from hyperadapters.errors import (
+    CheckpointError,
+    DataError,
+    NotFiniteError,
+    OutOfMemoryError,
+    RecipeError,
+    TaskError,
+    unknown_name,
+)
 from hyperadapters.heads.unfitted import expecting_unfitted_heads
 from hyperadapters.inference.finite import has_usable_logits, shown
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.arguments import TrainingArguments, settings_without_effect
-from hyperadapters.training.evaluation import Evaluation, evaluate, score_predictions
+from hyperadapters.training.evaluation import Evaluation, evaluate, predict_together, score_predictions
+from hyperadapters.training.interruption import Interruption
 from hyperadapters.training.optimizers import OfficialAdamW, learning_rates
 from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
+from hyperadapters.training.sharding import num_processes, process_index, wait_for_all
 from hyperadapters.training.text_heads import check_not_fitted, fit_text_heads
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask", "sequence_ids")
@@ -92,6 +105,13 @@ class TolerantPrinter(_TolerantLog, PrinterCallback):
     """Log of the Trainer without a progress bar, for files and pipes."""
 
 
+class _Rows:
+    """A data set whose items are their own indices, from which whole batches are made."""
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+
 class _Finish(TrainerCallback):
     """Finishes the model at the end of training, before the callbacks of the user are called."""
 
@@ -99,8 +119,9 @@ class _Finish(TrainerCallback):
         self._trainer = trainer
 
     def on_train_end(self, *arguments: Any, **options: Any) -> None:
-        """Finish the model."""
-        self._trainer._finish()
+        """Finish the model, unless the training was interrupted."""
+        if not self._trainer.is_interrupted:
+            self._trainer._finish()
 
 
 class Trainer(transformers.Trainer):
@@ -111,7 +132,8 @@ class Trainer(transformers.Trainer):
     features are fitted (see `HyperAdapterModel.fit_heads`), routing is calibrated, and the model is in evaluation mode.
 
     The contrastive losses are computed over the rows of one forward pass, which with gradient accumulation is one
-    micro-batch.
+    micro-batch. Several processes (see docs/scaling.md) divide the rows of a forward pass among them, and compute the
+    losses and gradients of one process with all of these rows.
 
     Training ends with a `NotFiniteError` if the loss, the gradients or the predictions for evaluation rows are not
     finite. With `fp16` the gradients are not checked, because the gradient scaler skips steps whose gradients exceed
@@ -170,6 +192,7 @@ class Trainer(transformers.Trainer):
             raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
         if eval_examples:
             _check_metric(args.metric_for_best_model, model, eval_examples)
+        self._interruption = next((item for item in callbacks or () if isinstance(item, Interruption)), None)
         callbacks = [_Finish(self), *(callbacks or ())]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
@@ -200,6 +223,11 @@ class Trainer(transformers.Trainer):
             self._prefix = self._make_prefix(self._lengths)
             if eval_examples and model.kind != "decoder":  # generation runs the frozen layers for every token
                 self.validation_prefix = self._make_prefix(self.data_collator.lengths(eval_examples))
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a callback `Interruption` has ended the training."""
+        return self._interruption is not None and self._interruption.signal is not None
 
     def _make_prefix(self, lengths: list[int]) -> FrozenPrefix:
         taken = 0 if self._prefix is None else self._prefix.bytes_in_memory / GIB
@@ -283,14 +311,16 @@ class Trainer(transformers.Trainer):
         args, examples = self.args, self.train_dataset
         sampler = MixedTaskBatchSampler(
             [example.task_id for example in examples],
-            self._train_batch_size,
+            self._train_batch_size * num_processes(),
             args.sampling,
             args.sampling_temperature,
             args.seed if args.data_seed is None else args.data_seed,
             self._lengths if args.group_by_length else None,
+            num_processes(),
+            process_index(),
         )
         loader: DataLoader[Any] = DataLoader(
-            list(range(len(examples))),  # type: ignore[arg-type]
+            cast(Any, _Rows()),
             batch_sampler=sampler,
             collate_fn=self._batch,
             num_workers=args.dataloader_num_workers,
@@ -298,11 +328,14 @@ class Trainer(transformers.Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        # The sampler has divided the batches already, so accelerate must not do it.
+        prepared: Any = prepare_data_loader(loader, self.accelerator.device, num_processes=1, put_on_device=True)
+        prepared._is_accelerate_prepared = True
+        return cast(DataLoader[Any], self.accelerator.prepare(prepared))
 
     def _batch(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        return {**self.data_collator([self.train_dataset[row] for row in rows]), "rows": torch.tensor(rows)}
+        examples = [self.train_dataset[max(row, -1 - row)] for row in rows]
+        return {**self.data_collator(examples), "rows": torch.tensor(rows)}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer, with parameter groups by learning rate and weight decay.
@@ -354,13 +387,21 @@ class Trainer(transformers.Trainer):
         Raises:
             NotFiniteError: If the loss is not finite.
         """
-        args, rows = self.args, inputs.pop("rows", None)
+        args, rows, processes = self.args, inputs.pop("rows", None), ONE_PROCESS
+        if num_processes() > 1:
+            processes = DataParallelProcesses(has_rows=rows is None or bool(rows[0] >= 0))
+        if rows is not None:
+            rows = torch.maximum(rows, -1 - rows)
         frozen = None
         if self._prefix is not None and rows is not None:
             with self.accelerator.autocast():
                 frozen = self._prefix(rows.tolist(), {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
         output = model(
-            **inputs, frozen_output=frozen, label_smoothing=args.label_smoothing_factor, reduction=args.reduction
+            **inputs,
+            frozen_output=frozen,
+            label_smoothing=args.label_smoothing_factor,
+            reduction=args.reduction,
+            processes=processes,
         )
         self._terms.append(torch.stack([term.detach() for term in output.losses]))
         if rows is not None:
@@ -371,6 +412,33 @@ class Trainer(transformers.Trainer):
             unusable = [row for row, usable in zip(places, is_usable, strict=False) if not usable]
             raise self._diverged(f"the loss is {output.loss.item()}", unusable or places)
         return (output.loss, output) if return_outputs else output.loss
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Train on a micro-batch; see `transformers.Trainer.training_step`.
+
+        Args:
+            model: Model, possibly wrapped by accelerate.
+            inputs: Batch of the data loader.
+            num_items_in_batch: Unused.
+
+        Returns:
+            The loss, divided by the number of accumulated micro-batches.
+
+        Raises:
+            OutOfMemoryError: If the memory of the device does not suffice.
+            NotFiniteError: If the loss is not finite.
+        """
+        rows, tokens = inputs["input_ids"].shape
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except RuntimeError as error:
+            if self.args.auto_find_batch_size or not should_reduce_batch_size(error):
+                raise
+            raise OutOfMemoryError(
+                f"training step {self.state.global_step + 1}: the memory of '{self.args.device}' does not suffice for "
+                f"a batch of {rows} rows of {tokens} tokens; lower the batch size (auto_batch of a recipe finds one) "
+                "and raise gradient_accumulation_steps, lower max_length, or use gradient_checkpointing or bf16"
+            ) from error
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -410,7 +478,10 @@ class Trainer(transformers.Trainer):
             start_time: Start of the training; see `transformers.Trainer`.
         """
         if "loss" in logs and self._terms:
-            means = torch.stack(self._terms).mean(dim=0).tolist()
+            average = torch.stack(self._terms).mean(dim=0)
+            if num_processes() > 1:
+                dist.all_reduce(average)
+            means = (average / num_processes()).tolist()
             logs.update({f"loss_{name}": mean for name, mean in zip(Losses._fields[1:], means[1:], strict=True)})
             self._terms.clear()
         super().log(logs, start_time)
@@ -466,7 +537,7 @@ class Trainer(transformers.Trainer):
             NotFiniteError: If an output of the model for a row is not finite.
         """
         examples = self._read(test_dataset, "test_dataset", needs_labels=False)
-        predictions = list(Predictor(self.model, self.args.per_device_eval_batch_size)(examples))
+        predictions = predict_together(Predictor(self.model, self.args.per_device_eval_batch_size), examples)
         targets = [example.target for example in examples]
         labelled = [row for row, target in enumerate(targets) if target is not None]
         metrics: dict[str, float] = {}
@@ -501,6 +572,8 @@ class Trainer(transformers.Trainer):
             OutputError: If the folder cannot be written.
         """
         folder = Path(output_dir or self.args.output_dir)
+        if process_index() > 0:
+            return
         if _internal_call:
             save_model(self.model, folder)
         else:
@@ -572,6 +645,7 @@ class Trainer(transformers.Trainer):
         load_state(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
+        wait_for_all()  # the first process may still write it
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 

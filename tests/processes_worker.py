@@ -1,0 +1,115 @@
+"""What several processes compute, for comparison with one.
+
+torchrun --nproc-per-node N processes_worker.py RESULT N CHECKPOINTS_OF_ONE_PROCESS CHECKPOINTS_OF_N
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from helpers import tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+
+from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
+from hyperadapters.config import ModelConfig, parse
+
+TASKS = [
+    Task.classification("colour", ["blue", "red"]),
+    Task.classification("mood", ["bad", "good"], fields=("text", "text_pair")),
+    Task.regression("size"),
+    Task.classification("rare", ["no", "yes"]),
+]
+TEXT_TASKS = [task for task in TASKS if task.kind == "classification" and len(task.fields) == 1]
+ROWS = 6
+GLOBAL_BATCH = 12
+CASES: dict[str, dict[str, Any]] = {
+    "plus": {"model": {"preset": "plus"}},
+    "plus-sum": {"model": {"preset": "plus"}, "arguments": {"reduction": "sum", "learning_rate": 1e-4}},
+    "paper-accumulation": {"model": {"preset": "paper"}, "arguments": {"gradient_accumulation_steps": 2}},
+    "few-rows": {"model": {"preset": "paper"}, "batch": 6, "rows": 1},
+    "hyperformer": {"model": {"preset": "paper", "method": "hyperformer"}},
+    "t5": {"model": {"preset": "paper"}, "kind": "t5", "arguments": {"label_smoothing_factor": 0.1}},
+    "t5-official": {"model": {"preset": "official"}, "kind": "t5"},
+    "gpt2": {"model": {"preset": "paper"}, "kind": "gpt2"},
+}
+
+RESUMED = "paper-accumulation"
+SAVING = {"save_strategy": "steps", "save_steps": 10}
+
+
+def data(tasks: list[Task], rows: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Unequal numbers of rows of different lengths, so that processes have unequal parts and lack some tasks."""
+    generator = random.Random(seed)
+
+    def text(*words: str) -> str:
+        return " ".join([*words, *(f"w{generator.randrange(40)}" for _ in range(generator.randrange(1, 9)))])
+
+    found = {
+        "colour": [{"text": text(word), "label": word} for word in ["blue", "red"] * (2 * rows + 1)],
+        "mood": [{"text": text(), "text_pair": text(word), "label": word} for word in ["bad", "good"] * rows],
+        "size": [{"text": text(*["yes"] * (row % 4)), "label": 10.0 * (row % 4)} for row in range(rows + 1)],
+        "rare": [{"text": text(word), "label": word} for word in ["no", "yes"]],
+    }
+    return {task.name: found[task.name] for task in tasks}
+
+
+def trained(case: str, processes: int, folder: Path, resume: Path | None = None, **changes: Any) -> dict[str, Any]:
+    """Train a model, and return its state, the log and its predictions."""
+    options = CASES[case]
+    kind, rows = options.get("kind", "bert"), options.get("rows", ROWS)
+    tasks = TASKS if kind == "bert" else TEXT_TASKS
+    torch.manual_seed(1)
+    settings = {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 8, **options["model"]}
+    if kind == "bert":
+        settings["feature_layer"] = 1
+    model = HyperAdapterModel(tiny_backbone(kind), tasks, parse(ModelConfig, settings)).double()
+    model.tokenizer = tiny_language_model_tokenizer() if kind == "gpt2" else tiny_tokenizer()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        **{
+            "max_steps": 20,
+            "eval_steps": 10,
+            "logging_steps": 1,
+            "learning_rate": 1e-3,
+            "prefix_cache": "none",
+            **options.get("arguments", {}),
+            **changes,
+        },
+    )
+    arguments.per_device_train_batch_size = options.get("batch", GLOBAL_BATCH) // processes
+    trainer = Trainer(model, data(tasks, rows, 0), data(tasks, rows, 1), arguments)
+    trainer.train(str(resume) if resume else None)
+    found = trainer.predict(data(tasks, rows, 2))
+    return {
+        "state": {name: value.clone() for name, value in model.adapter_state_dict().items()},
+        "log": [
+            {name: value for name, value in row.items() if "loss" in name or "grad" in name or "eval" in name}
+            for row in trainer.state.log_history
+        ],
+        "answers": [row.answer if row.probabilities is None else row.probabilities for row in found.predictions],
+        "metrics": found.metrics,
+    }
+
+
+def main() -> None:
+    """Train all cases, and let the first process write the results."""
+    target, processes, saved, own = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+    with tempfile.TemporaryDirectory() as folder:
+        found = {case: trained(case, processes, Path(folder)) for case in CASES}
+        found["resumed"] = trained(RESUMED, processes, Path(folder), saved / "checkpoint-10")
+        trained(RESUMED, processes, own, **SAVING)
+        states: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(states, {case: result["state"] for case, result in found.items()})
+        if dist.get_rank() == 0:
+            torch.save({"found": found, "states": states}, target)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Training on several processes: what one process computes with the same batches, whatever part each of them has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import save_backbone
+from processes_worker import CASES, RESUMED, SAVING, trained
+
+from hyperadapters.data.sampling import MixedTaskBatchSampler
+from hyperadapters.inference.predictor import Predictor
+from hyperadapters.model.model import HyperAdapterModel
+
+PROCESSES = (2, 3)
+
+
+def torchrun(processes: int, *command: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
+    """Start a command on several processes, as a user does."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, *command], capture_output=True, text=True, timeout=timeout, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="module", params=PROCESSES)
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What several processes have computed."""
+    folder, worker = tmp_path_factory.mktemp("together"), Path(__file__).parents[1] / "processes_worker.py"
+    trained(RESUMED, 1, folder / "one", **SAVING)
+    arguments = [str(folder / "found.pt"), str(request.param), str(folder / "one"), str(folder / "several")]
+    result = torchrun(request.param, str(worker), *arguments)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return {**torch.load(folder / "found.pt", weights_only=False), "checkpoints": folder / "several"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process has computed."""
+    return {case: trained(case, 1, tmp_path_factory.mktemp(case)) for case in CASES}
+
+
+def assert_same_state(case: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in expected["state"].items():
+        if value.numel() and not (name.startswith("heads.") and heads_are_fitted(case)):
+            largest = max(1.0, float(value.abs().max()))
+            assert (found["state"][name].double() - value.double()).abs().max().item() <= 1e-4 * largest, name
+
+
+def heads_are_fitted(case: str) -> bool:
+    """Whether the heads are fitted after the training, by a solver that stops before the last digits."""
+    return bool(CASES[case]["model"]["preset"] == "plus")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_gradients_weights_and_scores_are_those_of_one_process(
+    case: str, together: dict[str, Any], alone: dict[str, Any]
+) -> None:
+    found, expected = together["found"][case], alone[case]
+    assert len(found["log"]) == len(expected["log"]) > 20
+    for row, other in zip(found["log"], expected["log"], strict=True):
+        assert row.keys() == other.keys()
+        for name in other:
+            # Computed in float64, but the Trainer sums losses in float32.
+            assert row[name] == pytest.approx(other[name], rel=1e-6, abs=1e-6), name
+    assert_same_state(case, found, expected)
+    tolerance = 1e-2 if heads_are_fitted(case) else 1e-4
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-6)
+    for answer, other in zip(found["answers"], expected["answers"], strict=True):
+        assert answer == (pytest.approx(other, abs=tolerance) if isinstance(other, dict | float) else other)
+
+
+def test_a_training_is_resumed_by_another_number_of_processes(
+    together: dict[str, Any], alone: dict[str, Any], tmp_path: Path
+) -> None:
+    assert_same_state(RESUMED, together["found"]["resumed"], alone[RESUMED])
+    resumed = trained(RESUMED, 1, tmp_path, together["checkpoints"] / "checkpoint-10")
+    assert_same_state(RESUMED, resumed, alone[RESUMED])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_processes_have_the_same_weights_bit_for_bit(case: str, together: dict[str, Any]) -> None:
+    first, *others = (state[case] for state in together["states"])
+    for other in others:
+        assert all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "replicas"), [(37, 12, 3), (5, 4, 4), (24, 8, 2), (3, 8, 5)])
+def test_the_parts_of_a_batch_are_the_batch_without_loss_or_repetition(
+    rows: int, batch_size: int, replicas: int
+) -> None:
+    task_ids = [row % 3 for row in range(rows)]
+    whole = MixedTaskBatchSampler(task_ids, batch_size, seed=3)
+    parts = [
+        MixedTaskBatchSampler(task_ids, batch_size, seed=3, num_replicas=replicas, rank=r) for r in range(replicas)
+    ]
+    for epoch in range(2):
+        for sampler in (whole, *parts):
+            sampler.set_epoch(epoch)
+        assert {len(sampler) for sampler in (whole, *parts)} == {len(whole)}
+        for batch, *own in zip(whole, *parts, strict=True):
+            counted = [row for part in own for row in part if row >= 0]
+            assert counted == batch
+            assert all(part for part in own)  # a process without rows takes part with one that is not counted
+            assert {-1 - row for part in own for row in part if row < 0} <= {*batch}
+
+
+def write_recipe(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    backbone = save_backbone(folder / "backbone")
+    tasks = []
+    for name, labels in (("mood", ["bad", "good"]), ("colour", ["blue", "red"])):
+        for split, count in (("train", 13), ("validation", 5), ("test", 7)):
+            rows = [{"text": f"w{row} {labels[row % 2]}", "label": labels[row % 2]} for row in range(count)]
+            (folder / f"{name}-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tasks.append({"name": name, "labels": labels, "source": {"path": f"{name}-{{split}}.jsonl"}})
+    recipe = {
+        "backbone": str(backbone),
+        "model": {"preset": "plus", "adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 8, "feature_layer": 1},
+        "data": {"max_length": 16},
+        "training": {"max_steps": 8, "eval_steps": 4, "batch_size": 4, "learning_rate": 1e-3},
+        "tasks": tasks,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return folder / "recipe.yaml"
+
+
+def test_the_command_trains_on_several_processes(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "data")
+    command = ["-m", "hyperadapters", "train", str(recipe), "--output"]
+    result = torchrun(2, *command, str(tmp_path / "two"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("Checkpoint and metrics.json are in") == 1
+    one = [sys.executable, *command, str(tmp_path / "one")]
+    subprocess.run(one, check=True, capture_output=True, timeout=120)
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert len(names) == len([*(tmp_path / "one").iterdir()])
+    scores = [json.loads((tmp_path / name / "metrics.json").read_text())["mean"] for name in ("one", "two")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    texts = ["w1 good", "w2 red"]
+    models = [HyperAdapterModel.from_pretrained(tmp_path / name) for name in ("one", "two")]
+    first, second = ([row.probabilities for row in Predictor(model)(texts, task="mood")] for model in models)
+    assert [pytest.approx(row, abs=1e-3) for row in first] == second
