@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hyperadapters import cli
 from hyperadapters.config import Recipe, load_recipe, parse
 from hyperadapters.data.loading import load_tasks
 from hyperadapters.errors import (
+    CheckpointError,
     HyperAdaptersError,
     InterruptionError,
     MissingPackageError,
@@ -213,6 +215,29 @@ def test_a_signal_saves_the_state_and_the_run_is_resumed_bit_for_bit(tmp_path: P
         assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
 
 
+def test_a_damaged_state_is_named_and_the_one_before_is_offered(tmp_path: Path) -> None:
+    recipe, run = load_recipe(write_recipe(tmp_path)), tmp_path / "run"
+    whole = train(recipe, tmp_path / "whole")
+    with pytest.raises(InterruptionError):
+        _at_step(47, lambda: signal.raise_signal(signal.SIGTERM), lambda: train(recipe, run))
+    state = run / "checkpoint-47"
+    files = [path for path in state.iterdir() if path.is_file()]
+    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "hyperadapter.json"} < {path.name for path in files}
+    for path in files:
+        contents = path.read_bytes()
+        damages = [contents[: len(contents) // 2], contents[:-1] + bytes([contents[-1] ^ 1])]
+        for damaged in damages if path.name != "files.json" else damages[:1]:
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=f"{path.name}: .*to continue from checkpoint-40"):
+                train(recipe, run, resume=True)
+        path.write_bytes(contents)
+    (state / "files.json").unlink()
+    (state / "trainer_state.json").write_text("{")  # as if the process had been killed while it wrote the state
+    resumed = train(recipe, run, resume=True)
+    for name, value in whole.model.adapter_state_dict().items():
+        assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
+
+
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=3"])
     command = [
@@ -400,9 +425,32 @@ def test_a_run_that_died_at_a_bad_moment_resumes_to_the_same_weights(
     whole = train(recipe, tmp_path / "whole")
     _interrupted(recipe, tmp_path / "run", 47 if "while" in died else 5, monkeypatch)
     if "while" in died:
-        (tmp_path / "run" / "checkpoint-40" / "trainer_state.json").unlink()
-        (tmp_path / "run" / "checkpoint-40" / "hyperadapter.json").unlink()
+        for name in ("files.json", "trainer_state.json", "hyperadapter.json"):
+            (tmp_path / "run" / "checkpoint-40" / name).unlink()
     resumed = train(recipe, tmp_path / "run", resume=True)
+    for name, value in whole.model.adapter_state_dict().items():
+        assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
+
+
+def test_a_run_that_is_killed_while_it_writes_is_resumed_to_the_same_weights(tmp_path: Path) -> None:
+    """The process is killed as soon as a new state appears, so that one or the other file is only half there."""
+    path, run = write_recipe(tmp_path, training={"max_steps": 60, "eval_steps": 5}), tmp_path / "run"
+    whole = train(load_recipe(path), tmp_path / "whole")
+    command = [sys.executable, "-m", "hyperadapters", "train", str(path), "--output", str(run)]
+    seen: set[Path] = set()
+    for delay in (0.0, 0.003, 0.01):
+        process = subprocess.Popen(
+            [*command, *(["--resume"] if run.exists() else [])], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while not (new := set(run.glob("checkpoint-*")) - seen):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        seen |= new
+    resumed = train(load_recipe(path), run, resume=True)
     for name, value in whole.model.adapter_state_dict().items():
         assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
 

@@ -29,7 +29,8 @@ from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.interruption import Interruption
 from hyperadapters.training.prefix_cache import FrozenPrefix
 from hyperadapters.training.sharding import num_processes, process_index, wait_for_all
-from hyperadapters.training.trainer import Trainer, last_checkpoint, trainer_checkpoints
+from hyperadapters.training.states import last_checkpoint, trainer_checkpoints
+from hyperadapters.training.trainer import Trainer
 from hyperadapters.utils.files import check_folder, locked, making_folder, write_atomically
 
 LOGS_FOLDER = "runs"

@@ -17,8 +17,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import IntervalStrategy, PredictionOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, PredictionOutput, TrainOutput
 
 from hyperadapters.checkpoints.format import load_state, save_model
 from hyperadapters.core import ONE_PROCESS, DataParallelProcesses, Losses
@@ -46,6 +45,7 @@ from hyperadapters.training.interruption import Interruption
 from hyperadapters.training.optimizers import OfficialAdamW, learning_rates
 from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
 from hyperadapters.training.sharding import num_processes, process_index, wait_for_all
+from hyperadapters.training.states import check_intact, is_complete, last_checkpoint, write_files
 from hyperadapters.training.text_heads import check_not_fitted, fit_text_heads
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask", "sequence_ids")
@@ -284,12 +284,13 @@ class Trainer(transformers.Trainer):
             return None
         folder = Path(self.args.output_dir)
         found = last_checkpoint(folder) if checkpoint is True else str(checkpoint)
-        if found is None or not (Path(found) / TRAINER_STATE_NAME).is_file():
+        if found is None or not is_complete(Path(found)):
             raise CheckpointError(
                 f"resume_from_checkpoint: expected a checkpoint that was written during a training, found none in "
                 f"'{found or folder}'; give its folder, such as {folder / 'checkpoint-500'}, or train without it and "
                 "with save_strategy='steps'"
             )
+        check_intact(Path(found))
         return found
 
     def _finish(self) -> None:
@@ -640,6 +641,10 @@ class Trainer(transformers.Trainer):
             super()._save_checkpoint(*arguments, **options)
         finally:
             log.setLevel(level)
+        wait_for_all()  # each process writes the state of its random numbers
+        state = Path(self._get_output_dir(trial=None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if process_index() == 0:
+            write_files(state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_state(self.model, Path(resume_from_checkpoint))
@@ -667,25 +672,6 @@ def _check_metric(name: str | None, model: HyperAdapterModel, examples: Sequence
         known += [f"{task.name}_{metric}" for metric in task.metrics if task_id in evaluated]
     if name is not None and name.removeprefix("eval_") not in known:
         raise RecipeError("metric_for_best_model: " + unknown_name("score", name, known))
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest of the Trainer's checkpoints in a folder that was written to its end, if there is one.
-
-    Args:
-        folder: Output folder of a training.
-    """
-    complete = [path for path in trainer_checkpoints(folder) if (path / TRAINER_STATE_NAME).is_file()]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
-
-
-def trainer_checkpoints(folder: Path) -> list[Path]:
-    """Return the Trainer's checkpoints in a folder, complete or not.
-
-    Args:
-        folder: Output folder of a training.
-    """
-    return [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
 
 
 def _flat(result: Evaluation, prefix: str) -> dict[str, float]:
