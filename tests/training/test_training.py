@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -437,10 +438,12 @@ def test_a_run_that_is_killed_while_it_writes_is_resumed_to_the_same_weights(tmp
     path, run = write_recipe(tmp_path, training={"max_steps": 60, "eval_steps": 5}), tmp_path / "run"
     whole = train(load_recipe(path), tmp_path / "whole")
     command = [sys.executable, "-m", "hyperadapters", "train", str(path), "--output", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # as in this process
     seen: set[Path] = set()
     for delay in (0.0, 0.003, 0.01):
+        options = ["--resume"] if run.exists() else []
         process = subprocess.Popen(
-            [*command, *(["--resume"] if run.exists() else [])], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
         deadline = time.monotonic() + 60
         while not (new := set(run.glob("checkpoint-*")) - seen):
