@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
 from urllib.parse import quote
 
+from pydantic import ValidationError
+
 from hyperadapters.errors import HyperAdaptersError, TaskError
 from hyperadapters.serving.schemas import (
     JobInfo,
@@ -28,6 +30,7 @@ MAX_PAUSE_SECONDS = 10.0
 READING_PATHS = ("/v1/predict", "/v1/route")
 """Paths of requests that change nothing although their method is POST."""
 UNAVAILABLE = (429, 503)
+PROXY_FAILED = (*UNAVAILABLE, 500, 502, 504)
 PROXY_ERROR = "ProxyError"
 """Type of the error if the response is not one of the server."""
 
@@ -79,7 +82,8 @@ class Client:
         """
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         httpx2 = require("httpx2")
-        self._retries, self._transport_error = retries, httpx2.TransportError
+        self._retries = retries
+        self._lost = (httpx2.NetworkError, httpx2.RemoteProtocolError)
         self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout)
 
     def __enter__(self) -> Self:
@@ -232,10 +236,10 @@ class Client:
             pause = RETRY_SECONDS * 2**attempt
             try:
                 return self._request(method, path, body_type, body)
-            except self._transport_error:
+            except self._lost:
                 pass
             except ServerError as error:
-                if error.status not in UNAVAILABLE and error.type != PROXY_ERROR:
+                if error.status not in (PROXY_FAILED if error.type == PROXY_ERROR else UNAVAILABLE):
                     raise
                 pause = max(pause, error.retry_after or 0.0)
             time.sleep(min(pause, MAX_PAUSE_SECONDS))
@@ -243,9 +247,13 @@ class Client:
 
     def _request(self, method: str, path: str, body_type: type[_Body], body: Mapping[str, Any] | None) -> _Body:
         response = self._http.request(method, path, json=body)
-        if response.is_success:
+        if not response.is_success:
+            raise _error_of(response)
+        try:
             return body_type.model_validate_json(response.content)
-        raise _error_of(response)
+        except ValidationError as error:
+            reason = f"expected a response of hyperadapters, found another one; is {self._http.base_url} its address?"
+            raise ServerError(response.status_code, PROXY_ERROR, reason, None) from error
 
 
 def _error_of(response: Any) -> ServerError:

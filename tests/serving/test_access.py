@@ -130,6 +130,12 @@ def test_a_request_under_another_name_of_the_host_is_refused(client: TestClient)
     assert client.get("/v1/tasks", headers={"Host": "localhost:8000"}).status_code == 200
 
 
+def test_the_loopback_address_of_ipv6_is_a_name_of_the_host(run_folder: Path) -> None:
+    with TestClient(create_app(run_folder, ServerSettings(host="::1")), base_url="http://[::1]:8000") as client:
+        assert client.get("/live").status_code == 200
+        assert client.get("/live", headers={"Host": "evil.example"}).status_code == 400
+
+
 @pytest.mark.parametrize(
     "path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/..%2f..%2fcli.py"]
 )

@@ -21,8 +21,9 @@ from hyperadapters.client import Client
 from hyperadapters.errors import ServingError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.serving.ray_engine import resources_of_replicas
+from hyperadapters.serving.ray_engine import check_alone, resources_of_replicas, serve_with_ray
 from hyperadapters.serving.schemas import PredictionBody
+from hyperadapters.serving.settings import ServerSettings
 
 pytest.importorskip("ray", reason="needs the extra 'ray'")
 if (os.cpu_count() or 1) < 2:
@@ -157,6 +158,27 @@ def test_a_server_with_wrong_options_does_not_start(run_folder: Path, options: l
     assert found.returncode == 2
     assert message in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_what_ray_would_not_explain_is_refused_before_it_is_started(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("admin short\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = ServerSettings(port=taken.getsockname()[1])
+        with pytest.raises(ServingError, match="Address already in use; choose another one"):
+            serve_with_ray(run_folder, busy, 1, print)
+    with pytest.raises(ServingError, match="line 1: expected 'predict' or 'admin'"):
+        serve_with_ray(run_folder, ServerSettings(port=free_port(), token_file=tmp_path / "tokens"), 1, print)
+
+
+def test_a_cluster_with_other_applications_is_refused() -> None:
+    actors = [{"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}]
+    cluster = SimpleNamespace(util=SimpleNamespace(list_named_actors=lambda all_namespaces: actors))
+    with pytest.raises(ServingError, match="Ray Serve runs on the cluster already"):
+        check_alone(cluster)  # type: ignore[arg-type]
+    actors.clear()
+    check_alone(cluster)  # type: ignore[arg-type]
 
 
 def test_more_replicas_than_cores_are_refused_and_a_gpu_is_divided() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,18 @@ import pytest
 from serving_helpers import ADDRESS, EXAMPLES, OTHER_EXAMPLES, TEXTS, running_server
 from starlette.testclient import TestClient
 
-from hyperadapters.errors import OutputError
+from hyperadapters.config import Task
+from hyperadapters.errors import OutputError, TaskError
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.serving.app import create_app
 from hyperadapters.serving.job_store import FOLDER, KEPT_JOBS, OWNER_ENDED, JobStore
 from hyperadapters.serving.schemas import JobInfo
 from hyperadapters.serving.settings import ServerSettings
+from hyperadapters.serving.worker import Change, FolderEditor
+from hyperadapters.utils.files import HeldLock, is_locked
 
 NEW = {"name": "level", "examples": EXAMPLES}
+OTHERS = [{"text": row["text"], "label": f"other {row['label']}"} for row in EXAMPLES]
 
 
 @pytest.fixture
@@ -98,6 +105,114 @@ def test_the_jobs_of_a_server_that_was_killed_have_failed_and_ended_ones_are_kep
 
 def owner_of(folder: Path, job: str) -> Any:
     return json.loads((folder / FOLDER / f"{job}.json").read_bytes())["owner"]
+
+
+def test_of_two_additions_of_one_name_only_the_stored_one_is_done(replicas: tuple[TestClient, TestClient]) -> None:
+    bodies = [{"name": "same", "examples": EXAMPLES}, {"name": "same", "examples": OTHERS}]
+    jobs = [client.post("/v1/tasks", json=body).json()["id"] for client, body in zip(replicas, bodies, strict=True)]
+    found = [client.get(f"/v1/jobs/{job}?wait=60").json() for client, job in zip(replicas, jobs, strict=True)]
+    assert sorted(job["state"] for job in found) == ["done", "failed"]
+    for client in replicas:
+        for job, body in zip(found, bodies, strict=True):
+            if job["state"] == "done":
+                assert {*client.get("/v1/tasks/same").json()["labels"]} == labels_of(body)
+            else:
+                assert "meanwhile" in job["error"] or "exists" in job["error"]
+                assert job["version"] is None
+
+
+def labels_of(body: Any) -> set[str]:
+    return {row["label"] for row in body["examples"]}
+
+
+def test_a_cancelled_addition_is_not_done_because_another_server_has_added_the_name(
+    replicas: tuple[TestClient, TestClient],
+) -> None:
+    first, second = replicas
+    second.post("/v1/tasks?wait=60", json={"name": "warm", "examples": EXAMPLES})  # starts its worker
+    job = start_slow(first, "same")
+    body = {"name": "same", "examples": OTHERS}
+    assert second.post("/v1/tasks?wait=60", json=body).json()["state"] == "done"
+    assert first.delete(f"/v1/jobs/{job}").json()["state"] == "cancelled"
+    assert {*first.get("/v1/tasks/same").json()["labels"]} == labels_of(body)
+
+
+def start_slow(client: Any, name: str) -> str:
+    """Start a change that takes long, and wait until it is being fitted."""
+    job: str = client.post("/v1/tasks", json={"name": name, "examples": EXAMPLES * 500, "fit": "adapter"}).json()["id"]
+    deadline = time.monotonic() + 60
+    while client.get(f"/v1/jobs/{job}").json()["stage"] != "fitting":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return job
+
+
+def test_many_requests_at_once_see_a_change_that_is_done(replicas: tuple[TestClient, TestClient]) -> None:
+    first, second = replicas
+
+    def threshold(_: int) -> Any:
+        return second.get("/v1/tasks/mood").json()["threshold"]
+
+    with ThreadPoolExecutor(16) as pool:
+        for number in range(8):
+            first.patch("/v1/tasks/mood?wait=60", json={"threshold": float(number)})
+            assert {*pool.map(threshold, range(16))} == {float(number)}
+
+
+def test_a_refit_does_not_undo_what_another_process_does_meanwhile(run_folder: Path) -> None:
+    editor, other = FolderEditor(run_folder), FolderEditor(run_folder)
+    added = Task.classification("mood", ["high", "low"])
+
+    def meanwhile(kind: str, value: str) -> None:
+        if value == "saving":
+            other.change(Change("remove", "mood"), lambda *_: None)
+            other.change(Change("add", "mood", added, EXAMPLES), lambda *_: None)
+
+    rows = [{"text": row["text"], "label": label} for row, label in zip(EXAMPLES, ["bad", "good"] * 2, strict=True)]
+    with pytest.raises(TaskError, match="was added, changed or removed by another process meanwhile"):
+        editor.change(Change("refit", "mood", None, rows), meanwhile)
+    assert HyperAdapterModel.from_pretrained(run_folder).tasks[-1] == added
+
+
+def test_jobs_go_on_after_somebody_has_removed_their_folder(replicas: tuple[TestClient, TestClient]) -> None:
+    first, second = replicas
+    first.post("/v1/tasks?wait=60", json=NEW)
+    folder = first.app.state.services.served.folder / FOLDER  # type: ignore[attr-defined]
+    shutil.rmtree(folder)
+    job = first.put("/v1/tasks/level", json={"examples": EXAMPLES}).json()["id"]
+    assert second.get(f"/v1/jobs/{job}?wait=60").json()["state"] == "done"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_lock_is_seen_while_its_owner_lives_however_many_look(tmp_path: Path) -> None:
+    lock, free = HeldLock(tmp_path / "owner.lock"), tmp_path / "free.lock"
+    free.touch()
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: is_locked(tmp_path / "owner.lock"), range(200)))
+        assert not any(pool.map(lambda _: is_locked(free), range(200)))
+    assert lock.is_held
+    lock.release()
+    assert not is_locked(tmp_path / "owner.lock")
+
+
+def test_the_worker_ends_with_its_server(run_folder: Path) -> None:
+    with running_server(run_folder) as (address, process), httpx2.Client(base_url=address, timeout=60) as client:
+        start_slow(client, "slow")
+        workers = [path.parent for path in Path("/proc").glob("[0-9]*/status") if parent_of(path) == process.pid]
+        assert workers
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while any(worker.exists() for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def parent_of(status: Path) -> int:
+    """The parent of a process, 0 if it has ended."""
+    with suppress(OSError):
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("PPid:"))
+    return 0
 
 
 def job_info(number: int, **values: Any) -> JobInfo:

@@ -108,7 +108,7 @@ def create_app(folder: str | Path, settings: ServerSettings | None = None) -> Fa
         app.add_middleware(TokenCheck, tokens=tokens)
     app.add_middleware(_Observer, state=app.state)
     if settings.is_loopback and not settings.insecure:  # against DNS rebinding
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "::1", settings.host])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", settings.host])
     app.add_middleware(SecurityHeaders)
     return app
 

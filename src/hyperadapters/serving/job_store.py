@@ -8,12 +8,12 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from hyperadapters.checkpoints.format import TEMPORARY_PATTERN, TEMPORARY_SECONDS
+from hyperadapters.errors import OutputError
 from hyperadapters.serving.schemas import JobInfo, Schema
-from hyperadapters.utils.files import make_folder, write_atomically
+from hyperadapters.utils.files import HeldLock, is_locked, write_atomically
 
 FOLDER = ".jobs"
 """Name of the folder inside the folder of the checkpoint."""
@@ -41,7 +41,8 @@ class StoredJob(Schema):
 class JobStore:
     """The jobs of all servers of a folder, each of which can show and cancel those of the others.
 
-    Every server holds a lock as long as it lives. A job whose server does not hold its lock any more has failed.
+    Every server holds a lock as long as it lives. A job whose server does not hold its lock any more has failed. Only
+    the user of the servers may read the folder, because errors may quote labels.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +52,7 @@ class JobStore:
             folder: Folder of the checkpoint.
         """
         self._folder, self._owner = folder / FOLDER, uuid.uuid4().hex
-        self._lock: FileLock | None = None
+        self._lock: HeldLock | None = None
         self._ended: dict[str, StoredJob] = {}  # they do not change any more
 
     def write(self, info: JobInfo) -> None:
@@ -63,10 +64,8 @@ class JobStore:
         Raises:
             OutputError: If the file cannot be written.
         """
-        if self._lock is None:
-            make_folder(self._folder)
-            self._lock = self._lock_of(self._owner)
-            self._lock.acquire()
+        if self._lock is None or not self._lock.is_held:  # or somebody has removed or replaced the folder
+            self._open()
         if info.state == "queued":
             self._remove_old()
         stored = StoredJob(owner=self._owner, accepted=time.time() - info.seconds, info=info)
@@ -128,8 +127,15 @@ class JobStore:
         """Release the lock of this server."""
         if self._lock is not None:
             self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock = None
+
+    def _open(self) -> None:
+        """Make the folder, inside one that exists, and hold the lock of this server."""
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._lock = HeldLock(self._lock_of(self._owner))
+        except OSError as error:
+            raise OutputError(f"{self._folder}: the changes of tasks cannot be recorded: {error}") from error
 
     def _path(self, job_id: str) -> Path:
         return self._folder / f"{job_id}.json"
@@ -137,19 +143,20 @@ class JobStore:
     def _request(self, job_id: str) -> Path:
         return self._folder / f"{job_id}.cancel"
 
-    def _lock_of(self, owner: str) -> FileLock:
-        return FileLock(self._folder / f"{owner}.lock", thread_local=False)
+    def _lock_of(self, owner: str) -> Path:
+        return self._folder / f"{owner}.lock"
 
     def _paths(self) -> list[Path]:
         """Return the files of all jobs."""
         paths = [path for path in self._folder.glob("*.json") if JOB_ID.fullmatch(path.stem)]
-        self._ended = {path.stem: self._ended[path.stem] for path in paths if path.stem in self._ended}
+        known = {path.stem for path in paths}
+        self._ended = {job_id: job for job_id, job in [*self._ended.items()] if job_id in known}
         return paths
 
     def _read(self, path: Path) -> StoredJob | None:
         """Read a file. One that is gone or damaged is None."""
-        if path.stem in self._ended:
-            return self._ended[path.stem]
+        if (ended := self._ended.get(path.stem)) is not None:
+            return ended
         try:
             stored = StoredJob.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
@@ -159,16 +166,7 @@ class JobStore:
         return stored
 
     def _is_alive(self, owner: str) -> bool:
-        if owner == self._owner:
-            return self._lock is not None
-        lock = self._lock_of(owner)
-        if not Path(lock.lock_file).exists():
-            return False
-        try:
-            with lock.acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
+        return self._lock is not None if owner == self._owner else is_locked(self._lock_of(owner))
 
     def _remove_old(self) -> None:
         """Remove the oldest jobs, and what servers that were killed have left."""

@@ -6,18 +6,19 @@ import asyncio
 import logging
 import multiprocessing
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from hyperadapters.errors import HyperAdaptersError, OutputError
 from hyperadapters.serving.batching import RefusedError
 from hyperadapters.serving.job_store import ENDED, JobStore
 from hyperadapters.serving.schemas import JobInfo, JobState
+from hyperadapters.serving.served_model import Snapshot
 from hyperadapters.serving.worker import Change, run_worker
 
 ASKING_SECONDS = 0.2
@@ -42,6 +43,7 @@ class Job:
         error: Why the job has failed.
         report: Result of the fit.
         version: Version of the task after the change.
+        announced: Digest of the task that the worker is about to store, "" for a task that it is about to remove.
         ended: Event that is set when the job has ended.
     """
 
@@ -52,6 +54,7 @@ class Job:
     error: str | None = None
     report: dict[str, Any] | None = None
     version: int | None = None
+    announced: str | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _accepted: float = field(default_factory=monotonic)
     _seconds: float | None = None
@@ -89,7 +92,7 @@ class JobRunner:
         self,
         folder: Path,
         max_jobs: int,
-        versions: Callable[[], Mapping[str, int]],
+        snapshot: Callable[[], Snapshot],
         switch: Callable[[], Awaitable[None]],
         observe: Callable[[Job], None],
     ) -> None:
@@ -98,11 +101,11 @@ class JobRunner:
         Args:
             folder: Folder of the checkpoint.
             max_jobs: Maximum number of changes that wait.
-            versions: Function that returns the versions of the tasks of the served model.
+            snapshot: Function that returns the tasks of the served model.
             switch: Function that lets the served model switch to the tasks in the folder.
             observe: Function that is called with each job that was running and has ended.
         """
-        self._folder, self._max_jobs, self._versions = folder, max_jobs, versions
+        self._folder, self._max_jobs, self._snapshot = folder, max_jobs, snapshot
         self._switch, self._observe = switch, observe
         self._store, self._saving = JobStore(folder), asyncio.Lock()
         self._jobs: dict[str, Job] = {}  # those that have not ended
@@ -210,9 +213,11 @@ class JobRunner:
         return await self.info(job_id, CANCELLATION_SECONDS)
 
     async def follow_requests(self) -> None:
-        """Cancel the jobs that other servers ask to cancel."""
+        """Cancel the jobs that other servers ask to cancel, and store ends that could not be stored before."""
         for job in [*self._jobs.values()]:
-            if await asyncio.to_thread(self._store.is_cancellation_requested, job.id):
+            if job.ended.is_set():
+                await self._store_end(job)
+            elif await asyncio.to_thread(self._store.is_cancellation_requested, job.id):
                 await self._cancel(job)
 
     async def _cancel(self, job: Job) -> None:
@@ -226,13 +231,15 @@ class JobRunner:
     async def _end(self, job: Job, state: JobState, error: str | None = None) -> None:
         """Store the final state of a job, and forget the job."""
         job.set_end(state, error)
+        await self._store_end(job)
+        job.ended.set()
+
+    async def _store_end(self, job: Job) -> None:
         try:
             await self._save(job)
-            del self._jobs[job.id]
-        except OutputError as failure:  # only this server knows it then
+            self._jobs.pop(job.id, None)
+        except OutputError as failure:  # only this server knows it then, and tries again
             logger.error("the state of a change cannot be stored: %s", failure)
-        finally:
-            job.ended.set()
 
     async def _set_stage(self, job: Job, stage: str) -> None:
         job.stage = stage
@@ -268,23 +275,30 @@ class JobRunner:
 
     async def _change(self, job: Job) -> tuple[JobState, str | None]:
         """Make a change, let the model switch to it, and return the state of the job and the error."""
-        before = self._versions().get(job.change.name)
         state, error = await self._make(job)
         await self._set_stage(job, "switching")
         await self._switch()
-        job.version = self._versions().get(job.change.name)
-        # The change may have been stored before the process was ended.
-        return ("done" if job.version != before else state), error
+        snapshot, name = self._snapshot(), job.change.name
+        if state == "ended" and job.announced is not None and snapshot.digests.get(name, "") == job.announced:
+            state, error = "done", None  # the change was stored before the process was ended
+        if state == "ended":
+            state = "cancelled" if self._is_cancelled else "failed"
+        if state == "done":
+            job.version = snapshot.versions.get(name)
+        return cast(JobState, state), error
 
-    async def _make(self, job: Job) -> tuple[JobState, str | None]:
-        """Let the worker make a change, and return the state of the job and the error."""
+    async def _make(self, job: Job) -> tuple[str, str | None]:
+        """Let the worker make a change, and return the state of the job and the error.
+
+        The state is "ended" if the process was ended, so that it is not known whether the change has been stored.
+        """
         self._is_cancelled = False
         if self._process is None or not self._process.is_alive():
             await self._set_stage(job, "starting the worker")
             self._process, self._connection = await asyncio.to_thread(self._start_process)
         if self._is_cancelled:
             self._end_process()
-            return "cancelled", None
+            return "ended", None
         connection = self._connection
         assert connection is not None
         try:
@@ -293,6 +307,8 @@ class JobRunner:
                 kind, value = await asyncio.to_thread(connection.recv)
                 if kind == "stage":
                     await self._set_stage(job, value)
+                elif kind == "storing":
+                    job.announced = value
                 elif kind == "done":
                     job.report = value
                     self._has_removed = self._has_removed or job.change.action == "remove"
@@ -301,9 +317,9 @@ class JobRunner:
                     return "failed", value
         except (EOFError, OSError):
             if self._is_cancelled:
-                return "cancelled", None
+                return "ended", None
             self._end_process()
-            return "failed", "the worker process ended unexpectedly; the log of the server may say why"
+            return "ended", "the worker process ended unexpectedly; the log of the server may say why"
 
     def _start_process(self) -> tuple[Any, Connection]:
         context = multiprocessing.get_context("spawn")

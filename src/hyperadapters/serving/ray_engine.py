@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ from hyperadapters.serving.settings import ServerSettings
 from hyperadapters.utils.ray_cluster import start_ray
 
 NAME = "hyperadapters"
+LOGS = "/tmp/ray/session_latest/logs/serve"
 
 
 def serve_with_ray(folder: Path, settings: ServerSettings, replicas: int, tell: Callable[[str], None]) -> None:
@@ -33,7 +36,8 @@ def serve_with_ray(folder: Path, settings: ServerSettings, replicas: int, tell: 
         tell: Function that is called with the address as soon as all replicas answer.
 
     Raises:
-        ServingError: If the port is 0, the cluster has too few CPU cores, or the replicas cannot be started.
+        ServingError: If the port is 0 or taken, the token file is invalid, Ray Serve runs on the cluster already, the
+            cluster has too few CPU cores, or the replicas cannot be started.
         CheckpointError: If the checkpoint is missing or damaged.
         MissingPackageError: If Ray is not installed.
         ClusterError: If the cluster cannot be reached or started.
@@ -41,12 +45,17 @@ def serve_with_ray(folder: Path, settings: ServerSettings, replicas: int, tell: 
     if settings.port == 0:
         raise ServingError("port: expected a number of 1 or more with Ray, found 0; choose a port")
     folder = folder.resolve()
+    if settings.token_file is not None:
+        settings = replace(settings, token_file=settings.token_file.resolve())
     stored_digest(folder)  # before anything is started
+    create_app(folder, settings)
+    _check_port(settings)
     ended = threading.Event()
     with start_ray() as ray:
         from ray import serve
         from ray.exceptions import RayError
 
+        check_alone(ray)
         deployment = _deployment(serve, folder, settings, replicas, resources_of_replicas(ray, replicas))
         quiet = {"log_level": "WARNING", "enable_access_log": False}
         try:
@@ -54,12 +63,40 @@ def serve_with_ray(folder: Path, settings: ServerSettings, replicas: int, tell: 
             serve.run(deployment.bind(), name=NAME, route_prefix="/", logging_config=quiet)
         except (RayError, RuntimeError, OSError) as error:
             serve.shutdown()
-            raise ServingError(f"the replicas cannot be started: {' '.join(str(error).split())}") from None
+            reason = str(error).strip().splitlines()[-1]
+            raise ServingError(f"the replicas cannot be started: {reason}; Ray's logs in {LOGS} say why") from None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
         tell(f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}")
         ended.wait()
         serve.shutdown()
+
+
+def _check_port(settings: ServerSettings) -> None:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            where = f"port {settings.port} of {settings.host}"
+            raise ServingError(f"{where} cannot be used: {error}; choose another one") from None
+
+
+def check_alone(ray: ModuleType) -> None:
+    """Refuse a cluster with other applications, which would share the address, and be ended with this one.
+
+    Args:
+        ray: The module `ray`, connected to the cluster.
+
+    Raises:
+        ServingError: If Ray Serve runs on the cluster.
+    """
+    if any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True)):
+        raise ServingError(
+            "Ray Serve runs on the cluster already, with an address and applications of its own; stop it with 'serve "
+            "shutdown', or use another cluster"
+        )
 
 
 def resources_of_replicas(ray: ModuleType, replicas: int) -> dict[str, float]:

@@ -132,6 +132,7 @@ class ServedModel:
         self.predictor = Predictor(self.model, batch_size)
         self._stored: str | None = None
         self._examined: tuple[int, ...] = ()
+        self._unreadable: tuple[int, ...] | None = None
         if not self.refresh():
             self.snapshot = Snapshot.of(self.model)
 
@@ -180,8 +181,11 @@ class ServedModel:
         found.update({i: [next(together) for _ in examples] for i, examples in readable.items()})
 
     def is_touched(self) -> bool:
-        """Return whether the checkpoint was written since `is_outdated` examined it. This takes a few microseconds."""
-        return self.model.method.can_change_tasks and _stamp(self.folder) != self._examined
+        """Return whether the checkpoint was written since the model agreed with it. This takes a few microseconds.
+
+        A checkpoint that could not be read is not examined for each request again.
+        """
+        return self.model.method.can_change_tasks and _stamp(self.folder) not in (self._examined, self._unreadable)
 
     def is_outdated(self) -> bool:
         """Return whether the folder has other tasks than the model, which `refresh` would switch to.
@@ -191,8 +195,21 @@ class ServedModel:
         """
         if not self.model.method.can_change_tasks:
             return False
-        self._examined = _stamp(self.folder)
-        return stored_digest(self.folder) != self._stored
+        with self._examining() as stamp:
+            is_outdated = stored_digest(self.folder) != self._stored
+        if not is_outdated:
+            self._examined = stamp
+        return is_outdated
+
+    @contextmanager
+    def _examining(self) -> Iterator[tuple[int, ...]]:
+        """Remember a checkpoint that cannot be read. The stamp is taken before, since it may be written meanwhile."""
+        stamp = _stamp(self.folder)
+        try:
+            yield stamp
+        except HyperAdaptersError:
+            self._unreadable = stamp
+            raise
 
     def refresh(self) -> bool:
         """Switch to the tasks in the folder. What the former tasks occupied in memory is overwritten.
@@ -209,10 +226,13 @@ class ServedModel:
         if not self.model.method.can_change_tasks:
             return False
         with self.model.lock:
-            known, self._stored = self._stored, refresh(self.model, self.folder, self._stored, self.predictor)
+            with self._examining() as stamp:
+                known, self._stored = self._stored, refresh(self.model, self.folder, self._stored, self.predictor)
+            if known != self._stored:
+                self.snapshot = Snapshot.of(self.model)
+            self._examined = stamp  # from now on requests need not wait
             if known == self._stored:
                 return False
-            self.snapshot = Snapshot.of(self.model)
         overwrite_free_memory()
         return True
 

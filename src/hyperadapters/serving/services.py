@@ -61,7 +61,7 @@ class Services:
         self.jobs = JobRunner(
             served.folder,
             settings.max_jobs,
-            lambda: served.snapshot.versions,
+            lambda: served.snapshot,
             self.switch,
             self.metrics.count_job,
         )
@@ -106,8 +106,8 @@ class Services:
         while True:
             await asyncio.sleep(self.settings.poll_seconds)
             try:
-                await self.switch()
                 await self.jobs.follow_requests()
+                await self.switch()
                 reported = ""
             except HyperAdaptersError as error:
                 if str(error) != reported:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -26,7 +28,7 @@ from hyperadapters.errors import ConflictError, HyperAdaptersError, OutputError,
 from hyperadapters.inference.batches import best_device
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.model.tasks import TaskState
-from hyperadapters.serving.served_model import refresh
+from hyperadapters.serving.served_model import refresh, task_digests
 
 ATTEMPTS = 100
 """Number of times that a change is written anew because another process has changed the folder meanwhile."""
@@ -65,13 +67,14 @@ def run_worker(folder: Path, connection: Connection) -> None:
     Args:
         folder: Folder of the checkpoint.
         connection: Connection through which `Change` objects come, and pairs are sent: ("stage", name of the stage),
-            ("done", report of the fit) or ("failed", message).
+            ("storing", digest of the task that will be stored), ("done", report of the fit) or ("failed", message).
     """
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends this process when it is stopped itself
     torch.set_num_threads(1)
     logging.getLogger("torchao").setLevel(logging.ERROR)
+    threading.Thread(target=_end_with_server, daemon=True).start()
     try:
         editor = FolderEditor(folder)
         while True:
@@ -80,11 +83,19 @@ def run_worker(folder: Path, connection: Connection) -> None:
             except EOFError:
                 return
             try:
-                connection.send(("done", editor.change(change, lambda stage: connection.send(("stage", stage)))))
+                connection.send(("done", editor.change(change, lambda *message: connection.send(message))))
             except HyperAdaptersError as error:
                 connection.send(("failed", str(error)))
     except BrokenPipeError:  # the server has ended
         return
+
+
+def _end_with_server() -> None:
+    """End this process when the server has ended, also in the middle of a fit."""
+    server = multiprocessing.parent_process()
+    if server is not None:
+        server.join()
+        os._exit(1)
 
 
 class FolderEditor:
@@ -103,12 +114,13 @@ class FolderEditor:
         self._model = HyperAdapterModel.from_pretrained(folder).to(best_device())
         self._known: str | None = None
 
-    def change(self, change: Change, stage: Callable[[str], None]) -> Report:
+    def change(self, change: Change, tell: Callable[[str, str], None]) -> Report:
         """Change one task in the folder.
 
         Args:
             change: The change.
-            stage: Function that is called with the name of each stage.
+            tell: Function that is called with "stage" and the name of each stage, and with "storing" and the digest of
+                the task before it is stored, "" for a task that is removed.
 
         Returns:
             Report of the fit; None if nothing was fitted.
@@ -117,21 +129,23 @@ class FolderEditor:
             ConflictError: If other processes change the folder all the time. Another error is raised if the change is
                 not possible. The folder has not been changed then.
         """
-        report, fitted = None, None
+        report, fitted, version = None, None, None
         for _ in range(ATTEMPTS):
-            stage("reading the tasks")
+            tell("stage", "reading the tasks")
             base = refresh(self._model, self._folder, self._known)
             self._known = None  # until the model and the folder agree again
             try:
                 if fitted is not None:
-                    _insert(self._model, change, fitted)
+                    _insert(self._model, change, fitted, version)
                 elif change.action in ("add", "refit"):
-                    stage("fitting")
+                    tell("stage", "fitting")
+                    version = self._model.task_table.versions.get(change.name)
                     report = _fit(self._model, change)
                     fitted = _copied(self._model.task_table.states()[self._model.task_id(change.name)])
                 else:
                     _edit(self._model, change)
-                stage("saving")
+                tell("stage", "saving")
+                tell("storing", task_digests(self._model).get(change.name, ""))
                 self._known = save_model(self._model, self._folder, replaces=base)
             except ConflictError:
                 continue
@@ -163,12 +177,15 @@ def _fit(model: HyperAdapterModel, change: Change) -> Report:
     }
 
 
-def _insert(model: HyperAdapterModel, change: Change, fitted: TaskState) -> None:
-    """Add or replace a task that has been fitted already."""
-    states, names = model.task_table.states(), [task.name for task in model.tasks]
-    position = len(names) if change.action == "add" else model.task_id(change.name)
-    if change.action == "add" and change.name in names:
-        raise TaskError(f"task '{change.name}' was added by another process meanwhile; choose another name")
+def _insert(model: HyperAdapterModel, change: Change, fitted: TaskState, version: int | None) -> None:
+    """Add or replace a task that has been fitted already, when it had a version or did not exist."""
+    states = model.task_table.states()
+    if model.task_table.versions.get(change.name) != version:
+        raise TaskError(
+            f"task '{change.name}' was added, changed or removed by another process meanwhile; send the change again "
+            "if it is still wanted"
+        )
+    position = len(states) if change.action == "add" else model.task_id(change.name)
     states[position : position + 1] = [fitted]
     model.task_table.replace(states, changed=(change.name,))
 

@@ -196,6 +196,64 @@ def _lock(folder: Path, descriptor: int, wait: bool) -> None:
         return
 
 
+class HeldLock:
+    """An exclusive lock on a file that only holds the lock, until it is released or the process ends.
+
+    On Windows and on file systems without locks nothing is locked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Create the file and lock it.
+
+        Args:
+            path: The file.
+
+        Raises:
+            OSError: If the file cannot be created.
+        """
+        self._path, self._descriptor = path, os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the file is still the one that others find under its path."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Release the lock and remove the file."""
+        if self.is_held:
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds a `HeldLock`. A file that cannot be examined counts as locked.
+
+    Args:
+        path: File of the lock.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        if fcntl is None:
+            return True
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents if they do not exist.
 

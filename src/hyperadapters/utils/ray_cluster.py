@@ -38,10 +38,17 @@ def start_ray() -> Iterator[ModuleType]:
     address = os.environ.get("RAY_ADDRESS", "")
     try:
         _check_address(address)
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        options = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address:
+            ray.init(address=address, **options)
+        else:  # also if another cluster runs on this machine
+            ray.init(address="local", include_dashboard=False, **options)
     except (OSError, RuntimeError, ValueError) as error:
         where = f"of RAY_ADDRESS={address}" if address else "on this machine"
-        raise ClusterError(f"the Ray cluster {where} cannot be reached or started: {error}") from error
+        raise ClusterError(
+            f"the Ray cluster {where} cannot be reached or started: {error}; if it has token authentication, set "
+            "RAY_AUTH_MODE=token"
+        ) from error
     try:
         yield ray
     finally:
