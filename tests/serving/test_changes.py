@@ -285,7 +285,7 @@ def test_two_editors_of_one_folder_keep_both_changes(run_folder: Path) -> None:
     first, second = FolderEditor(run_folder), FolderEditor(run_folder)
     stages: list[str] = []
 
-    def interfere(stage: str) -> None:
+    def interfere(kind: str, stage: str) -> None:
         stages.append(stage)
         if stage == "saving" and stages.count("saving") == 1:
             second.change(Change("add", "other", Task.classification("other", ["low", "high"]), OTHER_EXAMPLES), quiet)
@@ -302,7 +302,7 @@ def test_two_editors_of_one_folder_keep_both_changes(run_folder: Path) -> None:
     assert found == [row.probabilities for row in Predictor(expected)(TEXTS, task="level")]
 
 
-def quiet(stage: str) -> None:
+def quiet(kind: str, value: str) -> None:
     """Nothing is to be done with a stage."""
 
 
@@ -311,12 +311,12 @@ def test_two_editors_cannot_add_the_same_name_twice(run_folder: Path) -> None:
     change = Change("add", "level", Task.classification("level", ["low", "high"]), EXAMPLES)
     calls: list[str] = []
 
-    def interfere(stage: str) -> None:
+    def interfere(kind: str, stage: str) -> None:
         calls.append(stage)
         if stage == "saving" and calls.count("saving") == 1:
             second.change(change, quiet)
 
-    with pytest.raises(TaskError, match="was added by another process"):
+    with pytest.raises(TaskError, match="was added, changed or removed by another process"):
         first.change(change, interfere)
     assert [task.name for task in HyperAdapterModel.from_pretrained(run_folder).tasks] == [*OLD_TASKS, "level"]
     assert second.change(Change("remove", "level"), quiet) is None
@@ -376,8 +376,8 @@ from hyperadapters.serving.worker import Change, FolderEditor
 editor = FolderEditor(Path(sys.argv[1]))
 print("ready", flush=True)
 while True:
-    editor.change(Change("add", "level", Task.classification("level", ["low", "high"]), EXAMPLES), lambda stage: None)
-    editor.change(Change("remove", "level"), lambda stage: None)
+    editor.change(Change("add", "level", Task.classification("level", ["low", "high"]), EXAMPLES), lambda *_: None)
+    editor.change(Change("remove", "level"), lambda *_: None)
 """
 
 

@@ -13,12 +13,15 @@ import pytest
 import torch
 from helpers import save_backbone
 from processes_worker import CASES, RESUMED, SAVING, trained
+from tolerance import rounding
 
 from hyperadapters.data.sampling import MixedTaskBatchSampler
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model.model import HyperAdapterModel
 
 PROCESSES = (2, 3)
+LOSS_TOLERANCE = rounding(64)
+"""Losses are means of up to 64 numbers in float32; everything else is computed in float64."""
 
 
 def torchrun(processes: int, *command: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
@@ -69,11 +72,10 @@ def test_losses_gradients_weights_and_scores_are_those_of_one_process(
     for row, other in zip(found["log"], expected["log"], strict=True):
         assert row.keys() == other.keys()
         for name in other:
-            # Computed in float64, but the Trainer sums losses in float32.
-            assert row[name] == pytest.approx(other[name], rel=1e-6, abs=1e-6), name
+            assert row[name] == pytest.approx(other[name], rel=LOSS_TOLERANCE, abs=1e-6), name
     assert_same_state(case, found, expected)
     tolerance = 1e-2 if heads_are_fitted(case) else 1e-4
-    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-6)
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=LOSS_TOLERANCE)
     for answer, other in zip(found["answers"], expected["answers"], strict=True):
         assert answer == (pytest.approx(other, abs=tolerance) if isinstance(other, dict | float) else other)
 

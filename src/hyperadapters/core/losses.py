@@ -51,8 +51,8 @@ def instance_contrastive_loss(instances: Tensor, task_ids: Tensor, temperature: 
         temperature: Divisor of the cosine similarities. Default: 0.1.
 
     Returns:
-        Loss, a scalar in float32, or in float64 for inputs in float64. It is 0 with zero gradients if no row has a
-        positive, that is if all tasks are different or B = 1.
+        Loss, a scalar in float32. It is 0 with zero gradients if no row has a positive, that is if all tasks are
+        different or B = 1.
     """
     similarity = cosine_similarity(instances, instances) / temperature
     itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
@@ -92,8 +92,7 @@ def prototype_contrastive_loss(
         positive_in_denominator: If True (default), the sum contains t = y_i, as in InfoNCE.
 
     Returns:
-        Loss, a scalar in float32, or in float64 for inputs in float64. It is 0 with zero gradients if there is only one
-        task.
+        Loss, a scalar in float32. It is 0 with zero gradients if there is only one task.
 
     Raises:
         RuntimeError: If an index in `task_ids` is out of range (raised by PyTorch).
@@ -133,12 +132,12 @@ def sequence_loss(
         count_ignored: If True, the mean also counts the ignored positions. Default: False.
 
     Returns:
-        Loss, a scalar in float32, or in float64 for inputs in float64. It is 0 if every position is ignored.
+        Loss, a scalar in float32. It is 0 if every position is ignored.
 
     Raises:
         RuntimeError: If a label that is not ignored is out of range (raised by PyTorch).
     """
-    log_probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    log_probability = logits.float().log_softmax(dim=-1)
     real = torch.ones_like(labels, dtype=torch.bool)
     for value in ignored_labels:
         real &= labels != value

@@ -17,11 +17,10 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
         second: Vectors [N, p].
 
     Returns:
-        Similarities [M, N], in float32 or the inputs' float64. A zero vector has similarity 0 to every vector.
+        Similarities [M, N] in float32. A zero vector has similarity 0 to every vector.
     """
     with torch.autocast(first.device.type, enabled=False):
-        first, second = (values.to(torch.promote_types(values.dtype, torch.float32)) for values in (first, second))
-        return F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T
+        return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).T
 
 
 class PrototypeTable(nn.Module):

@@ -19,11 +19,10 @@ def masked_mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
         attention_mask: Mask [B, S], 1 for tokens and 0 for padding.
 
     Returns:
-        Means [B, d], in float32 or the hidden states' float64. A row that consists of padding only gives zeros.
+        Means [B, d] in float32. A row that consists of padding only gives zeros.
     """
     mask = attention_mask.to(torch.float32)[..., None]
-    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+    return (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
 
 
 class InstanceRetriever(nn.Module):
