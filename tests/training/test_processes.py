@@ -34,65 +34,50 @@ def torchrun(processes: int, *command: str, timeout: int = 240) -> subprocess.Co
     )
 
 
-@pytest.fixture(scope="module", params=PROCESSES)
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What several processes have computed."""
-    folder, worker = tmp_path_factory.mktemp("together"), Path(__file__).parents[1] / "processes_worker.py"
-    trained(RESUMED, 1, folder / "one", **SAVING)
-    arguments = [str(folder / "found.pt"), str(request.param), str(folder / "one"), str(folder / "several")]
-    result = torchrun(request.param, str(worker), *arguments)
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_several_processes_compute_what_one_computes(processes: int, tmp_path: Path) -> None:
+    """One test, because each start of several processes takes some seconds."""
+    trained(RESUMED, 1, tmp_path / "one", **SAVING)
+    arguments = [str(tmp_path / "found.pt"), str(processes), str(tmp_path / "one"), str(tmp_path / "several")]
+    result = torchrun(processes, str(Path(__file__).parents[1] / "processes_worker.py"), *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
-    return {**torch.load(folder / "found.pt", weights_only=False), "checkpoints": folder / "several"}
+    together = torch.load(tmp_path / "found.pt", weights_only=False)
+    alone = {case: trained(case, 1, tmp_path / case) for case in CASES}
+    for case in CASES:
+        assert_same_training(case, together["found"][case], alone[case])
+        first, *others = (state[case] for state in together["states"])
+        assert all(torch.equal(value, other[name]) for other in others for name, value in first.items())
+    # A training is resumed by another number of processes, both ways.
+    assert_same_state(RESUMED, together["found"]["resumed"], alone[RESUMED])
+    resumed = trained(RESUMED, 1, tmp_path / "resumed", tmp_path / "several" / "checkpoint-10")
+    assert_same_state(RESUMED, resumed, alone[RESUMED])
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one process has computed."""
-    return {case: trained(case, 1, tmp_path_factory.mktemp(case)) for case in CASES}
+def assert_same_training(case: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Losses, norms of gradients, weights, scores and answers."""
+    assert len(found["log"]) == len(expected["log"]) > 20
+    for row, other in zip(found["log"], expected["log"], strict=True):
+        assert row.keys() == other.keys()
+        for name in other:
+            assert row[name] == pytest.approx(other[name], rel=LOSS_TOLERANCE, abs=1e-6), (case, name)
+    assert_same_state(case, found, expected)
+    tolerance = 1e-2 if heads_are_fitted(case) else 1e-4
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=LOSS_TOLERANCE), case
+    for answer, other in zip(found["answers"], expected["answers"], strict=True):
+        assert answer == (pytest.approx(other, abs=tolerance) if isinstance(other, dict | float) else other), case
 
 
 def assert_same_state(case: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, value in expected["state"].items():
         if value.numel() and not (name.startswith("heads.") and heads_are_fitted(case)):
             largest = max(1.0, float(value.abs().max()))
-            assert (found["state"][name].double() - value.double()).abs().max().item() <= 1e-4 * largest, name
+            difference = (found["state"][name].double() - value.double()).abs().max().item()
+            assert difference <= 1e-4 * largest, (case, name)
 
 
 def heads_are_fitted(case: str) -> bool:
     """Whether the heads are fitted after the training, by a solver that stops before the last digits."""
     return bool(CASES[case]["model"]["preset"] == "plus")
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_losses_gradients_weights_and_scores_are_those_of_one_process(
-    case: str, together: dict[str, Any], alone: dict[str, Any]
-) -> None:
-    found, expected = together["found"][case], alone[case]
-    assert len(found["log"]) == len(expected["log"]) > 20
-    for row, other in zip(found["log"], expected["log"], strict=True):
-        assert row.keys() == other.keys()
-        for name in other:
-            assert row[name] == pytest.approx(other[name], rel=LOSS_TOLERANCE, abs=1e-6), name
-    assert_same_state(case, found, expected)
-    tolerance = 1e-2 if heads_are_fitted(case) else 1e-4
-    assert found["metrics"] == pytest.approx(expected["metrics"], rel=LOSS_TOLERANCE)
-    for answer, other in zip(found["answers"], expected["answers"], strict=True):
-        assert answer == (pytest.approx(other, abs=tolerance) if isinstance(other, dict | float) else other)
-
-
-def test_a_training_is_resumed_by_another_number_of_processes(
-    together: dict[str, Any], alone: dict[str, Any], tmp_path: Path
-) -> None:
-    assert_same_state(RESUMED, together["found"]["resumed"], alone[RESUMED])
-    resumed = trained(RESUMED, 1, tmp_path, together["checkpoints"] / "checkpoint-10")
-    assert_same_state(RESUMED, resumed, alone[RESUMED])
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_all_processes_have_the_same_weights_bit_for_bit(case: str, together: dict[str, Any]) -> None:
-    first, *others = (state[case] for state in together["states"])
-    for other in others:
-        assert all(torch.equal(value, other[name]) for name, value in first.items())
 
 
 @pytest.mark.parametrize(("rows", "batch_size", "replicas"), [(37, 12, 3), (5, 4, 4), (24, 8, 2), (3, 8, 5)])
