@@ -202,7 +202,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_state_and_the_run_is_resumed_bit_for_bit(tmp_path: Path, number: int) -> None:
-    recipe = load_recipe(write_recipe(tmp_path))
+    recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=50"])
     whole = train(recipe, tmp_path / "whole")
     before = signal.getsignal(number)
     with pytest.raises(InterruptionError, match=r"SIG(TERM|INT) after step 33, .* --resume continues") as ended:
@@ -217,7 +217,7 @@ def test_a_signal_saves_the_state_and_the_run_is_resumed_bit_for_bit(tmp_path: P
 
 
 def test_a_damaged_state_is_named_and_the_one_before_is_offered(tmp_path: Path) -> None:
-    recipe, run = load_recipe(write_recipe(tmp_path)), tmp_path / "run"
+    recipe, run = load_recipe(write_recipe(tmp_path), ["training.max_steps=60"]), tmp_path / "run"
     whole = train(recipe, tmp_path / "whole")
     with pytest.raises(InterruptionError):
         _at_step(47, lambda: signal.raise_signal(signal.SIGTERM), lambda: train(recipe, run))
