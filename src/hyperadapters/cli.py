@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -20,6 +21,7 @@ from hyperadapters.errors import HyperAdaptersError
 
 if TYPE_CHECKING:
     from hyperadapters.fewshot.add_task import FitReport
+    from hyperadapters.model.model import HyperAdapterModel
 
 app = typer.Typer(
     name="hyperadapters",
@@ -259,18 +261,15 @@ def add_task(
     from hyperadapters.data.sources import read_file
     from hyperadapters.errors import TaskError
     from hyperadapters.inference.batches import best_device
-    from hyperadapters.model.model import HyperAdapterModel
-    from hyperadapters.utils.files import locked
 
     rows = read_file(examples, delimiter)
     fields = ["text", "text_pair"] if any(row.values.get("text_pair") for row in rows) else ["text"]
     described = {"name": name, "kind": kind, "fields": fields, "metrics": metric or [], "template": template}
     task = parse(Task, described, TaskError)
     _announce(fit)
-    with locked(folder):
-        model = HyperAdapterModel.from_pretrained(folder).to(best_device())
+    with _changed_model(folder) as model:
+        model.to(best_device())
         report = model.add_task(task, rows, cast(Any, fit), cast(Any, init), k_per_label, seed=seed)
-        model.save_pretrained(folder)
     _print_report(report)
 
 
@@ -292,28 +291,20 @@ def refit_task(
     """Fit a task of a run to new examples. Other tasks only change with --fit shared."""
     from hyperadapters.data.sources import read_file
     from hyperadapters.inference.batches import best_device
-    from hyperadapters.model.model import HyperAdapterModel
-    from hyperadapters.utils.files import locked
 
     rows = read_file(examples, delimiter)
     _announce(fit)
-    with locked(folder):
-        model = HyperAdapterModel.from_pretrained(folder).to(best_device())
+    with _changed_model(folder) as model:
+        model.to(best_device())
         report = model.refit_task(name, rows, cast(Any, fit), cast(Any, init), k_per_label, seed=seed)
-        model.save_pretrained(folder)
     _print_report(report)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nhyperadapters remove-task runs/helpdesk --name refunds")
 def remove_task(folder: RunFolder, name: Annotated[str, typer.Option(help="Name of the task.")]) -> None:
     """Remove a task from a run. Other tasks do not change."""
-    from hyperadapters.model.model import HyperAdapterModel
-    from hyperadapters.utils.files import locked
-
-    with locked(folder):
-        model = HyperAdapterModel.from_pretrained(folder)
+    with _changed_model(folder) as model:
         model.remove_task(name)
-        model.save_pretrained(folder)
     typer.echo(f"Removed '{name}'. Tasks now: {', '.join(task.name for task in model.tasks)}")
 
 
@@ -324,13 +315,8 @@ def rename_task(
     to: Annotated[str, typer.Option(help="New name of the task.")],
 ) -> None:
     """Rename a task of a run."""
-    from hyperadapters.model.model import HyperAdapterModel
-    from hyperadapters.utils.files import locked
-
-    with locked(folder):
-        model = HyperAdapterModel.from_pretrained(folder)
+    with _changed_model(folder) as model:
         model.rename_task(name, to)
-        model.save_pretrained(folder)
     typer.echo(f"Renamed '{name}' to '{to}'")
 
 
@@ -482,6 +468,18 @@ def _print_scores(metrics: dict[str, Any]) -> None:
     console.print(table)
     if metrics["routing_accuracy"] is not None:
         console.print(f"routing accuracy {metrics['routing_accuracy']:.4f}")
+
+
+@contextmanager
+def _changed_model(folder: Path) -> Iterator[HyperAdapterModel]:
+    """Load the model of a run, and save it when the context is left. Other commands that change the run wait."""
+    from hyperadapters.model.model import HyperAdapterModel
+    from hyperadapters.utils.files import locked
+
+    with locked(folder):
+        model = HyperAdapterModel.from_pretrained(folder)
+        yield model
+        model.save_pretrained(folder)
 
 
 def _announce(fit: str | None) -> None:

@@ -28,8 +28,6 @@ from hyperadapters.serving.schemas import PredictionBody
 from hyperadapters.serving.settings import ServerSettings
 
 pytest.importorskip("ray", reason="needs the extra 'ray'")
-if (os.cpu_count() or 1) < 2:
-    pytest.skip("two replicas need two cores", allow_module_level=True)
 
 REPLICA = b"ray::ServeReplica:hyperadapters:server"
 CLIENTS = 4
@@ -119,6 +117,7 @@ class Load:
             time.sleep(0.01)
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="each of two replicas occupies a core")
 def test_tasks_reach_all_replicas_and_survive_one_of_them_and_a_restart(ray_server: tuple[Path, str]) -> None:
     folder, address = ray_server
     expected = list(Predictor(HyperAdapterModel.from_pretrained(folder))(TEXTS, task="mood"))

@@ -82,13 +82,13 @@ class JobStore:
         if not JOB_ID.fullmatch(job_id):
             return None
         stored = self._read(self._path(job_id))
-        if stored is None or stored.info.state in ENDED:
-            return None if stored is None else stored.info
-        if not self._is_alive(stored.owner):
-            # It may have written the end of the job in the meantime.
-            stored = self._read(self._path(job_id)) or stored
-            if stored.info.state in ENDED:
-                return stored.info
+        if stored is None:
+            return None
+        is_alive = self._is_alive(stored.owner)
+        stored = self._read(self._path(job_id)) or stored  # a server that ended may have written the end before
+        if stored.info.state in ENDED:
+            return stored.info
+        if not is_alive:
             return stored.info.model_copy(update={"state": "failed", "stage": "", "error": OWNER_ENDED})
         return stored.info.model_copy(update={"seconds": round(max(0.0, time.time() - stored.accepted), 3)})
 

@@ -162,7 +162,7 @@ class JobRunner:
         try:
             await self._save(job)
         except BaseException:
-            del self._jobs[job.id]
+            self._jobs.pop(job.id, None)  # it may have been cancelled
             raise
         self._queue.put_nowait(job)
         return job.id

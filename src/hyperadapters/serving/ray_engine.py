@@ -13,6 +13,7 @@ from typing import Any
 
 from hyperadapters.checkpoints.format import stored_digest
 from hyperadapters.errors import ServingError
+from hyperadapters.serving.access import read_tokens
 from hyperadapters.serving.app import create_app
 from hyperadapters.serving.logs import configure_logs
 from hyperadapters.serving.memory import use_one_arena
@@ -20,7 +21,6 @@ from hyperadapters.serving.settings import ServerSettings
 from hyperadapters.utils.ray_cluster import start_ray
 
 NAME = "hyperadapters"
-LOGS = "/tmp/ray/session_latest/logs/serve"
 
 
 def serve_with_ray(folder: Path, settings: ServerSettings, replicas: int, tell: Callable[[str], None]) -> None:
@@ -46,9 +46,10 @@ def serve_with_ray(folder: Path, settings: ServerSettings, replicas: int, tell: 
         raise ServingError("port: expected a number of 1 or more with Ray, found 0; choose a port")
     folder = folder.resolve()
     if settings.token_file is not None:
-        settings = replace(settings, token_file=settings.token_file.resolve())
+        token_file = settings.token_file.resolve()
+        read_tokens(token_file)
+        settings = replace(settings, token_file=token_file)
     stored_digest(folder)  # before anything is started
-    create_app(folder, settings)
     _check_port(settings)
     ended = threading.Event()
     with start_ray() as ray:
@@ -57,14 +58,16 @@ def serve_with_ray(folder: Path, settings: ServerSettings, replicas: int, tell: 
 
         check_alone(ray)
         deployment = _deployment(serve, folder, settings, replicas, resources_of_replicas(ray, replicas))
+        # The application has deadlines of its own.
+        http_options = {"host": settings.host, "port": settings.port, "request_timeout_s": None}
         quiet = {"log_level": "WARNING", "enable_access_log": False}
         try:
-            serve.start(http_options=_http_options(settings), logging_config=quiet)
+            serve.start(http_options=http_options, logging_config=quiet)
             serve.run(deployment.bind(), name=NAME, route_prefix="/", logging_config=quiet)
         except (RayError, RuntimeError, OSError) as error:
             serve.shutdown()
             reason = str(error).strip().splitlines()[-1]
-            raise ServingError(f"the replicas cannot be started: {reason}; Ray's logs in {LOGS} say why") from None
+            raise ServingError(f"the replicas cannot be started: {reason}; the logs of Ray Serve say why") from None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
         tell(f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}")
@@ -120,11 +123,6 @@ def resources_of_replicas(ray: ModuleType, replicas: int) -> dict[str, float]:
         )
     gpus = found.get("GPU", 0)
     return {"num_cpus": 1, **({"num_gpus": min(1.0, gpus / replicas)} if gpus else {})}
-
-
-def _http_options(settings: ServerSettings) -> dict[str, Any]:
-    # The application has deadlines of its own.
-    return {"host": settings.host, "port": settings.port, "request_timeout_s": None}
 
 
 def _deployment(
