@@ -50,6 +50,9 @@ from hyperadapters.serving.served_model import ServedModel
 RESULTS = Path(__file__).parent / "results" / "serving.jsonl"
 PER_LABEL = 16
 CHANGES_PER_MINUTE = 50
+PER_LABEL_OF_CHANGE = 4
+CHANGING_PART = 4.0
+"""Duration of the load while tasks change, in durations of the others."""
 DEADLINE_MS = 2000
 WARM_UP = 0.5
 """Part of the duration for which the capacity is measured, after which memory should not grow."""
@@ -89,9 +92,18 @@ def prepare(run: Path, folder: Path) -> tuple[list[dict[str, Any]], list[list[An
         )
         for index, one in enumerate(task.splits["test"]):
             rows.append({"text": one.text, "task": task.task.name if index % 2 else name} | _pair(one))
-        examples.append([of_task[start::4] for start in range(4)])
+        examples.append([_few(of_task, part) for part in range(4)])
     model.save_pretrained(folder)
     return rows, examples
+
+
+def _few(rows: list[dict[str, Any]], part: int) -> list[dict[str, Any]]:
+    """Return one of several parts of the rows, with a few rows of each label."""
+    by_label: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_label.setdefault(row["label"], []).append(row)
+    start = part * PER_LABEL_OF_CHANGE
+    return [row for of_label in by_label.values() for row in of_label[start : start + PER_LABEL_OF_CHANGE]]
 
 
 def _pair(example: Any) -> dict[str, str]:
@@ -126,7 +138,7 @@ def measure(
             async def changes(session: Any, started: float, duration: float) -> None:
                 states.update(await change_tasks(session, started, duration, examples, CHANGES_PER_MINUTE))
 
-            found = asyncio.run(closed_loop(address, four, 2.5 * seconds, changes))
+            found = asyncio.run(closed_loop(address, four, CHANGING_PART * seconds, changes))
             ratio = found.percentile(99) / quiet_p99(folder, four, seconds)
             row = summary("closed_loop_while_tasks_change", found, process, alone, p99_vs_quiet=round(ratio, 2))
             yield row | {"changes": dict(states)} | repeated(folder, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,13 @@ MARGIN = 0.7
 """Part of the time until its deadline in which a question must be expected to be answered, to be accepted."""
 SMOOTHING = 0.8
 """Weight of earlier batches in the estimated time for an input."""
+
+SWITCH_SECONDS = 5e-4
+"""Time in seconds for which a Python thread may keep the interpreter while others wait.
+
+A batch gives it up for each of several hundred operations. With Python's default of 5 ms, it would wait too long for
+the event loop to return it: measured on two cores, 64 clients got 5 to 10 % fewer answers.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +121,13 @@ class MicroBatcher:
     _thread: threading.Thread | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread.
+        """Start the thread, and lower the switch interval of the interpreter.
 
         Args:
             loop: Event loop of the futures.
         """
         self._loop = loop
+        sys.setswitchinterval(min(SWITCH_SECONDS, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
