@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-serving fuzz-server figures interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-serving torture audit fuzz-server figures interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -26,6 +26,17 @@ bench: .venv/bench-installed
 bench-serving: .venv/bench-installed .venv/serve-installed
 	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
 	$(BIN)/python benchmarks/server_load.py
+
+# Kills, full disks, damaged files and a million rows. Mounts file systems in memory, which needs root on Linux.
+torture: .venv/bench-installed
+	$(BIN)/python benchmarks/torture.py
+
+# Known vulnerabilities of the pinned dependencies, and a software bill of materials.
+audit: .venv-audit/installed
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	mkdir -p dist
+	.venv-audit/bin/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.cdx.json
 
 # Not part of `test`: schemathesis needs packages of its own.
 fuzz-server: .venv/dev-installed .venv-schemathesis/installed
@@ -56,7 +67,7 @@ format: .venv/dev-installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-adapterhub .venv-schemathesis .venv-torchao runs dist
+	rm -rf .venv .venv-adapterhub .venv-audit .venv-schemathesis .venv-torchao runs dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -85,6 +96,11 @@ clean:
 .venv-torchao/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torchao
 	.venv-torchao/bin/python -m pip install --quiet --constraint constraints.txt --editable . pytest pytest-randomly torchao
+	touch $@
+
+.venv-audit/installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet 'pip-audit>=2.9,<3' 'cyclonedx-bom>=7,<8'
 	touch $@
 
 .venv-schemathesis/installed:

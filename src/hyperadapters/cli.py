@@ -191,6 +191,9 @@ def predict(
         int | None,
         typer.Option(min=1, help="Number of workers of Ray; default: one for each GPU, or else for each processor."),
     ] = None,
+    on_bad_row: Annotated[
+        str, typer.Option(help="error, or skip to omit rows that cannot be read and report their number.")
+    ] = "error",
 ) -> None:
     """Predict the targets of new inputs, and route those without a task."""
     from hyperadapters.errors import DataError, OutputError, TaskError, unknown_name
@@ -225,10 +228,20 @@ def predict(
             shard_rows or SHARD_ROWS,
             workers,
             progress=True,
+            on_bad_row=cast(Any, on_bad_row),
         )
         return
     predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
-    predict_file(predictor, input_file, task, output, progress=output is not None, delimiter=delimiter, tasks=chosen)
+    predict_file(
+        predictor,
+        input_file,
+        task,
+        output,
+        progress=output is not None,
+        delimiter=delimiter,
+        tasks=cast(Any, chosen),
+        on_bad_row=cast(Any, on_bad_row),
+    )
 
 
 @app.command(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +228,54 @@ def test_gradients_that_are_not_finite_end_the_training(value: float, accumulati
         trainer.train()
     for name, tensor in trainer.model.adapter_state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def make_not_finite(trainer: Trainer, what: str, steps: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
+    """Let the loss or gradients of some steps not be finite, and return the weights before each step and at the end."""
+    states: list[dict[str, torch.Tensor]] = []
+
+    def after_forward(module: Any, arguments: Any, output: Any) -> Any:
+        if len(states) == trainer.state.global_step:
+            states.append(copy.deepcopy(module.adapter_state_dict()))
+        if what == "loss" and trainer.state.global_step + 1 in steps:
+            output.loss = output.loss / 0
+        return output
+
+    def in_backward(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.inf if what == "gradients" and trainer.state.global_step + 1 in steps else gradient
+
+    trainer.model.register_forward_hook(after_forward)
+    trainer.model.method.prototypes.weight.register_hook(in_backward)
+    return states
+
+
+@pytest.mark.parametrize("what", ["loss", "gradients"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_steps_that_are_not_finite_can_be_skipped(
+    what: str, accumulation: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(
+        tmp_path, max_steps=4, skip_nonfinite=1, gradient_accumulation_steps=accumulation, logging_steps=1
+    )
+    states = make_not_finite(trainer, what, (2,))
+    trainer.train()
+    name = "method.prototypes.weight"
+    moved = [not torch.equal(before[name], after[name]) for before, after in itertools.pairwise(states)]
+    assert moved == [True, False, True, True]
+    assert all(torch.equal(states[1][name], states[2][name]) for name in states[1])
+    (warning,) = [record.message for record in caplog.records if "skipped" in record.message]
+    assert warning.startswith("training step 2: ")
+    assert warning.endswith("The step is skipped (1 of 1).")
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry.get("skipped_steps", 0) for entry in logs] == [0, 1, 1, 1]
+    assert all(math.isfinite(value) for entry in logs for value in entry.values())
+
+
+def test_one_step_more_than_may_be_skipped_ends_the_training(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=4, skip_nonfinite=1)
+    make_not_finite(trainer, "loss", (2, 3))
+    with pytest.raises(NotFiniteError, match=r"training step 3: the loss is .*learning_rate"):
+        trainer.train()
 
 
 def test_steps_that_the_gradient_scaler_skips_are_normal(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ class DataConfig(StrictModel):
             `data.sampling.MixedTaskBatchSampler`).
         max_length: Maximum number of tokens of an input; longer ones are truncated. Default: 128.
         max_target_length: Maximum number of tokens of a target text and of a generated text. Default: 32.
+        on_bad_row: What is done with a row that cannot be read (see `data.bad_rows`): "error" (default) or "skip".
     """
 
     n_train: Int | None = Field(None, ge=1)
@@ -142,6 +143,7 @@ class DataConfig(StrictModel):
     group_by_length: bool = True
     max_length: Int = Field(128, ge=4)
     max_target_length: Int = Field(32, ge=2)
+    on_bad_row: Literal["error", "skip"] = "error"
 
     @property
     def lengths(self) -> Lengths:
@@ -192,6 +194,8 @@ class TrainingConfig(StrictModel):
         false_decline_rate: Fraction of the inputs of a task that may be declined in routing, which determines the
             similarity threshold (see `inference.routing`). Default: 0.05.
         early_stopping_patience: Number of evaluations without improvement after which training stops. Default: never.
+        skip_nonfinite: Number of training steps that may be skipped because their loss or gradients are not finite;
+            one more ends the training. Default: 0.
         logging_steps: Number of steps between log entries. Default: 50.
         bf16: Whether to train with mixed precision in bfloat16. Default: False.
         fp16: Whether to train with mixed precision in float16. Default: False.
@@ -227,6 +231,7 @@ class TrainingConfig(StrictModel):
     eval_steps: Int = Field(500, ge=1)
     false_decline_rate: Float = Field(0.05, ge=0, lt=1)
     early_stopping_patience: Int | None = Field(None, ge=1)
+    skip_nonfinite: Int = Field(0, ge=0)
     logging_steps: Int = Field(50, ge=1)
     bf16: bool = False
     fp16: bool = False

@@ -42,10 +42,12 @@ class TaskData:
     Attributes:
         task: Definition of the task, including its labels.
         splits: Examples of each split.
+        num_skipped: Number of rows that were skipped because they cannot be read.
     """
 
     task: Task
     splits: dict[Split, list[Example]] = field(default_factory=dict)
+    num_skipped: int = 0
 
 
 def example_row(example: Any, place: str, task: Task) -> Row:

@@ -9,7 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from hyperadapters.config import DataConfig, Task, TaskEntry, parse
+from hyperadapters.config import DataConfig, Split, Task, TaskEntry, parse
+from hyperadapters.data.bad_rows import BadRows
 from hyperadapters.data.examples import (
     Example,
     TaskData,
@@ -58,7 +59,8 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
     Raises:
         DataError: If a file or a row is invalid, or a label never occurs in the training rows.
     """
-    rows = read_splits(entry.source)
+    bad_rows = BadRows(data.on_bad_row)
+    rows = _readable_rows(entry, bad_rows)
     for split, held_out in entry.source.held_out.items():
         origin = held_out.from_split
         if split in rows:
@@ -81,7 +83,35 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
         order = nested_order(splits["validation"], task, seed)
         splits["validation"] = [splits["validation"][index] for index in order[: data.n_validation]]
     warn_of_missing_labels(task, splits)
-    return TaskData(task, splits)
+    return TaskData(task, splits, bad_rows.count)
+
+
+def _readable_rows(entry: TaskEntry, bad_rows: BadRows) -> dict[Split, list[Row]]:
+    """Return the rows of all splits, without those that are skipped."""
+    found = read_splits(entry.source, bad_rows)
+    if not bad_rows.skips:
+        return found
+    kept: dict[Split, list[Row]] = {}
+    for split, rows in found.items():
+        kept[split] = [row for row in rows if _is_readable(row, entry.task, bad_rows)]
+        if not kept[split]:
+            raise DataError(f"task '{entry.name}': none of its {split} rows can be read; the first: {bad_rows.first}")
+    bad_rows.report(f"task '{entry.name}'")
+    return kept
+
+
+def _is_readable(row: Row, task: Task, bad_rows: BadRows) -> bool:
+    """Return whether a row has valid texts and a valid target, and count it as a bad row otherwise."""
+    try:
+        read_fields(row, task)
+        if task.kind == "classification" and not task.labels:
+            read_label(row)
+        else:
+            read_target(row, task)
+    except DataError as error:
+        bad_rows.add(error)
+        return False
+    return True
 
 
 def subset(examples: list[Example], task: Task, data: DataConfig, seed: int) -> list[Example]:

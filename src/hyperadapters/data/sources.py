@@ -12,7 +12,7 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain, islice
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperadapters.config import SPLITS, Source, Split, normalize_label
+from hyperadapters.data.bad_rows import BadRows
 from hyperadapters.errors import DataError, did_you_mean, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,12 @@ class Row:
     place: str
 
 
-def read_splits(source: Source) -> dict[Split, list[Row]]:
+def read_splits(source: Source, bad_rows: BadRows | None = None) -> dict[Split, list[Row]]:
     """Read the rows of all splits that a source has.
 
     Args:
         source: Origin of the rows.
+        bad_rows: What is done with bad rows. Default: they are errors.
 
     Returns:
         Rows of each split, whose columns have been renamed to text, text_pair and label.
@@ -60,7 +62,7 @@ def read_splits(source: Source) -> dict[Split, list[Row]]:
         DataError: If a file is missing, empty or unreadable, or does not have a column in `source.columns`, or a key of
             `source.label_names` is not a label in any split.
     """
-    found = {split: rows for split in SPLITS if (rows := _read_columns(source, split)) is not None}
+    found = {split: rows for split in SPLITS if (rows := _read_columns(source, split, bad_rows)) is not None}
     labels = {_label_key(row.values.get("label")) for rows in found.values() for row in rows}
     unused = [key for key in source.label_names or {} if normalize_label(key) not in labels]
     if unused and found:
@@ -68,12 +70,13 @@ def read_splits(source: Source) -> dict[Split, list[Row]]:
     return {split: [_name_label(row, source.label_names) for row in rows] for split, rows in found.items()}
 
 
-def read_file(path: Path, delimiter: str | None = None) -> list[Row]:
+def read_file(path: Path, delimiter: str | None = None, bad_rows: BadRows | None = None) -> list[Row]:
     """Read all rows of a JSON-lines, CSV, TSV or Parquet file.
 
     Args:
         path: File to read.
         delimiter: Delimiter of a CSV or TSV file. Default: a comma for CSV and a tab for TSV.
+        bad_rows: What is done with bad rows. Default: they are errors.
 
     Returns:
         The rows.
@@ -81,11 +84,14 @@ def read_file(path: Path, delimiter: str | None = None) -> list[Row]:
     Raises:
         DataError: If the file is missing, has an unknown type, is not UTF-8, or a row is invalid.
     """
-    return list(iterate_file(path, delimiter))
+    return list(iterate_file(path, delimiter, bad_rows))
 
 
-def iterate_standard_input() -> Iterator[Row]:
+def iterate_standard_input(bad_rows: BadRows | None = None) -> Iterator[Row]:
     """Read JSON-lines from standard input.
+
+    Args:
+        bad_rows: What is done with bad rows. Default: they are errors.
 
     Yields:
         The rows, each as soon as its line has been read.
@@ -95,17 +101,18 @@ def iterate_standard_input() -> Iterator[Row]:
     """
     place = "standard input"
     try:
-        yield from _parse_jsonl(_decode(sys.stdin.buffer, place), place)
+        yield from _parse_jsonl(_decode(sys.stdin.buffer, place), place, bad_rows or BadRows())
     except OSError as error:
         raise DataError(f"{place}: cannot be read: {error}") from None
 
 
-def iterate_file(path: Path, delimiter: str | None = None) -> Iterator[Row]:
+def iterate_file(path: Path, delimiter: str | None = None, bad_rows: BadRows | None = None) -> Iterator[Row]:
     """Iterate over the rows of a file without loading all of it into memory.
 
     Args:
         path: JSON-lines, CSV, TSV or Parquet file.
         delimiter: Delimiter of a CSV or TSV file. Default: a comma for CSV and a tab for TSV.
+        bad_rows: What is done with bad rows. Default: they are errors.
 
     Raises:
         DataError: If the file is missing or has an unknown type, or, during the iteration, a row is invalid.
@@ -120,16 +127,17 @@ def iterate_file(path: Path, delimiter: str | None = None) -> Iterator[Row]:
         raise DataError(f"{path}: unknown type '{path.suffix}'; expected one of {', '.join(ENDINGS)}")
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise DataError(f"delimiter: expected one character, not a quotation mark or a line end; found {delimiter!r}")
+    bad_rows = bad_rows or BadRows()
     if ending in DELIMITERS:
-        return _read_table(path, delimiter or DELIMITERS[ending], sniff=delimiter is None)
+        return _read_table(path, delimiter or DELIMITERS[ending], delimiter is None, bad_rows)
     if delimiter is not None:
         raise DataError(f"{path}: a delimiter is only valid for CSV and TSV files; remove it")
-    return _read_parquet(path) if ending == ".parquet" else _parse_jsonl(_lines(path), str(path))
+    return _read_parquet(path) if ending == ".parquet" else _parse_jsonl(_lines(path), str(path), bad_rows)
 
 
-def _read_columns(source: Source, split: Split) -> list[Row] | None:
+def _read_columns(source: Source, split: Split, bad_rows: BadRows | None) -> list[Row] | None:
     """Return the rows of a split with renamed columns and the labels of the data."""
-    rows = _read_dataset(source, split) if source.dataset else _read_path(source, split)
+    rows = _read_dataset(source, split) if source.dataset else _read_path(source, split, bad_rows)
     if rows is None:
         return None
     if not rows:
@@ -137,7 +145,7 @@ def _read_columns(source: Source, split: Split) -> list[Row] | None:
     return [_rename(row, source) for row in rows]
 
 
-def _read_path(source: Source, split: Split) -> list[Row] | None:
+def _read_path(source: Source, split: Split, bad_rows: BadRows | None) -> list[Row] | None:
     if source.demo is not None:
         folder = files("hyperadapters") / "demo_data" / source.demo
         if not folder.is_dir():
@@ -145,12 +153,13 @@ def _read_path(source: Source, split: Split) -> list[Row] | None:
             raise DataError(unknown_name("demo task", source.demo, known))
         return read_file(Path(str(folder / f"{split}.jsonl")))
     if isinstance(source.path, dict):
-        return read_file(Path(source.path[split]), source.delimiter) if split in source.path else None
+        return read_file(Path(source.path[split]), source.delimiter, bad_rows) if split in source.path else None
     pattern = str(source.path)
     if "{split}" not in pattern:
-        return read_file(Path(pattern), source.delimiter) if split == "train" else None
+        return read_file(Path(pattern), source.delimiter, bad_rows) if split == "train" else None
     path = Path(pattern.replace("{split}", split))
-    return None if split in source.held_out and not path.is_file() else read_file(path, source.delimiter)
+    is_missing = split in source.held_out and not path.is_file()
+    return None if is_missing else read_file(path, source.delimiter, bad_rows)
 
 
 def _read_dataset(source: Source, split: Split) -> list[Row] | None:
@@ -262,7 +271,7 @@ def _decode(lines: Iterable[bytes], place: str, before: int = 0) -> Iterator[str
             raise DataError(f"{place}, line {number}: not UTF-8: {error.reason}; save the file as UTF-8") from None
 
 
-def _parse_jsonl(lines: Iterable[str], source: str) -> Iterator[Row]:
+def _parse_jsonl(lines: Iterable[str], source: str, bad_rows: BadRows) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -272,10 +281,12 @@ def _parse_jsonl(lines: Iterable[str], source: str) -> Iterator[Row]:
                 line, object_pairs_hook=_unique, parse_float=_finite_number, parse_constant=_finite_number
             )
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: expected a JSON object on each line: {error}") from None
-        if not isinstance(values, dict):
-            raise DataError(f"{place}: expected a JSON object, found {type(values).__name__}")
-        yield Row(values, place)
+            bad_rows.add(DataError(f"{place}: expected a JSON object on each line: {error}"))
+            continue
+        if isinstance(values, dict):
+            yield Row(values, place)
+        else:
+            bad_rows.add(DataError(f"{place}: expected a JSON object, found {type(values).__name__}"))
 
 
 def _finite_number(text: str) -> float:
@@ -294,7 +305,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _read_table(path: Path, delimiter: str, sniff: bool) -> Iterator[Row]:
+def _read_table(path: Path, delimiter: str, sniff: bool, bad_rows: BadRows) -> Iterator[Row]:
     """Read a CSV or TSV file: the first line names the columns.
 
     A blank line is an empty string if there is one column, and is skipped if there are several.
@@ -309,12 +320,14 @@ def _read_table(path: Path, delimiter: str, sniff: bool) -> Iterator[Row]:
         if not header:
             raise DataError(f"{path}, line 1: expected the names of the columns, found a blank line; remove it")
         if len(cells or [""]) != len(header):
-            raise DataError(
-                f"{path}, line {end}: expected {len(header)} cells ({', '.join(header)}), found {len(cells)}"
-                + (f"; the row begins in line {start}, which contains a quotation mark" if start < end else "")
-                + _open_mark(path, end, delimiter)
-            )
+            bad_rows.add(DataError(_cells_fault(path, start, end, header, cells) + _open_mark(path, end, delimiter)))
+            continue
         yield Row(dict(zip(header, cells or [""], strict=True)), f"{path}, line {end}")
+
+
+def _cells_fault(path: Path, start: int, end: int, header: Sequence[str], cells: Sequence[str]) -> str:
+    fault = f"{path}, line {end}: expected {len(header)} cells ({', '.join(header)}), found {len(cells)}"
+    return fault + (f"; the row begins in line {start}, which contains a quotation mark" if start < end else "")
 
 
 def _open_mark(path: Path, end: int, delimiter: str) -> str:

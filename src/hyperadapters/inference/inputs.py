@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hyperadapters.config import Task
@@ -30,28 +30,46 @@ def read_inputs(inputs: Any, tasks: Sequence[Task], task: str | None) -> Iterato
         TaskError: If a task is unknown.
     """
     rows = iterate_rows(inputs)
+    read = input_reader(tasks, task)
+    return (read(value, number) for number, value in enumerate(rows, start=1))
+
+
+def input_reader(tasks: Sequence[Task], task: str | None) -> Callable[[Any, int], Example]:
+    """Return a function that converts one input, with its number for messages, to an example.
+
+    Args:
+        tasks: Tasks of the model.
+        task: Name of the task of all inputs. If None, inputs have their own task, or none.
+
+    Returns:
+        The function. It raises DataError if an input has another form or no text, and TaskError if its task is unknown.
+
+    Raises:
+        TaskError: If `task` is unknown.
+    """
     names = {known.name: task_id for task_id, known in enumerate(tasks)}
     if task is not None and not isinstance(task, str):
         raise TaskError(f"task: expected the name of a task, found a {type(task).__name__}; pass its name")
     if task is not None and task not in names:
         raise TaskError(unknown_name("task", task, names))
-    return _read_all(rows, tasks, names, task)
 
-
-def _read_all(
-    rows: Iterator[Any], tasks: Sequence[Task], names: Mapping[str, int], task: str | None
-) -> Iterator[Example]:
-    for number, value in enumerate(rows, start=1):
+    def read(value: Any, number: int) -> Example:
         if isinstance(value, Example):
-            if value.task_id is not None and not is_index(value.task_id, len(tasks)):
-                raise TaskError(f"input {number}: task_id: expected 0 to {len(tasks) - 1}, found {value.task_id!r}")
-            example = value if task is None else Example(names[task], value.text, value.text_pair, value.target)
-            row = Row({"text": example.text, "text_pair": example.text_pair}, f"input {number}")
-            known = None if example.task_id is None else tasks[example.task_id]
-            read_fields(row, known or (_ANY if example.text_pair is None else _ANY_PAIR))
-            yield example
-        else:
-            yield _read(_row(value, f"input {number}"), tasks, names, task)
+            return _checked(value, number, tasks, None if task is None else names[task])
+        return _read(_row(value, f"input {number}"), tasks, names, task)
+
+    return read
+
+
+def _checked(value: Example, number: int, tasks: Sequence[Task], task_id: int | None) -> Example:
+    """Check an example, and give it a task unless `task_id` is None."""
+    if value.task_id is not None and not is_index(value.task_id, len(tasks)):
+        raise TaskError(f"input {number}: task_id: expected 0 to {len(tasks) - 1}, found {value.task_id!r}")
+    example = value if task_id is None else Example(task_id, value.text, value.text_pair, value.target)
+    row = Row({"text": example.text, "text_pair": example.text_pair}, f"input {number}")
+    known = None if example.task_id is None else tasks[example.task_id]
+    read_fields(row, known or (_ANY if example.text_pair is None else _ANY_PAIR))
+    return example
 
 
 def is_index(value: Any, count: int) -> bool:

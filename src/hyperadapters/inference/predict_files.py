@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from hyperadapters.config import Task
+from hyperadapters.data.bad_rows import BadRows, OnBadRow
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row, iterate_file, iterate_standard_input
 from hyperadapters.errors import DataError, TaskError
-from hyperadapters.inference.inputs import read_inputs
+from hyperadapters.inference.inputs import input_reader
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.utils.files import check_target, open_atomically
 
@@ -30,6 +32,7 @@ def predict_file(
     progress: bool = False,
     delimiter: str | None = None,
     tasks: Sequence[str] | Literal["*"] | None = None,
+    on_bad_row: OnBadRow = "error",
 ) -> None:
     """Predict the targets of the rows of a file, as the command `predict` does.
 
@@ -47,6 +50,8 @@ def predict_file(
         delimiter: Delimiter of a CSV or TSV file. Default: a comma for CSV and a tab for TSV.
         tasks: Names of several tasks that are answered for each row, or "*" for all that read such rows. The output has
             a row for each of them. Default: each row is answered for one task.
+        on_bad_row: What is done with a row that cannot be read, see `data.bad_rows`: "error" (default), or "skip" to
+            omit it from the output.
 
     Raises:
         DataError: If the input file or one of its rows is invalid. An existing output file is unchanged.
@@ -54,17 +59,23 @@ def predict_file(
         OutputError: If the output cannot be written.
         NotFiniteError: If the model computes a value that is not a finite number.
     """
-    rows = open_rows(input_file, task, tasks, delimiter)
-    records = _records(predictor, rows, str(input_file), task, tasks, progress)
+    bad_rows = BadRows(on_bad_row)
+    read = read_rows(open_rows(input_file, task, tasks, delimiter, bad_rows), predictor.model.tasks, task, bad_rows)
+    records = _records(predictor, read, str(input_file), tasks, progress)
     if output is None:
         _write_jsonl(sys.stdout, records)
-        return
-    check_target(output, OUTPUT_ENDINGS)
-    write_records(output, records)
+    else:
+        check_target(output, OUTPUT_ENDINGS)
+        write_records(output, records)
+    bad_rows.report(str(input_file))
 
 
 def open_rows(
-    input_file: Path, task: str | None, tasks: Sequence[str] | Literal["*"] | None, delimiter: str | None
+    input_file: Path,
+    task: str | None,
+    tasks: Sequence[str] | Literal["*"] | None,
+    delimiter: str | None,
+    bad_rows: BadRows,
 ) -> Iterator[Row]:
     """Open the input of `predict_file` and return an iterator over its rows.
 
@@ -73,6 +84,7 @@ def open_rows(
         task: Name of the task of all rows, if there is one.
         tasks: Names of several tasks, if there are any.
         delimiter: Delimiter of a CSV or TSV file, if it is given.
+        bad_rows: What is done with bad rows.
 
     Raises:
         TaskError: If both `task` and `tasks` are given.
@@ -81,10 +93,39 @@ def open_rows(
     if task is not None and tasks is not None:
         raise TaskError("task and tasks: expected one of them, found both; remove one")
     if str(input_file) != "-":
-        return iterate_file(input_file, delimiter)
+        return iterate_file(input_file, delimiter, bad_rows)
     if delimiter is not None:
         raise DataError("standard input is read as JSON-lines, which has no delimiter; remove the delimiter")
-    return iterate_standard_input()
+    return iterate_standard_input(bad_rows)
+
+
+def read_rows(
+    rows: Iterable[Row], known: Sequence[Task], task: str | None, bad_rows: BadRows
+) -> Iterator[tuple[Row, Example]]:
+    """Return an iterator over rows and what is to be predicted for them, without bad rows.
+
+    Args:
+        rows: Rows of the input.
+        known: Tasks of the model.
+        task: Name of the task of all rows, if there is one.
+        bad_rows: What is done with bad rows.
+
+    Raises:
+        DataError: During the iteration, if a row has no valid text, unless it is skipped.
+        TaskError: If a task is unknown.
+    """
+    read = input_reader(known, task)
+
+    def readable() -> Iterator[tuple[Row, Example]]:
+        for number, row in enumerate(rows, start=1):
+            try:
+                example = read(row, number)
+            except (DataError, TaskError) as error:
+                bad_rows.add(error)
+                continue
+            yield row, example
+
+    return readable()
 
 
 def write_records(output: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -105,26 +146,19 @@ def write_records(output: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def _records(
     predictor: Predictor,
-    rows: Iterable[Row],
+    rows: Iterable[tuple[Row, Example]],
     name: str,
-    task: str | None,
     tasks: Sequence[str] | Literal["*"] | None,
     progress: bool,
 ) -> Iterator[dict[str, Any]]:
-    waiting: deque[Example] = deque()
-    others: deque[dict[str, Any]] = deque()
+    waiting: deque[tuple[Example, dict[str, Any]]] = deque()
 
-    def remember_others(rows: Iterable[Row]) -> Iterator[Row]:
-        for row in rows:
-            others.append(other_columns(row))
-            yield row
-
-    def remember(examples: Iterable[Example]) -> Iterator[Example]:
-        for example in examples:
-            waiting.append(example)
+    def remembered() -> Iterator[Example]:
+        for row, example in rows:
+            waiting.append((example, other_columns(row)))
             yield example
 
-    examples = remember(read_inputs(remember_others(rows), predictor.model.tasks, task))
+    examples = remembered()
     answers: Iterable[Sequence[Prediction]]
     if tasks is None:
         answers = ([prediction] for prediction in predictor(examples, progress=progress))
@@ -133,7 +167,7 @@ def _records(
     empty = True
     for predictions in answers:
         empty = False
-        example, other = waiting.popleft(), others.popleft()
+        example, other = waiting.popleft()
         is_routed = tasks is None and example.task_id is None
         yield from ({**_record(example, prediction, is_routed), **other} for prediction in predictions)
     if empty:

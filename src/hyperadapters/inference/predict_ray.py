@@ -19,7 +19,6 @@ import math
 import os
 import shutil
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from hyperadapters._version import __version__
 from hyperadapters.checkpoints.format import CheckpointConfig, read_checkpoint, stored_digest
 from hyperadapters.checkpoints.hub import find_checkpoint
 from hyperadapters.config.model import ROUTING
+from hyperadapters.data.bad_rows import BadRows, OnBadRow
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import (
     CheckpointError,
@@ -42,7 +42,7 @@ from hyperadapters.errors import (
     TaskError,
     check_int,
 )
-from hyperadapters.inference.inputs import ids_of_tasks, read_inputs, tasks_that_read
+from hyperadapters.inference.inputs import ids_of_tasks, tasks_that_read
 from hyperadapters.inference.predict_files import (
     OUTPUT_ENDINGS,
     as_cell,
@@ -50,6 +50,7 @@ from hyperadapters.inference.predict_files import (
     open_rows,
     other_columns,
     predict_file,
+    read_rows,
     write_records,
 )
 from hyperadapters.inference.predictor import Predictor, check_options
@@ -82,6 +83,7 @@ def predict_file_with_ray(
     shard_rows: int = SHARD_ROWS,
     workers: int | None = None,
     progress: bool = False,
+    on_bad_row: OnBadRow = "error",
 ) -> None:
     """Predict the targets of the rows of a file with worker processes of Ray, as `predict_file` does with one process.
 
@@ -106,6 +108,7 @@ def predict_file_with_ray(
         workers: Number of worker processes, each with one processor and a copy of the model. Default: the number of
             GPUs of the cluster if it has any, and of its processors otherwise.
         progress: Whether to show a progress bar. Default: False.
+        on_bad_row: What is done with a row that cannot be read, see `predict_file`. Default: "error".
 
     Raises:
         MissingPackageError: If Ray is not installed.
@@ -127,10 +130,16 @@ def predict_file_with_ray(
     folder = Path(os.path.abspath(find_checkpoint(folder)))
     checkpoint = read_checkpoint(folder)[0]
     assert checkpoint.weights is not None
-    lines = _Lines(checkpoint, input_file, output, task, tasks, delimiter)
+    bad_rows = BadRows(on_bad_row)
+    lines = _Lines(checkpoint, input_file, output, task, tasks, delimiter, bad_rows)
     chosen: tuple[str, ...] | Literal["*"] | None = None if tasks is None else "*" if tasks == "*" else tuple(tasks)
     scoring = Scoring(str(folder), checkpoint.weights.sha256, task, chosen, batch_size, route, decline)
-    expected = {**_describe(scoring, input_file), "delimiter": delimiter, "shard_rows": shard_rows}
+    expected = {
+        **_describe(scoring, input_file),
+        "delimiter": delimiter,
+        "shard_rows": shard_rows,
+        "on_bad_row": on_bad_row,
+    }
     shards = Shards(Path(os.path.abspath(f"{output}.shards")))
     make_folder(shards.folder)
     with locked(shards.folder, wait=False):
@@ -142,6 +151,7 @@ def predict_file_with_ray(
                     reports = show_progress(reports, "Predicting", len(sizes), len(sizes) - len(missing))
                 _follow(reports, input_file, sizes)
         shards.join(output, len(sizes))
+        bad_rows.report(str(input_file))
         shards.remove()
 
 
@@ -192,25 +202,20 @@ class _Lines:
         task: str | None,
         tasks: Sequence[str] | Literal["*"] | None,
         delimiter: str | None,
+        bad_rows: BadRows,
     ) -> None:
-        self._rows, self._name = open_rows(input_file, task, tasks, delimiter), str(input_file)
+        rows, self._name = open_rows(input_file, task, tasks, delimiter, bad_rows), str(input_file)
         self._known, self._method = checkpoint.tasks, checkpoint.model.method
         self._all_tasks, self._routes = tasks == "*", task is None and tasks is None
         self._is_csv = output.suffix == ".csv"
         if tasks is not None and not self._all_tasks:
             task = self._known[ids_of_tasks(self._known, tasks)[0]].name
-        self._waiting: deque[tuple[Row, dict[str, Any]]] = deque()
-        self._examples = read_inputs(self._remembered(), self._known, task)
-
-    def _remembered(self) -> Iterator[Row]:
-        for row in self._rows:
-            self._waiting.append((row, other_columns(row)))
-            yield row
+        self._rows = read_rows(rows, self._known, task, bad_rows)
 
     def __iter__(self) -> Iterator[str]:
         columns: dict[str, Any] | None = None
-        for number, example in enumerate(self._examples, start=1):
-            row, others = self._waiting.popleft()
+        for number, (row, example) in enumerate(self._rows, start=1):
+            others = other_columns(row)
             columns = others if columns is None else columns
             if self._is_csv:
                 self._check_columns(row, others, columns)

@@ -33,6 +33,7 @@ NAMED_AS_IN_RECIPES = (
     "prefix_cache_gb",
     "early_stopping_patience",
     "false_decline_rate",
+    "skip_nonfinite",
 )
 """Settings of this library that have the same name in the section `training` of a recipe."""
 
@@ -74,6 +75,8 @@ class TrainingArguments(transformers.TrainingArguments):
         early_stopping_patience: Number of evaluations without a better score after which training stops; default: it
             does not stop early.
         false_decline_rate: Share of a task's own inputs that may be declined when they are routed.
+        skip_nonfinite: Number of training steps that may be skipped because their loss or gradients are not finite. It
+            is counted anew when a training is resumed.
     """
 
     per_device_train_batch_size: int = 32
@@ -103,6 +106,7 @@ class TrainingArguments(transformers.TrainingArguments):
     prefix_cache_gb: float = 4.0
     early_stopping_patience: int | None = None
     false_decline_rate: float = 0.05
+    skip_nonfinite: int = 0
 
     def __post_init__(self) -> None:
         """Check the settings, and resolve those that depend on the machine.
@@ -198,6 +202,7 @@ def settings_without_effect(
         ),
         "retriever_learning_rate": (config.method not in RETRIEVING, f"method '{config.method}' has no retriever"),
         "false_decline_rate": (not model.method.can_route, f"method '{config.method}' cannot route"),
+        "skip_nonfinite": (arguments.fp16, "the gradient scaler of fp16 skips such steps"),
         "optim": (config.preset == "official", "preset 'official' has the released code's optimizer"),
         "prefix_cache": frozen,
         "prefix_cache_dtype": frozen,

@@ -133,6 +133,8 @@ def _finished(
         prefixes["validation"] = trainer.validation_prefix
     evaluations = evaluate_splits(model, tasks, recipe.training.eval_batch_size, prefixes=prefixes)
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
+    if skipped := {data.task.name: data.num_skipped for data in tasks if data.num_skipped}:
+        metrics["skipped_rows"] = skipped
     if process_index() == 0:
         model.save_pretrained(output, scores=metrics["tasks"])
         write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())

@@ -136,8 +136,8 @@ class Trainer(transformers.Trainer):
     losses and gradients of one process with all of these rows.
 
     Training ends with a `NotFiniteError` if the loss, the gradients or the predictions for evaluation rows are not
-    finite. With `fp16` the gradients are not checked, because the gradient scaler skips steps whose gradients exceed
-    the range of float16.
+    finite. A few steps with such a loss or such gradients can be skipped instead (`skip_nonfinite`). With `fp16` the
+    gradients are not checked, because the gradient scaler skips steps whose gradients exceed the range of float16.
 
     Attributes:
         validation_prefix: States of frozen layers for the evaluation examples; None without evaluation data or without
@@ -214,7 +214,10 @@ class Trainer(transformers.Trainer):
         # The loss is a mean over the micro-batch, so the Trainer has to divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._terms: list[torch.Tensor] = []
+        self._terms_of_step: list[torch.Tensor] = []
         self._rows_of_step: list[int] = []
+        self._what_is_not_finite: str | None = None
+        self._skipped_steps = 0
         self._best_state: dict[str, torch.Tensor] | None = None
         self._lengths = self.data_collator.lengths(train_examples, with_targets=True)
         self._prefix: FrozenPrefix | None = None
@@ -386,7 +389,7 @@ class Trainer(transformers.Trainer):
             Total loss, or a tuple of the total loss and the outputs.
 
         Raises:
-            NotFiniteError: If the loss is not finite.
+            NotFiniteError: If the loss is not finite, and no steps may be skipped.
         """
         args, rows, processes = self.args, inputs.pop("rows", None), ONE_PROCESS
         if num_processes() > 1:
@@ -404,14 +407,17 @@ class Trainer(transformers.Trainer):
             reduction=args.reduction,
             processes=processes,
         )
-        self._terms.append(torch.stack([term.detach() for term in output.losses]))
+        self._terms_of_step.append(torch.stack([term.detach() for term in output.losses]))
         if rows is not None:
             self._rows_of_step += rows.tolist()
         if not output.loss.isfinite():
             is_usable = has_usable_logits(output.logits).tolist()
             places = self._rows_of_step[-len(is_usable) :] if rows is not None else []
             unusable = [row for row, usable in zip(places, is_usable, strict=False) if not usable]
-            raise self._diverged(f"the loss is {output.loss.item()}", unusable or places)
+            self._what_is_not_finite = self._described(f"the loss is {output.loss.item()}", unusable or places)
+            if not args.skip_nonfinite:
+                raise self._diverged(self._what_is_not_finite)
+            output.loss = output.loss * math.nan  # so that all processes find gradients that are not finite
         return (output.loss, output) if return_outputs else output.loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -444,23 +450,38 @@ class Trainer(transformers.Trainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         scales_gradients = self.accelerator.scaler is not None  # and skips steps with infinite gradients
-        if not scales_gradients and not math.isfinite(float(norm)):
-            raise self._diverged(f"the norm of the gradients is {float(norm)}", self._rows_of_step)
+        if scales_gradients or math.isfinite(float(norm)):
+            self._terms += self._terms_of_step
+        else:
+            what = f"the norm of the gradients is {float(norm)}"
+            self._skip_step(self._what_is_not_finite or self._described(what, self._rows_of_step))
+            norm = 0.0  # of the gradients that are left
+        self._what_is_not_finite = None
+        self._terms_of_step.clear()
         self._rows_of_step.clear()
         return norm
 
-    def _diverged(self, what: str, rows: Sequence[int]) -> NotFiniteError:
-        """Make the error for a step, with its tasks and rows."""
+    def _skip_step(self, what: str) -> None:
+        """Discard the gradients, or raise NotFiniteError if no further step may be skipped."""
+        self._skipped_steps += 1
+        if self._skipped_steps > self.args.skip_nonfinite:
+            raise self._diverged(what)
+        logger.warning("%s. The step is skipped (%d of %d).", what, self._skipped_steps, self.args.skip_nonfinite)
+        for parameter in self.model.parameters():
+            parameter.grad = None  # optimizers leave such parameters and their state unchanged
+
+    def _described(self, what: str, rows: Sequence[int]) -> str:
+        """Describe what is not finite in a step, with its tasks and rows."""
         tasks: dict[int, list[int]] = {}
         for row in rows:
             tasks.setdefault(self.train_dataset[row].task_id, []).append(row)
         places = [
             f"task '{self.model.tasks[task].name}' (rows {self._numbers(found)})" for task, found in tasks.items()
         ]
-        return NotFiniteError(
-            f"training step {self.state.global_step + 1}: {what}, in a batch of {'; '.join(places)}. "
-            f"The run is not finished and nothing was saved as its result. {DIVERGED}"
-        )
+        return f"training step {self.state.global_step + 1}: {what}, in a batch of {'; '.join(places)}"
+
+    def _diverged(self, what: str) -> NotFiniteError:
+        return NotFiniteError(f"{what}. The run is not finished and nothing was saved as its result. {DIVERGED}")
 
     def _numbers(self, rows: Sequence[int]) -> str:
         """List rows of one task with their texts. Rows are counted from 1 among the training rows of the task."""
@@ -485,6 +506,8 @@ class Trainer(transformers.Trainer):
             means = (average / num_processes()).tolist()
             logs.update({f"loss_{name}": mean for name, mean in zip(Losses._fields[1:], means[1:], strict=True)})
             self._terms.clear()
+        if "loss" in logs and self._skipped_steps:
+            logs["skipped_steps"] = self._skipped_steps
         super().log(logs, start_time)
 
     def evaluate(
