@@ -52,6 +52,12 @@ def own_texts(rate: float, **settings: Any) -> Arm:
     return own(rate, **text_heads.SETTINGS, **settings)
 
 
+def without_choice(arm: Arm) -> Arm:
+    """An arm with the heads of `plus`, in which all tasks keep their adapters."""
+    assert isinstance(arm.train, partial)
+    return Arm(partial(arm.train, heads="related"), arm.rate)
+
+
 def plus(**settings: Any) -> Arm:
     """The preset `plus` with some settings of its own."""
     return own(PLUS_RATE, preset="plus", **settings)
@@ -97,3 +103,4 @@ ARMS = {
     "full": Arm(partial(train_alone, finetuning_baselines.everything), 1e-4, in_layers=False),
     "setfit": Arm(train_setfit, 3e-5, in_layers=False),
 }
+ARMS |= {f"{arm}_no_choice": without_choice(ARMS[arm]) for arm in ("plus", "adapter_shared_texts", "lora_shared_texts")}

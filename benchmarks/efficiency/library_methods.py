@@ -35,8 +35,8 @@ from hyperadapters.model.output import HyperAdapterOutput
 from hyperadapters.training.optimizers import learning_rates
 from hyperadapters.training.text_heads import (
     HeadRows,
+    choose_heads,
     regression_examples,
-    set_adapted_heads,
     set_text_heads,
     task_rows,
 )
@@ -44,13 +44,13 @@ from hyperadapters.training.text_heads import (
 ADAPTER_DIM = 32
 RETRIEVER_LEARNING_RATE = 3e-3
 """Of a retriever that only the contrastive losses train, as in the recipes."""
-FittedHeads = Literal["related", "own", "trained"]
+FittedHeads = Literal["chosen", "related", "own", "trained"]
 COUNTED_BY_TASK = ("method.prototypes.", "heads.")
 """Parts of which every task has its share."""
 
 
 def train_own(
-    settings: dict[str, Any], setting: Setting, cell: Cell, rate: float, heads: FittedHeads = "related"
+    settings: dict[str, Any], setting: Setting, cell: Cell, rate: float, heads: FittedHeads = "chosen"
 ) -> Trained:
     """Train a `HyperAdapterModel`.
 
@@ -59,8 +59,9 @@ def train_own(
         setting: the backbone, the cached states below `first_layer`, and the budgets.
         cell: the tasks with their rows, and the seed.
         rate: learning rate of what has no rate of its own.
-        heads: how heads that read adapted texts are fitted after training: "related" as `plus` does, "own" each to the
-            rows of its task alone, "trained" not at all.
+        heads: how heads that read adapted texts are fitted after training: "chosen" as `plus` does, "related" without
+            the choice between adapted and frozen features, "own" each to the rows of its task alone, "trained" not at
+            all.
     """
     torch.manual_seed(cell.seed)
     learner = OwnLearner(settings, setting, cell)
@@ -107,7 +108,7 @@ def _fit(learner: OwnLearner, setting: Setting, cell: Cell, steps: int, rate: fl
     return fit(learner, train, validation, lengths, budget, steps, budget.batch_size, rate, cell.seed)
 
 
-def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads: FittedHeads = "related") -> Fit:
+def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads: FittedHeads = "chosen") -> Fit:
     """Fit heads that read texts, where the learner has such heads."""
     model, config = learner.model, learner.model.adapter_config
     if config.head_inputs == "adapted" or heads == "trained":
@@ -115,8 +116,8 @@ def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads
     train, validation = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
     if config.separates_texts:
         started = time.monotonic()
-        if heads == "related":
-            learner.fit_heads(train)
+        if heads != "own":
+            learner.fit_heads(train, validation if heads == "chosen" else ())
         else:
             rows = learner.head_rows(regression_examples(model, train))
             model.task_table.set_heads([fit_related_heads([of_task])[0] for of_task in task_rows(model.tasks, rows)])
@@ -159,6 +160,7 @@ class OwnLearner(TextHeadsLearner):
         set_target_scales(self.model.heads, cell.tasks)
         self._texts, self._states, self._head_features = setting.texts, setting.states, setting.head_features
         self._reads_texts = False
+        self._frozen_tasks: set[int] = set()
 
     @property
     def numbers_by_task(self) -> int:
@@ -203,7 +205,12 @@ class OwnLearner(TextHeadsLearner):
 
     def logits(self, examples: Sequence[Example]) -> Tensor:
         """Of each row under its own task [B, C]."""
-        return self._run(examples).logits
+        logits: Tensor = self._run(examples).logits
+        is_frozen = torch.tensor([example.task_id in self._frozen_tasks for example in examples], device=logits.device)
+        if is_frozen.any():
+            with self.model.adapters_disabled():
+                logits = torch.where(is_frozen[:, None], self._run(examples).logits, logits)
+        return logits
 
     @torch.no_grad()
     def start_from(self, shared: OwnLearner) -> None:
@@ -226,9 +233,18 @@ class OwnLearner(TextHeadsLearner):
             )
         return HeadRows(examples, [found[row] for row in range(len(examples))])
 
-    def fit_heads(self, train: Sequence[Example]) -> None:
-        """Replace heads that read adapted texts by those that `plus` fits to training rows after training."""
-        set_adapted_heads(self.model, self.head_rows(regression_examples(self.model, train)))
+    def fit_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Replace heads that read adapted texts by those that `plus` fits after training, with the same choice."""
+        examples = regression_examples(self.model, train)
+        adapted = self.head_rows(examples), self.head_rows(validation)
+        if validation:
+            with self.model.adapters_disabled():
+                frozen = self.head_rows(examples), self.head_rows(validation)
+            heads, are_adapted = choose_heads(self.tasks, adapted, frozen)
+            self._frozen_tasks = {task_id for task_id, is_adapted in enumerate(are_adapted) if not is_adapted}
+        else:
+            heads = fit_related_heads(task_rows(self.tasks, adapted[0]))
+        self.model.task_table.set_heads([head.rounded() for head in heads])
 
     def set_text_heads(self, fitted_to: HeadRows, validation: HeadRows) -> None:
         """Replace the heads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,44 @@ def test_fit_heads_does_what_the_trainer_does_at_the_end(tmp_path: Path) -> None
     assert all(map(torch.equal, weights(model), expected))
 
 
-def test_validation_rows_have_no_effect() -> None:
+def test_tasks_whose_validation_rows_are_predicted_better_without_adapters_lose_them() -> None:
+    train, validation = data_of(pair_examples()), data_of(pair_examples(36)[24:])
+    with_adapters, without, chosen = fresh(), fresh(), fresh()
+    for model in (with_adapters, chosen):
+        model.pha.adapter_scales[1] = 30.0  # an adapter that is of no use
+    without.pha.adapter_scales.zero_()
+    with_adapters.fit_heads(train)
+    without.fit_heads(train)
+    chosen.fit_heads(train, validation)
+    losses = [[loss(model, task, validation[task.name]) for task in PAIR_TASKS] for model in (with_adapters, without)]
+    for task_id in range(len(PAIR_TASKS)):
+        is_better = losses[0][task_id] <= losses[1][task_id]
+        expected = with_adapters if is_better else without
+        assert chosen.pha.adapter_scales[task_id] == expected.pha.adapter_scales[task_id]
+        assert torch.equal(weights(chosen)[2 * task_id], weights(expected)[2 * task_id])
+    assert chosen.pha.adapter_scales[1] == 0
+
+
+def loss(model: HyperAdapterModel, task: Task, rows: list[Example]) -> float:
+    """Negative log-likelihood, up to a constant."""
+    assert model.heads is not None
+    std, total = model.heads.unpack()[model.task_id(task.name)].target_std, 0.0
+    for row, example in zip(Predictor(model)(rows), rows, strict=True):
+        if row.probabilities is not None:
+            total -= math.log(row.probabilities[task.labels[int(example.target or 0)]])
+        else:
+            total += (float(row.answer or 0) - float(example.target or 0)) ** 2 / 2 / std**2
+    return total
+
+
+def test_a_task_without_validation_rows_keeps_its_adapter() -> None:
     models = [fresh(), fresh()]
     models[0].fit_heads(data_of(pair_examples()))
-    models[1].fit_heads(data_of(pair_examples()), {"same": data_of(pair_examples(4))["same"]})
-    assert all(map(torch.equal, weights(models[0]), weights(models[1])))
+    models[1].fit_heads(data_of(pair_examples()), {"same": data_of(pair_examples(36)[24:])["same"]})
+    for task_id, task in enumerate(PAIR_TASKS):
+        if task.name != "same":
+            assert models[1].pha.adapter_scales[task_id] == 1
+            assert torch.equal(weights(models[0])[2 * task_id], weights(models[1])[2 * task_id])
 
 
 def test_a_model_can_be_fitted_and_trained_again(tmp_path: Path) -> None:

@@ -202,11 +202,26 @@ def fit_related_heads(data: Sequence[TaskRows]) -> list[Head]:
     """
     for rows in data:
         _check_labels(rows.task, rows.targets)
-    groups: dict[tuple[bool, frozenset[str]], list[TaskRows]] = {}
-    for rows in data:
-        groups.setdefault((rows.task.is_pair, frozenset(rows.task.labels)), []).append(rows)
-    pooled = {key: _pooled_weights(group) for key, group in groups.items() if key[1] and len(group) > 1}
-    return [fit_head(rows, pooled.get((rows.task.is_pair, frozenset(rows.task.labels)))) for rows in data]
+    heads: dict[int, Head] = {}
+    for group in related_tasks([rows.task for rows in data]):
+        pooled = _pooled_weights([data[place] for place in group]) if len(group) > 1 else None
+        heads.update({place: fit_head(data[place], pooled) for place in group})
+    return [heads[place] for place in range(len(data))]
+
+
+def related_tasks(tasks: Sequence[Task]) -> list[list[int]]:
+    """Group the tasks that learn from each other as described for `fit_related_heads`.
+
+    Args:
+        tasks: Tasks of a model.
+
+    Returns:
+        Groups of indices. A task without relatives is a group of its own.
+    """
+    groups: dict[object, list[int]] = {}
+    for place, task in enumerate(tasks):
+        groups.setdefault((task.is_pair, frozenset(task.labels)) if task.labels else place, []).append(place)
+    return list(groups.values())
 
 
 def fit_head(rows: TaskRows, related: Mapping[str, Tensor] | None = None) -> Head:
@@ -476,14 +491,22 @@ def left_out_losses(rows: TaskRows, num_examples: int, related: Head | None = No
         left_out = sorted(row for group in shuffled for row in group[fold::FEW_SHOT_FOLDS])
         if left_out:
             kept = sorted(set(range(len(rows.targets))) - set(left_out))
-            losses.append(_losses(fit_new_head(rows.subset(kept), related), rows.subset(left_out)))
+            losses.append(head_losses(fit_new_head(rows.subset(kept), related), rows.subset(left_out)))
     if not losses:
         return None
     return torch.cat(losses) if rows.task.labels else torch.cat(losses) / target_scale(rows.targets)[1] ** 2
 
 
-def _losses(head: Head, rows: TaskRows) -> Tensor:
-    """Compute the cross-entropy of each row, or its squared error in the units of the targets [N]."""
+def head_losses(head: Head, rows: TaskRows) -> Tensor:
+    """Compute the cross-entropy of each row, or its squared error in the units of the targets.
+
+    Args:
+        head: Head of the task.
+        rows: N rows of the task.
+
+    Returns:
+        Losses [N].
+    """
     values = F.linear(rows.inputs, head.weight, head.bias)
     if rows.task.labels:
         return F.cross_entropy(values, rows.labels, reduction="none")

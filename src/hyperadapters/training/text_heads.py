@@ -3,7 +3,8 @@
 Heads that read adapted texts (`head_inputs` "adapted_texts") are trained together with the adapters. Afterwards, they
 are replaced by regularised regressions on the adapted features of all training rows, where tasks with the same labels
 learn from each other (see `heads.regression.fit_related_heads`). A head that is trained by gradient descent on few rows
-fits them exactly; the regression generalises better.
+fits them exactly; the regression generalises better. Tasks whose validation rows are predicted better without adapters
+lose them (see `choose_heads`).
 
 The other heads also read frozen text features (`head_inputs` "text_features" or "pair_features"). While the adapters
 are trained, these heads read the adapted hidden states only. Afterwards, a regularised regression is fitted for each
@@ -28,7 +29,14 @@ from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.data.memory import read_train_and_eval_data
 from hyperadapters.errors import TaskError, check_int
-from hyperadapters.heads.regression import TaskRows, fit_feature_head, fit_related_heads, minimize
+from hyperadapters.heads.regression import (
+    TaskRows,
+    fit_feature_head,
+    fit_related_heads,
+    head_losses,
+    minimize,
+    related_tasks,
+)
 from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
@@ -103,8 +111,8 @@ def fit_text_heads(
     Args:
         model: Trained model with `head_inputs` other than "adapted". Its heads are replaced.
         train: Training examples of all tasks, with task ids and targets.
-        validation: Validation examples, with task ids and targets. A task without any gets `SHARES_UNCHECKED`. They
-            have no effect on heads that read adapted texts.
+        validation: Validation examples, with task ids and targets. A task without any gets `SHARES_UNCHECKED`, or keeps
+            its adapter if the heads read adapted texts; see `choose_heads`.
         batch_size: Number of examples in a forward pass.
 
     Raises:
@@ -116,7 +124,7 @@ def fit_text_heads(
     assert model.heads is not None
     rows = regression_examples(model, train)
     if model.adapter_config.separates_texts:
-        set_adapted_heads(model, _adapted_rows(model, rows, batch_size))
+        _set_adapted_heads(model, rows, validation, batch_size)
         return
     check_not_fitted(model.heads)
     checked = _head_rows(model, validation, batch_size, with_logits=True)
@@ -134,8 +142,8 @@ def fit_heads(
     Args:
         model: Trained model. Its heads are replaced.
         train_data: Training data of all tasks, in any form that `Trainer` accepts.
-        eval_data: Validation data of some or all tasks, in the same forms. A task without any gets `SHARES_UNCHECKED`.
-            They have no effect on heads that read adapted texts.
+        eval_data: Validation data of some or all tasks, in the same forms. A task without any gets `SHARES_UNCHECKED`,
+            or keeps its adapter if the heads read adapted texts; see `choose_heads`.
         batch_size: Number of rows in a forward pass. Default: 64.
 
     Raises:
@@ -200,17 +208,68 @@ def _adapted_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_s
 
 
 @torch.no_grad()
-def set_adapted_heads(model: HyperAdapterModel, train: HeadRows) -> None:
-    """Fit the heads of a trained model to adapted features that have been computed already.
+def _set_adapted_heads(
+    model: HyperAdapterModel, train: Sequence[Example], validation: Sequence[Example], batch_size: int
+) -> None:
+    """Fit heads to adapted features, and switch off the adapters of tasks that are predicted better without them."""
+
+    def features() -> tuple[HeadRows, HeadRows]:
+        return _adapted_rows(model, train, batch_size), _adapted_rows(model, validation, batch_size)
+
+    adapted = features()
+    if validation and model.method.can_change_tasks:
+        scales = model.pha.adapter_scales
+        trained = scales.clone()
+        scales.zero_()
+        heads, are_adapted = choose_heads(model.tasks, adapted, features())
+        scales.copy_(trained * scales.new_tensor(are_adapted))
+    else:
+        heads = fit_related_heads(task_rows(model.tasks, adapted[0]))
+    model.task_table.set_heads([head.rounded() for head in heads])
+
+
+def choose_heads(
+    tasks: Sequence[Task], adapted: tuple[HeadRows, HeadRows], frozen: tuple[HeadRows, HeadRows]
+) -> tuple[list[Head], list[bool]]:
+    """Fit heads to adapted and to frozen features, and choose for each task those that predict validation rows better.
+
+    Adapters that were trained together help related tasks and may harm others. The heads with the higher likelihood of
+    the validation rows are chosen, together for all tasks that learn from each other (see
+    `heads.regression.related_tasks`).
 
     Args:
-        model: Trained model with `head_inputs` "adapted_texts". Its heads are replaced.
-        train: Rows of all tasks to fit the heads to.
+        tasks: Tasks of the model.
+        adapted: Training and validation rows with adapted features.
+        frozen: The same rows with the features of the frozen backbone.
+
+    Returns:
+        Heads of the tasks, and whether each of them is that of the adapted features. Those of a task without validation
+        rows are.
 
     Raises:
         DataError: If a label of a task has no row.
     """
-    model.task_table.set_heads([head.rounded() for head in fit_related_heads(task_rows(model.tasks, train))])
+    heads = fit_related_heads(task_rows(tasks, adapted[0]))
+    others = fit_related_heads(task_rows(tasks, frozen[0]))
+    losses, other_losses = _losses_by_task(tasks, heads, adapted[1]), _losses_by_task(tasks, others, frozen[1])
+    are_adapted = [True] * len(tasks)
+    for group in related_tasks(tasks):
+        if sum(other_losses[task_id] for task_id in group) < sum(losses[task_id] for task_id in group):
+            for task_id in group:
+                heads[task_id], are_adapted[task_id] = others[task_id], False
+    return heads, are_adapted
+
+
+def _losses_by_task(tasks: Sequence[Task], heads: Sequence[Head], rows: HeadRows) -> list[float]:
+    """Compute the negative log-likelihood of the rows of each task, up to a constant; 0 for a task without rows."""
+    found = []
+    for task, head, own in zip(tasks, heads, rows.by_task(len(tasks)), strict=True):
+        if not own.examples:
+            found.append(0.0)
+            continue
+        losses = head_losses(head, TaskRows(task, torch.stack(list(own.features)).float(), own.targets))
+        found.append(float(losses.sum()) / (1.0 if task.labels else 2 * head.target_std**2))
+    return found
 
 
 def task_rows(tasks: Sequence[Task], rows: HeadRows) -> list[TaskRows]:
