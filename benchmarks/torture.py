@@ -34,7 +34,7 @@ from hyperadapters.serving.served_model import task_digests
 from hyperadapters.training.states import is_complete, last_checkpoint, trainer_checkpoints
 
 RESULTS = Path(__file__).parent / "results" / "reliability.jsonl"
-TRAINING = {"max_steps": 400, "eval_steps": 10}
+TRAINING = {"max_steps": 200, "eval_steps": 2}
 SMALL_DISK, LARGE_DISK = "4m", "64m"
 
 
