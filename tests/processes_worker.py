@@ -31,6 +31,10 @@ CASES: dict[str, dict[str, Any]] = {
     "plus": {"model": {"preset": "plus"}},
     "plus-sum": {"model": {"preset": "plus"}, "arguments": {"reduction": "sum", "learning_rate": 1e-4}},
     "paper-accumulation": {"model": {"preset": "paper"}, "arguments": {"gradient_accumulation_steps": 2}},
+    "contrast-of-step": {
+        "model": {"preset": "paper"},
+        "arguments": {"gradient_accumulation_steps": 2, "contrast_batch": "step"},
+    },
     "few-rows": {"model": {"preset": "paper"}, "batch": 6, "rows": 1},
     "hyperformer": {"model": {"preset": "paper", "method": "hyperformer"}},
     "t5": {"model": {"preset": "paper"}, "kind": "t5", "arguments": {"label_smoothing_factor": 0.1}},
@@ -44,7 +48,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 10}
 
 def cases_of(processes: int) -> list[str]:
     """All cases with two processes, and those that differ with more."""
-    return [*CASES] if processes == 2 else ["plus", "paper-accumulation", "few-rows", "t5-official"]
+    return [*CASES] if processes == 2 else ["plus", "paper-accumulation", "contrast-of-step", "few-rows", "t5-official"]
 
 
 def data(tasks: list[Task], rows: int, seed: int) -> dict[str, list[dict[str, Any]]]:

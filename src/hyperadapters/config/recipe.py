@@ -196,6 +196,8 @@ class TrainingConfig(StrictModel):
         early_stopping_patience: Number of evaluations without improvement after which training stops. Default: never.
         skip_nonfinite: Number of training steps that may be skipped because their loss or gradients are not finite;
             one more ends the training. Default: 0.
+        contrast_batch: Rows that the instance contrast compares with gradient accumulation: those of a "micro-batch"
+            (default), or those of the whole "step", for which instance vectors are computed twice.
         logging_steps: Number of steps between log entries. Default: 50.
         bf16: Whether to train with mixed precision in bfloat16. Default: False.
         fp16: Whether to train with mixed precision in float16. Default: False.
@@ -232,6 +234,7 @@ class TrainingConfig(StrictModel):
     false_decline_rate: Float = Field(0.05, ge=0, lt=1)
     early_stopping_patience: Int | None = Field(None, ge=1)
     skip_nonfinite: Int = Field(0, ge=0)
+    contrast_batch: Literal["micro-batch", "step"] = "micro-batch"
     logging_steps: Int = Field(50, ge=1)
     bf16: bool = False
     fp16: bool = False

@@ -28,7 +28,7 @@ from hyperadapters.core.losses import (
     sequence_loss,
     total_loss,
 )
-from hyperadapters.core.processes import ONE_PROCESS, DataParallelProcesses, Processes
+from hyperadapters.core.processes import ONE_PROCESS, DataParallelProcesses, MicroBatches, Processes
 from hyperadapters.core.prototypes import PrototypeTable, cosine_similarity
 from hyperadapters.core.retriever import InstanceRetriever, masked_mean
 
@@ -37,6 +37,7 @@ __all__ = [
     "AdapterTensor",
     "AdapterWeights",
     "DataParallelProcesses",
+    "MicroBatches",
     "Grouping",
     "Hypernetwork",
     "InstanceRetriever",

@@ -11,6 +11,8 @@ the loss of the whole batch. The rows of the batch may be divided unequally. Onl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -131,6 +133,63 @@ class DataParallelProcesses(Processes):
         The arguments and result are those of `Processes.function_of_rows`.
         """
         return value + (self._size - 1) * (value - value.detach())
+
+
+class MicroBatches(Processes):
+    """Lets the instance contrast of a micro-batch see the rows of all micro-batches of a training step.
+
+    Gradient accumulation averages the gradients of n micro-batches, as data-parallel training averages those of
+    processes. Each micro-batch computes the loss from all instance vectors, of which only its own are differentiable,
+    and its gradient is multiplied by n. The others have been computed before, without gradients (Gao et al. 2021,
+    "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"). Means over rows and tokens remain those
+    of the micro-batches.
+    """
+
+    def __init__(self, processes: Processes, others: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Store the rows of the other micro-batches.
+
+        Args:
+            processes: Processes that share each micro-batch.
+            others: Instance vectors [B, p] and tasks [B] of all processes, for each other micro-batch of the step.
+        """
+        self._processes, self._others = processes, others
+
+    def mean(self, local_mean: Tensor, count: int | Tensor) -> Tensor:
+        """Return the loss of this process for a mean over the micro-batch.
+
+        The arguments and result are those of `Processes.mean`.
+        """
+        return self._processes.mean(local_mean, count)
+
+    def sum(self, local_sum: Tensor) -> Tensor:
+        """Return the loss of this process for a sum over the micro-batch.
+
+        The arguments and result are those of `Processes.sum`.
+        """
+        return self._processes.sum(local_sum)
+
+    def maximum(self, number: int, device: torch.device) -> int:
+        """Return the largest of a number of each process.
+
+        The arguments and result are those of `Processes.maximum`.
+        """
+        return self._processes.maximum(number, device)
+
+    def rows(self, instances: Tensor, task_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of all processes and micro-batches.
+
+        The arguments and result are those of `Processes.rows`.
+        """
+        parts = [self._processes.rows(instances, task_ids), *self._others]
+        return torch.cat([vectors for vectors, _ in parts]), torch.cat([ids for _, ids in parts])
+
+    def function_of_rows(self, value: Tensor) -> Tensor:
+        """Return the loss of this process and micro-batch for a function of all rows.
+
+        The arguments and result are those of `Processes.function_of_rows`.
+        """
+        own = self._processes.function_of_rows(value)
+        return own + len(self._others) * (own - own.detach())
 
 
 def _gather_padded(values: Tensor, length: int, size: int) -> list[Tensor]:

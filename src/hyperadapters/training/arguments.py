@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 import transformers
@@ -15,7 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils.import_utils import is_in_notebook
 
 from hyperadapters.config import DataConfig, TrainingConfig, parse
-from hyperadapters.config.model import GENERATING, RETRIEVING
+from hyperadapters.config.model import GENERATING, RETRIEVING, ROUTING
 from hyperadapters.core import Reduction
 from hyperadapters.data.sampling import Strategy
 from hyperadapters.errors import MissingPackageError, RecipeError, unknown_name
@@ -34,6 +35,7 @@ NAMED_AS_IN_RECIPES = (
     "early_stopping_patience",
     "false_decline_rate",
     "skip_nonfinite",
+    "contrast_batch",
 )
 """Settings of this library that have the same name in the section `training` of a recipe."""
 
@@ -77,6 +79,8 @@ class TrainingArguments(transformers.TrainingArguments):
         false_decline_rate: Share of a task's own inputs that may be declined when they are routed.
         skip_nonfinite: Number of training steps that may be skipped because their loss or gradients are not finite. It
             is counted anew when a training is resumed.
+        contrast_batch: Rows that the instance contrast compares with gradient accumulation: those of a "micro-batch",
+            or those of the whole "step", for which instance vectors are computed twice.
     """
 
     per_device_train_batch_size: int = 32
@@ -107,6 +111,7 @@ class TrainingArguments(transformers.TrainingArguments):
     early_stopping_patience: int | None = None
     false_decline_rate: float = 0.05
     skip_nonfinite: int = 0
+    contrast_batch: Literal["micro-batch", "step"] = "micro-batch"
 
     def __post_init__(self) -> None:
         """Check the settings, and resolve those that depend on the machine.
@@ -203,6 +208,12 @@ def settings_without_effect(
         "retriever_learning_rate": (config.method not in RETRIEVING, f"method '{config.method}' has no retriever"),
         "false_decline_rate": (not model.method.can_route, f"method '{config.method}' cannot route"),
         "skip_nonfinite": (arguments.fp16, "the gradient scaler of fp16 skips such steps"),
+        "contrast_batch": (
+            arguments.gradient_accumulation_steps == 1
+            or config.method not in ROUTING
+            or config.contrast not in ("both", "instance"),
+            "there is one micro-batch in a step, or no instance contrast",
+        ),
         "optim": (config.preset == "official", "preset 'official' has the released code's optimizer"),
         "prefix_cache": frozen,
         "prefix_cache_dtype": frozen,

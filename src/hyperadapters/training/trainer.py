@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, PredictionOutput, TrainOutput
 
+from hyperadapters.backbones.passes import FrozenOutput
 from hyperadapters.checkpoints.format import load_state, save_model
-from hyperadapters.core import ONE_PROCESS, DataParallelProcesses, Losses
+from hyperadapters.core import ONE_PROCESS, DataParallelProcesses, Losses, MicroBatches, Processes
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.data.memory import read_examples, read_train_and_eval_data
@@ -132,8 +133,9 @@ class Trainer(transformers.Trainer):
     features are fitted (see `HyperAdapterModel.fit_heads`), routing is calibrated, and the model is in evaluation mode.
 
     The contrastive losses are computed over the rows of one forward pass, which with gradient accumulation is one
-    micro-batch. Several processes (see docs/scaling.md) divide the rows of a forward pass among them, and compute the
-    losses and gradients of one process with all of these rows.
+    micro-batch. With `contrast_batch="step"`, the instance contrast sees the rows of all micro-batches of a step.
+    Several processes (see docs/scaling.md) divide the rows of a forward pass among them, and compute the losses and
+    gradients of one process with all of these rows.
 
     Training ends with a `NotFiniteError` if the loss, the gradients or the predictions for evaluation rows are not
     finite. A few steps with such a loss or such gradients can be skipped instead (`skip_nonfinite`). With `fp16` the
@@ -216,6 +218,7 @@ class Trainer(transformers.Trainer):
         self._terms: list[torch.Tensor] = []
         self._terms_of_step: list[torch.Tensor] = []
         self._rows_of_step: list[int] = []
+        self._instances_of_step: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._what_is_not_finite: str | None = None
         self._skipped_steps = 0
         self._best_state: dict[str, torch.Tensor] | None = None
@@ -391,24 +394,23 @@ class Trainer(transformers.Trainer):
         Raises:
             NotFiniteError: If the loss is not finite, and no steps may be skipped.
         """
-        args, rows, processes = self.args, inputs.pop("rows", None), ONE_PROCESS
-        if num_processes() > 1:
-            processes = DataParallelProcesses(has_rows=rows is None or bool(rows[0] >= 0))
-        if rows is not None:
-            rows = torch.maximum(rows, -1 - rows)
-        frozen = None
-        if self._prefix is not None and rows is not None:
-            with self.accelerator.autocast():
-                frozen = self._prefix(rows.tolist(), {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
+        args, rows = self.args, inputs.pop("rows", None)
+        processes = _processes(rows)
+        if self._instances_of_step:
+            number = len(self._terms_of_step)  # of this micro-batch in its step
+            processes = MicroBatches(
+                processes, self._instances_of_step[:number] + self._instances_of_step[number + 1 :]
+            )
         output = model(
             **inputs,
-            frozen_output=frozen,
+            frozen_output=self._frozen(inputs, rows),
             label_smoothing=args.label_smoothing_factor,
             reduction=args.reduction,
             processes=processes,
         )
         self._terms_of_step.append(torch.stack([term.detach() for term in output.losses]))
         if rows is not None:
+            rows = torch.maximum(rows, -1 - rows)
             self._rows_of_step += rows.tolist()
         if not output.loss.isfinite():
             is_usable = has_usable_logits(output.logits).tolist()
@@ -419,6 +421,40 @@ class Trainer(transformers.Trainer):
                 raise self._diverged(self._what_is_not_finite)
             output.loss = output.loss * math.nan  # so that all processes find gradients that are not finite
         return (output.loss, output) if return_outputs else output.loss
+
+    def _frozen(self, inputs: Mapping[str, Any], rows: torch.Tensor | None) -> FrozenOutput | None:
+        """Return the states of the frozen layers for a batch, if they are kept."""
+        if self._prefix is None or rows is None:
+            return None
+        rows = torch.maximum(rows, -1 - rows)
+        with self.accelerator.autocast():
+            return self._prefix(rows.tolist(), {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Return the micro-batches of the next step; with `contrast_batch="step"`, compute their instance vectors.
+
+        Args:
+            epoch_iterator: Iterator over the micro-batches of an epoch.
+            num_batches: Number of micro-batches of a step.
+            device: Device of the model.
+
+        Returns:
+            The micro-batches, and the number of their target tokens if the Trainer needs it.
+        """
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._instances_of_step = []
+        if self.args.contrast_batch == "step" and len(batches) > 1:
+            self._instances_of_step = [self._instances(batch) for batch in batches]
+        return batches, num_items
+
+    @torch.no_grad()
+    def _instances(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the instance vectors and tasks of a micro-batch, of all processes."""
+        inputs, rows = {**batch}, batch.get("rows")
+        inputs.pop("rows", None)
+        with self.accelerator.autocast():
+            output = self.model(**inputs, frozen_output=self._frozen(inputs, rows))
+        return _processes(rows).rows(output.instances, batch["task_ids"])
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Train on a micro-batch; see `transformers.Trainer.training_step`.
@@ -675,6 +711,13 @@ class Trainer(transformers.Trainer):
     def _load_best_model(self) -> None:
         wait_for_all()  # the first process may still write it
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _processes(rows: torch.Tensor | None) -> Processes:
+    """Return the processes that share a batch, of which this one has some rows."""
+    if num_processes() == 1:
+        return ONE_PROCESS
+    return DataParallelProcesses(has_rows=rows is None or bool(rows[0] >= 0))
 
 
 def _adjusted(args: TrainingArguments, model: HyperAdapterModel, has_eval_data: bool) -> TrainingArguments:
