@@ -8,7 +8,8 @@ that were computed once, whereas a Trainer computes those of its own model.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -208,7 +209,7 @@ class OwnLearner(TextHeadsLearner):
         logits: Tensor = self._run(examples).logits
         is_frozen = torch.tensor([example.task_id in self._frozen_tasks for example in examples], device=logits.device)
         if is_frozen.any():
-            with self.model.adapters_disabled():
+            with self._without_adapters():
                 logits = torch.where(is_frozen[:, None], self._run(examples).logits, logits)
         return logits
 
@@ -238,13 +239,25 @@ class OwnLearner(TextHeadsLearner):
         examples = regression_examples(self.model, train)
         adapted = self.head_rows(examples), self.head_rows(validation)
         if validation:
-            with self.model.adapters_disabled():
+            with self._without_adapters():
                 frozen = self.head_rows(examples), self.head_rows(validation)
             heads, are_adapted = choose_heads(self.tasks, adapted, frozen)
             self._frozen_tasks = {task_id for task_id, is_adapted in enumerate(are_adapted) if not is_adapted}
         else:
-            heads = fit_related_heads(task_rows(self.tasks, adapted[0]))
+            heads, self._frozen_tasks = fit_related_heads(task_rows(self.tasks, adapted[0])), set()
         self.model.task_table.set_heads([head.rounded() for head in heads])
+
+    @contextmanager
+    def _without_adapters(self) -> Iterator[None]:
+        """Let all adapters, of whatever method, change nothing: their weights are zero meanwhile."""
+        kept = {parameter: parameter.data for parameter in self.model.method.parameters()}
+        try:
+            for parameter in kept:
+                parameter.data = torch.zeros_like(parameter.data)
+            yield
+        finally:
+            for parameter, data in kept.items():
+                parameter.data = data
 
     def set_text_heads(self, fitted_to: HeadRows, validation: HeadRows) -> None:
         """Replace the heads."""

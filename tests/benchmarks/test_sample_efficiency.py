@@ -593,3 +593,35 @@ def test_the_digest_depends_on_statements_only(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("def f():\n    return 2\n")
     assert digest_of([tmp_path / "one.py"]) != before
     assert statements('class A:\n    "Only a docstring."\n') == "class A:\n    pass"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "shared_adapter"},
+        {"method": "task_adapter", "form": "lora"},
+        {"preset": "plus", "head_inputs": "adapted_texts"},
+    ],
+    ids=str,
+)
+def test_tasks_that_harmful_adapters_do_not_help_are_answered_without_them(
+    settings: dict[str, Any], setting: Setting
+) -> None:
+    torch.manual_seed(0)
+    cell = _cell()
+    train, rows = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
+    chosen, alone = (OwnLearner({**text_heads.SETTINGS, **settings}, setting, cell).eval() for _ in range(2))
+    for parameter in chosen.model.method.parameters():
+        parameter.data.normal_(std=10.0)
+    for parameter in alone.model.method.parameters():
+        parameter.data.zero_()
+    before = [parameter.clone() for parameter in chosen.model.method.parameters()]
+    chosen.fit_heads(train, rows)
+    alone.fit_heads(train, ())
+    assert all(map(torch.equal, before, chosen.model.method.parameters()))
+    is_frozen = torch.tensor([row.task_id in chosen._frozen_tasks for row in rows])
+    assert is_frozen.any()
+    assert torch.equal(chosen.logits(rows)[is_frozen], alone.logits(rows)[is_frozen])
+    chosen.fit_heads(train, ())
+    assert chosen._frozen_tasks == set()
+    assert not torch.allclose(chosen.logits(rows)[is_frozen], alone.logits(rows)[is_frozen])
