@@ -430,12 +430,20 @@ def test_defaults_are_those_of_a_recipe() -> None:
         ({"false_decline_rate": 1.0}, "false_decline_rate: .*found 1.0"),
         ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy: 'sequential' has no effect"),
         ({"push_to_hub": True}, r"push_to_hub: .* remove it, and call trainer\.push_to_hub\(\)"),
+        ({"fsdp": "full_shard"}, "FSDP and DeepSpeed, .* are not supported"),
         ({"report_to": "wandbb"}, r"report_to: Unknown logger 'wandbb'\. Did you mean 'wandb'"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         TrainingArguments(**settings)
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launch_that_divides_the_weights_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(RecipeError, match="FSDP and DeepSpeed, .* are not supported"):
+        TrainingArguments()
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,10 @@ NAMED_AS_IN_RECIPES = (
 """Settings of this library that have the same name in the section `training` of a recipe."""
 
 
+DIVIDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""Variables with which `accelerate launch` asks for a division of the weights."""
+
+
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
     """Settings of a `Trainer`: those of `transformers.TrainingArguments`, and those of this library.
@@ -168,6 +172,11 @@ class TrainingArguments(transformers.TrainingArguments):
             raise RecipeError(
                 f"train_sampling_strategy: '{self.train_sampling_strategy}' has no effect, because batches mix tasks; "
                 "remove it, and use sampling and group_by_length"
+            )
+        if self.fsdp or self.deepspeed or any(os.environ.get(name) == "true" for name in DIVIDING):
+            raise RecipeError(
+                "FSDP and DeepSpeed, which divide the weights among the processes, are not supported, found one of them; "
+                "start data-parallel training with torchrun or accelerate launch --multi_gpu"
             )
         if self.push_to_hub:
             raise RecipeError(
