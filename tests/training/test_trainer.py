@@ -442,7 +442,7 @@ def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_a_launch_that_divides_the_weights_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "true")
-    with pytest.raises(RecipeError, match="FSDP and DeepSpeed, .* are not supported"):
+    with pytest.raises(RecipeError, match=r"FSDP and DeepSpeed, .* are not supported"):
         TrainingArguments()
 
 

@@ -175,8 +175,8 @@ class TrainingArguments(transformers.TrainingArguments):
             )
         if self.fsdp or self.deepspeed or any(os.environ.get(name) == "true" for name in DIVIDING):
             raise RecipeError(
-                "FSDP and DeepSpeed, which divide the weights among the processes, are not supported, found one of them; "
-                "start data-parallel training with torchrun or accelerate launch --multi_gpu"
+                "FSDP and DeepSpeed, which divide the weights among the processes, are not supported; start "
+                " data-parallel training with torchrun or accelerate launch --multi_gpu"
             )
         if self.push_to_hub:
             raise RecipeError(
