@@ -31,12 +31,12 @@ bench-serving: .venv/bench-installed .venv/serve-installed
 torture: .venv/bench-installed
 	$(BIN)/python benchmarks/torture.py
 
-# Known vulnerabilities of the pinned dependencies, and a software bill of materials.
-audit: .venv-audit/installed
-	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+# Known vulnerabilities of the pinned dependencies (asks PyPI), and a software bill of materials of the environment.
+audit: .venv/dev-installed .venv-audit/installed
 	mkdir -p dist
-	.venv-audit/bin/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --output-reproducible \
-		--output-file dist/sbom.cdx.json
+	.venv-audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.cdx.json $(BIN)/python
+	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 # Not part of `test`: schemathesis needs packages of its own.
 fuzz-server: .venv/dev-installed .venv-schemathesis/installed
