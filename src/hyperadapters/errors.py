@@ -9,6 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MAX_SHOWN = 1000
+"""Number of characters of a value from outside that an error message shows."""
+MAX_COMPARED = 1000
+"""Length up to which unknown names are compared with known ones."""
+
 
 class HyperAdaptersError(Exception):
     """Base class of all errors that this library raises deliberately."""
@@ -89,7 +94,7 @@ def check_int(name: str, value: object, least: int, error: type[HyperAdaptersErr
         error: If the value is not an integer or is less than `least`.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
-        raise error(f"{name}: expected an integer of {least} or more, found {value!r}")
+        raise error(f"{name}: expected an integer of {least} or more, found {shown(value)}")
 
 
 def check_seed(value: object) -> None:
@@ -103,7 +108,20 @@ def check_seed(value: object) -> None:
     """
     check_int("seed", value, 0)
     if int(value) >= 2**32:  # type: ignore[call-overload]
-        raise DataError(f"seed: expected an integer below 2 ** 32, found {value!r}")
+        raise DataError(f"seed: expected an integer below 2 ** 32, found {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return a value from outside as it is shown in an error message, where a long one is shortened.
+
+    Args:
+        value: Value of any type, also one whose representation Python refuses to compute.
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer with too many digits, or collections that are nested too deeply
+        return f"a value of type {type(value).__name__} that is too large to show"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -113,7 +131,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         name: Unknown name.
         known: Known names.
     """
-    close = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.6)
+    # The comparison takes quadratic time, and nobody misspells a name of thousands of characters.
+    names = [text for item in known if len(text := str(item)) <= MAX_COMPARED]
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6) if len(str(name)) <= MAX_COMPARED else []
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

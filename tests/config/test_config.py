@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -428,9 +431,109 @@ def test_file_with_a_python_object_is_refused_and_not_run(tmp_path: Path) -> Non
     path.write_text(
         f"backbone: !!python/object/apply:pathlib.Path.mkdir [!!python/object/apply:pathlib.Path [{trace}]]"
     )
-    with pytest.raises(RecipeError, match="could not determine a constructor for the tag"):
+    with pytest.raises(
+        RecipeError, match=r"the tag '.*python/object/apply:pathlib.Path.mkdir' is not supported; remove"
+    ):
         load_recipe(path)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("tag", ["int", "float", "bool", "timestamp", "binary", "set", "omap", "seq"])
+def test_tags_of_yaml_other_than_str_are_refused(tag: str) -> None:
+    """Several of them raise errors of Python in PyYAML if their value is not what they say, such as `!!int ""`."""
+    with pytest.raises(yaml.YAMLError, match=f"the tag '.*{tag}' is not supported; remove it"):
+        load_yaml(f"seed: !!{tag} x")
+    assert load_yaml("name: !!str 1") == {"name": "1"}
+
+
+def test_yaml_is_read_up_to_the_maximum_depth() -> None:
+    deepest = "[" * 100 + "]" * 100
+    assert load_yaml(deepest) == json.loads(deepest)
+    for text in (f"[{deepest}]", "[" * 100_000, "{a: " * 100_000, "- " * 100_000, f"a: &a {deepest[1:-1]}\nb: [*a]"):
+        with pytest.raises(yaml.YAMLError, match="expected at most 100 levels of nested keys and lists, found more"):
+            load_yaml(text)
+
+
+def test_aliases_are_counted_as_what_they_stand_for() -> None:
+    assert load_yaml("a: &a {b: 1}\nc: [*a, *a]\nd: {<<: *a, e: 2}") == {
+        "a": {"b": 1},
+        "c": [{"b": 1}, {"b": 1}],
+        "d": {"b": 1, "e": 2},
+    }
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]" for n in range(1, 10)]
+    merged = ["a0: &a0 {x: 1}"] + [f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 40)]
+    for text in ("\n".join(lines), "\n".join(merged)):
+        with pytest.raises(yaml.YAMLError, match="expected at most 1000000 keys and values, found more"):
+            load_yaml(text)
+
+
+def test_an_alias_of_what_contains_it_is_refused() -> None:
+    for text in ("&a [*a]", "a: &a {b: [*a]}", "&a {<<: *a}"):
+        with pytest.raises(yaml.YAMLError, match=r"the alias \*a stands for a value that contains it; remove it"):
+            load_yaml(text)
+
+
+def test_a_recipe_of_any_length_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("#" + "x" * 10_000_000)
+    for long in (path, Path("/dev/zero")):
+        with pytest.raises(RecipeError, match=r"expected at most 10000000 characters, found more; split the file"):
+            load_recipe(long)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a\0b", "null"),
+        ("n" * 300, "not a readable"),
+        ("loop", "not a readable"),
+        ("/dev/zero", "no file"),
+        (".", "no file"),
+        ("pipe", "no file"),
+    ],
+)
+def test_extends_of_what_is_no_file_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path / "a.yaml", extends=name))
+
+
+def test_names_that_are_no_paths_are_read_as_they_are(tmp_path: Path) -> None:
+    for name in ("./a\0b", ".\ud800", "./" + "n" * 300):
+        (tmp_path / "a.yaml").write_text(json.dumps(values_of(backbone=name)))
+        with suppress(RecipeError):
+            assert load_recipe(tmp_path / "a.yaml").backbone.endswith(name[2:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"backbone": "\ud800"}, "as a whole: backbone"),
+        ({"tasks": [one_task(labels=["a", "\udcff"])]}, "tasks.0: labels"),
+        ({"tasks": [one_task(labels=["a", "b"], verbalizer={"a": "c", "b": "\ud800"})]}, "tasks.0: verbalizer"),
+        ({"tasks": [one_task(template="{text} \ud800")]}, "tasks.0: template"),
+        ({"tasks": [one_task(source={"path": "a", "label_names": {"\ud800": "b"}})]}, "tasks.0.source: label_names"),
+    ],
+)
+def test_texts_that_cannot_be_written_are_refused(changes: dict[str, Any], place: str) -> None:
+    assert f"  {place}: expected valid Unicode, found " in faults_of(**changes)[1]
+
+
+@pytest.mark.parametrize("value", ["0x" + "f" * 5000, "[" + "x, " * 1000 + "]"])
+def test_a_value_that_is_too_large_to_show_is_shortened(value: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", **values_of())
+    for key in ("backbone", "seed", "model.preset", "tasks", "training.optimizer"):
+        with pytest.raises(RecipeError, match=rf"  {key}(\.0)?: .*; found ") as caught:
+            load_recipe(path, [f"{key}={value}"])
+        assert len(str(caught.value)) < 10_000
+
+
+def test_an_override_of_any_depth_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", **values_of())
+    with pytest.raises(RecipeError, match=r"seed: .*; found a value of type dict that is too large to show"):
+        load_recipe(path, ["seed" + ".a" * 100_000 + "=1"])
 
 
 def test_relative_paths_are_resolved_against_the_recipe(tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ PRESETS = {
 """For each preset, its settings that differ from the defaults."""
 
 
+def _preset_values(preset: object) -> dict[str, Any]:
+    return PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+
+
 class ModuleNames(StrictModel):
     """Names of the modules of a backbone whose architecture has no row in `backbones/architectures.py`.
 
@@ -135,7 +139,7 @@ class ModelConfig(StrictModel):
     def _fill_from_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {**PRESETS.get(str(values.get("preset")), {}), **values}
+        return {**_preset_values(values.get("preset")), **values}
 
     @property
     def separates_texts(self) -> bool:
@@ -179,7 +183,7 @@ class ModelConfig(StrictModel):
         Args:
             setting: Name of the setting.
         """
-        preset = PRESETS.get(str(self.preset), {})
+        preset = _preset_values(self.preset)
         return getattr(self, setting) not in (type(self).model_fields[setting].default, preset.get(setting))
 
     def without_effect(self) -> dict[str, str]:

@@ -11,7 +11,8 @@ from pydantic import Field, Strict, field_validator, model_validator
 from hyperadapters.config.model import GENERATING, RETRIEVING, ROUTING, Dtype, Lengths, ModelConfig
 from hyperadapters.config.tasks import Task, check_task_names
 from hyperadapters.config.validation import Float, Int, StrictModel, parse
-from hyperadapters.errors import RecipeError, did_you_mean
+from hyperadapters.errors import RecipeError, did_you_mean, shown
+from hyperadapters.utils.reading import is_file, is_folder
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -328,26 +329,29 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     import yaml
 
-    from hyperadapters.config.reading import load_yaml
+    from hyperadapters.config.reading import MAX_CHARACTERS, load_yaml
 
-    path = path.resolve()
-    if path in chain:
-        raise RecipeError(f"{path}: extends itself through {' -> '.join(map(str, chain))}; remove one extends")
     try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
+        path = Path(os.path.realpath(path))  # `Path.resolve` raises RuntimeError for some links
+        if path in chain:
+            raise RecipeError(f"{path}: extends itself through {' -> '.join(map(str, chain))}; remove one extends")
+        with path.open(encoding="utf-8") as file:
+            values = load_yaml(file.read(MAX_CHARACTERS + 1))
     except FileNotFoundError:
-        nearby = [str(other) for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        nearby = [str(other) for other in path.parent.glob("*.yaml")] if is_folder(path.parent) else []
         raise RecipeError(f"{path}: no such recipe.{did_you_mean(str(path), nearby)}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: not a readable UTF-8 YAML file: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys and values, found {type(values).__name__}")
-    resolve_paths(values, path.resolve().parent)
+    resolve_paths(values, path.parent)
     base = values.pop("extends", None)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise RecipeError(f"{path}: extends must name a recipe file; found {base!r}")
+        raise RecipeError(f"{path}: extends must name a recipe file; found {shown(base)}")
+    if os.path.exists(path.parent / base) and not is_file(path.parent / base):  # a pipe might never end
+        raise RecipeError(f"{path}: extends must name a recipe file; found '{base}', which is no file")
     return _merge(_read_yaml(path.parent / base, (*chain, path)), values)
 
 
@@ -378,7 +382,10 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
 def _name_or_path(name: str, folder: Path) -> str:
     """Return a name on the Hub unchanged, and a path, which starts with a dot or exists, as an absolute path."""
     is_path = name.startswith(".") or (bool(name) and os.path.isdir(folder / name))
-    return str((folder / name).resolve()) if is_path else name
+    try:
+        return os.path.realpath(folder / name) if is_path else name
+    except ValueError:  # a null character: no folder has this name, which is reported when it is loaded
+        return name
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from hyperadapters.config.validation import Float, StrictModel, parse
-from hyperadapters.errors import TaskError, unknown_name
+from hyperadapters.errors import TaskError, shown, unknown_name
 
 Kind = Literal["classification", "regression", "text-to-text"]
 
@@ -135,7 +135,7 @@ class Task(StrictModel):
         if not isinstance(labels, (list, tuple)):
             raise ValueError(f"expected a list of labels in order, found {type(labels).__name__}")
         if not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"labels must be strings, found {labels!r}; put them in quotation marks")
+            raise ValueError(f"labels must be strings, found {shown(labels)}; put them in quotation marks")
         names = [normalize_label(label) for label in labels]
         for place, name in enumerate(names):
             if not name:

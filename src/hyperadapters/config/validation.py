@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import (
@@ -17,10 +19,12 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from hyperadapters.errors import HyperAdaptersError, RecipeError, did_you_mean
+from hyperadapters.errors import HyperAdaptersError, RecipeError, did_you_mean, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 Int = Annotated[int, Strict()]
+MAX_FAULTS = 100
+"""Number of faults that an error message describes."""
 
 RENAMED_KEYS = {
     "label_words": "verbalizer",
@@ -44,8 +48,24 @@ Float = Annotated[float, AllowInfNan(False), BeforeValidator(_refuse_bool)]
 """A finite number, or a string such as "1e-3", which YAML does not read as a number. Booleans are refused."""
 
 
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (tuple, dict)):
+        yield from chain.from_iterable(map(_texts, chain(value, value.values()) if isinstance(value, dict) else value))
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be written: YAML and JSON can express unpaired surrogates, which UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class StrictModel(BaseModel):
-    """Base class of all configurations: immutable, and unknown keys are refused."""
+    """Base class of all configurations: immutable, and unknown keys and texts that are not Unicode are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -58,6 +78,13 @@ class StrictModel(BaseModel):
         except ValidationError as invalid:
             faults = [_renamed(cls, fault) for fault in invalid.errors(include_url=False)]
             raise ValidationError.from_exception_data(invalid.title, faults) from None
+
+    @model_validator(mode="after")
+    def _check_unicode(self) -> Self:
+        for name, value in vars(self).items():
+            if invalid := next((text for text in _texts(value) if not _is_unicode(text)), None):
+                raise ValueError(f"{name}: expected valid Unicode, found {shown(invalid)}; correct the text")
+        return self
 
 
 def _renamed(model: type[BaseModel], fault: Any) -> InitErrorDetails:
@@ -92,8 +119,11 @@ def parse(model: type[Model], values: object, error: type[HyperAdaptersError] = 
     try:
         return model.model_validate(values)
     except ValidationError as invalid:
-        faults = [_describe(model, fault) for fault in invalid.errors()]
-        raise error("\n".join([f"{where or model.__name__}: {len(faults)} fault(s)", *faults])) from None
+        faults = invalid.errors()
+        lines = [_describe(model, fault) for fault in faults[:MAX_FAULTS]]
+        if len(faults) > MAX_FAULTS:
+            lines.append(f"  and {len(faults) - MAX_FAULTS} more")
+        raise error("\n".join([f"{where or model.__name__}: {len(faults)} fault(s)", *lines])) from None
 
 
 def _describe(model: type[BaseModel], fault: Any) -> str:
@@ -105,8 +135,10 @@ def _describe(model: type[BaseModel], fault: Any) -> str:
         return f"  {place}: required, not given"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     if fault["type"] == "literal_error":
-        message += "." + did_you_mean(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
-    found = "" if fault["type"] == "value_error" else f"; found {fault['input']!r}"
+        message += "." + did_you_mean(
+            shown(fault["input"]).strip("'"), re.findall(r"'([^']*)'", fault["ctx"]["expected"])
+        )
+    found = "" if fault["type"] == "value_error" else f"; found {shown(fault['input'])}"
     return f"  {place}: {message}{found}"
 
 
