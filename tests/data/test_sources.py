@@ -441,6 +441,27 @@ def test_folder_in_place_of_a_file_is_reported(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_name_that_is_too_long_for_a_file_is_reported(tmp_path: Path) -> None:
+    for name in ("n" * 300 + ".csv", "n" * 300 + "/a.csv", "a\0b.csv"):
+        with pytest.raises(DataError, match=r"\.csv: no such file"):
+            read_file(tmp_path / name)
+
+
+def test_json_line_of_any_depth_is_reported(tmp_path: Path) -> None:
+    for depth in (100, 900, 100_000):
+        (tmp_path / "a.jsonl").write_text('{"text": ' + "[" * depth + "]" * depth + "}")
+        with pytest.raises(
+            DataError, match=r"line 1: expected a JSON object on each line: expected at most 100 levels"
+        ):
+            read_file(tmp_path / "a.jsonl")
+
+
+def test_label_of_thousands_of_digits_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na," + "9" * 5000 + "\n")
+    with pytest.raises(DataError, match=r"line 2: unknown label '9+' of task 'mood'"):
+        load(tmp_path / "a.csv", labels=["no", "yes"])
+
+
 def test_target_beyond_float32_is_reported(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "c", "label": 1e39}])
     with pytest.raises(DataError, match="expected a finite number as target"):
@@ -654,6 +675,21 @@ def test_parquet_text_that_is_not_utf8_is_named_with_its_row(tmp_path: Path, dic
     table = pa.table({"text": data.dictionary_encode() if dictionary else data})
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet, row 1501: 'text' is not UTF-8"):
+        read_file(tmp_path / "a.parquet")
+
+
+def test_parquet_column_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [{"text": "a", "name": "b"}])
+    path.write_bytes(path.read_bytes().replace(b"name", b"\xff\xff\xff\xff"))
+    with pytest.raises(DataError, match=r"a\.parquet: not a readable Parquet file"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ms"), pa.timestamp("us"), pa.date32(), pa.duration("ms")])
+def test_parquet_value_that_python_cannot_represent_is_named_with_its_row(tmp_path: Path, kind: pa.DataType) -> None:
+    bits = pa.array([2**30], pa.int32()) if kind == pa.date32() else pa.array([2**62])
+    pq.write_table(pa.table({"text": pa.concat_arrays([pa.nulls(1, kind), bits.view(kind)])}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: 'text' cannot be read: "):
         read_file(tmp_path / "a.parquet")
 
 

@@ -12,9 +12,11 @@ from typing import Any
 from hyperadapters.config import Split, Task, normalize_label
 from hyperadapters.data.rows import by_column, is_absent, plain
 from hyperadapters.data.sources import Row
-from hyperadapters.errors import DataError, did_you_mean
+from hyperadapters.errors import DataError, did_you_mean, shown
 
 FLOAT32_MAX = 3.4028234e38
+MAX_DIGITS = 100
+"""Number of digits up to which a label is read as a number; Python refuses to convert thousands of digits."""
 logger = logging.getLogger(__name__)
 
 
@@ -71,7 +73,9 @@ def example_row(example: Any, place: str, task: Task) -> Row:
     example = by_column(example)
     if isinstance(example, Mapping):
         return Row(dict(example), place)
-    raise DataError(f"{place}: expected a mapping with text and label, found {example!r}; pass a dict for each example")
+    raise DataError(
+        f"{place}: expected a mapping with text and label, found {shown(example)}; pass a dict for each example"
+    )
 
 
 def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
@@ -93,7 +97,7 @@ def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
     for name in task.fields:
         value = plain(_cell(row, name))
         if not isinstance(value, str):
-            raise DataError(f"{row.place}: expected a string in '{name}', found {value!r}")
+            raise DataError(f"{row.place}: expected a string in '{name}', found {shown(value)}")
         _check_unicode(row, name, value)
         texts.append(value)
     return texts[0], texts[1] if task.is_pair else None
@@ -121,14 +125,14 @@ def read_target(row: Row, task: Task) -> int | float | str:
     if task.kind == "regression":
         return _number(row, value)
     if not isinstance(value, str):
-        raise DataError(f"{row.place}: expected a string as target, found {value!r}")
+        raise DataError(f"{row.place}: expected a string as target, found {shown(value)}")
     _check_unicode(row, "label", value)
     return value
 
 
 def _label_meant(label: str, known: Sequence[str]) -> str:
     """Return a sentence with the label that an unknown one may stand for, or an empty text."""
-    if label.isdecimal() and int(label) < len(known):
+    if label.isdecimal() and len(label) <= MAX_DIGITS and int(label) < len(known):
         name = known[int(label)]
         return f" If it is an index, write the label's name, '{name}' (in a recipe: label_names: {{{label}: {name}}})."
     return did_you_mean(label, known)
@@ -211,7 +215,8 @@ def label_examples(tasks: Sequence[Task]) -> list[Example]:
 def _cell(row: Row, name: str) -> object:
     if name not in row.values:
         raise DataError(
-            f"{row.place}: no column '{name}'.{did_you_mean(name, row.values)} Found: {', '.join(row.values)}. "
+            f"{row.place}: no column '{name}'.{did_you_mean(name, row.values)} "
+            f"Found: {', '.join(map(str, row.values))}. "
             f"Rename the column, or in a recipe set its name in the source: columns: {{{name}: ...}}"
         )
     return row.values[name]
@@ -221,11 +226,13 @@ def _label_name(row: Row, value: object) -> str:
     value = plain(value)
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))  # pandas reads a column of integers as floats if a value is missing
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas reads a column of integers as floats if a value is missing
+    if isinstance(value, int) and abs(value) < 10**MAX_DIGITS:
+        return str(value)
     label = normalize_label(value) if isinstance(value, str) else ""
     if not label:
-        raise DataError(f"{row.place}: expected a label, found {value!r}")
+        raise DataError(f"{row.place}: expected a label, found {shown(value)}")
     _check_unicode(row, "label", label)
     return label
 
@@ -234,7 +241,7 @@ def _check_unicode(row: Row, name: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:  # an unpaired surrogate, which JSON can represent
-        raise DataError(f"{row.place}: '{name}' is not valid Unicode: {value!r}") from None
+        raise DataError(f"{row.place}: '{name}' is not valid Unicode: {shown(value)}") from None
 
 
 def _number(row: Row, value: object) -> float:
@@ -243,7 +250,9 @@ def _number(row: Row, value: object) -> float:
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):
-        raise DataError(f"{row.place}: expected a number as target, found {value!r}") from None
+        raise DataError(f"{row.place}: expected a number as target, found {shown(value)}") from None
     if not abs(number) <= FLOAT32_MAX:
-        raise DataError(f"{row.place}: expected a finite number as target, found {value!r}; remove or correct the row")
+        raise DataError(
+            f"{row.place}: expected a finite number as target, found {shown(value)}; remove or correct the row"
+        )
     return number

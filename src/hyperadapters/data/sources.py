@@ -7,7 +7,6 @@ The other sources are read with pyarrow and `datasets`.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
 import sys
@@ -21,7 +20,8 @@ from typing import Any
 
 from hyperadapters.config import SPLITS, Source, Split, normalize_label
 from hyperadapters.data.bad_rows import BadRows
-from hyperadapters.errors import DataError, did_you_mean, unknown_name
+from hyperadapters.errors import DataError, did_you_mean, shown, unknown_name
+from hyperadapters.utils.reading import is_file, is_folder, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +117,10 @@ def iterate_file(path: Path, delimiter: str | None = None, bad_rows: BadRows | N
     Raises:
         DataError: If the file is missing or has an unknown type, or, during the iteration, a row is invalid.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise DataError(f"{path}: expected a file, found a folder")
-    if not path.is_file():
-        nearby = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    if not is_file(path):
+        nearby = [str(other) for other in path.parent.glob("*")] if is_folder(path.parent) else []
         raise DataError(f"{path}: no such file.{did_you_mean(str(path), nearby)}")
     ending = path.suffix.lower()
     if ending not in ENDINGS:
@@ -158,7 +158,7 @@ def _read_path(source: Source, split: Split, bad_rows: BadRows | None) -> list[R
     if "{split}" not in pattern:
         return read_file(Path(pattern), source.delimiter, bad_rows) if split == "train" else None
     path = Path(pattern.replace("{split}", split))
-    is_missing = split in source.held_out and not path.is_file()
+    is_missing = split in source.held_out and not is_file(path)
     return None if is_missing else read_file(path, source.delimiter, bad_rows)
 
 
@@ -244,7 +244,9 @@ def _label_key(label: object) -> str:
     """Return a label as a normalised string; a whole number may be a float, as in a Parquet column with nulls."""
     if isinstance(label, float) and label.is_integer():
         return str(int(label))
-    return str(label).lower() if isinstance(label, bool) else normalize_label(str(label))
+    if isinstance(label, bool):
+        return str(label).lower()
+    return normalize_label(label if isinstance(label, str) else shown(label))
 
 
 def _describe(source: Source) -> str:
@@ -277,10 +279,10 @@ def _parse_jsonl(lines: Iterable[str], source: str, bad_rows: BadRows) -> Iterat
             continue
         place = f"{source}, line {number}"
         try:
-            values = json.loads(
+            values = parse_json(
                 line, object_pairs_hook=_unique, parse_float=_finite_number, parse_constant=_finite_number
             )
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             bad_rows.add(DataError(f"{place}: expected a JSON object on each line: {error}"))
             continue
         if isinstance(values, dict):
@@ -481,20 +483,22 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for values in _batch_rows(batch, path, number):
                     number += 1
                     yield Row(values, f"{path}, row {number}")
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: the name of a column
         raise DataError(f"{path}: not a readable Parquet file: {error}") from None
 
 
 def _batch_rows(batch: Any, path: Path, before: int) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         for column, name in zip(batch.columns, batch.schema.names, strict=True):
             for number, cell in enumerate(column, start=before + 1):
                 try:
                     cell.as_py()
                 except UnicodeDecodeError as error:
                     raise DataError(f"{path}, row {number}: '{name}' is not UTF-8: {error.reason}") from None
+                except (ValueError, OverflowError) as error:  # a date that Python cannot represent
+                    raise DataError(f"{path}, row {number}: '{name}' cannot be read: {error}") from None
         raise
     return rows
 

@@ -9,7 +9,7 @@ from hyperadapters.config import Task
 from hyperadapters.data.examples import Example, read_fields
 from hyperadapters.data.rows import by_column, is_absent, iterate_rows, plain
 from hyperadapters.data.sources import Row
-from hyperadapters.errors import DataError, TaskError, unknown_name
+from hyperadapters.errors import DataError, TaskError, shown, unknown_name
 
 _ANY = Task(name="any", kind="text-to-text")
 _ANY_PAIR = Task(name="any", kind="text-to-text", fields=("text", "text_pair"))
@@ -64,7 +64,7 @@ def input_reader(tasks: Sequence[Task], task: str | None) -> Callable[[Any, int]
 def _checked(value: Example, number: int, tasks: Sequence[Task], task_id: int | None) -> Example:
     """Check an example, and give it a task unless `task_id` is None."""
     if value.task_id is not None and not is_index(value.task_id, len(tasks)):
-        raise TaskError(f"input {number}: task_id: expected 0 to {len(tasks) - 1}, found {value.task_id!r}")
+        raise TaskError(f"input {number}: task_id: expected 0 to {len(tasks) - 1}, found {shown(value.task_id)}")
     example = value if task_id is None else Example(task_id, value.text, value.text_pair, value.target)
     row = Row({"text": example.text, "text_pair": example.text_pair}, f"input {number}")
     known = None if example.task_id is None else tasks[example.task_id]
@@ -92,7 +92,7 @@ def _row(value: Any, place: str) -> Row:
         return Row({"text": value}, place)
     if isinstance(value, (tuple, list)) and len(value) == 2:
         return Row({"text": value[0], "text_pair": value[1]}, place)
-    raise DataError(f"{place}: expected a string, a pair of strings or a mapping with 'text', found {value!r}")
+    raise DataError(f"{place}: expected a string, a pair of strings or a mapping with 'text', found {shown(value)}")
 
 
 def _read(row: Row, tasks: Sequence[Task], names: Mapping[str, int], task: str | None) -> Example:
@@ -119,7 +119,7 @@ def ids_of_tasks(known: Sequence[Task], tasks: Any) -> list[int]:
     names = [] if isinstance(tasks, str) or not isinstance(tasks, Iterable) else list(tasks)
     if not names or not all(isinstance(name, str) for name in names):
         raise TaskError(
-            f"tasks: expected names of tasks, or '*' for all of them, found {tasks!r}; pass a list of names"
+            f"tasks: expected names of tasks, or '*' for all of them, found {shown(tasks)}; pass a list of names"
         )
     ids = {task.name: task_id for task_id, task in enumerate(known)}
     for index, name in enumerate(names):

@@ -59,6 +59,7 @@ from hyperadapters.utils.files import check_target, is_stream, locked, make_fold
 from hyperadapters.utils.optional import require
 from hyperadapters.utils.progress import show_progress
 from hyperadapters.utils.ray_cluster import start_ray
+from hyperadapters.utils.reading import parse_json
 
 SHARD_ROWS = 10_000
 """Default number of rows in a shard."""
@@ -322,7 +323,7 @@ class Shards:
     def _manifest(self) -> dict[str, Any] | None:
         path = self.folder / MANIFEST
         try:
-            values = json.loads(path.read_bytes())
+            values = parse_json(path.read_bytes())
             return {**values, "sizes": list(values["sizes"]), "sha256": str(values["sha256"])}
         except FileNotFoundError:
             return None
