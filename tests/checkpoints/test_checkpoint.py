@@ -33,7 +33,7 @@ from transformers import AutoModel, BertModel
 
 from hyperadapters.backbones.loading import fingerprint
 from hyperadapters.checkpoints.conversion import RENAMED_TENSORS, convert_settings, convert_task
-from hyperadapters.checkpoints.format import CONFIG_FILE, load_state, read_checkpoint
+from hyperadapters.checkpoints.format import CONFIG_FILE, load_state, read_checkpoint, stored_digest
 from hyperadapters.config import ModelConfig, Task
 from hyperadapters.core import AdapterWeights
 from hyperadapters.data.examples import Example
@@ -493,6 +493,122 @@ def test_weights_outside_the_folder_are_refused(run: Path) -> None:
     (run / CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="names no weights file in this folder"):
         _load(run)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a\0b", "\ud800", "", ".", "..", "/dev/zero", "adapters-x.safetensors", "n" * 300]
+)
+def test_a_weights_file_of_any_other_name_is_refused(name: str, run: Path) -> None:
+    config = json.loads((run / CONFIG_FILE).read_text())
+    config["weights"]["file"] = name
+    (run / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"names no weights file in this folder|weights: file: expected valid Unicode"
+    ):
+        _load(run)
+
+
+@pytest.mark.parametrize("depth", [101, 900, 100_000])
+def test_json_of_any_depth_is_refused(depth: int, run: Path) -> None:
+    (run / CONFIG_FILE).write_text('{"tasks": ' + "[" * depth + "]" * depth + "}")
+    for read in (_load, stored_digest):
+        with pytest.raises(CheckpointError, match="not readable: expected at most 100 levels of nested lists"):
+            read(run)
+
+
+@pytest.mark.parametrize("what", ["config", "weights", "tokenizer", "file of the tokenizer"])
+def test_links_out_of_a_checkpoint_are_refused(what: str, tmp_path: Path) -> None:
+    model, run = make_model("bert"), tmp_path / "run"
+    model.tokenizer = tiny_tokenizer()
+    model.save_pretrained(run)
+    (tokenizer,) = run.glob("tokenizer-*")
+    files = {
+        "config": run / CONFIG_FILE,
+        "weights": _weights_file(run),
+        "tokenizer": tokenizer,
+        "file of the tokenizer": tokenizer / "tokenizer.json",
+    }
+    moved = tmp_path / files[what].name
+    files[what].rename(moved)
+    files[what].symlink_to(moved)
+    with pytest.raises(
+        CheckpointError, match=rf"{files[what].name}: expected a file in the .* found a link out of it; copy"
+    ):
+        _load(run)
+    files[what].unlink()
+    moved.rename(run / "inside")
+    files[what].symlink_to("inside" if what != "file of the tokenizer" else "../inside")
+    if what in ("config", "weights"):
+        assert _answers(_load(run)) == _answers(model)
+
+
+def test_the_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+    model = make_model("bert")
+    model.tokenizer = tiny_tokenizer()
+    model.save_pretrained(tmp_path / "run")
+    snapshot = tmp_path / "models--user--name" / "snapshots" / "0123"
+    blobs = snapshot.parent.parent / "blobs"
+    blobs.mkdir(parents=True)
+    for number, (name, data) in enumerate(contents(tmp_path / "run").items()):
+        (blobs / str(number)).write_bytes(data)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(os.path.relpath(blobs / str(number), (snapshot / name).parent))
+    assert _answers(_load(snapshot)) == _answers(model)
+
+
+@pytest.mark.parametrize("name", ["./../bert", "./link"])
+def test_a_relative_backbone_outside_the_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+    _from_folder(tmp_path / "bert").save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "link").symlink_to("../bert")
+    values, state = json.loads((tmp_path / "run" / CONFIG_FILE).read_text()), load_file(_weights_file(tmp_path / "run"))
+    values["backbone"]["name"] = name
+    _write(tmp_path / "run", values, state)
+    with pytest.raises(
+        CheckpointError, match=rf"its backbone '{name}' is not in this folder; load it from where it is"
+    ):
+        HyperAdapterModel.from_pretrained(tmp_path / "run")
+
+
+def test_code_that_comes_with_a_backbone_is_not_run(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    with pytest.raises(BackboneError, match=r"(?s)cannot be loaded: .*custom code.*; load such a model yourself"):
+        HyperAdapterModel.from_backbone(str(folder), [Task.regression("size")])
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("setting", ["adapter_dim", "prototype_dim", "hidden_dim", "shared_adapter_dim"])
+def test_a_size_beyond_those_of_the_tensors_is_refused_before_memory_is_taken(setting: str, run: Path) -> None:
+    values, state = json.loads((run / CONFIG_FILE).read_text()), load_file(_weights_file(run))
+    values["model"][setting] = 10**9
+    _write(run, values, state)
+    with pytest.raises(CheckpointError, match=rf"model\.{setting}: expected at most \d+, .* found 1000000000; the"):
+        _load(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("heads.starts", torch.tensor(1)),
+        ("heads.wide_weight", torch.tensor(1.0)),
+        ("heads.compares", torch.tensor(True)),
+        ("heads.compares", torch.ones(5).bool()),
+        ("method.own_adapters.9", torch.ones(1)),
+        ("method.own_adapters.\u0663.x", torch.ones(1)),
+        ("method.prototypes.centroids", torch.ones(3, 2)),
+        ("method.thresholds", torch.ones(3, 1)),
+    ],
+)
+def test_tensors_that_contradict_each_other_are_refused(name: str, tensor: Tensor, run: Path) -> None:
+    values, state = json.loads((run / CONFIG_FILE).read_text()), load_file(_weights_file(run))
+    backbone = tiny_backbone("bert")
+    _write(run, values, {**state, "heads.single_weight": torch.ones(2, 2), name: tensor})
+    with pytest.raises(CheckpointError, match="the weights do not fit the model that"):
+        HyperAdapterModel.from_pretrained(run, backbone=backbone)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
 
 
 def _write(folder: Path, values: dict[str, Any], state: dict[str, Tensor]) -> None:

@@ -416,6 +416,10 @@ def test_a_run_is_not_resumed_with_another_recipe(tmp_path: Path, monkeypatch: p
     with pytest.raises(OutputError, match="the run was started with another recipe, which differs in seed, tasks"):
         train(load_recipe(path), tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "resolved_recipe.yaml").read_bytes() == before
+    for content, message in (("[" * 1000, "cannot be read: "), ("- a", "expected a recipe, found list")):
+        (tmp_path / "run" / "resolved_recipe.yaml").write_text(content)
+        with pytest.raises(OutputError, match=f"resolved_recipe.yaml: {message}"):
+            train(load_recipe(path), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("died", ["while writing a checkpoint", "before the first checkpoint"])

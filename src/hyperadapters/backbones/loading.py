@@ -22,6 +22,7 @@ from hyperadapters.backbones.architectures import ARCHITECTURES, HOW_TO_NAME
 from hyperadapters.backbones.devices import named_weights
 from hyperadapters.config import Dtype, ModuleNames
 from hyperadapters.errors import BackboneError, unknown_name
+from hyperadapters.utils.reading import is_folder
 
 FINGERPRINT_VALUES = 256
 
@@ -123,19 +124,21 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
     if dtype is not None and dtype not in get_args(Dtype):
         raise BackboneError(unknown_name("dtype", str(dtype), get_args(Dtype)))
     try:
-        config = AutoConfig.from_pretrained(where)
+        # Code that comes with a model is never run; without this, transformers would ask whether to run it.
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         if modules is None and config.model_type not in ARCHITECTURES:
             known = unknown_name("architecture", config.model_type, ARCHITECTURES)
             raise BackboneError(f"backbone '{name}': {known} {HOW_TO_NAME}")
         kind = ARCHITECTURES[config.model_type].kind if modules is None else modules.kind
-        options: dict[str, Any] = {"dtype": dtype or "auto"}
+        options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": False}
         if modules is None and ARCHITECTURES[config.model_type].takes_pooler:
             options["add_pooling_layer"] = False
         model: nn.Module
         with quiet_transformers():
             model, report = classes[kind].from_pretrained(where, config=config, output_loading_info=True, **options)
     except _LOADING_ERRORS as error:
-        raise BackboneError(f"backbone '{name}' cannot be loaded: {error}") from error
+        advice = "; load such a model yourself, and pass it as backbone" if "trust_remote_code" in str(error) else ""
+        raise BackboneError(f"backbone '{name}' cannot be loaded: {error}{advice}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise BackboneError(
@@ -178,7 +181,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(locate(name))
+        return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing more specific for some damaged files
         raise BackboneError(f"the tokenizer of backbone '{name}' cannot be loaded: {error}") from error
 
@@ -192,8 +195,7 @@ def absolute_name(name: str) -> str:
     Returns:
         The absolute path of a folder; any other name is returned unchanged.
     """
-    is_folder = name not in PACKAGED and Path(name).is_dir()
-    return str(Path(name).absolute()) if is_folder else name
+    return str(Path(name).absolute()) if name not in PACKAGED and is_folder(name) else name
 
 
 def is_quantised(backbone: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from hyperadapters.config import METRICS_FILE, Task
 from hyperadapters.errors import OutputError
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import write_atomically
+from hyperadapters.utils.reading import parse_json
 
 CARD_FILE = "README.md"
 LISTED_TASKS, LISTED_LABELS, LABEL_LENGTH = 50, 8, 40
@@ -93,7 +94,7 @@ def read_scores(folder: Path) -> Scores:
         Scores by task, split and metric; empty if there is no such file, or the file has other contents.
     """
     try:
-        return _SCORES.validate_python(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["tasks"])
+        return _SCORES.validate_python(parse_json((folder / METRICS_FILE).read_text(encoding="utf-8"))["tasks"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -44,6 +44,7 @@ from hyperadapters.checkpoints.conversion import (
     stored_state,
 )
 from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, drop_settings_without_effect, parse
+from hyperadapters.config.model import GENERATING
 from hyperadapters.errors import (
     BackboneError,
     CheckpointError,
@@ -53,6 +54,7 @@ from hyperadapters.errors import (
 )
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import locked, make_folder, making_folder, new_folder, write_atomically
+from hyperadapters.utils.reading import is_file, is_folder, leads_outside, parse_json
 
 FORMAT_VERSION = 8
 OLDEST_RESUMABLE_FORMAT = 2
@@ -60,11 +62,15 @@ OLDEST_RESUMABLE_FORMAT = 2
 FIRST_WITH_PRESENT_NAMES = 5
 CONFIG_FILE = "hyperadapter.json"
 WEIGHTS_PATTERN = "adapters-*.safetensors"
+WEIGHTS_NAME = "adapters-" + 12 * "[0-9a-f]" + ".safetensors"
 TOKENIZER_PATTERN = "tokenizer-" + 12 * "[0-9a-f]"
 
 TEMPORARY_PATTERN = "." + 16 * "[0-9a-f]" + ".tmp"
 TEMPORARY_SECONDS = 60
 """Age from which on no process is writing a temporary file any more."""
+
+_MISFITS = (LookupError, ValueError, TypeError, RuntimeError)
+"""Errors of tensors whose names, shapes or types are not those of the model."""
 
 logger = logging.getLogger(__name__)
 
@@ -92,17 +98,21 @@ class BackboneReference(StrictModel):
 
         Returns:
             The reference.
+
+        Raises:
+            BackboneError: If the name of the backbone cannot be written.
         """
         if not model.is_merged and model.fingerprint.refresh(model.backbone):
             logger.warning(
                 "the weights of the backbone have changed since the model was made, and a checkpoint does not contain "
                 "them: save them with backbone.save_pretrained, and load the model with backbone="
             )
-        return cls(
-            name=model.backbone_name,
-            fingerprint=model.fingerprint.bfloat16,
-            fingerprint_float16=model.fingerprint.float16,
-        )
+        values = {
+            "name": model.backbone_name,
+            "fingerprint": model.fingerprint.bfloat16,
+            "fingerprint_float16": model.fingerprint.float16,
+        }
+        return parse(cls, values, BackboneError, "backbone")
 
     def is_of(self, model: HyperAdapterModel) -> bool:
         """Return whether a model has this backbone, in the same or another floating-point type.
@@ -186,7 +196,7 @@ def is_checkpoint(folder: Path) -> bool:
     Args:
         folder: The folder.
     """
-    return (folder / CONFIG_FILE).is_file()
+    return is_file(folder / CONFIG_FILE)
 
 
 def save_model(model: HyperAdapterModel, folder: Path, replaces: str | None = None) -> str:
@@ -245,7 +255,7 @@ def stored_digest(folder: Path) -> str:
         CheckpointError: If the JSON file is missing or damaged.
     """
     try:
-        return str(json.loads(_read_text(folder))["weights"]["sha256"])
+        return str(parse_json(_read_text(folder))["weights"]["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not readable: {error}; the checkpoint is damaged") from None
 
@@ -332,9 +342,18 @@ def _relative(name: str | None, folder: Path) -> str | None:
 
 
 def _backbone_name(name: str | None, folder: Path) -> str | None:
-    """Return the name by which the backbone of a checkpoint is loaded, the reverse of `_relative`."""
-    is_relative = name is not None and name.startswith("./") and (folder / name).is_dir()
-    return absolute_name(str(folder / name)) if name is not None and is_relative else name
+    """Return the name by which the backbone of a checkpoint is loaded, the reverse of `_relative`.
+
+    Raises:
+        CheckpointError: If it is a relative path that leads out of the checkpoint.
+    """
+    if name is None or not name.startswith("./") or not is_folder(folder / name):
+        return name
+    if leads_outside(folder, name):
+        raise CheckpointError(
+            f"{folder}: its backbone '{name}' is not in this folder; load it from where it is, and pass it as backbone="
+        )
+    return absolute_name(str(folder / name))
 
 
 def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | None = None) -> HyperAdapterModel:
@@ -372,7 +391,7 @@ def load_model(folder: Path, backbone: nn.Module | None = None, dtype: Dtype | N
         raise _of_another(folder, config.backbone, model.fingerprint.bfloat16)
     try:
         set_state(model, config, state)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except _MISFITS as error:
         model.detach()
         raise CheckpointError(
             f"{folder}: the weights do not fit the model that {CONFIG_FILE} describes: {error}"
@@ -393,6 +412,9 @@ def set_state(model: HyperAdapterModel, config: CheckpointConfig, state: dict[st
     Raises:
         KeyError: If a name is missing or unknown.
         ValueError: If a tensor has another shape.
+        LookupError: If tensors contradict each other, as in a checkpoint that was not written by this library.
+        TypeError: If tensors contradict each other.
+        RuntimeError: If tensors contradict each other.
     """
     complete_state(model, state)
     make_room(model, state)
@@ -403,7 +425,7 @@ def set_state(model: HyperAdapterModel, config: CheckpointConfig, state: dict[st
 def _load_backbone(folder: Path, name: str | None, config: ModelConfig, dtype: Dtype | None) -> nn.Module:
     if name is None:
         raise CheckpointError(f"{folder}: its backbone was passed in memory and has no name; pass it as backbone=")
-    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+    if (Path(name).is_absolute() or name.startswith(".")) and not is_folder(name):
         raise CheckpointError(
             f"{folder}: its backbone '{name}' cannot be loaded: there is no such folder; put it back there, or load it "
             "from where it is now and pass it as backbone="
@@ -442,7 +464,7 @@ def load_state(model: HyperAdapterModel, folder: Path) -> None:
     try:
         complete_state(model, state)
         model.load_adapter_state_dict(state)
-    except (KeyError, ValueError) as error:
+    except _MISFITS as error:
         raise CheckpointError(f"{folder}: is of a model with other adapters or heads: {error}") from None
 
 
@@ -471,7 +493,7 @@ def read_checkpoint(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
 def _check(text: bytes, folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     path = folder / CONFIG_FILE
     try:
-        values: Any = json.loads(text)
+        values: Any = parse_json(text)
     except ValueError as error:
         raise CheckpointError(f"{path}: not readable: {error}; the checkpoint is damaged") from None
     version = values.get("format_version") if isinstance(values, dict) else None
@@ -484,7 +506,20 @@ def _check(text: bytes, folder: Path) -> tuple[CheckpointConfig, dict[str, Tenso
     config = _parse(values, str(path), has_old_names)
     _check_tokenizer(folder, config.tokenizer)
     state = _read_weights(folder, config, digest)
+    _check_sizes(path, config.model, state)
     return config, convert_names(state) if has_old_names else state
+
+
+def _check_sizes(path: Path, model: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError if a size is larger than every tensor, before memory for it is allocated."""
+    largest = max((size for tensor in state.values() for size in tensor.shape), default=0)
+    has_codes = model.method in GENERATING
+    for name in ("adapter_dim", "shared_adapter_dim", "lora_rank", *(("prototype_dim", "hidden_dim") * has_codes)):
+        if model.is_chosen(name) and getattr(model, name) > largest:
+            raise CheckpointError(
+                f"{path}: model.{name}: expected at most {largest}, the largest size of a tensor of the checkpoint, "
+                f"found {getattr(model, name)}; the checkpoint is damaged"
+            )
 
 
 def _check_tokenizer(folder: Path, expected: TokenizerReference | None) -> None:
@@ -493,6 +528,8 @@ def _check_tokenizer(folder: Path, expected: TokenizerReference | None) -> None:
         return
     if not fnmatch(expected.folder, TOKENIZER_PATTERN):
         raise CheckpointError(f"{folder}: {CONFIG_FILE} names no tokenizer in this folder; the checkpoint is damaged")
+    for path in (folder / expected.folder, *(folder / expected.folder).rglob("*")):
+        _check_inside(folder, path.relative_to(folder).as_posix())
     try:
         found = _refer_to_tokenizer(_read_files(folder / expected.folder))
     except OSError as error:
@@ -528,14 +565,24 @@ def _task(line: str) -> Any:
 
 def _read_text(folder: Path) -> bytes:
     path = folder / CONFIG_FILE
+    _check_inside(folder, CONFIG_FILE)
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no checkpoint here; expected a file {CONFIG_FILE} in it") from None
     except NotADirectoryError:
         raise CheckpointError(f"{folder}: expected the folder of a checkpoint, found a file") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    """Raise CheckpointError if a file of a checkpoint is a link that leads out of its folder."""
+    if leads_outside(folder, name):
+        raise CheckpointError(
+            f"{folder / name}: expected a file in the folder of the checkpoint, found a link out of it; copy the file "
+            "there"
+        )
 
 
 def _read_weights(folder: Path, config: CheckpointConfig, expected_digest: str) -> dict[str, Tensor]:
@@ -544,11 +591,12 @@ def _read_weights(folder: Path, config: CheckpointConfig, expected_digest: str) 
     Raises:
         CheckpointError: If the file is missing, truncated or altered, or does not belong to this JSON file.
     """
-    if config.weights is None or Path(config.weights.file).name != config.weights.file:
+    if config.weights is None or not fnmatch(config.weights.file, WEIGHTS_NAME):
         raise CheckpointError(
             f"{folder}: {CONFIG_FILE} names no weights file in this folder; the checkpoint is damaged"
         )
     path = folder / config.weights.file
+    _check_inside(folder, config.weights.file)
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

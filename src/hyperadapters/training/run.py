@@ -19,6 +19,7 @@ from transformers import set_seed
 from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.checkpoints.format import is_checkpoint, remove_checkpoint
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
+from hyperadapters.config.reading import load_yaml
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
 from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
@@ -369,8 +370,14 @@ def _remove_checkpoints(folder: Path) -> None:
 
 
 def _check_same_recipe(recipe: Recipe, output: Path) -> None:
-    before = yaml.safe_load((output / RECIPE_FILE).read_text(encoding="utf-8"))
-    now = yaml.safe_load(_recipe_text(recipe))
+    path = output / RECIPE_FILE
+    now = load_yaml(_recipe_text(recipe))
+    try:
+        before = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise OutputError(f"{path}: cannot be read: {error}; restore it, or use --overwrite") from None
+    if not isinstance(before, dict):
+        raise OutputError(f"{path}: expected a recipe, found {type(before).__name__}; restore it, or use --overwrite")
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise OutputError(

@@ -14,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from hyperadapters.errors import CheckpointError
 from hyperadapters.utils.files import write_atomically
+from hyperadapters.utils.reading import leads_outside, parse_json
 
 FILES = "files.json"
 """Name of the file with the SHA-256 of the others."""
@@ -54,7 +55,7 @@ def is_complete(state: Path) -> bool:
     if (state / FILES).exists():
         return True
     try:  # an earlier version, or a process that was killed just before
-        json.loads((state / TRAINER_STATE_NAME).read_bytes())
+        parse_json((state / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):
         return False
     return True
@@ -86,8 +87,10 @@ def check_intact(state: Path) -> None:
     if not path.exists():
         return
     try:
-        digests = json.loads(path.read_bytes())
-        damaged = [name for name, digest in digests.items() if _sha256(state / name) != digest]
+        digests = parse_json(path.read_bytes())
+        damaged = [
+            name for name, digest in digests.items() if leads_outside(state, name) or _sha256(state / name) != digest
+        ]
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not readable: {error}; {_instead(state)}") from None
     if damaged:
