@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from hyperadapters.model.model import HyperAdapterModel
 peft: Any = pytest.importorskip("peft", reason="peft is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks
 LORA = ModelConfig(form="lora", lora_rank=2)
+DEEP = json.loads("[" * 150 + "]" * 150)
 KINDS = ["t5", "bart", "bert", "modernbert", "gpt2", "llama", "qwen3"]
 
 
@@ -223,6 +225,21 @@ def test_what_is_no_plain_lora_of_this_backbone_is_refused(tmp_path: Path) -> No
             ({}, {}, "contains no tensors"),
             ({}, {**tensors, first: torch.full_like(tensors[first], torch.nan)}, "values that are not finite"),
             ({"r": 0}, tensors, "expected r and lora_alpha above 0"),
+            ({}, {**tensors, first: tensors[first].to(torch.float8_e4m3fn)}, "has type torch.float8_e4m3fn, expected"),
+            ({}, {**tensors, first: tensors[first].to(torch.int64)}, "has type torch.int64, expected floating-point"),
+            ({"lora_alpha": math.inf}, tensors, "expected r and lora_alpha above 0"),
+            ({"lora_alpha": 10**400}, tensors, "expected r and lora_alpha above 0"),
+            (
+                {"lora_alpha": 1e6},
+                {name: torch.full_like(tensor, 1e38) for name, tensor in tensors.items()},
+                r"'transformer.* has values that are not finite when they are multiplied by",
+            ),
+            (
+                {"base_model_name_or_path": ["bert"]},
+                tensors,
+                r"expected the name of a backbone in .*, found \['bert'\]",
+            ),
+            ({"deep": DEEP}, tensors, "expected at most 100 levels of nested lists"),
             (
                 {},
                 {**tensors, "base_model.model.lm_head.weight": torch.zeros(2, 2)},

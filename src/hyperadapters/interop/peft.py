@@ -15,17 +15,20 @@ from transformers.pytorch_utils import Conv1D
 from hyperadapters._version import __version__
 from hyperadapters.checkpoints.format import BackboneReference
 from hyperadapters.core import AdapterWeights
-from hyperadapters.errors import CheckpointError, did_you_mean
+from hyperadapters.errors import CheckpointError, did_you_mean, shown
 from hyperadapters.interop.task_files import read_backbone, write_changed_tokenizer, write_task_files
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import new_folder
 from hyperadapters.utils.optional import require
+from hyperadapters.utils.reading import parse_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 INDEX_FILE = "hyperadapters_index.json"
 PREFIX = "base_model.model."
 VLLM_DEFAULT_RANK, LORAX_RANK = 16, 128
+MAX_NUMBER = 2**31
+"""Limit of the rank and of alpha."""
 SERVED = dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"),
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -214,7 +217,13 @@ def import_peft(model: HyperAdapterModel, task: str, folder: str | Path, check_b
                 f"{tuple(known.down.shape)} and {tuple(known.up.shape)}, or a smaller rank"
             )
         own[f"down_{place.name}"][place.layer, 0, :, :rank] = down.to(own[f"down_{place.name}"])
-        own[f"up_{place.name}"][place.layer, 0, :rank] = factor * up.to(own[f"up_{place.name}"])
+        scaled = factor * up.to(own[f"up_{place.name}"])
+        if not scaled.isfinite().all():
+            raise CheckpointError(
+                f"{folder}: '{path}' has values that are not finite when they are multiplied by {factor}; correct "
+                f"lora_alpha in {CONFIG_FILE}"
+            )
+        own[f"up_{place.name}"][place.layer, 0, :rank] = scaled
     states = model.task_table.states()
     states[model.task_id(task)].own_adapter = own
     model.task_table.replace(states)
@@ -236,22 +245,33 @@ def _check_backbone(model: HyperAdapterModel, folder: Path, name: str | None) ->
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config: Any = parse_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: expected a PEFT adapter with {CONFIG_FILE} in it: {error}") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{folder}: expected a PEFT adapter of type LORA, found {found}")
-    numbers = {name: config.get(name) for name in ("r", "lora_alpha")}
-    if not all(isinstance(value, int | float) and value > 0 for value in numbers.values()):
-        raise CheckpointError(f"{folder}: expected r and lora_alpha above 0 in {CONFIG_FILE}, found {numbers}")
+        raise CheckpointError(
+            f"{folder}: expected a PEFT adapter of type LORA, found {found if isinstance(found, str) else shown(found)}"
+        )
+    _check_values(folder, config)
     for name, plain in _PLAIN.items():
         if config.get(name) not in plain:
             raise CheckpointError(
-                f"{folder}: {name} is {config[name]!r}, expected a plain LoRA; train without this setting, or convert "
-                "the adapter with PEFT, which supports it for some kinds (path_initial_model_for_weight_conversion)"
+                f"{folder}: {name} is {shown(config[name])}, expected a plain LoRA; train without this setting, or "
+                "convert the adapter with PEFT, which supports it for some kinds "
+                "(path_initial_model_for_weight_conversion)"
             )
     return config
+
+
+def _check_values(folder: Path, config: dict[str, Any]) -> None:
+    numbers = {name: config.get(name) for name in ("r", "lora_alpha")}
+    if not all(isinstance(value, int | float) and 0 < value < MAX_NUMBER for value in numbers.values()):
+        raise CheckpointError(
+            f"{folder}: expected r and lora_alpha above 0 and below 2 ** 31 in {CONFIG_FILE}, found {shown(numbers)}"
+        )
+    if not isinstance(name := config.get("base_model_name_or_path"), str | None):
+        raise CheckpointError(f"{folder}: expected the name of a backbone in {CONFIG_FILE}, found {shown(name)}")
 
 
 def _read_tensors(folder: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -266,6 +286,10 @@ def _read_tensors(folder: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
         module, _, part = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if not name.startswith(PREFIX) or part not in ("lora_A", "lora_B") or tensor.ndim != 2:
             raise CheckpointError(f"{path}: '{name}' is not part of the LoRA of a linear layer")
+        if not tensor.is_floating_point() or tensor.element_size() == 1:  # types of 8 bits need a scale
+            raise CheckpointError(
+                f"{path}: '{name}' has type {tensor.dtype}, expected floating-point numbers of 16 bits or more"
+            )
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: '{name}' has values that are not finite, because its training diverged")
         if tensor.shape[part == "lora_B"] != rank:

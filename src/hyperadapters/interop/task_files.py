@@ -15,6 +15,7 @@ from hyperadapters.errors import CheckpointError
 from hyperadapters.heads.task_heads import Head
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.utils.reading import parse_json
 
 TASK_FILE = "hyperadapters_task.json"
 HEAD_FILE = "hyperadapters_head.safetensors"
@@ -81,7 +82,7 @@ def read_backbone(folder: Path) -> BackboneReference | None:
     """
     path = folder / TASK_FILE
     try:
-        backbone = json.loads(path.read_text(encoding="utf-8"))["backbone"]
+        backbone = parse_json(path.read_text(encoding="utf-8"))["backbone"]
     except FileNotFoundError:
         return None
     except OSError as error:
