@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-serving torture audit fuzz-server figures interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-serving torture audit fuzz fuzz-atheris fuzz-server figures interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -38,6 +38,14 @@ audit: .venv/dev-installed .venv-audit/installed
 		--output-file dist/sbom.cdx.json $(BIN)/python
 	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
+# The fuzz tests, which are part of `test`, with more inputs, which differ from run to run. Takes hours.
+fuzz: .venv/dev-installed
+	HF_HUB_OFFLINE=1 HYPERADAPTERS_FUZZ=100000 $(BIN)/python -m pytest tests/fuzz
+
+# The same with inputs that atheris chooses by the lines that they reach. It has an environment of its own.
+fuzz-atheris: .venv-atheris/installed
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests .venv-atheris/bin/python tests/fuzz/run_atheris.py
+
 # Not part of `test`: schemathesis needs packages of its own.
 fuzz-server: .venv/dev-installed .venv-schemathesis/installed
 	HF_HUB_OFFLINE=1 HYPERADAPTERS_FUZZ=5000 $(BIN)/python -m pytest tests/serving/test_predictions.py -k "json"
@@ -67,7 +75,7 @@ format: .venv/dev-installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-adapterhub .venv-audit .venv-schemathesis .venv-torchao runs dist
+	rm -rf .venv .venv-adapterhub .venv-atheris .venv-audit .venv-schemathesis .venv-torchao runs dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -101,6 +109,11 @@ clean:
 .venv-audit/installed:
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet 'pip-audit>=2.9,<3' 'cyclonedx-bom>=7,<8'
+	touch $@
+
+.venv-atheris/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-atheris
+	.venv-atheris/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[peft]' hypothesis 'atheris>=3,<4'
 	touch $@
 
 .venv-schemathesis/installed:

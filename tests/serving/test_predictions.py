@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing import num_inputs
 from helpers import make_method_model, make_model, save_backbone, tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,8 +33,8 @@ MIXED: list[Any] = [
 
 LABELLED = [{"text": "w1 w2", "label": "yes"}, {"text": "w3 w4", "label": "no"}]
 
-NUM_BODIES = int(os.environ.get("HYPERADAPTERS_FUZZ", "150"))
-"""Number of malformed bodies of each kind; `make fuzz-server` sends 10,000."""
+NUM_BODIES = num_inputs(150)
+"""Number of malformed bodies of each kind; `make fuzz-server` sends 5,000."""
 
 
 def comparable(prediction: Prediction) -> dict[str, Any]:
