@@ -8,6 +8,7 @@ Without arguments, each target gets 100,000 inputs. The first failure ends the p
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,14 @@ with atheris.instrument_imports(include=["hyperadapters", "yaml"]):
 
 
 def fuzz(name: str) -> None:
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, TemporaryDirectory() as corpus:
+        # An input of hypothesis takes many bytes, which would only grow slowly from nothing.
+        for seed in range(50):
+            Path(corpus, str(seed)).write_bytes(random.Random(seed).randbytes(2000))
         os.chdir(folder)
         inputs, check = TARGETS[name].prepare(Path(folder))
-        atheris.Setup(sys.argv[:1] + sys.argv[2:], given(inputs)(check).hypothesis.fuzz_one_input)
+        options = [sys.argv[0], "-len_control=0", *sys.argv[2:], corpus]
+        atheris.Setup(options, given(inputs)(check).hypothesis.fuzz_one_input)
         atheris.Fuzz()
 
 
