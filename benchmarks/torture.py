@@ -31,7 +31,7 @@ from torture_parts.small_run import TASKS, command, finished, rows, weights, wri
 from hyperadapters.errors import HyperAdaptersError
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.serving.served_model import task_digests
-from hyperadapters.training.states import is_complete, last_checkpoint, trainer_checkpoints
+from hyperadapters.training.states import FILES, is_complete, last_checkpoint, trainer_checkpoints
 
 RESULTS = Path(__file__).parent / "results" / "reliability.jsonl"
 TRAINING = {"max_steps": 200, "eval_steps": 2}
@@ -177,7 +177,8 @@ def faults_of_a_disk(folder: Path, arguments: argparse.Namespace) -> dict[str, A
     errors = process.communicate()[1]
     found["removed"] = {
         "status": process.returncode,
-        "error": _last_line(errors).replace(str(folder), "FOLDER"),
+        "error": _last_line(errors).replace(str(folder), "FOLDER") if process.returncode else None,
+        "run_is_complete": all((folder / "gone" / name).exists() for name in ("metrics.json", "resolved_recipe.yaml")),
     }
     return {"faults": found}
 
@@ -223,11 +224,12 @@ def damaged_files(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
     _wait_for_states(run, 3)
     process.kill()
     process.wait()
+    while not (state := trainer_checkpoints(run)[-1]).joinpath(FILES).exists():
+        shutil.rmtree(state)  # it was not written to its end
     finished_run = folder / "finished"
     _trained(recipe, finished_run)
     counts: Counter[str] = Counter()
-    state = Path(str(last_checkpoint(run)))
-    for path in sorted(path for path in state.rglob("*") if path.is_file() and path.name != "files.json"):
+    for path in sorted(path for path in state.rglob("*") if path.is_file() and path.name != FILES):
         for damage in (_flip, _cut):
             counts[_named(path, damage, lambda: last_checkpoint(run), generator, path.name)] += 1
     for path in sorted([*finished_run.glob("adapters-*"), finished_run / "hyperadapter.json"]):

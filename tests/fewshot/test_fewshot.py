@@ -25,6 +25,7 @@ from helpers import (
     empty_centroids,
     lived_in,
     make_batch,
+    make_model,
     rows_of,
     tiny_backbone,
     tiny_tokenizer,
@@ -43,6 +44,7 @@ from hyperadapters.fewshot.fit import DAMPING, FitExamples
 from hyperadapters.heads import task_heads as heads
 from hyperadapters.heads.regression import MEAN_SCALES, RIDGE_STRENGTHS, make_head
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.serving.served_model import task_digests
 
 KINDS = ("bert", "t5")
 KNOWN = ("colour", "size", "mood")
@@ -157,6 +159,18 @@ def test_a_change_of_one_task_leaves_the_others_as_they_are_bit_for_bit(
     assert shared == shared_before
     for name in others:
         assert parts[name] == parts_before[name], name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_task_with_centroids_does_not_change_the_digests_of_the_others(kind: str) -> None:
+    model = make_model(kind)
+    model.tokenizer = tiny_tokenizer()
+    before = task_digests(model.eval())
+    add_new(model)
+    assert model.pha.prototypes.centroids.shape[1] > 0
+    found = task_digests(model)
+    assert found.pop("new") not in before.values()
+    assert found == before
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "roberta"])

@@ -156,13 +156,13 @@ class TaskTable:
         return self._read_pairs[1]
 
     def states(self) -> list[TaskState]:
-        """Return the states of all tasks in the order of their ids. The tensors are not copied."""
+        """Return the states of all tasks in the order of their ids. Only the centroids are copies."""
         pha = self._pha
         own = {int(key): adapter() for key, adapter in pha.own_adapters.items()}
         columns = zip(
             self.tasks,
             pha.prototypes.weight.detach().unbind(),
-            pha.prototypes.centroids.unbind(),
+            [of_task[of_task.any(dim=-1)] for of_task in pha.prototypes.centroids],  # without padding
             pha.thresholds.tolist(),
             self._densities(),
             [None] * len(self) if self._heads is None else self._heads.unpack(),

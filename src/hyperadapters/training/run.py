@@ -138,6 +138,7 @@ def _finished(
         metrics["skipped_rows"] = skipped
     if process_index() == 0:
         model.save_pretrained(output, scores=metrics["tasks"])
+        write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())  # the folder may have been removed
         write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
         _remove_checkpoints(output)
     wait_for_all()
