@@ -22,6 +22,7 @@ from hyperadapters.errors import HyperAdaptersError
 if TYPE_CHECKING:
     from hyperadapters.fewshot.add_task import FitReport
     from hyperadapters.model.model import HyperAdapterModel
+    from hyperadapters.training.plan import MemoryPlan
 
 app = typer.Typer(
     name="hyperadapters",
@@ -449,6 +450,32 @@ def validate(
     typer.echo("valid")
 
 
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters plan recipes/helpdesk.yaml\n\n"
+    "hyperadapters plan recipes/helpdesk.yaml --set training.batch_size=64 --processes 4"
+)
+def plan(
+    recipe: RecipeFile,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes that train together.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Plan the memory that a training needs, without training."""
+    from hyperadapters.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    from hyperadapters.training.plan import plan_memory
+
+    found = plan_memory(loaded, processes)
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps({**asdict(found), "total": found.total}, indent=2))
+    else:
+        _print_plan(found)
+
+
 @app.command(epilog="[bold]Example[/bold]\n\nhyperadapters demo --output runs/demo")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")] = Path("runs/demo"),
@@ -481,6 +508,30 @@ def _print_scores(metrics: dict[str, Any]) -> None:
     console.print(table)
     if metrics["routing_accuracy"] is not None:
         console.print(f"routing accuracy {metrics['routing_accuracy']:.4f}")
+
+
+def _print_plan(plan: MemoryPlan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("part", title=f"Memory of each process ({plan.device})")
+    table.add_column("size", justify="right")
+    for name, size in plan.parts.items():
+        table.add_row(name, _size(size))
+    table.add_section()
+    table.add_row("total", _size(plan.total), style="bold")
+    Console().print(table)
+    typer.echo(
+        f"{plan.backbone_parameters:,} parameters of the backbone, {plan.trained_parameters:,} trained. Largest batch "
+        f"of a process: {plan.rows} rows of {plan.tokens} tokens."
+    )
+    if plan.file_bytes:
+        typer.echo(f"In a file of each machine: {_size(plan.file_bytes)} of states of frozen layers.")
+    typer.echo(f"Largest part that the recipe can change: {plan.advice}.")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
 @contextmanager

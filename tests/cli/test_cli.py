@@ -19,7 +19,7 @@ from transformers import OPTConfig
 
 from hyperadapters import HyperAdapterModel, Task, __version__
 
-COMMANDS = ("train", "evaluate", "predict", "export", "validate", "demo")
+COMMANDS = ("train", "evaluate", "predict", "export", "validate", "plan", "demo")
 # `hyperadapters.config` stands for pydantic, which typer itself loads where it is installed
 HEAVY = ("torch", "transformers", "datasets", "hyperadapters.config", "yaml", "sklearn", "scipy", "numpy")
 
@@ -631,3 +631,37 @@ def test_an_unexpected_exception_ends_with_exit_code_1(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
+
+
+# Plan
+
+
+def test_plan_prints_the_parts_and_the_total(cli: Cli, recipe: Path) -> None:
+    result = cli("plan", recipe)
+    assert result.code == 0
+    assert re.search(r"backbone\W+0\.0 MiB", result.out)
+    assert re.search(r"total\W+\d+\.\d MiB", result.out)
+    assert "Largest batch of a process: 4 rows of 3 tokens." in result.out
+    assert "Largest part that the recipe can change: " in result.out
+
+
+def test_plan_prints_json_and_writes_nothing(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    result = cli("plan", recipe, "--json", "--set", "training.batch_size=2", "--processes", "2")
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert found["total"] == sum(found["parts"].values())
+    assert (found["processes"], found["rows"]) == (2, 1)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "training.batch_sise=2"], "training.batch_sise"),
+        (["--processes", "3"], "training.batch_size: expected a multiple of the number of processes"),
+        (["--set", "backbone=nowhere"], "backbone 'nowhere' cannot be loaded"),
+    ],
+)
+def test_plan_refuses_what_train_would_refuse(cli: Cli, recipe: Path, options: list[str], message: str) -> None:
+    assert_refused(cli("plan", recipe, *options), message)

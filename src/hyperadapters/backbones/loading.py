@@ -16,6 +16,7 @@ from typing import Any, get_args
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hyperadapters.backbones.architectures import ARCHITECTURES, HOW_TO_NAME
@@ -76,13 +77,18 @@ def locate(name: str) -> str:
     packaged = PACKAGED.get(name)
     if packaged is None:
         return name
-    spec = importlib.util.find_spec(packaged.module)
-    if spec is None or spec.origin is None:
+    folder = _packaged_folder(packaged)
+    if folder is None:
         _check_weights(_from_hub(name), packaged.sha256)
         return name
-    folder = Path(spec.origin).parent / packaged.folder
     _check_weights(folder / "model.safetensors", packaged.sha256)
     return str(folder)
+
+
+def _packaged_folder(packaged: PackagedBackbone) -> Path | None:
+    """Return the folder of a packaged model, or None if the package is not installed."""
+    spec = importlib.util.find_spec(packaged.module)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / packaged.folder
 
 
 def _from_hub(name: str) -> Path:
@@ -117,25 +123,14 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
         BackboneError: If the model cannot be loaded, its architecture is not supported and no modules are named, or
             `dtype` is unknown.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    classes = {"encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM}
     where = locate(name)
-    if dtype is not None and dtype not in get_args(Dtype):
-        raise BackboneError(unknown_name("dtype", str(dtype), get_args(Dtype)))
     try:
-        # Code that comes with a model is never run; without this, transformers would ask whether to run it.
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-        if modules is None and config.model_type not in ARCHITECTURES:
-            known = unknown_name("architecture", config.model_type, ARCHITECTURES)
-            raise BackboneError(f"backbone '{name}': {known} {HOW_TO_NAME}")
-        kind = ARCHITECTURES[config.model_type].kind if modules is None else modules.kind
-        options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": False}
-        if modules is None and ARCHITECTURES[config.model_type].takes_pooler:
-            options["add_pooling_layer"] = False
+        model_class, config, options = _model_class(name, where, modules, dtype)
         model: nn.Module
         with quiet_transformers():
-            model, report = classes[kind].from_pretrained(where, config=config, output_loading_info=True, **options)
+            model, report = model_class.from_pretrained(
+                where, config=config, output_loading_info=True, dtype=dtype or "auto", **options
+            )
     except _LOADING_ERRORS as error:
         advice = "; load such a model yourself, and pass it as backbone" if "trust_remote_code" in str(error) else ""
         raise BackboneError(f"backbone '{name}' cannot be loaded: {error}{advice}") from error
@@ -145,6 +140,53 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
             f"backbone '{name}': the weights lack {len(report['missing_keys'])} tensors: {missing}, ..."
         )
     return model.eval()
+
+
+def backbone_without_weights(name: str, modules: ModuleNames | None = None, dtype: Dtype | None = None) -> nn.Module:
+    """Make a model of the sizes in its config, with initial weights. No file of weights is read.
+
+    In the context of a `training.memory_trace.MemoryTrace` the weights have no values, and take no memory. The
+    arguments are those of `load_backbone`.
+
+    Returns:
+        The model, in evaluation mode. Its type is that of the config, or float32 if the config does not name one.
+
+    Raises:
+        BackboneError: If the config cannot be loaded, its architecture is not supported and no modules are named, or
+            `dtype` is unknown.
+    """
+    packaged = PACKAGED.get(name)
+    folder = None if packaged is None else _packaged_folder(packaged)
+    try:
+        model_class, config, options = _model_class(name, name if folder is None else str(folder), modules, dtype)
+        with quiet_transformers():
+            model: nn.Module = model_class.from_config(
+                config, dtype=getattr(torch, dtype) if dtype else config.dtype or torch.float32, **options
+            )
+    except _LOADING_ERRORS as error:
+        raise BackboneError(f"backbone '{name}' cannot be loaded: {error}") from error
+    return model.eval()
+
+
+def _model_class(
+    name: str, where: str, modules: ModuleNames | None, dtype: Dtype | None
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the auto class for the kind of a model, the config of the model, and arguments of the model's class."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    classes = {"encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM}
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise BackboneError(unknown_name("dtype", str(dtype), get_args(Dtype)))
+    # Code that comes with a model is never run; without this, transformers would ask whether to run it.
+    options: dict[str, Any] = {"trust_remote_code": False}
+    config = AutoConfig.from_pretrained(where, **options)
+    if modules is None and config.model_type not in ARCHITECTURES:
+        known = unknown_name("architecture", config.model_type, ARCHITECTURES)
+        raise BackboneError(f"backbone '{name}': {known} {HOW_TO_NAME}")
+    kind = ARCHITECTURES[config.model_type].kind if modules is None else modules.kind
+    if modules is None and ARCHITECTURES[config.model_type].takes_pooler:
+        options["add_pooling_layer"] = False
+    return classes[kind], config, options
 
 
 @contextmanager
@@ -257,7 +299,8 @@ def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -
     The hash does not change if float32 weights are loaded in the half precision `rounded_to`. It covers names, shapes
     and up to 256 evenly spaced values of each parameter, so it takes milliseconds for billions of parameters. It
     distinguishes models and revisions, but does not detect a deliberate change of single values. The pooler is omitted,
-    because this library does not use it, and loading may initialise it at random.
+    because this library does not use it, and loading may initialise it at random. Weights without values (see
+    `backbone_without_weights`) only have names and shapes.
 
     Args:
         backbone: The model.
@@ -270,11 +313,13 @@ def fingerprint(backbone: nn.Module, rounded_to: torch.dtype = torch.bfloat16) -
     for name, values in named_weights(backbone):
         if name.startswith("pooler."):
             continue
+        digest.update(f"{name}{tuple(values.shape)}".encode())
+        if isinstance(values, FakeTensor):
+            continue
         # torchao keeps quantised weights in tensors that cannot be reshaped.
         flat = (values.dequantize() if is_traceable_wrapper_subclass(values) else values).reshape(-1)
         places = torch.linspace(0, len(flat) - 1, min(len(flat), FINGERPRINT_VALUES), dtype=torch.float64).long()
         chosen = flat[places.to(flat.device)].cpu().to(rounded_to).view(torch.int16)
-        digest.update(f"{name}{tuple(values.shape)}".encode())
         digest.update(chosen.numpy().tobytes())
     return digest.hexdigest()
 

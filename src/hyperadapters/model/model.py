@@ -145,7 +145,8 @@ class HyperAdapterModel(nn.Module):
         self.task_table = TaskTable(planned.tasks, self._architecture, self.method, self.heads)
         self.backbone = backbone
         self.passes = make_runner(backbone, self._architecture, planned.config, planned.linears, self.shared_adapters)
-        self.to(planned.device)
+        if self.device != planned.device:  # parameters without values, as in a `MemoryTrace`, cannot be moved
+            self.to(planned.device)
 
     @classmethod
     def from_backbone(

@@ -78,13 +78,11 @@ class FrozenPrefix:
         """
         folder = Path(tempfile.gettempdir() if folder is None else folder)
         self._model, self._layers = model, _layers(model)
-        # Each text of a pair that is encoded by itself has a first special token of its own.
-        additional = int(model.adapter_config.separates_texts)
-        self._starts = [0, *accumulate(length + additional for length in lengths)]
+        self._starts = [0, *accumulate(length + _additional_tokens(model) for length in lengths)]
         stored: torch.dtype = getattr(torch, dtype)
         shape = self._starts[-1], model.hidden_size
-        self.num_bytes = shape[0] * shape[1] * stored.itemsize + 4 * len(lengths) * shape[1]
-        self.place = _place(place, self.num_bytes, memory_gb, folder)
+        self.num_bytes = size_of_states(model, lengths, dtype)
+        self.place = choose_place(place, self.num_bytes, memory_gb, folder, num_processes())
         self._hidden = _room(self.place, shape, stored, folder)
         self._pooled = _room(self.place, (len(lengths), shape[1]), torch.float32, folder)
         self._known = _room(self.place, (len(lengths), 1), torch.uint8, folder)
@@ -215,9 +213,36 @@ def _layers(model: HyperAdapterModel) -> tuple[object, ...]:
     return model.fingerprint.bfloat16, str(next(model.backbone.parameters()).dtype), *layers, model.lengths.input
 
 
-def _place(place: PrefixPlace, num_bytes: int, memory_gb: float, folder: Path) -> PrefixPlace:
+def _additional_tokens(model: HyperAdapterModel) -> int:
+    """Return 1 if each text of a pair is encoded by itself, and therefore has a first special token of its own."""
+    return int(model.adapter_config.separates_texts)
+
+
+def size_of_states(model: HyperAdapterModel, lengths: Sequence[int], dtype: StoredDtype = "float32") -> int:
+    """Return the size of the states of all examples in bytes, with those that the retriever reads.
+
+    Args:
+        model: Model with frozen layers.
+        lengths: Number of tokens of each example.
+        dtype: Type in which the states are kept. Default: "float32".
+    """
+    stored: torch.dtype = getattr(torch, dtype)
+    tokens = sum(lengths) + _additional_tokens(model) * len(lengths)
+    return (tokens * stored.itemsize + len(lengths) * torch.float32.itemsize) * model.hidden_size
+
+
+def choose_place(place: PrefixPlace, num_bytes: int, memory_gb: float, folder: Path, processes: int) -> PrefixPlace:
+    """Return where states are kept: the chosen place, or the one for "auto" as described for `FrozenPrefix`.
+
+    Args:
+        place: Chosen place.
+        num_bytes: Size of the states in bytes.
+        memory_gb: Maximum memory in GiB for "auto".
+        folder: Folder of the file.
+        processes: Number of processes that train together. Several processes share a file instead of memory.
+    """
     if place == "memory" or (place == "auto" and num_bytes <= memory_gb * GIB):
-        return "memory" if num_processes() == 1 else "file"
+        return "memory" if processes == 1 else "file"
     if place != "auto":
         return place
     return "file" if num_bytes < 0.5 * shutil.disk_usage(folder).free else "none"

@@ -18,7 +18,7 @@ from transformers import set_seed
 
 from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.checkpoints.format import is_checkpoint, remove_checkpoint
-from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, load_recipe, resolve_paths
+from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, TrainingConfig, load_recipe, resolve_paths
 from hyperadapters.config.reading import load_yaml
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
@@ -101,10 +101,10 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
         lengths=recipe.data.lengths,
     )
     if recipe.training.attention is not None:
-        _use_attention(model.backbone, recipe.training.attention)
+        use_attention(model.backbone, recipe.training.attention)
     train_rows, validation_rows = rows_by_task(tasks, "train"), rows_by_task(tasks, "validation")
     arguments = training_arguments(recipe, output)
-    _check_settings(recipe, arguments, model, bool(validation_rows))
+    check_settings(recipe, arguments, model, bool(validation_rows))
 
     started = time.monotonic()
     interruption = Interruption()
@@ -209,22 +209,13 @@ def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
         MissingPackageError: If the package of a logger is not installed.
     """
     training, data = recipe.training, recipe.data
-    size = num_processes()
-    if training.auto_batch and size > 1:
-        raise RecipeError(
-            "training.auto_batch: only for one process, because all of them need the same size; remove it"
-        )
-    if training.batch_size % size:
-        raise RecipeError(
-            f"training.batch_size: expected a multiple of the number of processes, which divide each batch; found "
-            f"{training.batch_size} for {size} processes"
-        )
+    rows = rows_of_process(training, num_processes())
     try:
         return TrainingArguments(
             output_dir=str(folder),
             max_steps=training.max_steps or -1,
             num_train_epochs=training.num_train_epochs or 1.0,
-            per_device_train_batch_size=training.batch_size // size,
+            per_device_train_batch_size=rows,
             auto_find_batch_size=training.auto_batch,
             per_device_eval_batch_size=training.eval_batch_size,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
@@ -249,6 +240,28 @@ def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
         )
     except (ValueError, RuntimeError) as error:
         raise RecipeError(f"training: {error}") from error
+
+
+def rows_of_process(training: TrainingConfig, processes: int) -> int:
+    """Return the number of rows that each process has of a batch.
+
+    Args:
+        training: Settings of the training.
+        processes: Number of processes that train together.
+
+    Raises:
+        RecipeError: If the batch size is not a multiple of the number of processes, or is to be found automatically.
+    """
+    if training.auto_batch and processes > 1:
+        raise RecipeError(
+            "training.auto_batch: only for one process, because all of them need the same size; remove it"
+        )
+    if training.batch_size % processes:
+        raise RecipeError(
+            f"training.batch_size: expected a multiple of the number of processes, which divide each batch; found "
+            f"{training.batch_size} for {processes} processes"
+        )
+    return training.batch_size // processes
 
 
 def rows_by_task(tasks: Sequence[TaskData], split: Split) -> dict[str, list[Example]]:
@@ -395,10 +408,16 @@ def _recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _check_settings(
+def check_settings(
     recipe: Recipe, arguments: TrainingArguments, model: HyperAdapterModel, has_validation: bool
 ) -> None:
     """Check that the settings of a recipe have an effect on its backbone and data.
+
+    Args:
+        recipe: The recipe.
+        arguments: Settings of the `Trainer` for the recipe.
+        model: Model of the recipe.
+        has_validation: Whether there are validation rows.
 
     Raises:
         RecipeError: If a setting has no effect.
@@ -418,7 +437,16 @@ def _check_settings(
             )
 
 
-def _use_attention(backbone: Any, name: str) -> None:
+def use_attention(backbone: Any, name: str) -> None:
+    """Select the attention implementation of a backbone.
+
+    Args:
+        backbone: The model.
+        name: Name of the implementation in transformers.
+
+    Raises:
+        RecipeError: If it cannot be used with this backbone or on this machine.
+    """
     try:
         backbone.set_attn_implementation(name)
     except (ImportError, ValueError) as error:
