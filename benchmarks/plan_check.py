@@ -4,10 +4,11 @@
     python benchmarks/plan_check.py --table    # only fills the table of docs/scaling.md from the rows
 
 Each training is the command `hyperadapters train` in a process of its own, with one thread, and takes a few steps. Its
-peak is the resident memory of the process (`ru_maxrss`), or what PyTorch has allocated on a CUDA device if there is
-one. The allocator of glibc keeps freed memory in pieces that larger tensors do not fit into, so that the resident
-memory depends on the order of the batches. Each training is therefore measured twice: with `MALLOC_MMAP_THRESHOLD_`
-set, so that tensors are given back to the system when they are freed (`peak`), and without (`peak_default`).
+peak is the resident memory of the process (`VmHWM`, or `ru_maxrss`), or what PyTorch has allocated on a CUDA device if
+there is one. The allocator of glibc keeps freed memory in pieces that larger tensors do not fit into, so that the
+resident memory depends on the order of the batches. The trainings are therefore measured with `MALLOC_MMAP_THRESHOLD_`
+set, so that tensors are given back to the system when they are freed (`peak`), and some of them also without it
+(`peak_default`).
 
 MiniLM is trained on the tasks of the demo or on long texts; the other backbones have random weights and few, wide
 layers, so that weights and activations matter beside the libraries. The rows of a name are replaced.
@@ -25,23 +26,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from tables import markdown, read
+from tables import MISSING, markdown, read
+
+for variable, value in (("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false"), ("OMP_NUM_THREADS", "1")):
+    os.environ.setdefault(variable, value)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "plan.jsonl"
 DOCUMENT = ROOT / "docs" / "scaling.md"
 MARKED = re.compile(r"(<!-- table: plan -->\n).*?(<!-- end -->)", re.DOTALL)
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(ROOT / "src"),
-}
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school")
@@ -56,11 +55,13 @@ class Case(NamedTuple):
         backbone: Name of MiniLM, or a key of `SIZES`.
         words: Words of each text; 0 for the tasks of the demo.
         settings: Settings of the recipe by their paths.
+        by_default: Whether the peak is also measured with the default settings of the allocator.
     """
 
     backbone: str
     words: int
     settings: Mapping[str, Any]
+    by_default: bool = False
 
 
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -86,16 +87,16 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 BATCH, LENGTH, CACHE = "training.batch_size", "data.max_length", "training.prefix_cache"
 CHECKPOINTING = "training.gradient_checkpointing"
 CASES: dict[str, Case] = {
-    "libraries": Case("bert-tiny", 4, {BATCH: 4}),
-    "demo, 48 rows": Case(MINILM, 0, {BATCH: 48, LENGTH: 96}),
-    "MiniLM, 32 rows": Case(MINILM, 150, {BATCH: 32, LENGTH: 128}),
+    "libraries": Case("bert-tiny", 4, {BATCH: 4}, by_default=True),
     "MiniLM, 96 rows": Case(MINILM, 150, {BATCH: 96, LENGTH: 128}),
-    "MiniLM, 96 rows, no states kept": Case(MINILM, 150, {BATCH: 96, LENGTH: 128, CACHE: "none"}),
-    "MiniLM, 96 rows, checkpointing": Case(MINILM, 150, {BATCH: 96, LENGTH: 128, CHECKPOINTING: True}),
-    "MiniLM, 16 long rows": Case(MINILM, 300, {BATCH: 16, LENGTH: 256}),
     "BERT, 32 rows": Case("bert-wide", 150, {BATCH: 32, LENGTH: 128}),
     "T5, 24 rows": Case("t5-wide", 150, {BATCH: 24, LENGTH: 128}),
     "Llama, 16 rows": Case("llama-wide", 150, {BATCH: 16, LENGTH: 128}),
+    "demo, 48 rows": Case(MINILM, 0, {BATCH: 48, LENGTH: 96}, by_default=True),
+    "MiniLM, 96 rows, checkpointing": Case(MINILM, 150, {BATCH: 96, LENGTH: 128, CHECKPOINTING: True}),
+    "MiniLM, 96 rows, no states kept": Case(MINILM, 150, {BATCH: 96, LENGTH: 128, CACHE: "none"}),
+    "MiniLM, 32 rows": Case(MINILM, 150, {BATCH: 32, LENGTH: 128}),
+    "MiniLM, 16 long rows": Case(MINILM, 300, {BATCH: 16, LENGTH: 256}),
 }
 
 
@@ -104,15 +105,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only fill the table of docs/scaling.md")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        in_child(*arguments.child)
+        train_and_print_peak(*arguments.child)
         return
     for name in [] if arguments.table else arguments.only:
         row = measured(name, CASES[name])
         sizes = ", ".join(f"{key} {megabytes(row[key])} MiB" for key in ("planned", "peak", "peak_default"))
-        print(f"{name}: {sizes}, ratios {row['ratio']} and {row['ratio_default']}", flush=True)
+        print(f"{name}: {sizes}, ratios {row['ratio']}, {row['ratio_default']}", flush=True)
         write_row(arguments.output, row)
     if arguments.output == RESULTS:
         DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8"), read(RESULTS)), encoding="utf-8")
@@ -120,21 +121,22 @@ def main() -> None:
 
 def measured(name: str, case: Case) -> dict[str, Any]:
     """Plan and train a case, and return its row."""
+    from hyperadapters.config import load_recipe
+    from hyperadapters.training.plan import plan_memory
+
     with tempfile.TemporaryDirectory() as folder:
         recipe = write_recipe(Path(folder), case)
-        plan = json.loads(command("-m", "hyperadapters", "plan", str(recipe), "--json"))
+        plan = plan_memory(load_recipe(recipe))
         peak = peak_of_training(recipe, GIVES_BACK)
-        peak_default = peak_of_training(recipe, {})
+        peak_default = peak_of_training(recipe, {}) if case.by_default else None
     return {
         "name": name,
-        "planned": plan["total"],
+        "planned": plan.total,
         "peak": peak,
         "peak_default": peak_default,
-        "ratio": round(plan["total"] / peak, 3),
-        "ratio_default": round(plan["total"] / peak_default, 3),
-        **{
-            key: plan[key] for key in ("parts", "device", "rows", "tokens", "backbone_parameters", "trained_parameters")
-        },
+        "ratio": round(plan.total / peak, 3),
+        "ratio_default": None if peak_default is None else round(plan.total / peak_default, 3),
+        **asdict(plan),
         "settings": dict(case.settings),
         "machine": machine(),
         "threads": 1,
@@ -143,35 +145,31 @@ def measured(name: str, case: Case) -> dict[str, Any]:
 
 
 def peak_of_training(recipe: Path, allocator: Mapping[str, str]) -> int:
-    """Train in a process of its own, with settings of the allocator, and return the peak of its memory."""
+    """Train in a process of its own, with settings of the allocator, and return the peak of its memory.
+
+    Raises:
+        RuntimeError: the training failed.
+    """
     with tempfile.TemporaryDirectory() as run:
-        output = command(__file__, "--child", "train", str(recipe), f"{run}/run", **allocator)
-    return int(json.loads(output.splitlines()[-1])["peak"])
-
-
-def command(*words: str, **variables: str) -> str:
-    """Run a Python command in a process of its own, with environment variables, and return its output."""
-    environment = {**os.environ, **ENVIRONMENT, **variables}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+        words = [sys.executable, __file__, "--child", str(recipe), f"{run}/run"]
+        environment = {**os.environ, **allocator, "PYTHONPATH": str(ROOT / "src")}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr}")
-    return done.stdout
+    return int(done.stdout.splitlines()[-1])
 
 
-def in_child(what: str, first: str, second: str) -> None:
-    """Train a recipe into a folder and print the peak, or write a backbone to a folder."""
-    if what == "backbone":
-        write_backbone(first, Path(second))
-        return
+def train_and_print_peak(recipe: str, folder: str) -> None:
+    """Call the command, and print the peak of this process."""
     from hyperadapters.cli import main as command_line
 
-    sys.argv = ["hyperadapters", "train", first, "--output", second]
+    sys.argv = ["hyperadapters", "train", recipe, "--output", folder]
     try:
         command_line()
     except SystemExit as ended:
         if ended.code:
             raise
-    print(json.dumps({"peak": peak_bytes()}))
+    print(peak_bytes())
 
 
 def peak_bytes() -> int:
@@ -180,6 +178,10 @@ def peak_bytes() -> int:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    if found:  # ru_maxrss of a process is at least that of the process which started it
+        return 1024 * int(found[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -195,7 +197,7 @@ def write_recipe(folder: Path, case: Case) -> Path:
         values["data"] = {"n_train": rows // 6, "n_validation": 16}
     if case.backbone in SIZES:
         values["backbone"] = str(folder / "backbone")
-        command(__file__, "--child", "backbone", case.backbone, values["backbone"])
+        write_backbone(case.backbone, folder / "backbone")
     for path, value in case.settings.items():
         section, _, key = path.partition(".")
         values.setdefault(section, {})[key] = value
@@ -269,9 +271,9 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
             *(f"{megabytes(row['parts'][part])}" for part in ("backbone", "activations for the backward pass")),
             megabytes(row["planned"]),
             megabytes(row["peak"]),
-            f"{row['ratio']:.2f}",
+            ratio(row["ratio"]),
             megabytes(row["peak_default"]),
-            f"{row['ratio_default']:.2f}",
+            ratio(row["ratio_default"]),
         ]
         for row in rows
     ]
@@ -279,8 +281,12 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(header, body)
 
 
-def megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.0f}"
+def megabytes(num_bytes: int | None) -> str:
+    return MISSING if num_bytes is None else f"{num_bytes / 2**20:.0f}"
+
+
+def ratio(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DECODERS, MAKERS, make_batch, make_model, save_backbone, tiny_backbone
+from helpers import make_batch, make_model, save_backbone, tiny_backbone
 from torch import Tensor, nn
 
 from hyperadapters.backbones.loading import load_backbone
@@ -44,7 +44,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
         rows = [{"text": "good w1 w2", "label": ("no", "yes")[row % 2]} for row in range(count)]
         Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
-        "backbone": str(save_backbone(tmp_path / "backbone")),
+        "backbone": str(save_backbone(tmp_path / "backbone", num_hidden_layers=2)),
         "model": {"preset": "paper", **SIZES},
         "data": {"max_length": 32},
         "training": {"max_steps": 4, "batch_size": 4},
@@ -126,17 +126,16 @@ def test_processes_divide_the_rows_and_share_a_file(values: dict[str, Any]) -> N
     assert (together.parts[STATES], together.file_bytes) == (0, small.parts[STATES])
 
 
-@pytest.mark.parametrize(("place", "in_memory", "in_file"), [("memory", 1, 0), ("file", 0, 1), ("none", 0, 0)])
-def test_states_are_where_the_recipe_puts_them(
-    place: str, in_memory: int, in_file: int, values: dict[str, Any]
-) -> None:
-    plan, size = planned(values, prefix_cache=place), planned(values).parts[STATES]
-    assert (plan.parts[STATES], plan.file_bytes) == (in_memory * size, in_file * size)
+def test_states_are_where_the_recipe_puts_them(values: dict[str, Any]) -> None:
+    kept, in_file, nowhere = (planned(values, prefix_cache=place) for place in ("memory", "file", "none"))
+    size = kept.parts[STATES]
+    assert [plan.parts[STATES] for plan in (kept, in_file, nowhere)] == [size, 0, 0]
+    assert [plan.file_bytes for plan in (kept, in_file, nowhere)] == [0, size, 0]
 
 
 def test_the_largest_part_is_the_one_that_advice_is_about(values: dict[str, Any]) -> None:
     plan = planned(values, model={"hidden_dim": 4000})
-    assert plan.advice.startswith(f"{OPTIMIZER}: ")
+    assert plan.advice.startswith(f"{OPTIMIZER} (")
     assert plan.advice.endswith(ADVICE[OPTIMIZER])
 
 
@@ -174,9 +173,8 @@ def total(tensors: Counter[tuple[Any, ...]]) -> int:
     return sum(found[0] * times for found, times in tensors.items())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind not in DECODERS[2:]])
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "t5", "llama"])
 def test_a_trace_keeps_what_a_real_step_keeps(kind: str) -> None:
-    """Live beside what is saved: only the five terms of the loss, the counts of their means and a few task ids."""
     batch = make_batch(kind)
     real, _ = saved_tensors(make_model(kind).train(), batch)
     trace = MemoryTrace()

@@ -105,7 +105,7 @@ class MemoryPlan:
     def advice(self) -> str:
         """The largest part that a recipe can change, and what lowers it."""
         largest = max(ADVICE, key=lambda name: self.parts[name])
-        return f"{largest}: {self.parts[largest] / self.total:.0%} of the total; to lower it, {ADVICE[largest]}"
+        return f"{largest} ({self.parts[largest] / self.total:.0%} of the total). To lower it, {ADVICE[largest]}"
 
 
 class _Step(NamedTuple):
