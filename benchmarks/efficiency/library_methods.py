@@ -200,17 +200,18 @@ class OwnLearner(TextHeadsLearner):
     def loss(self, examples: Sequence[Example]) -> Tensor:
         """The objective."""
         labels = torch.tensor([float(example.target or 0) for example in examples], device=self._texts.device)
-        loss: Tensor | None = self._run(examples, labels).loss
+        loss: Tensor | None = self._run(examples, self._frozen(examples), labels).loss
         assert loss is not None
         return loss
 
     def logits(self, examples: Sequence[Example]) -> Tensor:
         """Of each row under its own task [B, C]."""
-        logits: Tensor = self._run(examples).logits
+        frozen = self._frozen(examples)
+        logits: Tensor = self._run(examples, frozen).logits
         is_frozen = torch.tensor([example.task_id in self._frozen_tasks for example in examples], device=logits.device)
         if is_frozen.any():
             with self._without_adapters():
-                logits = torch.where(is_frozen[:, None], self._run(examples).logits, logits)
+                logits = torch.where(is_frozen[:, None], self._run(examples, frozen).logits, logits)
         return logits
 
     @torch.no_grad()
@@ -276,11 +277,11 @@ class OwnLearner(TextHeadsLearner):
             hits += int((nearest == self._task_ids(batch)).sum())
         return hits / len(examples)
 
-    def _run(self, examples: Sequence[Example], labels: Tensor | None = None) -> HyperAdapterOutput:
+    def _run(
+        self, examples: Sequence[Example], frozen: FrozenOutput, labels: Tensor | None = None
+    ) -> HyperAdapterOutput:
         inputs, task_ids = self._texts.batch_with_texts(examples), self._task_ids(examples)
-        output: HyperAdapterOutput = self.model(
-            **inputs, task_ids=task_ids, labels=labels, frozen_output=self._frozen(examples)
-        )
+        output: HyperAdapterOutput = self.model(**inputs, task_ids=task_ids, labels=labels, frozen_output=frozen)
         return output
 
     def _frozen(self, examples: Sequence[Example]) -> FrozenOutput:
