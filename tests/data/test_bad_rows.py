@@ -78,6 +78,12 @@ def test_rows_of_a_table_with_another_number_of_cells_are_bad(row: str, tmp_path
     assert (bad_rows.count, bad_rows.first.split(": ")[0]) == (1, f"{path}, line 3")
 
 
+def test_a_row_of_several_lines_is_not_skipped(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "train.csv", "text,label", 'w1,"no', "w2,yes", 'w3,no",yes', "w4,yes")
+    with pytest.raises(DataError, match=r"line 4: expected 2 cells .* the row begins in line 2"):
+        read_file(path, bad_rows=BadRows("skip"))
+
+
 def test_a_fault_of_the_whole_file_is_not_skipped(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes(b'{"text": "caf\xe9", "label": "no"}\n')
@@ -105,6 +111,20 @@ def model() -> HyperAdapterModel:
     )
     found.tokenizer = tiny_tokenizer()
     return found.eval()
+
+
+def test_a_file_without_a_readable_row_says_why(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", '{"texts": "w1"}', "{")
+    with pytest.raises(DataError, match=r"expected at least one row, found none; rows that were skipped: 2, .*line 1"):
+        predict_file(Predictor(model()), source, None, tmp_path / "out.jsonl", on_bad_row="skip")
+    with pytest.raises(DataError, match=r"in the train data, found none; rows that were skipped: 1, .*line 1: "):
+        load_task(entry(write_lines(tmp_path / "a.jsonl", "{")), 0, DataConfig(on_bad_row="skip"), 0)
+
+
+def test_rows_that_the_asked_tasks_do_not_read_are_skipped(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", '{"text": "w1"}', '{"text": "w1", "text_pair": "w2"}')
+    predict_file(Predictor(model()), source, None, tmp_path / "out.jsonl", tasks=["mood"], on_bad_row="skip")
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])

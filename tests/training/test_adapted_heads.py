@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,15 @@ import pytest
 import torch
 from helpers import PAIR_TASKS, make_plus_model, pair_examples, stirred, tiny_backbone
 from tolerance import rounding
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyperadapters import HyperAdapterModel, Task, TrainingArguments
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError, NotFiniteError
-from hyperadapters.heads.regression import TaskRows, fit_related_heads
+from hyperadapters.heads.regression import TaskRows, fit_related_heads, head_losses
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.training.text_heads import fit_text_heads
+from hyperadapters.training import text_heads
+from hyperadapters.training.text_heads import TEMPERATURES, HeadRows, choose_heads, fit_text_heads
 from hyperadapters.training.trainer import Trainer
 
 TOLERANCE: dict[str, Any] = {"atol": rounding(2**13), "rtol": rounding(2**13)}
@@ -94,15 +94,13 @@ def test_tasks_whose_validation_rows_are_predicted_better_without_adapters_lose_
 
 
 def loss(model: HyperAdapterModel, task: Task, rows: list[Example]) -> float:
-    """Negative log-likelihood, up to a constant."""
-    assert model.heads is not None
-    std, total = model.heads.unpack()[model.task_id(task.name)].target_std, 0.0
-    for row, example in zip(Predictor(model)(rows), rows, strict=True):
-        if row.probabilities is not None:
-            total -= math.log(row.probabilities[task.labels[int(example.target or 0)]])
-        else:
-            total += (float(row.answer or 0) - float(example.target or 0)) ** 2 / 2 / std**2
-    return total
+    """Squared error, or cross-entropy with the best temperature."""
+    found = list(Predictor(model)(rows))
+    if not task.labels:
+        return sum((float(row.answer or 0) - float(one.target or 0)) ** 2 for row, one in zip(found, rows, strict=True))
+    logits = torch.tensor([list((row.probabilities or {}).values()) for row in found]).log()
+    labels = torch.tensor([int(one.target or 0) for one in rows])
+    return min(float(nn.functional.cross_entropy(logits / one, labels, reduction="sum")) for one in TEMPERATURES)
 
 
 def test_a_task_without_validation_rows_keeps_its_adapter() -> None:
@@ -166,3 +164,54 @@ def test_features_that_are_not_finite_are_reported() -> None:
                 parameter.fill_(torch.nan)
     with pytest.raises(NotFiniteError, match="the output of the adapted backbone"):
         fit_text_heads(model, pair_examples(), [])
+
+
+def test_a_fit_that_is_interrupted_leaves_the_adapters_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = fresh(), []
+    compute = text_heads._adapted_rows
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 3:  # the first without adapters
+            raise KeyboardInterrupt
+        return compute(*arguments)
+
+    monkeypatch.setattr(text_heads, "_adapted_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit_heads(data_of(pair_examples()), data_of(pair_examples(36)[24:]))
+    assert model.pha.adapter_scales.tolist() == [1.0] * len(PAIR_TASKS)
+
+
+def test_heads_that_are_right_and_too_confident_are_chosen() -> None:
+    """The rows of the adapted features are labelled rightly, but far too surely, and those of the others at random."""
+    task = Task.classification("mood", ["no", "yes"])
+    generator = torch.Generator().manual_seed(0)
+    targets = [row % 2 for row in range(64)]
+    signs = torch.tensor([1.0 if target else -1.0 for target in targets])
+    signs[::8] *= -1  # an eighth is wrong
+    examples = [Example(0, f"w{row}", None, target) for row, target in enumerate(targets)]
+    train = [Example(0, "w", None, row % 2) for row in range(64)]
+    sure = torch.tensor([[-1.0], [1.0]]).repeat(32, 1)
+
+    def rows(features: Tensor, of: list[Example]) -> HeadRows:
+        return HeadRows(of, list(features))
+
+    adapted = rows(100 * sure, train), rows(100 * signs[:, None], examples)
+    noise = 0.01 * torch.randn(64, 1, generator=generator)
+    heads, are_adapted = choose_heads([task], adapted, (rows(noise, train), rows(noise, examples)))
+    assert are_adapted == [True]
+    plain = [float(head_losses(head, TaskRows(task, signs[:, None] * 100, targets)).sum()) for head in heads]
+    assert plain[0] > 64 * 0.6931  # worse than guessing, unless its temperature is fitted
+
+
+def test_related_tasks_are_chosen_for_together() -> None:
+    tasks = [Task.classification(name, ["no", "yes"]) for name in ("seen", "unseen")]
+    train = [Example(task_id, "w", None, row % 2) for task_id in (0, 1) for row in range(8)]
+    validation = [Example(0, "w", None, row % 2) for row in range(8)]
+
+    def rows(of: list[Example], sign: int) -> HeadRows:
+        return HeadRows(of, [torch.tensor([sign * (2.0 * float(one.target or 0) - 1)]) for one in of])
+
+    good, bad = (rows(train, 1), rows(validation, 1)), (rows(train, 1), rows(validation, -1))
+    assert choose_heads(tasks, good, bad)[1] == [True, True]
+    assert choose_heads(tasks, bad, good)[1] == [False, False]

@@ -20,10 +20,11 @@ ROWS = {
 }
 
 
-def make_trainer(kind: str, preset: str, folder: Path, **arguments: Any) -> Trainer:
+def make_trainer(kind: str, preset: str, folder: Path, dropout: float = 0.0, **arguments: Any) -> Trainer:
     torch.manual_seed(1)
+    sizes = {"hidden_dropout_prob": dropout} if dropout else {}
     config = ModelConfig(adapter_dim=4, preset=preset, **{"feature_layer": 1} if kind == "bert" else {})  # type: ignore[arg-type]
-    model = HyperAdapterModel(tiny_backbone(kind), TASKS, config).double()
+    model = HyperAdapterModel(tiny_backbone(kind, **sizes), TASKS, config).double()
     model.tokenizer = tiny_tokenizer()
     options = {"output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": 4, **arguments}
     return Trainer(model, ROWS, None, TrainingArguments(**options))
@@ -36,7 +37,6 @@ def gradients(trainer: Trainer, parts: list[list[int]]) -> dict[str, torch.Tenso
     batches, items = trainer.get_batch_samples(iter([trainer._batch(rows) for rows in parts]), len(parts), "cpu")
     for batch in batches:
         trainer.training_step(trainer.model, batch, items)
-    trainer._terms_of_step.clear()
     named = trainer.model.named_parameters()
     return {name: value.grad.clone() for name, value in named if value.grad is not None}
 
@@ -63,6 +63,27 @@ def test_micro_batches_have_the_gradients_of_one_batch(
     alone = gradients(make_trainer(kind, preset, tmp_path, **options), parts)
     retriever = next(name for name in found if "retriever" in name and name.endswith("weight"))
     assert not torch.allclose(alone[retriever], expected[retriever], rtol=0.01)
+
+
+def test_a_failed_step_leaves_nothing_to_the_next_one(tmp_path: Path) -> None:
+    trainer = make_trainer("bert", "paper", tmp_path, contrast_batch="step", gradient_accumulation_steps=2)
+    parts = [[0, 1, 12, 13], [2, 3, 14, 15]]
+    expected = gradients(trainer, parts)
+    batches, items = trainer.get_batch_samples(iter([trainer._batch(rows) for rows in parts]), 2, "cpu")
+    trainer.training_step(trainer.model, batches[0], items)  # and the second one fails
+    found = gradients(trainer, parts)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_training_with_dropout_is_resumed_to_the_same_weights(tmp_path: Path) -> None:
+    options = {"contrast_batch": "step", "gradient_accumulation_steps": 2, "max_steps": 6, "prefix_cache": "none"}
+    saving = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "no"}
+    states = []
+    for resumed in (None, str(tmp_path / "checkpoint-3")):
+        trainer = make_trainer("bert", "paper", tmp_path, dropout=0.2, **options, **saving)
+        trainer.train(resumed)
+        states.append({name: value.clone() for name, value in trainer.model.adapter_state_dict().items()})
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ logger = logging.getLogger(__name__)
 class BadRows:
     """What is done with rows that cannot be read.
 
-    A row is bad if it is no JSON object, has another number of cells than the columns of its file, or has no valid text
-    or label. Faults of a whole file, such as another encoding, are always errors.
+    A row is bad if it is no JSON object, has another number of cells than the columns of its file, or has no valid
+    text, label or task. Faults of a whole file are always errors: another encoding, a row of several lines with a wrong
+    number of cells, whose quotation mark may have opened in any of them, or cells of Parquet that cannot be read.
 
     Attributes:
         skips: Whether they are skipped.
@@ -49,6 +50,10 @@ class BadRows:
             raise error
         self.first = self.first or str(error)
         self.count += 1
+
+    def note(self) -> str:
+        """Return a part of an error message about the rows that were skipped, empty if there are none."""
+        return f"; rows that were skipped: {self.count}, the first: {self.first}" if self.count else ""
 
     def report(self, name: str) -> None:
         """Log how many rows were skipped, if there are any.

@@ -141,7 +141,8 @@ def _read_columns(source: Source, split: Split, bad_rows: BadRows | None) -> lis
     if rows is None:
         return None
     if not rows:
-        raise DataError(f"{_describe(source)}: expected at least one row in the {split} data, found none")
+        note = "" if bad_rows is None else bad_rows.note()
+        raise DataError(f"{_describe(source)}: expected at least one row in the {split} data, found none{note}")
     return [_rename(row, source) for row in rows]
 
 
@@ -322,7 +323,10 @@ def _read_table(path: Path, delimiter: str, sniff: bool, bad_rows: BadRows) -> I
         if not header:
             raise DataError(f"{path}, line 1: expected the names of the columns, found a blank line; remove it")
         if len(cells or [""]) != len(header):
-            bad_rows.add(DataError(_cells_fault(path, start, end, header, cells) + _open_mark(path, end, delimiter)))
+            fault = DataError(_cells_fault(path, start, end, header, cells) + _open_mark(path, end, delimiter))
+            if start < end:  # it is not known which of its lines are rows
+                raise fault
+            bad_rows.add(fault)
             continue
         yield Row(dict(zip(header, cells or [""], strict=True)), f"{path}, line {end}")
 

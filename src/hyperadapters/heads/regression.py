@@ -497,19 +497,20 @@ def left_out_losses(rows: TaskRows, num_examples: int, related: Head | None = No
     return torch.cat(losses) if rows.task.labels else torch.cat(losses) / target_scale(rows.targets)[1] ** 2
 
 
-def head_losses(head: Head, rows: TaskRows) -> Tensor:
+def head_losses(head: Head, rows: TaskRows, temperature: float = 1.0) -> Tensor:
     """Compute the cross-entropy of each row, or its squared error in the units of the targets.
 
     Args:
         head: Head of the task.
         rows: N rows of the task.
+        temperature: Divisor of the logits. Default: 1.
 
     Returns:
         Losses [N].
     """
     values = F.linear(rows.inputs, head.weight, head.bias)
     if rows.task.labels:
-        return F.cross_entropy(values, rows.labels, reduction="none")
+        return F.cross_entropy(values / temperature, rows.labels, reduction="none")
     targets = torch.tensor(rows.targets, device=values.device)
     return (values[:, 0] * head.target_std + head.target_mean - targets).square()
 

@@ -16,7 +16,7 @@ from hyperadapters.data.bad_rows import BadRows, OnBadRow
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row, iterate_file, iterate_standard_input
 from hyperadapters.errors import DataError, TaskError
-from hyperadapters.inference.inputs import input_reader
+from hyperadapters.inference.inputs import ids_of_tasks, input_reader
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.utils.files import check_target, open_atomically
 
@@ -60,8 +60,10 @@ def predict_file(
         NotFiniteError: If the model computes a value that is not a finite number.
     """
     bad_rows = BadRows(on_bad_row)
-    read = read_rows(open_rows(input_file, task, tasks, delimiter, bad_rows), predictor.model.tasks, task, bad_rows)
-    records = _records(predictor, read, str(input_file), tasks, progress)
+    rows, known = open_rows(input_file, task, tasks, delimiter, bad_rows), predictor.model.tasks
+    if tasks is not None and tasks != "*":  # all of them read such rows as the first one
+        task = known[ids_of_tasks(known, tasks)[0]].name
+    records = _records(predictor, read_rows(rows, known, task, bad_rows), str(input_file), tasks, progress, bad_rows)
     if output is None:
         _write_jsonl(sys.stdout, records)
     else:
@@ -150,6 +152,7 @@ def _records(
     name: str,
     tasks: Sequence[str] | Literal["*"] | None,
     progress: bool,
+    bad_rows: BadRows,
 ) -> Iterator[dict[str, Any]]:
     waiting: deque[tuple[Example, dict[str, Any]]] = deque()
 
@@ -171,7 +174,7 @@ def _records(
         is_routed = tasks is None and example.task_id is None
         yield from ({**_record(example, prediction, is_routed), **other} for prediction in predictions)
     if empty:
-        raise DataError(f"{name}: expected at least one row, found none")
+        raise DataError(f"{name}: expected at least one row, found none{bad_rows.note()}")
 
 
 def other_columns(row: Row) -> dict[str, Any]:

@@ -211,7 +211,7 @@ class _Lines:
         self._is_csv = output.suffix == ".csv"
         if tasks is not None and not self._all_tasks:
             task = self._known[ids_of_tasks(self._known, tasks)[0]].name
-        self._rows = read_rows(rows, self._known, task, bad_rows)
+        self._rows, self._bad_rows = read_rows(rows, self._known, task, bad_rows), bad_rows
 
     def __iter__(self) -> Iterator[str]:
         columns: dict[str, Any] | None = None
@@ -232,7 +232,7 @@ class _Lines:
                 raise TaskError(f"{row.place}: method '{self._method}' cannot route: give each input its task")
             yield as_json({**values, **others}) + "\n"
         if columns is None:
-            raise DataError(f"{self._name}: expected at least one row, found none")
+            raise DataError(f"{self._name}: expected at least one row, found none{self._bad_rows.note()}")
 
     def _check_columns(self, row: Row, others: dict[str, Any], columns: dict[str, Any]) -> None:
         for name in others:

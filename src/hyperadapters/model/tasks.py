@@ -156,13 +156,13 @@ class TaskTable:
         return self._read_pairs[1]
 
     def states(self) -> list[TaskState]:
-        """Return the states of all tasks in the order of their ids. Only the centroids are copies."""
+        """Return the states of all tasks in the order of their ids. Tensors are not copied."""
         pha = self._pha
         own = {int(key): adapter() for key, adapter in pha.own_adapters.items()}
         columns = zip(
             self.tasks,
             pha.prototypes.weight.detach().unbind(),
-            [of_task[of_task.any(dim=-1)] for of_task in pha.prototypes.centroids],  # without padding
+            self._centroids(),
             pha.thresholds.tolist(),
             self._densities(),
             [None] * len(self) if self._heads is None else self._heads.unpack(),
@@ -205,6 +205,12 @@ class TaskTable:
         names = {task.name for task in tasks}
         self.renamed = {name: before for name, before in self.renamed.items() if name in names}
         self.changed(changed)
+
+    def _centroids(self) -> Sequence[Tensor]:
+        """Return the centroids of each task without the rows of zeros that pad the table."""
+        centroids = self._pha.prototypes.centroids
+        counts = centroids.any(dim=-1).sum(dim=1).tolist()  # centroids come first, see `PrototypeTable.set_centroids`
+        return [of_task[:count] for of_task, count in zip(centroids.unbind(), counts, strict=True)]
 
     def _densities(self) -> Sequence[Tensor]:
         """Return the mean and the number of texts of each task's density."""

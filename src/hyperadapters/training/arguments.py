@@ -176,7 +176,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.fsdp or self.deepspeed or any(os.environ.get(name) == "true" for name in DIVIDING):
             raise RecipeError(
                 "FSDP and DeepSpeed, which divide the weights among the processes, are not supported; start "
-                " data-parallel training with torchrun or accelerate launch --multi_gpu"
+                "data-parallel training with torchrun or accelerate launch --multi_gpu"
             )
         if self.push_to_hub:
             raise RecipeError(
@@ -216,7 +216,7 @@ def settings_without_effect(
         ),
         "retriever_learning_rate": (config.method not in RETRIEVING, f"method '{config.method}' has no retriever"),
         "false_decline_rate": (not model.method.can_route, f"method '{config.method}' cannot route"),
-        "skip_nonfinite": (arguments.fp16, "the gradient scaler of fp16 skips such steps"),
+        "skip_nonfinite": (arguments.fp16, "with fp16 the gradient scaler decides which steps are skipped"),
         "contrast_batch": (
             arguments.gradient_accumulation_steps == 1
             or config.method not in ROUTING

@@ -47,6 +47,8 @@ PRIOR = (1.0, 0.0)
 trained on few rows is overconfident, so its prior share is zero."""
 PRIOR_STRENGTH = 4.0
 """Strength of that regularisation: half of it times the squared distance from the prior is the penalty, in nats."""
+TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 11))
+"""Divisors of the logits with which heads are compared."""
 SHARES_UNCHECKED = (1.0, 0.5)
 """Shares of the regression and of the trained head for a task without validation rows."""
 
@@ -220,9 +222,13 @@ def _set_adapted_heads(
     if validation and model.method.can_change_tasks:
         scales = model.pha.adapter_scales
         trained = scales.clone()
-        scales.zero_()
-        heads, are_adapted = choose_heads(model.tasks, adapted, features())
-        scales.copy_(trained * scales.new_tensor(are_adapted))
+        try:
+            scales.zero_()
+            frozen = features()
+        finally:
+            scales.copy_(trained)
+        heads, are_adapted = choose_heads(model.tasks, adapted, frozen)
+        scales.mul_(scales.new_tensor(are_adapted))
     else:
         heads = fit_related_heads(task_rows(model.tasks, adapted[0]))
     model.task_table.set_heads([head.rounded() for head in heads])
@@ -235,7 +241,8 @@ def choose_heads(
 
     Adapters that were trained together help related tasks and may harm others. The heads with the higher likelihood of
     the validation rows are chosen, together for all tasks that learn from each other (see
-    `heads.regression.related_tasks`).
+    `heads.regression.related_tasks`). Heads of adapted features are too confident, because the adapters have seen the
+    labels of the training rows. The likelihood is therefore that of the best temperature.
 
     Args:
         tasks: Tasks of the model.
@@ -243,8 +250,8 @@ def choose_heads(
         frozen: The same rows with the features of the frozen backbone.
 
     Returns:
-        Heads of the tasks, and whether each of them is that of the adapted features. Those of a task without validation
-        rows are.
+        Heads of the tasks, and whether each of them is that of the adapted features. They are for a task without
+        validation rows, unless a task that it learns from has some.
 
     Raises:
         DataError: If a label of a task has no row.
@@ -253,22 +260,21 @@ def choose_heads(
     others = fit_related_heads(task_rows(tasks, frozen[0]))
     losses, other_losses = _losses_by_task(tasks, heads, adapted[1]), _losses_by_task(tasks, others, frozen[1])
     are_adapted = [True] * len(tasks)
-    for group in related_tasks(tasks):
-        if sum(other_losses[task_id] for task_id in group) < sum(losses[task_id] for task_id in group):
-            for task_id in group:
+    for group in map(torch.tensor, related_tasks(tasks)):
+        if other_losses[group].sum(dim=0).min() < losses[group].sum(dim=0).min():
+            for task_id in group.tolist():
                 heads[task_id], are_adapted[task_id] = others[task_id], False
     return heads, are_adapted
 
 
-def _losses_by_task(tasks: Sequence[Task], heads: Sequence[Head], rows: HeadRows) -> list[float]:
-    """Compute the negative log-likelihood of the rows of each task, up to a constant; 0 for a task without rows."""
-    found = []
-    for task, head, own in zip(tasks, heads, rows.by_task(len(tasks)), strict=True):
-        if not own.examples:
-            found.append(0.0)
-            continue
-        losses = head_losses(head, TaskRows(task, torch.stack(list(own.features)).float(), own.targets))
-        found.append(float(losses.sum()) / (1.0 if task.labels else 2 * head.target_std**2))
+def _losses_by_task(tasks: Sequence[Task], heads: Sequence[Head], rows: HeadRows) -> Tensor:
+    """Compute the sum of the losses of the rows of each task, for each of `TEMPERATURES`; 0 for a task without rows."""
+    found = torch.zeros(len(tasks), len(TEMPERATURES))
+    for task_id, own in enumerate(rows.by_task(len(tasks))):
+        if own.examples:
+            features = torch.stack(list(own.features)).float()
+            of_task = TaskRows(tasks[task_id], features, own.targets)
+            found[task_id] = torch.stack([head_losses(heads[task_id], of_task, one).sum() for one in TEMPERATURES])
     return found
 
 

@@ -218,6 +218,7 @@ class Trainer(transformers.Trainer):
         self._terms: list[torch.Tensor] = []
         self._terms_of_step: list[torch.Tensor] = []
         self._rows_of_step: list[int] = []
+        self._batches_of_step: list[Any] = []
         self._instances_of_step: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._what_is_not_finite: str | None = None
         self._skipped_steps = 0
@@ -271,6 +272,7 @@ class Trainer(transformers.Trainer):
             ValueError: If the heads have already been fitted to frozen features.
         """
         resume_from_checkpoint, self._best_state = self._resume_from(resume_from_checkpoint), None
+        self._skipped_steps = 0
         heads = self.model.heads
         if heads is not None:
             if self.model.adapter_config.head_inputs != "adapted":
@@ -416,7 +418,8 @@ class Trainer(transformers.Trainer):
             is_usable = has_usable_logits(output.logits).tolist()
             places = self._rows_of_step[-len(is_usable) :] if rows is not None else []
             unusable = [row for row, usable in zip(places, is_usable, strict=False) if not usable]
-            self._what_is_not_finite = self._described(f"the loss is {output.loss.item()}", unusable or places)
+            what = self._described(f"the loss is {output.loss.item()}", unusable or places)
+            self._what_is_not_finite = self._what_is_not_finite or what
             if not args.skip_nonfinite:
                 raise self._diverged(self._what_is_not_finite)
             output.loss = output.loss * math.nan  # so that all processes find gradients that are not finite
@@ -431,7 +434,7 @@ class Trainer(transformers.Trainer):
             return self._prefix(rows.tolist(), {name: inputs[name] for name in MODEL_INPUTS if name in inputs})
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Return the micro-batches of the next step; with `contrast_batch="step"`, compute their instance vectors.
+        """Return the micro-batches of the next step, and forget what is left of a step that was not finished.
 
         Args:
             epoch_iterator: Iterator over the micro-batches of an epoch.
@@ -442,9 +445,10 @@ class Trainer(transformers.Trainer):
             The micro-batches, and the number of their target tokens if the Trainer needs it.
         """
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._instances_of_step = []
-        if self.args.contrast_batch == "step" and len(batches) > 1:
-            self._instances_of_step = [self._instances(batch) for batch in batches]
+        for of_step in (self._terms_of_step, self._rows_of_step, self._instances_of_step):
+            of_step.clear()
+        self._what_is_not_finite = None
+        self._batches_of_step = batches if self.args.contrast_batch == "step" and len(batches) > 1 else []
         return batches, num_items
 
     @torch.no_grad()
@@ -454,6 +458,12 @@ class Trainer(transformers.Trainer):
         inputs.pop("rows", None)
         with self.accelerator.autocast():
             output = self.model(**inputs, frozen_output=self._frozen(inputs, rows))
+        if rows is not None and not output.instances.isfinite().all():
+            unusable = (~output.instances.isfinite().all(dim=1)).nonzero()[:, 0]
+            places = torch.maximum(rows, -1 - rows)[unusable].tolist()
+            self._what_is_not_finite = self._described("an instance vector is not finite", places)
+            if not self.args.skip_nonfinite:
+                raise self._diverged(self._what_is_not_finite)
         return _processes(rows).rows(output.instances, batch["task_ids"])
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -473,6 +483,10 @@ class Trainer(transformers.Trainer):
         """
         rows, tokens = inputs["input_ids"].shape
         try:
+            if self._batches_of_step:  # a random state that is resumed is loaded after `get_batch_samples`
+                model.train()
+                batches, self._batches_of_step = self._batches_of_step, []
+                self._instances_of_step += map(self._instances, batches)
             return super().training_step(model, inputs, num_items_in_batch)
         except RuntimeError as error:
             if self.args.auto_find_batch_size or not should_reduce_batch_size(error):

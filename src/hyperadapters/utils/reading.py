@@ -82,6 +82,5 @@ def leads_outside(folder: Path, name: str) -> bool:
     except ValueError:  # a null character, with which there is no file
         return False
     allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
+    allowed += [place.parent / "blobs" for place in root.parents if place.name == "snapshots"][:1]
     return not any(path.is_relative_to(parent) for parent in allowed)
