@@ -35,6 +35,7 @@ from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.model.output import HyperAdapterOutput
 from hyperadapters.training.optimizers import learning_rates
 from hyperadapters.training.text_heads import (
+    FittedHeads,
     HeadRows,
     choose_heads,
     regression_examples,
@@ -45,13 +46,13 @@ from hyperadapters.training.text_heads import (
 ADAPTER_DIM = 32
 RETRIEVER_LEARNING_RATE = 3e-3
 """Of a retriever that only the contrastive losses train, as in the recipes."""
-FittedHeads = Literal["chosen", "related", "own", "trained"]
+HeadFit = Literal["chosen", "related", "own", "trained"]
 COUNTED_BY_TASK = ("method.prototypes.", "heads.")
 """Parts of which every task has its share."""
 
 
 def train_own(
-    settings: dict[str, Any], setting: Setting, cell: Cell, rate: float, heads: FittedHeads = "chosen"
+    settings: dict[str, Any], setting: Setting, cell: Cell, rate: float, heads: HeadFit = "chosen"
 ) -> Trained:
     """Train a `HyperAdapterModel`.
 
@@ -109,7 +110,7 @@ def _fit(learner: OwnLearner, setting: Setting, cell: Cell, steps: int, rate: fl
     return fit(learner, train, validation, lengths, budget, steps, budget.batch_size, rate, cell.seed)
 
 
-def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads: FittedHeads = "chosen") -> Fit:
+def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads: HeadFit = "chosen") -> Fit:
     """Fit heads that read texts, where the learner has such heads."""
     model, config = learner.model, learner.model.adapter_config
     if config.head_inputs == "adapted" or heads == "trained":
@@ -238,14 +239,13 @@ class OwnLearner(TextHeadsLearner):
     def fit_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Replace heads that read adapted texts by those that `plus` fits after training, with the same choice."""
         examples = regression_examples(self.model, train)
-        adapted = self.head_rows(examples), self.head_rows(validation)
+        adapted = FittedHeads.fit(self.tasks, self.head_rows(examples), self.head_rows(validation))
+        heads, are_adapted = adapted.heads, [True] * len(self.tasks)
         if validation:
             with self._without_adapters():
-                frozen = self.head_rows(examples), self.head_rows(validation)
+                frozen = FittedHeads.fit(self.tasks, self.head_rows(examples), self.head_rows(validation))
             heads, are_adapted = choose_heads(self.tasks, adapted, frozen)
-            self._frozen_tasks = {task_id for task_id, is_adapted in enumerate(are_adapted) if not is_adapted}
-        else:
-            heads, self._frozen_tasks = fit_related_heads(task_rows(self.tasks, adapted[0])), set()
+        self._frozen_tasks = {task_id for task_id, is_adapted in enumerate(are_adapted) if not is_adapted}
         self.model.task_table.set_heads([head.rounded() for head in heads])
 
     @contextmanager

@@ -17,7 +17,7 @@ from hyperadapters.errors import DataError, NotFiniteError
 from hyperadapters.heads.regression import TaskRows, fit_related_heads, head_losses
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.training import text_heads
-from hyperadapters.training.text_heads import TEMPERATURES, HeadRows, choose_heads, fit_text_heads
+from hyperadapters.training.text_heads import TEMPERATURES, FittedHeads, HeadRows, choose_heads, fit_text_heads
 from hyperadapters.training.trainer import Trainer
 
 TOLERANCE: dict[str, Any] = {"atol": rounding(2**13), "rtol": rounding(2**13)}
@@ -196,9 +196,10 @@ def test_heads_that_are_right_and_too_confident_are_chosen() -> None:
     def rows(features: Tensor, of: list[Example]) -> HeadRows:
         return HeadRows(of, list(features))
 
-    adapted = rows(100 * sure, train), rows(100 * signs[:, None], examples)
+    adapted = FittedHeads.fit([task], rows(100 * sure, train), rows(100 * signs[:, None], examples))
     noise = 0.01 * torch.randn(64, 1, generator=generator)
-    heads, are_adapted = choose_heads([task], adapted, (rows(noise, train), rows(noise, examples)))
+    frozen = FittedHeads.fit([task], rows(noise, train), rows(noise, examples))
+    heads, are_adapted = choose_heads([task], adapted, frozen)
     assert are_adapted == [True]
     plain = [float(head_losses(head, TaskRows(task, signs[:, None] * 100, targets)).sum()) for head in heads]
     assert plain[0] > 64 * 0.6931  # worse than guessing, unless its temperature is fitted
@@ -212,6 +213,6 @@ def test_related_tasks_are_chosen_for_together() -> None:
     def rows(of: list[Example], sign: int) -> HeadRows:
         return HeadRows(of, [torch.tensor([sign * (2.0 * float(one.target or 0) - 1)]) for one in of])
 
-    good, bad = (rows(train, 1), rows(validation, 1)), (rows(train, 1), rows(validation, -1))
+    good, bad = (FittedHeads.fit(tasks, rows(train, 1), rows(validation, sign)) for sign in (1, -1))
     assert choose_heads(tasks, good, bad)[1] == [True, True]
     assert choose_heads(tasks, bad, good)[1] == [False, False]

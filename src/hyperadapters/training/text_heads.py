@@ -215,29 +215,59 @@ def _set_adapted_heads(
 ) -> None:
     """Fit heads to adapted features, and switch off the adapters of tasks that are predicted better without them."""
 
-    def features() -> tuple[HeadRows, HeadRows]:
-        return _adapted_rows(model, train, batch_size), _adapted_rows(model, validation, batch_size)
+    def fitted() -> FittedHeads:
+        computed = _adapted_rows(model, train, batch_size), _adapted_rows(model, validation, batch_size)
+        return FittedHeads.fit(model.tasks, *computed)
 
-    adapted = features()
+    found = fitted()
+    heads = found.heads
     if validation and model.method.can_change_tasks:
         scales = model.pha.adapter_scales
         trained = scales.clone()
         try:
             scales.zero_()
-            frozen = features()
+            frozen = fitted()
         finally:
             scales.copy_(trained)
-        heads, are_adapted = choose_heads(model.tasks, adapted, frozen)
+        heads, are_adapted = choose_heads(model.tasks, found, frozen)
         scales.mul_(scales.new_tensor(are_adapted))
-    else:
-        heads = fit_related_heads(task_rows(model.tasks, adapted[0]))
     model.task_table.set_heads([head.rounded() for head in heads])
 
 
-def choose_heads(
-    tasks: Sequence[Task], adapted: tuple[HeadRows, HeadRows], frozen: tuple[HeadRows, HeadRows]
-) -> tuple[list[Head], list[bool]]:
-    """Fit heads to adapted and to frozen features, and choose for each task those that predict validation rows better.
+@dataclass(frozen=True)
+class FittedHeads:
+    """Heads that were fitted to training rows, and how well they predict validation rows.
+
+    Attributes:
+        heads: Heads of the T tasks.
+        losses: Sum of the losses of the validation rows of each task, for each of `TEMPERATURES` [T, K]; 0 for a task
+            without rows.
+    """
+
+    heads: list[Head]
+    losses: Tensor
+
+    @classmethod
+    def fit(cls, tasks: Sequence[Task], train: HeadRows, validation: HeadRows) -> FittedHeads:
+        """Fit heads, where related tasks learn from each other (see `heads.regression.fit_related_heads`).
+
+        Args:
+            tasks: Tasks of the model.
+            train: Rows to fit the heads to.
+            validation: Rows to compute the losses of; there may be none.
+
+        Returns:
+            The heads and their losses.
+
+        Raises:
+            DataError: If a label of a task has no row.
+        """
+        heads = fit_related_heads(task_rows(tasks, train))
+        return cls(heads, _losses_by_task(tasks, heads, validation))
+
+
+def choose_heads(tasks: Sequence[Task], adapted: FittedHeads, frozen: FittedHeads) -> tuple[list[Head], list[bool]]:
+    """Choose for each task the heads that predict its validation rows better.
 
     Adapters that were trained together help related tasks and may harm others. The heads with the higher likelihood of
     the validation rows are chosen, together for all tasks that learn from each other (see
@@ -246,24 +276,18 @@ def choose_heads(
 
     Args:
         tasks: Tasks of the model.
-        adapted: Training and validation rows with adapted features.
-        frozen: The same rows with the features of the frozen backbone.
+        adapted: Heads that read adapted features.
+        frozen: Heads that read the features of the frozen backbone.
 
     Returns:
         Heads of the tasks, and whether each of them is that of the adapted features. They are for a task without
         validation rows, unless a task that it learns from has some.
-
-    Raises:
-        DataError: If a label of a task has no row.
     """
-    heads = fit_related_heads(task_rows(tasks, adapted[0]))
-    others = fit_related_heads(task_rows(tasks, frozen[0]))
-    losses, other_losses = _losses_by_task(tasks, heads, adapted[1]), _losses_by_task(tasks, others, frozen[1])
-    are_adapted = [True] * len(tasks)
+    heads, are_adapted = list(adapted.heads), [True] * len(tasks)
     for group in map(torch.tensor, related_tasks(tasks)):
-        if other_losses[group].sum(dim=0).min() < losses[group].sum(dim=0).min():
+        if frozen.losses[group].sum(dim=0).min() < adapted.losses[group].sum(dim=0).min():
             for task_id in group.tolist():
-                heads[task_id], are_adapted[task_id] = others[task_id], False
+                heads[task_id], are_adapted[task_id] = frozen.heads[task_id], False
     return heads, are_adapted
 
 
