@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -207,12 +207,18 @@ class OwnLearner(TextHeadsLearner):
 
     def logits(self, examples: Sequence[Example]) -> Tensor:
         """Of each row under its own task [B, C]."""
-        frozen = self._frozen(examples)
-        logits: Tensor = self._run(examples, frozen).logits
-        is_frozen = torch.tensor([example.task_id in self._frozen_tasks for example in examples], device=logits.device)
-        if is_frozen.any():
-            with self._without_adapters():
-                logits = torch.where(is_frozen[:, None], self._run(examples, frozen).logits, logits)
+        is_frozen = torch.tensor([example.task_id in self._frozen_tasks for example in examples])
+        parts = []
+        for rows, context in (((~is_frozen).nonzero(), nullcontext()), (is_frozen.nonzero(), self._without_adapters())):
+            batch = [examples[row] for row in rows[:, 0].tolist()]
+            if batch:
+                with context:
+                    parts.append((rows[:, 0], self._run(batch, self._frozen(batch)).logits))
+        if len(parts) == 1:
+            return parts[0][1]
+        logits = parts[0][1].new_zeros(len(examples), max(part.shape[1] for _, part in parts))
+        for rows, part in parts:
+            logits[rows, : part.shape[1]] = part
         return logits
 
     @torch.no_grad()
