@@ -330,10 +330,9 @@ class JobRunner:
         return process, connection
 
     def _end_process(self) -> None:
-        process, connection, self._process, self._connection = self._process, self._connection, None, None
+        # A thread may still read from the connection, which is closed with the last reference to it.
+        process, self._process, self._connection = self._process, None, None
         self._has_removed = False
         if process is not None:
             process.kill()
             process.join()
-        if connection is not None:
-            connection.close()
