@@ -41,13 +41,19 @@ def gradients(trainer: Trainer, parts: list[list[int]]) -> dict[str, torch.Tenso
     return {name: value.grad.clone() for name, value in named if value.grad is not None}
 
 
-@pytest.mark.parametrize(("kind", "preset"), [("bert", "paper"), ("bert", "plus"), ("t5", "paper")])
-@pytest.mark.parametrize("prefix_cache", ["none", "memory"])
+@pytest.mark.parametrize(
+    ("kind", "preset", "prefix_cache"),
+    [
+        ("bert", "paper", "none"),
+        ("bert", "paper", "memory"),
+        ("bert", "plus", "none"),
+        ("bert", "plus", "memory"),
+        ("t5", "paper", "none"),
+    ],
+)
 def test_micro_batches_have_the_gradients_of_one_batch(
     kind: str, preset: str, prefix_cache: str, tmp_path: Path
 ) -> None:
-    if kind == "t5" and prefix_cache == "memory":
-        pytest.skip("a T5 of this preset has no frozen layers")
     options = {"gradient_accumulation_steps": 3, "prefix_cache": prefix_cache}
     trainer = make_trainer(kind, preset, tmp_path, contrast_batch="step", **options)
     trainer.model.train()
