@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from hyperadapters.errors import DataError, HyperAdaptersError, TaskError
-from hyperadapters.serving.batching import BatchTimes, DeadlineError, MicroBatcher, RefusedError
+from hyperadapters.serving.batching import SWITCH_SECONDS, BatchTimes, DeadlineError, MicroBatcher, RefusedError
 from hyperadapters.serving.served_model import Answer, Question
 
 FATAL = (("a", None), ("b", "fatal"), ("c", None))
@@ -67,6 +68,17 @@ async def occupied(batcher: MicroBatcher, answering: Answering, text: str = "0")
 
 def question(*texts: str, task: str | None = None) -> Question:
     return Question(texts, task)
+
+
+def test_the_switch_interval_is_lower_while_the_thread_runs() -> None:
+    before = sys.getswitchinterval()
+
+    async def inside() -> float:
+        async with running(Answering()):
+            return sys.getswitchinterval()
+
+    assert asyncio.run(inside()) == pytest.approx(min(SWITCH_SECONDS, before))
+    assert sys.getswitchinterval() == before
 
 
 def test_what_waits_is_answered_together_in_order_up_to_the_maximum() -> None:

@@ -323,10 +323,11 @@ def _read_table(path: Path, delimiter: str, sniff: bool, bad_rows: BadRows) -> I
         if not header:
             raise DataError(f"{path}, line 1: expected the names of the columns, found a blank line; remove it")
         if len(cells or [""]) != len(header):
-            fault = DataError(_cells_fault(path, start, end, header, cells) + _open_mark(path, end, delimiter))
-            if start < end:  # it is not known which of its lines are rows
-                raise fault
-            bad_rows.add(fault)
+            fault = _cells_fault(path, start, end, header, cells)
+            is_skipped = bad_rows.skips and start == end  # otherwise it is not known which of its lines are rows
+            if not is_skipped:
+                raise DataError(fault + _open_mark(path, end, delimiter))
+            bad_rows.add(DataError(fault))
             continue
         yield Row(dict(zip(header, cells or [""], strict=True)), f"{path}, line {end}")
 

@@ -36,10 +36,10 @@ from hyperadapters.training.prefix_cache import GIB, FrozenPrefix, choose_place,
 from hyperadapters.training.run import (
     check_settings,
     examples_of,
+    model_of,
     rows_by_task,
     rows_of_process,
     training_arguments,
-    use_attention,
 )
 from hyperadapters.training.trainer import MODEL_INPUTS
 
@@ -169,15 +169,7 @@ def plan_memory(recipe: Recipe, processes: int = 1, folder: str | Path = ".") ->
 
 def _untrained_model(recipe: Recipe, tasks: Sequence[TaskData]) -> HyperAdapterModel:
     """Make the model of a recipe as `run.train` does, but without weights."""
-    model = HyperAdapterModel(
-        backbone_without_weights(recipe.backbone, recipe.model.modules, recipe.backbone_dtype),
-        [data.task for data in tasks],
-        recipe.model,
-        backbone_name=recipe.backbone,
-        lengths=recipe.data.lengths,
-    )
-    if recipe.training.attention is not None:
-        use_attention(model.backbone, recipe.training.attention)
+    model = model_of(recipe, tasks, backbone_without_weights)
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model

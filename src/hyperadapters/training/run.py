@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
+from torch import nn
 from transformers import set_seed
 
 from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.checkpoints.format import is_checkpoint, remove_checkpoint
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, TrainingConfig, load_recipe, resolve_paths
+from hyperadapters.config.model import Dtype, ModuleNames
 from hyperadapters.config.reading import load_yaml
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
@@ -93,15 +95,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     wait_for_all()
     tasks = load_tasks(recipe.tasks, recipe.data, recipe.seed)
     set_seed(recipe.seed)
-    model = HyperAdapterModel(
-        load_backbone(recipe.backbone, recipe.model.modules, recipe.backbone_dtype),
-        [data.task for data in tasks],
-        recipe.model,
-        backbone_name=recipe.backbone,
-        lengths=recipe.data.lengths,
-    )
-    if recipe.training.attention is not None:
-        use_attention(model.backbone, recipe.training.attention)
+    model = model_of(recipe, tasks, load_backbone)
     train_rows, validation_rows = rows_by_task(tasks, "train"), rows_by_task(tasks, "validation")
     arguments = training_arguments(recipe, output)
     check_settings(recipe, arguments, model, bool(validation_rows))
@@ -123,6 +117,37 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
         if interruption.signal is not None:
             raise interruption.error(trainer.state.global_step, output)
         return _finished(recipe, model, tasks, trainer, output, time.monotonic() - started)
+
+
+def model_of(
+    recipe: Recipe,
+    tasks: Sequence[TaskData],
+    load: Callable[[str, ModuleNames | None, Dtype | None], nn.Module],
+) -> HyperAdapterModel:
+    """Make the untrained model of a recipe.
+
+    Args:
+        recipe: The recipe.
+        tasks: Its tasks with their examples.
+        load: Function that returns the backbone by its name, the names of its modules and its data type.
+
+    Returns:
+        The model, with the attention of the recipe.
+
+    Raises:
+        RecipeError: If the attention of the recipe cannot be used.
+        HyperAdaptersError: If the backbone is missing or not supported, or cannot have these tasks or settings.
+    """
+    model = HyperAdapterModel(
+        load(recipe.backbone, recipe.model.modules, recipe.backbone_dtype),
+        [data.task for data in tasks],
+        recipe.model,
+        backbone_name=recipe.backbone,
+        lengths=recipe.data.lengths,
+    )
+    if recipe.training.attention is not None:
+        _use_attention(model.backbone, recipe.training.attention)
+    return model
 
 
 def _finished(
@@ -437,7 +462,7 @@ def check_settings(
             )
 
 
-def use_attention(backbone: Any, name: str) -> None:
+def _use_attention(backbone: Any, name: str) -> None:
     """Select the attention implementation of a backbone.
 
     Args:
