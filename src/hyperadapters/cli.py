@@ -22,6 +22,7 @@ from hyperadapters.errors import HyperAdaptersError
 if TYPE_CHECKING:
     from hyperadapters.fewshot.add_task import FitReport
     from hyperadapters.model.model import HyperAdapterModel
+    from hyperadapters.training.calibration import CalibrationReport
     from hyperadapters.training.plan import MemoryPlan
 
 app = typer.Typer(
@@ -177,6 +178,10 @@ def predict(
     decline: Annotated[
         bool, typer.Option("--decline/--no-decline", help="Whether to decline rows that are not similar to any task.")
     ] = True,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="Maximum share of wrong answers of a task; rows that are not certain enough get no answer."),
+    ] = None,
     delimiter: Delimiter = None,
     engine: Annotated[
         str,
@@ -230,9 +235,12 @@ def predict(
             workers,
             progress=True,
             on_bad_row=cast(Any, on_bad_row),
+            max_error=max_error,
         )
         return
-    predictor = Predictor.from_pretrained(folder, batch_size=batch_size, route=route, decline=decline)
+    predictor = Predictor.from_pretrained(
+        folder, batch_size=batch_size, route=route, decline=decline, max_error=max_error
+    )
     predict_file(
         predictor,
         input_file,
@@ -312,6 +320,44 @@ def refit_task(
         model.to(best_device())
         report = model.refit_task(name, rows, cast(Any, fit), cast(Any, init), k_per_label, seed=seed)
     _print_report(report)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters calibrate runs/helpdesk --inputs labelled.csv\n\n"
+    "hyperadapters calibrate runs/helpdesk --inputs labelled.csv --foreign other.csv --false-accept-rate 0.1\n\n"
+    "The inputs have the columns 'text' (and 'text_pair' for pairs), 'task', and 'label' if there are labels. "
+    "They must not have been used for training."
+)
+def calibrate(
+    folder: RunFolder,
+    inputs: Annotated[Path, typer.Option(help="JSON-lines, CSV, TSV or Parquet file with rows of known tasks.")],
+    task: Annotated[str | None, typer.Option(help="Task of all rows; default: the column 'task'.")] = None,
+    foreign: Annotated[Path | None, typer.Option(help="File with inputs of no known task.")] = None,
+    false_decline_rate: Annotated[
+        float, typer.Option(help="Maximum share of the inputs of known tasks that are declined.")
+    ] = 0.05,
+    false_accept_rate: Annotated[
+        float | None, typer.Option(help="Maximum share of foreign inputs that are accepted.")
+    ] = None,
+    delimiter: Delimiter = None,
+) -> None:
+    """Set thresholds of routing, temperatures and error bounds from new rows, without training."""
+    from hyperadapters.data.sources import read_file
+    from hyperadapters.errors import DataError
+    from hyperadapters.inference.batches import best_device
+
+    data: dict[str, list[Any]] = {}
+    for row in read_file(inputs, delimiter):
+        name = task or row.values.get("task")
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{row.place}: expected a task in the column 'task', found none; add it, or use --task")
+        data.setdefault(name, []).append(row)
+    outside = None if foreign is None else read_file(foreign, delimiter)
+    with _changed_model(folder) as model:
+        model.to(best_device())
+        report = model.calibrate(data, outside, false_decline_rate, false_accept_rate)
+    _print_calibration(report)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nhyperadapters remove-task runs/helpdesk --name refunds")
@@ -508,6 +554,24 @@ def _print_scores(metrics: dict[str, Any]) -> None:
     console.print(table)
     if metrics["routing_accuracy"] is not None:
         console.print(f"routing accuracy {metrics['routing_accuracy']:.4f}")
+
+
+def _print_calibration(report: CalibrationReport) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("task")
+    for title in ("rows", "threshold", "declined at most", "temperature"):
+        table.add_column(title, justify="right")
+    for name, found in report.tasks.items():
+        values = (found.threshold, found.decline_bound, found.temperature)
+        table.add_row(escape(name), str(found.rows), *("" if value is None else f"{value:.3f}" for value in values))
+    Console().print(table)
+    if report.declined is not None:
+        typer.echo(f"{100 * report.declined:.1f} % of the rows are declined.")
+    if report.foreign_accepted is not None:
+        typer.echo(f"{100 * report.foreign_accepted:.1f} % of the foreign inputs are accepted.")
 
 
 def _print_plan(plan: MemoryPlan) -> None:

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.heads import regression
-from hyperadapters.heads.regression import DEFAULT_PENALTY, RELATED_SCALE, TaskRows, fit_new_head, left_out_losses
+from hyperadapters.heads.regression import (
+    DEFAULT_PENALTY,
+    RELATED_SCALE,
+    TaskRows,
+    fit_new_head,
+    head_losses,
+    left_out_fits,
+)
 from hyperadapters.heads.task_heads import Head
 
 SIZE = 5
@@ -91,7 +98,7 @@ def test_left_out_examples_are_scored_by_heads_that_have_not_seen_them(related: 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(regression, "fit_new_head", record)
-        found = left_out_losses(rows, 6, related, seed=3)
+        found = losses_of(left_out_fits(rows, 6, related, seed=3))
     expected = []
     for kept in seen:
         head = fit_new_head(rows.subset(kept), related)
@@ -99,13 +106,15 @@ def test_left_out_examples_are_scored_by_heads_that_have_not_seen_them(related: 
             probabilities = F.linear(inputs[row], head.weight, head.bias).softmax(dim=0)
             expected.append(-float(probabilities[int(rows.targets[row])].log()))
     assert [len(kept) for kept in seen] == [4, 4, 4]
-    assert found is not None
     assert found.tolist() == pytest.approx(expected, rel=1e-9)
 
 
+def losses_of(fits: list[tuple[Head, TaskRows]]) -> Tensor:
+    return torch.cat([head_losses(head, rows) for head, rows in fits])
+
+
 def total(rows: TaskRows, num_examples: int, related: Head | None = None) -> float:
-    losses = left_out_losses(rows, num_examples, related)
-    assert losses is not None
+    losses = losses_of(left_out_fits(rows, num_examples, related))
     assert len(losses) == num_examples
     return float(losses.sum())
 
@@ -120,18 +129,18 @@ def test_a_related_head_that_is_right_lowers_the_losses_and_one_that_is_wrong_do
 
 def test_rows_that_are_no_examples_are_never_left_out() -> None:
     inputs = random_inputs(4)
-    assert left_out_losses(rows_with(inputs[:2], [0, 1]), 2) is None  # the only rows of their labels
+    assert left_out_fits(rows_with(inputs[:2], [0, 1]), 2) == []  # the only rows of their labels
     rows = rows_with(inputs, [0, 1, 0, 1])
     head = fit_new_head(rows.subset([2, 3]))
     expected = F.cross_entropy(F.linear(inputs[:2], head.weight, head.bias), torch.tensor([0, 1]), reduction="sum")
     assert total(rows, 2) == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_losses_of_numbers_are_squared_errors_in_units_of_the_variance() -> None:
+def test_numbers_that_follow_the_inputs_are_predicted_when_they_are_left_out() -> None:
     inputs, task = random_inputs(30).float(), Task.regression("number")
-    follows = total(TaskRows(task, inputs, (100 * inputs[:, 0]).tolist()), 30)
-    noise = total(TaskRows(task, inputs, (100 * random_inputs(30, seed=1)[:, 0]).tolist()), 30)
-    assert follows < 0.1 * 30
-    assert noise > 0.8 * 30
-    assert total(TaskRows(task, inputs, (1e-6 * inputs[:, 0]).tolist()), 30) == pytest.approx(follows, rel=1e-3)
-    assert left_out_losses(TaskRows(task, inputs[:1], [3.0]), 1) is None
+    for size in (100, 1e-6):
+        follows = total(TaskRows(task, inputs, (size * inputs[:, 0]).tolist()), 30) / size**2
+        noise = total(TaskRows(task, inputs, (size * random_inputs(30, seed=1)[:, 0]).tolist()), 30) / size**2
+        assert follows < 0.1 * 30 * float(inputs[:, 0].var())
+        assert noise > 0.8 * 30 * float(random_inputs(30, seed=1)[:, 0].var())
+    assert left_out_fits(TaskRows(task, inputs[:1], [3.0]), 1) == []

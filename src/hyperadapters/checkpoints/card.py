@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -94,9 +95,29 @@ def read_scores(folder: Path) -> Scores:
         Scores by task, split and metric; empty if there is no such file, or the file has other contents.
     """
     try:
-        return _SCORES.validate_python(parse_json((folder / METRICS_FILE).read_text(encoding="utf-8"))["tasks"])
+        return scores_in(parse_json((folder / METRICS_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def scores_in(metrics: Mapping[str, Any]) -> Scores:
+    """Return the scores in the contents of a `metrics.json`, and the measures of calibration with them.
+
+    Args:
+        metrics: Contents of the file.
+
+    Returns:
+        Scores by task, split and metric.
+
+    Raises:
+        ValueError: If the contents have another form.
+        KeyError: If there are no scores.
+    """
+    scores, measures = (_SCORES.validate_python(metrics.get(name, {})) for name in ("tasks", "calibration"))
+    for name, splits in measures.items():
+        for split, found in splits.items():
+            scores.get(name, {}).get(split, {}).update(found)
+    return scores
 
 
 def _read(path: Path) -> str:
@@ -135,6 +156,7 @@ def _front_matter(model: HyperAdapterModel, name: str, license: str | None, scor
             for task in model.tasks[:LISTED_TASKS]
             for split, found in [_scores_of(task, scores)]
             for metric, value in found.items()
+            if metric in task.metrics
         ]
         or None,
     )
@@ -201,22 +223,30 @@ hyperadapters, version {__version__}.
 
 def _task_table(model: HyperAdapterModel, scores: Scores) -> str:
     tasks = model.tasks[:LISTED_TASKS]
-    rows = [["task", "kind", "labels", "metric", "score"], ["---"] * 5]
+    rows = [["task", "kind", "labels", "metric", "score", "calibration error", "Brier score"], ["---"] * 7]
     for task in tasks:
         split, found = _scores_of(task, scores)
         score = f"{found[task.main_metric]:.4f} ({split})" if task.main_metric in found else ""
-        rows.append([_cell(task.name), task.kind, _labels(task), task.main_metric, score])
-    if not any(row[-1] for row in rows[2:]):
+        calibration = [_before_and_after(found, name) for name in ("calibration_error", "brier_score")]
+        rows.append([_cell(task.name), task.kind, _labels(task), task.main_metric, score, *calibration])
+    while not any(row[-1] for row in rows[2:]):
         rows = [row[:-1] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     if len(model.tasks) > len(tasks):
         lines += ["", f"And {len(model.tasks) - len(tasks):,} more: `hyperadapter.json` has all of them."]
-    if len(rows[0]) == 5:
+    if len(rows[0]) >= 5:
         lines += [
             "",
             "Scores are those of the training run. Tasks that were fitted later have no score, or an outdated one.",
         ]
+    if len(rows[0]) == 7:
+        lines.append("Measures of calibration are those without and with the temperature of the task.")
     return "\n".join(lines)
+
+
+def _before_and_after(scores: Mapping[str, float], name: str) -> str:
+    before, after = scores.get(f"{name}_before"), scores.get(name)
+    return "" if before is None or after is None else f"{before:.3f} → {after:.3f}"
 
 
 def _labels(task: Task) -> str:

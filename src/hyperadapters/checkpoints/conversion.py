@@ -8,6 +8,8 @@ format 5   names of the method's parameters start with "method."; some settings 
 format 6   may contain a common adapter and densities of the tasks' texts; the preset "plus" has other defaults; heads
            that read adapted texts are stored in two parts, too
 format 7   may contain scales of the generated adapters
+format 8   the JSON file contains the revision of the tasks
+format 9   may contain temperatures and error bounds of the heads
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ METHOD_TENSORS = ("retriever", "prototypes", "hypernetwork", "learned_adapters",
 CENTROIDS = "method.prototypes.centroids"
 DENSITIES = "method.densities."
 SCALES = "method.adapter_scales"
+TEMPERATURES = "heads.temperature"
+ERROR_BOUNDS = "heads.error_bounds"
 
 
 def convert_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -96,8 +100,9 @@ def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     state = {name: value.detach().cpu() for name, value in model.adapter_state_dict().items()}
     if not state.get(CENTROIDS, torch.ones(1)).numel():
         del state[CENTROIDS]
-    if state.get(SCALES, torch.zeros(1)).eq(1).all():
-        del state[SCALES]
+    for name in (SCALES, TEMPERATURES, ERROR_BOUNDS):
+        if state.get(name, torch.zeros(1)).eq(1).all():
+            del state[name]
     if not state.get(f"{DENSITIES}counts", torch.ones(1)).any():
         state = {name: value for name, value in state.items() if not name.startswith(DENSITIES)}
     if model.heads is not None and len(state[_packed_name(model)]):
@@ -168,6 +173,9 @@ def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
     if model.method.can_route and model.pha.densities is not None:
         for name, value in model.pha.densities.state_dict().items():
             state.setdefault(f"{DENSITIES}{name}", torch.zeros_like(value))
+    if model.heads is not None:
+        for name, value in ((TEMPERATURES, model.heads.temperature), (ERROR_BOUNDS, model.heads.error_bounds)):
+            state.setdefault(name, torch.ones_like(value))
     if model.heads is not None and "heads.compares" in state:
         _unpack(state, model)
     if model.heads is not None and "heads.weight" not in state:

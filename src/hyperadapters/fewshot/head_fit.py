@@ -8,12 +8,17 @@ are kept unless the adapter is clearly better.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from hyperadapters.config import Task
 from hyperadapters.fewshot.fit import DAMPING, FitExamples, Fitted, Start, initial_adapter
-from hyperadapters.heads.regression import MIN_VARIANCE, TaskRows, fit_new_head, left_out_losses
-from hyperadapters.heads.task_heads import Head
+from hyperadapters.heads.calibration import LabelledLogits, fit_temperature, no_rows
+from hyperadapters.heads.regression import MIN_VARIANCE, TaskRows, fit_new_head, head_losses, left_out_fits
+from hyperadapters.heads.task_heads import Head, target_scale
 from hyperadapters.model.model import HyperAdapterModel
 
 MARGIN = 2.0
@@ -58,27 +63,47 @@ def fit_head(
     targets = [float(target) for target in data.targets]  # type: ignore[arg-type]
     adapted = TaskRows(data.task, data.all_head_inputs(adapter.scaled(scale)), targets)
     frozen = TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), targets)
-    gains = _gains(frozen, adapted, num_examples, related, seed)
+    of_adapted = left_out_fits(adapted, num_examples, related, seed)
+    of_frozen = left_out_fits(frozen, num_examples, None, seed)
+    gains = _gains(of_frozen, of_adapted)
     if not _is_clear(-gains) if related is not None or is_own else _is_clear(gains):
-        head = fit_new_head(adapted, related)
+        head, left_out = fit_new_head(adapted, related), of_adapted
     else:
-        scale, head = 0.0, fit_new_head(frozen)
+        scale, head, left_out = 0.0, fit_new_head(frozen), of_frozen
+    head = head._replace(temperature=_temperature(model, data.task, left_out))
     own = start.adapter.scaled(scale).detach() if start.adapter is not None and scale else None
     return Fitted(start.prototype.detach(), own, head, None, 0, "none", scale)
 
 
-def _gains(frozen: TaskRows, adapted: TaskRows, num_examples: int, related: Head | None, seed: int) -> Tensor:
+LeftOutFits = Sequence[tuple[Head, TaskRows]]
+"""Heads, each with the examples that were left out of its fit."""
+
+
+def _gains(frozen: LeftOutFits, adapted: LeftOutFits) -> Tensor:
     """Compute by how much the adapted features raise the log-likelihood of each left-out example, in nats.
 
     The numbers of a regression task are assumed to be normally distributed around the predictions, with the same
     variance for both kinds of features.
     """
-    of_adapted = left_out_losses(adapted, num_examples, related, seed)
-    of_frozen = left_out_losses(frozen, num_examples, None, seed)
-    if of_adapted is None or of_frozen is None:
+    if not frozen:
         return torch.zeros(1)
+    of_frozen, of_adapted = (torch.cat([head_losses(*fit) for fit in fits]) for fits in (frozen, adapted))
     gains = of_frozen - of_adapted
-    return gains if frozen.task.labels else gains / (of_frozen + of_adapted).mean().clamp(min=MIN_VARIANCE)
+    if frozen[0][1].task.labels:
+        return gains
+    variance = target_scale([target for _, rows in frozen for target in rows.targets])[1] ** 2
+    return gains / (of_frozen + of_adapted).mean().clamp(min=MIN_VARIANCE * variance)
+
+
+def _temperature(model: HyperAdapterModel, task: Task, left_out: LeftOutFits) -> float:
+    """Fit the temperature of the task to left-out examples; see `heads.calibration.fit_temperature`."""
+    assert model.heads is not None
+    if not task.labels:
+        return 1.0
+    parts = [LabelledLogits(F.linear(rows.inputs, head.weight, head.bias), rows.labels) for head, rows in left_out]
+    rows = LabelledLogits(*map(torch.cat, zip(*parts, strict=True))) if parts else no_rows(task)
+    known = zip(model.tasks, model.heads.temperature.tolist(), strict=True)
+    return fit_temperature(rows, [value for other, value in known if other.labels and other.name != task.name])
 
 
 def _is_clear(gains: Tensor) -> bool:

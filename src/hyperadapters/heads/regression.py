@@ -462,8 +462,10 @@ def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> 
     return Head(weight.detach() + factor * related.weight, bias.detach() + factor * related.bias), float(factor)
 
 
-def left_out_losses(rows: TaskRows, num_examples: int, related: Head | None = None, seed: int = 0) -> Tensor | None:
-    """Compute the losses of examples under heads of `fit_new_head` that were fitted without them.
+def left_out_fits(
+    rows: TaskRows, num_examples: int, related: Head | None = None, seed: int = 0
+) -> list[tuple[Head, TaskRows]]:
+    """Fit heads with `fit_new_head` without some of the examples.
 
     A third of the examples of each label is left out in turn, or a single one if there are fewer than three. The only
     row of a label is never left out.
@@ -473,12 +475,11 @@ def left_out_losses(rows: TaskRows, num_examples: int, related: Head | None = No
             out.
         num_examples: Number of examples.
         related: Mean head of related tasks; see `fit_new_head`.
-        seed: Seed of the choice of left-out examples. The losses of the same examples are at the same index whenever
-            seed and targets are the same.
+        seed: Seed of the choice of left-out examples, which are the same ones in the same order whenever seed and
+            targets are the same.
 
     Returns:
-        The cross-entropy of each example that was left out, or its squared error in units of the variance of the
-        targets. None if no example can be left out.
+        Each head with the examples that were left out of its fit; empty if no example can be left out.
     """
     groups: dict[float, list[int]] = {}
     for row, target in enumerate(rows.targets):
@@ -486,15 +487,13 @@ def left_out_losses(rows: TaskRows, num_examples: int, related: Head | None = No
     generator = random.Random(seed)
     examples = [[row for row in group if row < num_examples] for group in groups.values() if len(group) > 1]
     shuffled = [generator.sample(group, len(group)) for group in examples]
-    losses = []
+    found = []
     for fold in range(FEW_SHOT_FOLDS):
         left_out = sorted(row for group in shuffled for row in group[fold::FEW_SHOT_FOLDS])
         if left_out:
             kept = sorted(set(range(len(rows.targets))) - set(left_out))
-            losses.append(head_losses(fit_new_head(rows.subset(kept), related), rows.subset(left_out)))
-    if not losses:
-        return None
-    return torch.cat(losses) if rows.task.labels else torch.cat(losses) / target_scale(rows.targets)[1] ** 2
+            found.append((fit_new_head(rows.subset(kept), related), rows.subset(left_out)))
+    return found
 
 
 def head_losses(head: Head, rows: TaskRows, temperature: float = 1.0) -> Tensor:

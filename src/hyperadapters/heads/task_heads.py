@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hyperadapters.config import Task
 from hyperadapters.core import Reduction
 
+ERROR_LEVELS = 8
+"""Number of confidences for which the error of a task is bounded; see `heads.calibration.error_bounds`."""
+
 
 class Head(NamedTuple):
     """The head of one task.
@@ -23,12 +26,18 @@ class Head(NamedTuple):
         target_mean: Mean of a regression task's training targets, in their units; 0 for a classification task.
         target_std: Standard deviation of a regression task's training targets, in their units; 1 for a classification
             task.
+        temperature: Divisor of the logits of a classification task, which makes its probabilities calibrated (see
+            `heads.calibration`); 1 for a regression task.
+        error_bounds: Confidences and the upper limits of the error of answers that exceed them, of shape [2, J]; see
+            `heads.calibration.error_bounds`. None (default) if nothing is known.
     """
 
     weight: Tensor
     bias: Tensor
     target_mean: float = 0.0
     target_std: float = 1.0
+    temperature: float = 1.0
+    error_bounds: Tensor | None = None
 
     def logits(self, pooled: Tensor, features: Tensor) -> Tensor:
         """Compute the logits of rows that all belong to the task of this head.
@@ -42,7 +51,15 @@ class Head(NamedTuple):
             Logits of shape [B, C], or predicted targets of shape [B, 1] in their units.
         """
         inputs = pooled if self.weight.shape[1] == pooled.shape[1] else wide_inputs(pooled, features)
-        return F.linear(inputs, self.weight, self.bias) * self.target_std + self.target_mean
+        return F.linear(inputs, self.weight, self.bias) * (self.target_std / self.temperature) + self.target_mean
+
+    def folded(self) -> Head:
+        """Divide the weight and the bias by the temperature.
+
+        Returns:
+            A head with the same logits and a temperature of 1.
+        """
+        return self._replace(weight=self.weight / self.temperature, bias=self.bias / self.temperature, temperature=1.0)
 
     def rounded(self) -> Head:
         """Round the weight to float16, in which a checkpoint can then store it without loss.
@@ -77,11 +94,16 @@ class TaskHeads(nn.Module):
         starts: Index of the first output of each task, of shape [T].
         target_mean: Mean of the training targets of each task, of shape [T]; 0 for a classification task.
         target_std: Standard deviation of the training targets of each task, of shape [T]; 1 for a classification task.
+        temperature: Divisor of the logits of each task, of shape [T]; 1 for a regression task.
+        error_bounds: Confidences and upper limits of the error of each task, of shape [T, 2, `ERROR_LEVELS`]. Limits of
+            tasks of which nothing is known are 1.
     """
 
     starts: Tensor
     target_mean: Tensor
     target_std: Tensor
+    temperature: Tensor
+    error_bounds: Tensor
     _sizes: Tensor
     _is_regression: Tensor
 
@@ -114,6 +136,8 @@ class TaskHeads(nn.Module):
         # Classification tasks keep 0 and 1, with which the logits are not changed.
         self.register_buffer("target_mean", torch.zeros(len(tasks)))
         self.register_buffer("target_std", torch.ones(len(tasks)))
+        self.register_buffer("temperature", torch.ones(len(tasks)))
+        self.register_buffer("error_bounds", torch.ones(len(tasks), 2, ERROR_LEVELS))
         self.register_buffer("_sizes", torch.tensor(self.sizes, dtype=torch.long), persistent=False)
         self.register_buffer("_is_regression", torch.tensor(self.is_regression, dtype=torch.bool), persistent=False)
 
@@ -129,8 +153,14 @@ class TaskHeads(nn.Module):
         start, size = int(self.starts[task_id]), self.sizes[task_id]
         is_wide = start >= len(self.weight)
         weight, row = (self.wide_weight, start - len(self.weight)) if is_wide else (self.weight, start)
-        scale = float(self.target_mean[task_id]), float(self.target_std[task_id])
-        return Head(weight.detach()[row : row + size], self.bias.detach()[start : start + size], *scale)
+        return Head(
+            weight.detach()[row : row + size],
+            self.bias.detach()[start : start + size],
+            float(self.target_mean[task_id]),
+            float(self.target_std[task_id]),
+            float(self.temperature[task_id]),
+            self.error_bounds[task_id],
+        )
 
     def unpack(self) -> list[Head]:
         """Get the heads of all tasks.
@@ -138,15 +168,16 @@ class TaskHeads(nn.Module):
         Returns:
             The heads in the order of the task ids, as returned by `head`.
         """
-        numbers = (self.starts, self.target_mean, self.target_std)
-        starts, means, stds = (tensor.tolist() for tensor in numbers)  # one copy from the device instead of one a task
+        numbers = (self.starts, self.target_mean, self.target_std, self.temperature)
+        # One copy from the device instead of one a task.
+        starts, means, stds, temperatures = (tensor.tolist() for tensor in numbers)
         order = sorted(range(len(starts)), key=starts.__getitem__)
         sizes = [self.sizes[task_id] for task_id in order]
         num_plain = bisect_left([starts[task_id] for task_id in order], len(self.weight))
         plain, wide = self.weight.detach().split(sizes[:num_plain]), self.wide_weight.detach().split(sizes[num_plain:])
-        heads: dict[int, Head] = {}
+        bounds, heads = self.error_bounds.unbind(), {}
         for task_id, weight, bias in zip(order, plain + wide, self.bias.detach().split(sizes), strict=True):
-            heads[task_id] = Head(weight, bias, means[task_id], stds[task_id])
+            heads[task_id] = Head(weight, bias, means[task_id], stds[task_id], temperatures[task_id], bounds[task_id])
         return [heads[task_id] for task_id in range(len(order))]
 
     @property
@@ -197,6 +228,10 @@ class TaskHeads(nn.Module):
         made.bias = _concatenated([head.bias for head in (*plain, *wide)], made.bias)
         made.target_mean.copy_(torch.tensor([head.target_mean for head in heads]))
         made.target_std.copy_(torch.tensor([head.target_std for head in heads]))
+        made.temperature.copy_(torch.tensor([head.temperature for head in heads]))
+        for task_id, head in enumerate(heads):
+            if head.error_bounds is not None:
+                made.error_bounds[task_id] = head.error_bounds
         return made
 
     def replace(self, tasks: Sequence[Task], heads: Sequence[Head]) -> None:
@@ -246,7 +281,8 @@ class TaskHeads(nn.Module):
         outputs = self.starts[task_ids, None] + columns * is_own
         distinct, columns_of_outputs = outputs.unique(return_inverse=True)
         values = self._values(pooled, features, distinct).gather(1, columns_of_outputs)
-        values = values * self.target_std[task_ids, None] + self.target_mean[task_ids, None]
+        scale = self.target_std[task_ids, None] / self.temperature[task_ids, None]
+        values = values * scale + self.target_mean[task_ids, None]
         return values.to(pooled.dtype).masked_fill(~is_own, -torch.inf)
 
     def _values(self, pooled: Tensor, features: Tensor, outputs: Tensor) -> Tensor:

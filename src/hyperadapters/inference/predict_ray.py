@@ -85,6 +85,7 @@ def predict_file_with_ray(
     workers: int | None = None,
     progress: bool = False,
     on_bad_row: OnBadRow = "error",
+    max_error: float | None = None,
 ) -> None:
     """Predict the targets of the rows of a file with worker processes of Ray, as `predict_file` does with one process.
 
@@ -110,6 +111,7 @@ def predict_file_with_ray(
             GPUs of the cluster if it has any, and of its processors otherwise.
         progress: Whether to show a progress bar. Default: False.
         on_bad_row: What is done with a row that cannot be read, see `predict_file`. Default: "error".
+        max_error: Maximum share of wrong answers of each task, see `Predictor`. Default: all rows are answered.
 
     Raises:
         MissingPackageError: If Ray is not installed.
@@ -121,7 +123,7 @@ def predict_file_with_ray(
         NotFiniteError: If the model computes a value that is not a finite number.
     """
     require("ray.data")
-    check_options(batch_size, route, decline)
+    check_options(batch_size, route, decline, max_error)
     check_int("shard_rows", shard_rows, 1)
     if workers is not None:
         check_int("workers", workers, 1)
@@ -134,7 +136,7 @@ def predict_file_with_ray(
     bad_rows = BadRows(on_bad_row)
     lines = _Lines(checkpoint, input_file, output, task, tasks, delimiter, bad_rows)
     chosen: tuple[str, ...] | Literal["*"] | None = None if tasks is None else "*" if tasks == "*" else tuple(tasks)
-    scoring = Scoring(str(folder), checkpoint.weights.sha256, task, chosen, batch_size, route, decline)
+    scoring = Scoring(str(folder), checkpoint.weights.sha256, task, chosen, batch_size, route, decline, max_error)
     expected = {
         **_describe(scoring, input_file),
         "delimiter": delimiter,
@@ -168,6 +170,7 @@ class Scoring:
         batch_size: Number of rows in a batch.
         route: Adapters of routed rows.
         decline: Whether rows are declined.
+        max_error: Maximum share of wrong answers of each task, or None.
     """
 
     folder: str
@@ -177,6 +180,7 @@ class Scoring:
     batch_size: int
     route: Route
     decline: bool
+    max_error: float | None
 
 
 def _describe(scoring: Scoring, input_file: Path) -> dict[str, Any]:
@@ -486,9 +490,8 @@ class ShardScorer:
 
     def _load(self) -> Predictor:
         scoring = self._scoring
-        predictor = Predictor.from_pretrained(
-            Path(scoring.folder), batch_size=scoring.batch_size, route=scoring.route, decline=scoring.decline
-        )
+        options = {name: getattr(scoring, name) for name in ("batch_size", "route", "decline", "max_error")}
+        predictor = Predictor.from_pretrained(Path(scoring.folder), **options)
         if stored_digest(Path(scoring.folder)) != scoring.digest:
             raise CheckpointError(f"{scoring.folder}: the checkpoint was changed during the prediction")
         return predictor

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Self
@@ -21,6 +22,7 @@ from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.data.targets import read_answer
 from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
+from hyperadapters.heads.calibration import confidence_for
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.inference.answers import answer_batch, answer_tasks, can_share_layers
 from hyperadapters.inference.batches import batches_by_length, best_device, device_of, to_device
@@ -45,8 +47,8 @@ class Prediction:
 
     Attributes:
         task: Name of the task that was given or chosen by routing; None if the input was declined.
-        answer: Name of the label, number or text; None if the input was declined, or if the generated text is not that
-            of a label or not a number.
+        answer: Name of the label, number or text; None if the input was declined, if the answer is not certain enough
+            for the `max_error` of the predictor, or if the generated text is not that of a label or not a number.
         probabilities: Probability of each label for classification heads; None otherwise.
         text: Generated text of a text-to-text backbone; None otherwise.
         routing: Result of routing the input, also if its task was given; None if the method cannot route.
@@ -63,23 +65,27 @@ class Prediction:
     instance: tuple[float, ...] | None
 
 
-def check_options(batch_size: int, route: str, decline: bool) -> None:
+def check_options(batch_size: int, route: str, decline: bool, max_error: float | None = None) -> None:
     """Check the options of a `Predictor`.
 
     Args:
         batch_size: Number of inputs in a batch.
         route: Adapters of routed inputs.
         decline: Whether inputs are declined.
+        max_error: Maximum share of wrong answers; None for no limit. Default: None.
 
     Raises:
         TaskError: If `route` is unknown.
-        DataError: If `batch_size` or `decline` has a wrong type, or `batch_size` is too small.
+        DataError: If `batch_size`, `decline` or `max_error` has a wrong type or is out of range.
     """
     check_int("batch_size", batch_size, 1)
     if route not in ROUTES:
         raise TaskError(unknown_name("route", str(route), ROUTES))
     if not isinstance(decline, bool):
         raise DataError(f"decline: expected True or False, found {decline!r}")
+    is_number = isinstance(max_error, Real) and not isinstance(max_error, bool)
+    if max_error is not None and not (is_number and 0 < max_error < 1):
+        raise DataError(f"max_error: expected a number between 0 and 1, or None; found {max_error!r}")
 
 
 class Predictor:
@@ -104,6 +110,7 @@ class Predictor:
         route: Route = "nearest",
         decline: bool = True,
         cache_bytes: int = CACHE_BYTES,
+        max_error: float | None = None,
     ) -> None:
         """Store the settings.
 
@@ -116,16 +123,23 @@ class Predictor:
                 is below that task's threshold. If False, it is predicted with the most similar task, unless it
                 contains no words.
             cache_bytes: Maximum size of cached adapters in bytes. Default: 256 MiB.
+            max_error: Maximum share of wrong answers among the answers of each task. Only inputs for which left-out
+                rows of their task support this are answered (see `heads.calibration.error_bounds`); the `answer` of the
+                others is None, and so is that of regression tasks. Default: all inputs are answered.
 
         Raises:
-            TaskError: If `model` is not a `HyperAdapterModel` or `route` is unknown.
-            DataError: If `batch_size`, `cache_bytes` or `decline` has a wrong type or is too small.
+            TaskError: If `model` is not a `HyperAdapterModel`, `route` is unknown, or `max_error` is given and the
+                backbone of the model generates text.
+            DataError: If `batch_size`, `cache_bytes`, `decline` or `max_error` has a wrong type or is out of range.
         """
         if not isinstance(model, HyperAdapterModel):
             raise TaskError(f"model: expected a HyperAdapterModel, found {type(model).__name__}")
-        check_options(batch_size, route, decline)
+        check_options(batch_size, route, decline, max_error)
         check_int("cache_bytes", cache_bytes, 0)
+        if max_error is not None and model.heads is None:
+            raise TaskError("max_error: only for models with task heads, and this one generates its answers; remove it")
         self.model, self.batch_size, self.route, self.decline = model, batch_size, route, decline
+        self.max_error = max_error
         self.adapter_cache = AdapterCache(model, cache_bytes)
         self.tokenization_seconds = self.inference_seconds = 0.0
 
@@ -278,7 +292,7 @@ class Predictor:
         logits = answers.logits.tolist()
         found = [
             [
-                _prediction(model.tasks[task_id], logits[place][row], routing, vector)
+                _prediction(model.tasks[task_id], logits[place][row], routing, vector, self._confidence(task_id))
                 for place, task_id in enumerate(task_ids)
             ]
             for row, (routing, vector) in enumerate(zip(routings, vectors, strict=True))
@@ -364,12 +378,19 @@ class Predictor:
         predictions = [
             Prediction(None, None, None, None, routing, None, instance)
             if is_declined
-            else _prediction(model.tasks[task_id], value, routing, instance)
+            else _prediction(model.tasks[task_id], value, routing, instance, self._confidence(task_id))
             for task_id, value, routing, instance, is_declined in zip(
                 used.tolist(), outputs, routings, vectors, declined, strict=True
             )
         ]
         return predictions, usable
+
+    def _confidence(self, task_id: int) -> float | None:
+        """Return the confidence that an answer of a task has to exceed; None if there is no limit."""
+        if self.max_error is None:
+            return None
+        assert self.model.heads is not None
+        return confidence_for(self.model.heads.error_bounds[task_id], self.max_error)
 
     def _route(
         self, readable: Tensor | None, instances: Tensor | None, similarity: Tensor | None, usable: Tensor
@@ -389,9 +410,16 @@ class Predictor:
 
 
 def _prediction(
-    task: Task, output: str | list[float], routing: RoutingResult | None, instance: tuple[float, ...] | None
+    task: Task,
+    output: str | list[float],
+    routing: RoutingResult | None,
+    instance: tuple[float, ...] | None,
+    confidence: float | None = None,
 ) -> Prediction:
-    """Return the prediction for a generated text or for the logits of a head."""
+    """Return the prediction for a generated text or for the logits of a head.
+
+    The answer is left out unless the probability of the most probable label exceeds `confidence`, if that is given.
+    """
     likely, text = None, None
     target: int | float | str | None
     if isinstance(output, str):
@@ -401,6 +429,8 @@ def _prediction(
     else:
         likely = torch.tensor(output[: len(task.labels)]).softmax(dim=0).tolist()
         target = likely.index(max(likely))
+    if confidence is not None and not (likely and max(likely) > confidence):
+        target = None
     answer = task.labels[int(target)] if task.kind == "classification" and target is not None else target
     probabilities = dict(zip(task.labels, likely, strict=True)) if likely else None
     return Prediction(task.name, answer, probabilities, text, routing, target, instance)

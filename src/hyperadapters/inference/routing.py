@@ -23,6 +23,7 @@ from hyperadapters.data.examples import Example
 from hyperadapters.data.short_forms import weights_with_short_forms, with_short_forms
 from hyperadapters.errors import DataError, NotFiniteError, TaskError, check_int, check_seed
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
+from hyperadapters.inference.conformal import conformal_threshold
 from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.inference.inputs import read_inputs
 from hyperadapters.model.model import HyperAdapterModel
@@ -260,7 +261,9 @@ def calibrate(
     thresholds are those of the validation rows and short forms of them.
     If `ModelConfig.centroids_per_task` is above 1, the centroids of a task are that many k-means centroids of the
     instance vectors of its training rows. The threshold of a task is the quantile `false_decline_rate` of the
-    similarities of the validation rows that are most similar to it, or of its own rows if there are no such rows.
+    similarities of the validation rows that are most similar to it, or of its own rows if there are no such rows. It is
+    not higher than the conformal threshold of the validation rows, so that at most this share of exchangeable inputs is
+    declined if there are at least 1 / `false_decline_rate` - 1 such rows (see `inference.conformal`).
 
     Args:
         model: Model, which is changed in place.
@@ -303,7 +306,30 @@ def calibrate(
     if is_excluded.all(dim=1).any() or not (similarity.isfinite() | is_excluded).all():
         raise NotFiniteError(f"the similarities of inputs to the tasks are not finite; {likely_cause(model)}")
     chosen = thresholds(similarity, owners, false_decline_rate, weights)
+    if validation_examples:  # the guarantee is for inputs like these, without their short forms
+        rows = similarity[: int(readable[: len(validation_examples)].sum())]
+        for task_id, (threshold, _) in enumerate(conformal_thresholds(rows, false_decline_rate)):
+            chosen[task_id] = min(float(chosen[task_id]), threshold)
     model.task_table.set_thresholds(chosen - ROUNDING)
+
+
+def conformal_thresholds(similarity: Tensor, rate: float) -> list[tuple[float, float]]:
+    """Compute a threshold for the inputs that are most similar to each task; see `inference.conformal`.
+
+    Args:
+        similarity: Similarities [N, T] of inputs to tasks.
+        rate: Maximum share of inputs below the threshold, in [0, 1).
+
+    Returns:
+        The threshold and the bound on the share for each task. They are infinity and 1 if no input is most similar to
+        the task.
+    """
+    nearest = similarity.argmax(dim=1)
+    found = []
+    for task_id in range(similarity.shape[1]):
+        own = similarity[nearest == task_id, task_id]
+        found.append(conformal_threshold(own, rate) if len(own) else (inf, 1.0))
+    return found
 
 
 def _check_examples(model: HyperAdapterModel, name: str, examples: Sequence[Example]) -> None:

@@ -47,7 +47,7 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
     }
     if model.heads is not None:
         warn_of_unfitted_heads(model.heads, model.tasks)
-        head = model.heads.unpack()[task_id]
+        head = model.heads.unpack()[task_id].folded()
         values["head"] = _describe(model, head)
         tensors = {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()}
         safetensors.torch.save_file(tensors, folder / HEAD_FILE)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from hyperadapters.fewshot.fit import Fit
     from hyperadapters.inference.predictor import Prediction
     from hyperadapters.inference.routing import RoutingResult
+    from hyperadapters.training.calibration import CalibrationReport
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -797,11 +798,19 @@ class HyperAdapterModel(nn.Module):
     # Texts
 
     @overload
-    def predict(self, texts: Iterable[Any], task: str | None = None, batch_size: int = 64) -> list[Prediction]: ...
+    def predict(
+        self, texts: Iterable[Any], task: str | None = None, batch_size: int = 64, *, max_error: float | None = None
+    ) -> list[Prediction]: ...
 
     @overload
     def predict(
-        self, texts: Iterable[Any], task: None = None, batch_size: int = 64, *, tasks: Sequence[str] | Literal["*"]
+        self,
+        texts: Iterable[Any],
+        task: None = None,
+        batch_size: int = 64,
+        *,
+        tasks: Sequence[str] | Literal["*"],
+        max_error: float | None = None,
     ) -> list[list[Prediction]]: ...
 
     def predict(
@@ -811,6 +820,7 @@ class HyperAdapterModel(nn.Module):
         batch_size: int = 64,
         *,
         tasks: Sequence[str] | Literal["*"] | None = None,
+        max_error: float | None = None,
     ) -> list[Prediction] | list[list[Prediction]]:
         """Predict the answers to texts. `Predictor` does the same for streams of any length.
 
@@ -822,6 +832,8 @@ class HyperAdapterModel(nn.Module):
             batch_size: Number of rows in a batch. Default: 64.
             tasks: Names of several tasks that are answered for each text, or "*" for all tasks that read such texts;
                 see `Predictor.predict_tasks`. Default: each text is answered for one task.
+            max_error: Maximum share of wrong answers of each task; texts for which this is not supported are not
+                answered, see `Predictor`. Default: all texts are answered.
 
         Returns:
             Predictions in the order of the texts. With `tasks`, a list of predictions for each text.
@@ -833,7 +845,7 @@ class HyperAdapterModel(nn.Module):
         """
         from hyperadapters.inference.predictor import Predictor
 
-        predictor = Predictor(self, batch_size)
+        predictor = Predictor(self, batch_size, max_error=max_error)
         if tasks is None:
             return list(predictor(texts, task=task))
         if task is not None:
@@ -919,6 +931,24 @@ class HyperAdapterModel(nn.Module):
         """Give a task another name. The arguments and errors are those of `TaskTable.rename`."""
         self._check_not_merged()
         self.task_table.rename(name, new_name)
+
+    @_exclusive
+    def calibrate(
+        self,
+        data: Mapping[str, Any],
+        foreign: Iterable[Any] | None = None,
+        false_decline_rate: float = 0.05,
+        false_accept_rate: float | None = None,
+        batch_size: int = 64,
+    ) -> CalibrationReport:
+        """Calibrate thresholds of routing, probabilities and error bounds on rows that were not used for training.
+
+        The arguments, result and errors are those of `training.calibration.calibrate_model`.
+        """
+        from hyperadapters.training.calibration import calibrate_model
+
+        self._check_not_merged()
+        return calibrate_model(self, data, foreign, false_decline_rate, false_accept_rate, batch_size)
 
     def check_tasks(self, tasks: Sequence[Task]) -> None:
         """Check that this model can have tasks. The arguments and errors are those of `TaskTable.check`."""

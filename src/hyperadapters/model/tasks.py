@@ -268,6 +268,23 @@ class TaskTable:
         self._heads.replace(self.tasks, heads)
         self.changed()
 
+    def set_calibration(self, temperatures: Tensor, error_bounds: Tensor) -> None:
+        """Replace the temperatures and the error bounds of all heads; see `heads.task_heads.TaskHeads`.
+
+        Args:
+            temperatures: Divisors of the logits [T].
+            error_bounds: Confidences and upper limits of the error [T, 2, J].
+        """
+        assert self._heads is not None
+        self._heads.temperature.copy_(temperatures)
+        self._heads.error_bounds.copy_(error_bounds)
+        self.changed()
+
+    def reset_calibration(self) -> None:
+        """Set all temperatures to 1 and forget all error bounds."""
+        assert self._heads is not None
+        self.set_calibration(torch.ones_like(self._heads.temperature), torch.ones_like(self._heads.error_bounds))
+
     def set_centroids(self, centroids: Sequence[Tensor]) -> None:
         """Replace the routing centroids of all tasks.
 

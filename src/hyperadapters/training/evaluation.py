@@ -6,19 +6,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
 from hyperadapters.backbones.passes import FrozenOutput
+from hyperadapters.config import Task
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError
+from hyperadapters.heads.calibration import brier_score, calibration_error, with_temperature
 from hyperadapters.inference.inputs import is_index
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
 from hyperadapters.training.prefix_cache import FrozenPrefix
 from hyperadapters.training.sharding import num_processes, process_index
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well the probabilities of a classification task are calibrated on one split.
+
+    Attributes:
+        temperature: Divisor of the logits; see `heads.calibration.fit_temperatures`.
+        calibration_error: Expected calibration error; see `heads.calibration.calibration_error`.
+        brier_score: Brier score; see `heads.calibration.brier_score`.
+        calibration_error_before: Expected calibration error of a temperature of 1.
+        brier_score_before: Brier score of a temperature of 1.
+    """
+
+    temperature: float
+    calibration_error: float
+    brier_score: float
+    calibration_error_before: float
+    brier_score_before: float
 
 
 @dataclass(frozen=True)
@@ -31,12 +54,14 @@ class Evaluation:
         routing_accuracy: Share of the examples whose most similar task is their own, whether or not they are declined.
             None if the method cannot route.
         predictions: Predictions in the order of the examples.
+        calibration: Calibration of each classification task by its name; empty if the backbone generates text.
     """
 
     tasks: dict[str, dict[str, float]]
     mean: float
     routing_accuracy: float | None
     predictions: list[Prediction]
+    calibration: dict[str, Calibration]
 
 
 def evaluate(
@@ -119,19 +144,51 @@ def score_predictions(
     rows_of: dict[int | None, list[int]] = {}
     for row, example in enumerate(examples):
         rows_of.setdefault(example.task_id, []).append(row)
-    scores, main = {}, []
+    scores, calibration, main = {}, {}, []
     for task_id, task in enumerate(model.tasks):
         if rows := rows_of.get(task_id):
             targets = [examples[row].target for row in rows]
             scores[task.name] = score(task, targets, [predictions[row].target for row in rows])
             main.append(scores[task.name][task.main_metric])
+            if model.heads is not None and task.kind == "classification":
+                found = [predictions[row] for row in rows]
+                calibration[task.name] = _calibration(task, targets, found, float(model.heads.temperature[task_id]))
     names = [task.name for task in model.tasks]
     routed = [
         p.routing.candidates[0].task == names[e.task_id]  # type: ignore[index]
         for p, e in zip(predictions, examples, strict=True)
         if p.routing is not None
     ]
-    return Evaluation(scores, sum(main) / len(main), sum(routed) / len(routed) if routed else None, predictions)
+    routing_accuracy = sum(routed) / len(routed) if routed else None
+    return Evaluation(scores, sum(main) / len(main), routing_accuracy, predictions, calibration)
+
+
+def _calibration(
+    task: Task, targets: Sequence[object], predictions: Sequence[Prediction], temperature: float
+) -> Calibration:
+    probabilities = probabilities_of(task, predictions)
+    labels, before = np.array(targets, dtype=int), with_temperature(probabilities, 1 / temperature)
+    return Calibration(
+        temperature,
+        calibration_error(probabilities, labels),
+        brier_score(probabilities, labels),
+        calibration_error(before, labels),
+        brier_score(before, labels),
+    )
+
+
+def probabilities_of(task: Task, predictions: Sequence[Prediction]) -> np.ndarray[Any, Any]:
+    """Return the probabilities of a classification task from predictions of a model with heads.
+
+    Args:
+        task: The task.
+        predictions: N predictions with the task.
+
+    Returns:
+        Probabilities of shape [N, C], in the order of the labels.
+    """
+    rows = [prediction.probabilities or {} for prediction in predictions]
+    return np.array([[row[label] for label in task.labels] for row in rows])
 
 
 def _check_examples(model: HyperAdapterModel, examples: Sequence[Example]) -> None:

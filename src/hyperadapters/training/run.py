@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from transformers import set_seed
 
 from hyperadapters.backbones.loading import load_backbone
+from hyperadapters.checkpoints.card import scores_in
 from hyperadapters.checkpoints.format import is_checkpoint, remove_checkpoint
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, TrainingConfig, load_recipe, resolve_paths
 from hyperadapters.config.model import Dtype, ModuleNames
@@ -162,7 +163,7 @@ def _finished(
     if skipped := {data.task.name: data.num_skipped for data in tasks if data.num_skipped}:
         metrics["skipped_rows"] = skipped
     if process_index() == 0:
-        model.save_pretrained(output, scores=metrics["tasks"])
+        model.save_pretrained(output, scores=scores_in(metrics))
         write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())  # the folder may have been removed
         write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
         _remove_checkpoints(output)
@@ -347,6 +348,12 @@ def metrics_of(evaluations: dict[Split, Evaluation], trainable_parameters: int, 
         "tasks": {
             name: {split: result.tasks[name] for split, result in evaluations.items() if name in result.tasks}
             for name in names
+        },
+        "calibration": {
+            name: {
+                split: asdict(found) for split, result in evaluations.items() if (found := result.calibration.get(name))
+            }
+            for name in dict.fromkeys(name for result in evaluations.values() for name in result.calibration)
         },
         "mean": {split: result.mean for split, result in evaluations.items()},
         "routing_accuracy": last[0].routing_accuracy if last else None,

@@ -41,6 +41,7 @@ from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.training.calibration import calibrate_heads
 
 PRIOR = (1.0, 0.0)
 """Shares of the regression and of the trained head towards which the fitted shares are regularised. A head that was
@@ -139,7 +140,7 @@ def fit_heads(
     eval_data: Mapping[str, Any] | None = None,
     batch_size: int = 64,
 ) -> None:
-    """Fit the heads of a trained model to the features of texts in memory.
+    """Fit the heads of a trained model to the features of texts in memory, and calibrate them on the validation data.
 
     Args:
         model: Trained model. Its heads are replaced.
@@ -160,7 +161,9 @@ def fit_heads(
             "expected a model whose heads read features of the texts, as with the preset 'plus'; all parameters of "
             "this model are trained together with the adapters, so no heads need to be fitted"
         )
-    fit_text_heads(model, *read_train_and_eval_data(model.tasks, train_data, eval_data), batch_size)
+    train, validation = read_train_and_eval_data(model.tasks, train_data, eval_data)
+    fit_text_heads(model, train, validation, batch_size)
+    calibrate_heads(model, validation, batch_size)
 
 
 def check_not_fitted(heads: TaskHeads) -> None:

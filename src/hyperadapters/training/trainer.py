@@ -41,6 +41,7 @@ from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.arguments import TrainingArguments, settings_without_effect
+from hyperadapters.training.calibration import calibrate_heads
 from hyperadapters.training.evaluation import Evaluation, evaluate, predict_together, score_predictions
 from hyperadapters.training.interruption import Interruption
 from hyperadapters.training.optimizers import OfficialAdamW, learning_rates
@@ -281,6 +282,7 @@ class Trainer(transformers.Trainer):
                 if task.kind == "regression":
                     rows = [row for row in self.train_dataset if row.task_id == task_id]
                     heads.set_target_scale(task_id, [float(row.target) for row in rows])
+            self.model.task_table.reset_calibration()
         if self.model.method.can_change_tasks:
             self.model.task_table.reset_adapter_scales()
         with expecting_unfitted_heads(heads):
@@ -309,6 +311,8 @@ class Trainer(transformers.Trainer):
             model.load_adapter_state_dict(self._best_state)
         if model.adapter_config.head_inputs != "adapted":
             fit_text_heads(model, self.train_dataset, evaluation, batch_size)
+        if model.heads is not None:
+            calibrate_heads(model, evaluation, batch_size, self.validation_prefix)
         if model.method.can_route:
             calibrate(model, self.train_dataset, evaluation, self.args.false_decline_rate, self.args.seed)
         if not evaluation:  # checks that the result is finite
