@@ -39,6 +39,10 @@ JSON_ESCAPES = "hyperadapters.json_escapes"
 """Name of the error handler of the output streams."""
 ENGINES = ("local", "ray")
 """What predicts and serves: this process, or processes of Ray."""
+FAIL_ON = {"error": ("error",), "warning": ("error", "warning"), "never": ()}
+"""Severities of findings with which a check fails, by the option --fail-on."""
+FOUND_FAULTS = 3
+"""Exit code of a check that finds faults, which is neither that of a wrong call nor that of a failure."""
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG)
 """Errors of an output that cannot be written to any more, which are not failures of the program."""
 
@@ -57,6 +61,15 @@ FitOption = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the subset, the held-out examples and the batches.")]
+TextColumns = Annotated[
+    list[str] | None,
+    typer.Option("--text", help="Column of the text; repeat it for the second text of pairs. Default: it is guessed."),
+]
+LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of the label. Default: it is guessed.")]
+KindOption = Annotated[
+    str | None,
+    typer.Option("--kind", help="Kind: classification, regression or text-to-text. Default: it is guessed."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; can be repeated."),
@@ -498,6 +511,63 @@ def validate(
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters check recipes/helpdesk.yaml\n\n"
+    "hyperadapters check data.csv --output report.html --output report.json\n\n"
+    "hyperadapters check data/ --json --fail-on warning\n\n"
+    "The exit code is 3 if there is a finding of the severity of --fail-on or a graver one."
+)
+def check(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA_OR_RECIPE",
+            help="Recipe in YAML; JSON-lines, CSV, TSV or Parquet file; or folder of such files, where train.csv, "
+            "validation.csv and test.csv are the splits of one task.",
+        ),
+    ],
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("--output", "-o", help="HTML or JSON file to which the report is written too; can be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    fail_on: Annotated[
+        str, typer.Option(help="Least severity with which the exit code is 3: error, warning or never.")
+    ] = "error",
+    texts: TextColumns = None,
+    label: LabelColumn = None,
+    kind: KindOption = None,
+    max_label_rows: Annotated[
+        int,
+        typer.Option(min=0, help="Maximum number of rows that are searched for label errors, which takes longest."),
+    ] = 20_000,
+    overrides: Overrides = None,
+) -> None:
+    """Check the quality of data: duplicates, leakage, contradictory and probably wrong labels, lengths and more."""
+    from hyperadapters.errors import DataError, unknown_name
+
+    if fail_on not in FAIL_ON:
+        raise DataError("--fail-on: " + unknown_name("severity", fail_on, FAIL_ON))
+    from rich.console import Console
+
+    from hyperadapters.quality.check import check_tasks, read_input
+    from hyperadapters.quality.writers import as_json as json_of
+    from hyperadapters.quality.writers import check_outputs, print_report, write_report
+
+    check_outputs(output or [])
+    entries, settings = read_input(data, overrides or (), texts or (), label, cast(Any, kind), max_label_rows)
+    report = check_tasks(entries, settings)
+    for path in output or ():
+        write_report(report, path)
+    if as_json:
+        typer.echo(json_of(report))
+    else:
+        print_report(report, Console())
+    if report.worst() in FAIL_ON[fail_on]:
+        raise typer.Exit(FOUND_FAULTS)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters plan recipes/helpdesk.yaml\n\n"
     "hyperadapters plan recipes/helpdesk.yaml --set training.batch_size=64 --processes 4"
 )
@@ -520,6 +590,47 @@ def plan(
         typer.echo(json.dumps({**asdict(found), "total": found.total}, indent=2))
     else:
         _print_plan(found)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters quickstart intents.csv --output runs/intents\n\n"
+    "hyperadapters quickstart intents.csv spam.jsonl --text message --label class\n\n"
+    "The columns and the kind are guessed, missing splits are held out, and recipe.yaml says what was done."
+)
+def quickstart(
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="JSON-lines, CSV, TSV or Parquet files, a task each; or folders with train.csv, validation.csv and "
+            "test.csv."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run and recipe.yaml.")] = Path(
+        "runs/quickstart"
+    ),
+    texts: TextColumns = None,
+    label: LabelColumn = None,
+    kind: KindOption = None,
+    backbone: Annotated[
+        str, typer.Option(help="Name of the backbone on the Hub, or its folder.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+) -> None:
+    """Train a model on data files without a recipe, and write the recipe that does the same again."""
+    from rich.console import Console
+
+    from hyperadapters.quickstart import plan_quickstart, print_results
+    from hyperadapters.training.run import check_output
+    from hyperadapters.training.run import train as train_run
+    from hyperadapters.utils.files import write_atomically
+
+    check_output(output, resume=False, overwrite=overwrite)
+    planned = plan_quickstart(data, output, backbone, texts or (), label, cast(Any, kind))
+    typer.echo(planned.text)
+    run = train_run(planned.recipe, output, overwrite=overwrite)
+    write_atomically(output / "recipe.yaml", planned.text.encode())
+    print_results(run, output, Console())
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nhyperadapters demo --output runs/demo")

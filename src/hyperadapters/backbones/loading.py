@@ -142,6 +142,24 @@ def load_backbone(name: str, modules: ModuleNames | None = None, dtype: Dtype | 
     return model.eval()
 
 
+def is_encoder(name: str) -> bool:
+    """Return whether a model has a known architecture that is an encoder. No file of weights is read.
+
+    Args:
+        name: Name of the model on the Hub, or its folder.
+
+    Raises:
+        BackboneError: If its config cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
+    except _LOADING_ERRORS as error:
+        raise BackboneError(f"backbone '{name}' cannot be loaded: {error}") from error
+    return config.model_type in ARCHITECTURES and ARCHITECTURES[config.model_type].kind == "encoder"
+
+
 def backbone_without_weights(name: str, modules: ModuleNames | None = None, dtype: Dtype | None = None) -> nn.Module:
     """Make a model of the sizes in its config, with initial weights. No file of weights is read.
 

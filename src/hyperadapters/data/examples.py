@@ -169,13 +169,11 @@ def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
         task: Task of the rows. Only classification tasks are examined.
         rows: Rows of the task.
     """
-    spellings, cases = defaultdict(set), defaultdict(list)
+    spellings = defaultdict(set)
     for row in rows if task.labels else ():
         label = plain(row.values.get("label"))
         if isinstance(label, str):
             spellings[normalize_label(label)].add(label)
-    for name in task.labels:
-        cases[_folded(name)].append(name)
     # ASCII, because the difference between two spellings may be invisible.
     merged = [" and ".join(map(ascii, sorted(found))) for found in spellings.values() if len(found) > 1]
     if merged:
@@ -183,12 +181,24 @@ def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
             f"task '{task.name}': the rows spell a label in several ways, which are read as one label: "
             f"{'; '.join(merged)}"
         )
-    kept = [" and ".join(map(ascii, found)) for found in cases.values() if len(found) > 1]
+    kept = [" and ".join(map(ascii, found)) for found in similar_labels(task.labels)]
     if kept:
         logger.warning(
             f"task '{task.name}': labels differ only in case, spaces or characters that look alike or are invisible, "
             f"and remain different labels: {'; '.join(kept)}; if they are one label, spell it in one way"
         )
+
+
+def similar_labels(labels: Iterable[str]) -> list[list[str]]:
+    """Return the groups of labels that differ only in case, spaces, or characters that look alike or are invisible.
+
+    Args:
+        labels: Different labels of a task.
+    """
+    groups = defaultdict(list)
+    for name in labels:
+        groups[_folded(name)].append(name)
+    return [found for found in groups.values() if len(found) > 1]
 
 
 def _folded(label: str) -> str:

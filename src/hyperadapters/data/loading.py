@@ -60,6 +60,34 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
         DataError: If a file or a row is invalid, or a label never occurs in the training rows.
     """
     bad_rows = BadRows(data.on_bad_row)
+    rows = read_rows(entry, bad_rows, seed)
+    bad_rows.report(f"task '{entry.name}'")
+    task = _with_labels(entry, rows["train"])
+    splits = {split: [_example(row, task, task_id) for row in found] for split, found in rows.items()}
+    check_labels_seen(task, splits["train"])
+    warn_of_spellings(task, [row for found in rows.values() for row in found])
+    splits["train"] = subset(splits["train"], task, data, seed)
+    if "validation" in splits and data.n_validation is not None:
+        order = nested_order(splits["validation"], task, seed)
+        splits["validation"] = [splits["validation"][index] for index in order[: data.n_validation]]
+    warn_of_missing_labels(task, splits)
+    return TaskData(task, splits, bad_rows.count)
+
+
+def read_rows(entry: TaskEntry, bad_rows: BadRows, seed: int) -> dict[Split, list[Row]]:
+    """Read the rows of a task and hold out its splits, without a subset.
+
+    Args:
+        entry: Task of the recipe.
+        bad_rows: What is done with rows that cannot be read.
+        seed: Seed of held-out splits.
+
+    Returns:
+        The rows of each split, of which there is at least "train".
+
+    Raises:
+        DataError: If a file or a row is invalid, a split cannot be held out, or there are no training rows.
+    """
     rows = _readable_rows(entry, bad_rows)
     for split, held_out in entry.source.held_out.items():
         origin = held_out.from_split
@@ -74,16 +102,7 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
             )
     if "train" not in rows:
         raise DataError(f"task '{entry.name}': found no training rows; its source must have a train split")
-    task = _with_labels(entry, rows["train"])
-    splits = {split: [_example(row, task, task_id) for row in found] for split, found in rows.items()}
-    check_labels_seen(task, splits["train"])
-    warn_of_spellings(task, [row for found in rows.values() for row in found])
-    splits["train"] = subset(splits["train"], task, data, seed)
-    if "validation" in splits and data.n_validation is not None:
-        order = nested_order(splits["validation"], task, seed)
-        splits["validation"] = [splits["validation"][index] for index in order[: data.n_validation]]
-    warn_of_missing_labels(task, splits)
-    return TaskData(task, splits, bad_rows.count)
+    return rows
 
 
 def _readable_rows(entry: TaskEntry, bad_rows: BadRows) -> dict[Split, list[Row]]:
@@ -96,7 +115,6 @@ def _readable_rows(entry: TaskEntry, bad_rows: BadRows) -> dict[Split, list[Row]
         kept[split] = [row for row in rows if _is_readable(row, entry.task, bad_rows)]
         if not kept[split]:
             raise DataError(f"task '{entry.name}': none of its {split} rows can be read; the first: {bad_rows.first}")
-    bad_rows.report(f"task '{entry.name}'")
     return kept
 
 

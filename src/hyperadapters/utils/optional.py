@@ -8,12 +8,15 @@ from types import ModuleType
 from hyperadapters.errors import MissingPackageError
 
 _EXTRA_OF = {
+    "datasketch": "check",
     "fastapi": "serve",
     "httpx2": "client",
+    "jinja2": "check",
     "matplotlib": "plot",
     "onnxscript": "onnx",
     "peft": "peft",
     "prometheus_client": "serve",
+    "py3langid": "check",
     "ray": "ray",
     "uvicorn": "serve",
 }
