@@ -1,6 +1,6 @@
 """What `hyperadapters check` finds in the benchmark data, and in copies of them that are damaged on purpose.
 
-    python benchmarks/check_quality.py [--data FOLDER] [--output PATH] [--only PART ...]
+    python benchmarks/check_quality.py [--data FOLDER] [--output PATH] [--only PART ...] [--tables]
 
 Writes benchmarks/results/check.jsonl, a row for each measurement, from which docs/data-quality.md has its figures:
 
@@ -9,7 +9,8 @@ Writes benchmarks/results/check.jsonl, a row for each measurement, from which do
   features of MiniLM and with TF-IDF of character n-grams.
 - "copied": 100 test rows are copied into the training rows, each changed in one way. Which of them are found.
 - "contradictory": 100 training rows are repeated with another label. Which of them are found.
-- "foreign": sentences in other languages among English texts of a task. Which of them, and which others, are found.
+- "foreign": sentences in other languages among English texts of a task. Which of them, and which others, are found;
+  and all rows that are found in the data as they are.
 """
 
 from __future__ import annotations
@@ -120,10 +121,13 @@ def peak_memory_mib() -> int:
 # All data as they are
 
 
+def all_entries(data: Path) -> list[TaskEntry]:
+    suites = [entry for suite in FAMILIES for entry in entries_of(data / "families" / suite, f"{suite}_")]
+    return entries_of(data) + suites
+
+
 def check_all(data: Path) -> Iterator[dict[str, Any]]:
-    entries = entries_of(data)
-    for suite in FAMILIES:
-        entries += entries_of(data / "families" / suite, f"{suite}_")
+    entries = all_entries(data)
     started = time.monotonic()
     report = check_tasks(entries, CheckSettings())
     seconds = time.monotonic() - started
@@ -331,6 +335,43 @@ def check_foreign(data: Path) -> Iterator[dict[str, Any]]:
             "others": len(others),
             "first_others": others[:5],
         }
+    findings = [finding for task in read_tasks(all_entries(data), 0) for finding in check_languages(task, identify)]
+    found = [[finding.task, example.note, example.text] for finding in findings for example in finding.examples]
+    yield {"part": "foreign", "task": "all as they are", "found": len(found), "rows_found": found}
+
+
+# Tables of docs/data-quality.md
+
+
+def print_tables(rows: Sequence[dict[str, Any]]) -> None:
+    def of(part: str) -> list[dict[str, Any]]:
+        return [row for row in rows if row["part"] == part]
+
+    print("| task | MiniLM: precision | recall | TF-IDF: precision | recall |\n|---|---|---|---|---|")
+    for name in FLIPPED:
+        cells = []
+        for features in ("minilm", "tfidf"):
+            found = [row for row in of("flipped") if (row["task"], row["features"]) == (name, features)]
+            searched = [row for row in found if row["searched"] and row["seed"] > 0]
+            cells += (
+                ["not searched", ""] if not searched else [_range(searched, "suspected"), _range(searched, "flipped")]
+            )
+        print(f"| {name.removeprefix('families/')} | {' | '.join(cells)} |")
+    print("\n| change | " + " | ".join(name.removeprefix("families/") for name in COPIED) + " |")
+    print("|---|" + "---|" * len(COPIED))
+    for change in CHANGES:
+        found = [row for row in of("copied") if row["change"] == change]
+        print(f"| {change} | " + " | ".join(f"{row['equal']} + {row['almost_equal']}" for row in found) + " |")
+    print(f"\n{[{key: row[key] for key in ('task', 'found', 'others') if key in row} for row in of('foreign')]}")
+    for row in of("all"):
+        print({check: sum(counts.values()) for check, counts in row["found"].items()})
+        print(row["rows"], row["tasks"], row["seconds"], row["peak_memory_mib"])
+
+
+def _range(rows: Sequence[dict[str, Any]], of_what: str) -> str:
+    """The lowest and the highest share of found rows, of the suspected or the flipped ones."""
+    shares = sorted(row["found"] / row[of_what] if row[of_what] else 0.0 for row in rows)
+    return f"{shares[0]:.2f}" if len(rows) == 1 else f"{shares[0]:.2f} to {shares[-1]:.2f}"
 
 
 PARTS = {
@@ -347,7 +388,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--tables", action="store_true", help="print the tables of the results and measure nothing")
     options = parser.parse_args(arguments)
+    if options.tables:
+        print_tables([json.loads(line) for line in options.output.read_text().splitlines()])
+        return
     kept = []
     if options.output.is_file():
         lines = options.output.read_text().splitlines()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperadapters.config import SPLITS, Kind, Split, TaskEntry, parse
-from hyperadapters.data.bad_rows import BadRows
+from hyperadapters.data.bad_rows import BadRows, OnBadRow
 from hyperadapters.data.schema import Schema, infer_schema
 from hyperadapters.data.sources import ENDINGS, read_file
 from hyperadapters.errors import DataError, RecipeError
@@ -75,18 +75,32 @@ def _split_files(folder: Path) -> TaskFiles:
 
 
 def infer_schemas(
-    tasks: Mapping[str, TaskFiles], texts: Sequence[str] = (), label: str | None = None, kind: Kind | None = None
+    tasks: Mapping[str, TaskFiles],
+    texts: Sequence[str] = (),
+    label: str | None = None,
+    kind: Kind | None = None,
+    on_bad_row: OnBadRow = "error",
 ) -> dict[str, Schema]:
-    """Guess the columns and the kind of each task from its training rows. The arguments are those of `infer_schema`.
+    """Guess the columns and the kind of each task from its training rows.
+
+    Args:
+        tasks: Files of the splits of each task by its name.
+        texts: One or two columns of texts, which are then not guessed. Default: none.
+        label: Column of the label. Default: it is guessed.
+        kind: Kind of the tasks. Default: it is guessed.
+        on_bad_row: What is done with a row that cannot be read: "error" (default) or "skip".
 
     Returns:
         The schema of each task by its name.
 
     Raises:
         DataError: If a file cannot be read, or a column cannot be guessed.
+        TaskError: If the kind is unknown.
     """
     return {
-        name: infer_schema(read_file(files["train"], bad_rows=BadRows("skip")), str(files["train"]), texts, label, kind)
+        name: infer_schema(
+            read_file(files["train"], bad_rows=BadRows(on_bad_row)), str(files["train"]), texts, label, kind
+        )
         for name, files in tasks.items()
     }
 

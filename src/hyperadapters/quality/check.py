@@ -91,7 +91,7 @@ def read_input(
     if overrides:
         raise RecipeError(f"--set changes settings of a recipe, and {path} is none; remove it, or check a recipe")
     found = find_tasks(path)
-    schemas = infer_schemas(found, texts, label, kind)
+    schemas = infer_schemas(found, texts, label, kind, on_bad_row="skip")
     entries = [make_entry(name, files, schemas[name]) for name, files in found.items()]
     return entries, CheckSettings(max_label_rows=max_label_rows)
 
