@@ -27,7 +27,8 @@ from hyperadapters.checkpoints.format import load_model, read_checkpoint, save_m
 from hyperadapters.config import DataConfig, Task, TaskEntry, load_recipe, parse
 from hyperadapters.data.loading import load_task
 from hyperadapters.data.memory import read_train_and_eval_data
-from hyperadapters.data.sources import iterate_file
+from hyperadapters.data.schema import infer_schema
+from hyperadapters.data.sources import Row, iterate_file
 from hyperadapters.errors import HyperAdaptersError
 from hyperadapters.interop.peft import export_peft, import_peft
 
@@ -190,6 +191,21 @@ SOURCES = st.fixed_dictionaries(
         "held_out": st.just({"test": {"size": 1}}),
     },
 )
+
+
+def schema(folder: Path) -> Prepared:
+    columns = st.lists(st.one_of(st.sampled_from(["text", "label", "score"]), TEXTS), max_size=2)
+    inputs = st.tuples(ROWS, columns, st.one_of(st.none(), TEXTS), st.one_of(st.none(), KINDS, TEXTS))
+
+    def check(values: Any) -> None:
+        rows, texts, label, kind = values
+        with only_own_errors(folder):
+            found = infer_schema([Row(row, "a row") for row in rows], "a table", texts, label, kind)
+            assert found.label in {name for row in rows for name in row}
+
+    return inputs, check
+
+
 ARROW_TYPES = st.sampled_from(
     [
         *(pa.string(), pa.large_string(), pa.binary(), pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.float64()),
@@ -476,6 +492,7 @@ TARGETS = {
     "tsv": Target(tsv, 1000),
     "parquet": Target(parquet, 1000),
     "rows_of_json": Target(rows_of_json, 300),
+    "schema": Target(schema, 500),
     "rows_of_arrow": Target(rows_of_arrow, 500),
     "rows_in_memory": Target(rows_in_memory, 500),
     "checkpoint_of_bytes": Target(checkpoint_of_bytes, 800),

@@ -1,4 +1,4 @@
-"""`quickstart`: what it guesses, that its recipe reproduces its scores, and that a fault leaves nothing behind."""
+"""`quickstart`: its guesses, the recipe that reproduces its scores, faults that leave nothing behind (promise 11)."""
 
 from __future__ import annotations
 
