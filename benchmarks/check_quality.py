@@ -27,9 +27,9 @@ from typing import Any
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from hyperadapters.config import TaskEntry
+from hyperadapters.config import DEFAULT_BACKBONE, TaskEntry
 from hyperadapters.data.task_files import find_tasks, infer_schemas, make_entry
-from hyperadapters.quality.check import DEFAULT_BACKBONE, CheckSettings, check_tasks
+from hyperadapters.quality.check import CheckSettings, check_tasks
 from hyperadapters.quality.features import TextEncoder
 from hyperadapters.quality.findings import CheckedRow, Finding
 from hyperadapters.quality.label_errors import check_label_errors

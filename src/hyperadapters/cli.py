@@ -613,20 +613,21 @@ def quickstart(
     label: LabelColumn = None,
     kind: KindOption = None,
     backbone: Annotated[
-        str, typer.Option(help="Name of the backbone on the Hub, or its folder.")
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
+        str | None, typer.Option(help="Name of the backbone on the Hub, or its folder. Default: all-MiniLM-L6-v2.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
 ) -> None:
     """Train a model on data files without a recipe, and write the recipe that does the same again."""
     from rich.console import Console
 
+    from hyperadapters.config import DEFAULT_BACKBONE
     from hyperadapters.quickstart import plan_quickstart, print_results
     from hyperadapters.training.run import check_output
     from hyperadapters.training.run import train as train_run
     from hyperadapters.utils.files import write_atomically
 
     check_output(output, resume=False, overwrite=overwrite)
-    planned = plan_quickstart(data, output, backbone, texts or (), label, cast(Any, kind))
+    planned = plan_quickstart(data, output, backbone or DEFAULT_BACKBONE, texts or (), label, cast(Any, kind))
     typer.echo(planned.text)
     run = train_run(planned.recipe, output, overwrite=overwrite)
     write_atomically(output / "recipe.yaml", planned.text.encode())

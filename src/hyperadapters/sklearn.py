@@ -24,7 +24,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from transformers import PrinterCallback, set_seed
 
-from hyperadapters.config import Task, TrainingConfig, parse
+from hyperadapters.config import DEFAULT_BACKBONE, Task, TrainingConfig, parse
 from hyperadapters.data.examples import read_label
 from hyperadapters.data.rows import plain
 from hyperadapters.data.sources import Row
@@ -37,7 +37,6 @@ Array = np.ndarray[Any, Any]
 Text = str | tuple[str, str]
 TrainData = Mapping[str, Sequence[Mapping[str, object]]]
 
-DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 TEXT_COLUMNS: tuple[Literal["text"], Literal["text_pair"]] = ("text", "text_pair")
 LARGEST_SEED = 2**31 - 1
 

@@ -14,6 +14,7 @@ from hyperadapters.config.model import (
     drop_settings_without_effect,
 )
 from hyperadapters.config.recipe import (
+    DEFAULT_BACKBONE,
     METRICS_FILE,
     RECIPE_FILE,
     SPLITS,
@@ -32,6 +33,7 @@ from hyperadapters.config.validation import Int, StrictModel, parse
 
 __all__ = [
     "BackboneKind",
+    "DEFAULT_BACKBONE",
     "HeldOut",
     "DataConfig",
     "Dtype",

@@ -17,6 +17,8 @@ from hyperadapters.utils.reading import is_file, is_folder
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+"""Backbone where none is named."""
 RECIPE_FILE = "resolved_recipe.yaml"
 METRICS_FILE = "metrics.json"
 """Names of the files with the recipe and the scores in the folder of a run."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from hyperadapters.backbones.loading import is_encoder, load_tokenizer
-from hyperadapters.config import DataConfig, Kind, Recipe, TaskEntry, load_recipe
+from hyperadapters.config import DEFAULT_BACKBONE, DataConfig, Kind, Recipe, TaskEntry, load_recipe
 from hyperadapters.data.task_files import check_different_names, find_tasks, infer_schemas, make_entry
 from hyperadapters.errors import DataError, RecipeError, check_int
 from hyperadapters.quality.features import TextEncoder
@@ -21,8 +21,6 @@ from hyperadapters.quality.rows import CheckedTask, read_tasks
 from hyperadapters.quality.rows_and_labels import check_labels, check_rows, label_counts
 from hyperadapters.utils.optional import require
 
-DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
-"""Backbone of data without a recipe, and the encoder for label errors if the backbone is no encoder."""
 MAX_LABEL_ROWS = 20_000
 """Number of rows of all tasks together that are searched for label errors."""
 
@@ -32,7 +30,8 @@ class CheckSettings:
     """How data are checked.
 
     Attributes:
-        backbone: Backbone of the training, whose tokenizer counts the tokens.
+        backbone: Backbone of the training, whose tokenizer counts the tokens. If it is an encoder, its features predict
+            the labels in the search for label errors, otherwise those of the default backbone.
         max_length: Maximum number of tokens of an input in training.
         on_bad_row: What the training does with rows that cannot be read.
         seed: Seed of held-out splits and samples.
