@@ -98,7 +98,9 @@ def print_report(report: QualityReport, console: Console) -> None:
 
 
 def _summary(report: QualityReport) -> Table:
-    table = Table("task", "kind")
+    table = Table()
+    table.add_column("task", overflow="fold")
+    table.add_column("kind", no_wrap=True)
     for title in ("train", "val.", "test", "labels", "tokens", "longest", "cut"):
         table.add_column(title, justify="right", no_wrap=True)
     for task in report.tasks:
