@@ -3,8 +3,8 @@
     python benchmarks/calibration.py [--suites main fdu] [--seeds 0 1]
 
 For each suite and seed, a model of the preset "plus" is trained on 100 rows of each task, with at most 100 validation
-rows. Half of the test rows (at most 1,000 of each task) is scored. The other half serves `model.calibrate` as fresh rows.
-Foreign inputs are those of the other suites. Appends one JSON object for each suite and seed to
+rows. Half of the test rows (at most 1,000 of each task) is scored. The other half serves `model.calibrate` as fresh
+rows. Foreign inputs are those of the other suites. Appends one JSON object for each suite and seed to
 benchmarks/results/calibration.jsonl; --tables prints the tables of docs/calibration.md from this file.
 """
 
@@ -46,8 +46,8 @@ def halves(rows: list[Example], seed: int) -> tuple[list[Example], list[Example]
 
 def promise(kept: int, count: int, bound: float) -> dict[str, float]:
     """How often something happened that was to happen at most with the given share, in standard errors above it."""
-    error = max(1e-9, (bound * (1 - bound) / max(1, count)) ** 0.5)
-    return {"share": kept / max(1, count), "rows": count, "bound": bound, "excess": (kept / max(1, count) - bound) / error}
+    share, error = kept / max(1, count), (bound * (1 - bound) / max(1, count)) ** 0.5
+    return {"share": share, "rows": count, "bound": bound, "excess": (share - bound) / error}
 
 
 def declined(model: HyperAdapterModel, rows: list[Example], bounds: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -84,9 +84,7 @@ def measure(folder: Path, suite: str, seed: int) -> dict[str, Any]:
     data = load(folder, suite, ROWS, seed)
     tasks = [found.task for found in data]
     model = HyperAdapterModel.from_backbone(DEFAULT_BACKBONE, tasks, max_length=MAX_LENGTHS[suite])
-    train, validation = (
-        {found.task.name: found.splits[split] for found in data} for split in ("train", "validation")
-    )
+    train, validation = ({found.task.name: found.splits[split] for found in data} for split in ("train", "validation"))
     Trainer(model, train, validation, TrainingArguments(max_steps=STEPS, seed=seed, report_to="none")).train()
     scored: list[Example] = []
     fresh: dict[str, list[Example]] = {}
@@ -140,7 +138,8 @@ def measure(folder: Path, suite: str, seed: int) -> dict[str, Any]:
 def tables(rows: list[dict[str, Any]]) -> str:
     """The tables of the documentation in Markdown."""
     lines = [
-        "| suite | tasks | calibration error before | after | largest after | tasks at most 0.05 | Brier score before | after |",
+        "| suite | tasks | calibration error before | after | largest after | tasks at most 0.05 | Brier score before "
+        "| after |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for suite in dict.fromkeys(row["suite"] for row in rows):
@@ -155,8 +154,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
         )
     lines += [
         "",
-        "| suite | declined after training, % | declined with fresh rows, % | tasks above the bound by two standard errors "
-        "| foreign accepted, % | known declined then, % |",
+        "| suite | declined after training, % | declined with fresh rows, % | tasks above the bound by two standard "
+        "errors | foreign accepted, % | known declined then, % |",
         "|---|---|---|---|---|---|",
     ]
     for suite in dict.fromkeys(row["suite"] for row in rows):
