@@ -167,6 +167,7 @@ def evaluate(
     "hyperadapters predict runs/helpdesk --input texts.csv --task refunds --output answers.csv\n\n"
     "hyperadapters predict runs/helpdesk --input texts.csv --tasks refunds --tasks urgent\n\n"
     "hyperadapters predict runs/helpdesk --input large.parquet --output answers.jsonl --engine ray\n\n"
+    "hyperadapters predict runs/helpdesk --input texts.jsonl --store stores/helpdesk\n\n"
     "The input has a column 'text' (and 'text_pair' for pairs). A column 'task' names the task of each row; "
     "rows without one are routed to the most similar task, or declined if none is similar. Other columns are kept."
 )
@@ -213,6 +214,9 @@ def predict(
     on_bad_row: Annotated[
         str, typer.Option(help="error, or skip to omit rows that cannot be read and report their number.")
     ] = "error",
+    store: Annotated[
+        Path | None, typer.Option(help="Task store, whose tasks are used instead of those of the run.")
+    ] = None,
 ) -> None:
     """Predict the targets of new inputs, and route those without a task."""
     from hyperadapters.errors import DataError, OutputError, TaskError, unknown_name
@@ -228,6 +232,8 @@ def predict(
         raise DataError("--engine: " + unknown_name("engine", engine, ENGINES))
     if engine != "ray" and (shard_rows is not None or workers is not None):
         raise DataError("--shard-rows and --workers: only valid with --engine ray; add it, or remove them")
+    if store is not None and (tasks or route != "nearest" or engine != "local"):
+        raise TaskError("--store: not valid with --tasks, --route or --engine; name the task of each row instead")
     chosen = "*" if tasks == ["*"] else tasks
     if engine == "ray":
         if output is None:
@@ -254,6 +260,11 @@ def predict(
     predictor = Predictor.from_pretrained(
         folder, batch_size=batch_size, route=route, decline=decline, max_error=max_error
     )
+    if store is not None:
+        from hyperadapters.checkpoints.task_store import TaskStore
+        from hyperadapters.inference.stored_tasks import StorePredictor
+
+        predictor = StorePredictor(predictor.model, TaskStore.open(store), batch_size, decline, max_error=max_error)
     predict_file(
         predictor,
         input_file,
@@ -371,6 +382,34 @@ def calibrate(
         model.to(best_device())
         report = model.calibrate(data, outside, false_decline_rate, false_accept_rate)
     _print_calibration(report)
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters store runs/helpdesk stores/helpdesk\n\n"
+    "hyperadapters store runs/helpdesk stores/helpdesk --task refunds --replace"
+)
+def store(
+    folder: RunFolder,
+    store_folder: Annotated[
+        Path, typer.Argument(metavar="STORE", help="Folder of the task store, which is created if there is none.")
+    ],
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task to append; can be repeated. Default: all tasks of the run.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace stored tasks of the same name.")] = False,
+) -> None:
+    """Append tasks of a run to a task store, which may have more tasks than fit into memory."""
+    from hyperadapters.checkpoints.task_store import TaskStore
+    from hyperadapters.checkpoints.task_store_files import is_store
+    from hyperadapters.model.model import HyperAdapterModel
+
+    model = HyperAdapterModel.from_pretrained(folder)
+    for name in task or ():
+        model.task_id(name)
+    opened = TaskStore.open(store_folder) if is_store(store_folder) else TaskStore.create(store_folder, model)
+    opened.append(model, task, replace)
+    typer.echo(f"The task store {store_folder} has {len(opened)} tasks")
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nhyperadapters remove-task runs/helpdesk --name refunds")

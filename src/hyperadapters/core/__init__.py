@@ -29,7 +29,7 @@ from hyperadapters.core.losses import (
     total_loss,
 )
 from hyperadapters.core.processes import ONE_PROCESS, DataParallelProcesses, MicroBatches, Processes
-from hyperadapters.core.prototypes import PrototypeTable, cosine_similarity
+from hyperadapters.core.prototypes import PrototypeTable, cosine_similarity, most_similar
 from hyperadapters.core.retriever import InstanceRetriever, masked_mean
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "lora",
     "lora_tensors",
     "masked_mean",
+    "most_similar",
     "prototype_contrastive_loss",
     "sequence_loss",
     "total_loss",

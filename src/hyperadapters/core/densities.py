@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,14 +101,54 @@ class TaskDensities(nn.Module):
         Returns:
             Log-likelihood ratios [B, T].
         """
-        known = counts[:, None] * self.between
-        variance = 1 + self.between / (known + 1)
+        precise, variance = self._posterior(means, counts)
         # The squared distances are multiplied out, because their terms [B, T, r] would need much memory.
-        precise = known / (known + 1) * means / variance
         distance = points.square() @ (1 / variance).T - 2 * points @ precise.T
         distance = distance + (precise.square() * variance).sum(dim=1)
         background = (points.square() / (1 + self.between) + torch.log1p(self.between)).sum(dim=1)
         return 0.5 * (background[:, None] - distance - variance.log().sum(dim=1))
+
+    def keys(self, means: Tensor, counts: Tensor) -> Tensor:
+        """Compute what `to_keys` needs of each task, so that it takes one matrix product only.
+
+        Args:
+            means: Means of the coordinates of known texts of each task [T, r].
+            counts: Numbers of these texts [T].
+
+        Returns:
+            Keys [T, r + 1].
+        """
+        precise, variance = self._posterior(means, counts)
+        constant = -0.5 * ((precise.square() * variance).sum(dim=1) + variance.log().sum(dim=1))
+        return torch.cat([precise, constant[:, None]], dim=1)
+
+    def to_keys(self, points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a function that computes the result of `ratios` for some texts, up to rounding, from keys of tasks.
+
+        Args:
+            points: Coordinates of B texts [B, r].
+
+        Returns:
+            Function of the result of `keys` for tasks [T, r + 1], and of the numbers of texts [T] of these tasks, of
+            which few should differ. It returns log-likelihood ratios [B, T] on the device of the coordinates.
+        """
+        between, extended = self.between.to(points), F.pad(points, (0, 1), value=1.0)
+        background = (points.square() / (1 + between) + torch.log1p(between)).sum(dim=1)
+
+        def ratios(keys: Tensor, counts: Tensor) -> Tensor:
+            distinct, which = torch.unique(counts, return_inverse=True)
+            variance = 1 + between / (distinct[:, None] * between + 1)
+            of_counts = 0.5 * (background[:, None] - points.square() @ (1 / variance).T)
+            found: Tensor = extended @ keys.T + of_counts[:, which]
+            return found
+
+        return ratios
+
+    def _posterior(self, means: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean / variance [T, r] and variance [T, r] of the texts of each task, given its known texts."""
+        known = counts[:, None] * self.between
+        variance = 1 + self.between / (known + 1)
+        return known / (known + 1) * means / variance, variance
 
     @torch.no_grad()
     def fit(self, features: Tensor, owners: Tensor, weights: Tensor, counts: Tensor) -> None:

@@ -23,6 +23,22 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
         return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).T
 
 
+def most_similar(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the largest similarities of each row in descending order.
+
+    Args:
+        similarity: Similarities [B, T].
+        count: Number of similarities to return, at least 1; at most T are returned.
+
+    Returns:
+        Similarities [B, C] and their columns [B, C]. If several are largest, the first one comes first.
+    """
+    nearest = similarity.argmax(dim=1, keepdim=True)  # `topk` may return any of the largest ones
+    others = similarity.scatter(1, nearest, -torch.inf).topk(min(count, similarity.shape[1]) - 1, dim=1)
+    values = torch.cat([similarity.gather(1, nearest), others.values], dim=1)
+    return values, torch.cat([nearest, others.indices], dim=1)
+
+
 class PrototypeTable(nn.Module):
     """T learned prototypes of size p, of which row t belongs to task t (Zhao et al. 2023, section 3).
 

@@ -56,7 +56,7 @@ def input_reader(tasks: Sequence[Task], task: str | None) -> Callable[[Any, int]
     def read(value: Any, number: int) -> Example:
         if isinstance(value, Example):
             return _checked(value, number, tasks, None if task is None else names[task])
-        return _read(_row(value, f"input {number}"), tasks, names, task)
+        return _read(as_row(value, f"input {number}"), tasks, names, task)
 
     return read
 
@@ -82,7 +82,16 @@ def is_index(value: Any, count: int) -> bool:
     return not isinstance(value, bool) and hasattr(value, "__index__") and 0 <= int(value) < count
 
 
-def _row(value: Any, place: str) -> Row:
+def as_row(value: Any, place: str) -> Row:
+    """Return an input that is not an `Example` as a row.
+
+    Args:
+        value: The input.
+        place: Description of the input for messages.
+
+    Raises:
+        DataError: If the input has an unsupported form.
+    """
     if isinstance(value, Row):
         return value
     value = plain(by_column(value))

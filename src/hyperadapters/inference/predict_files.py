@@ -18,6 +18,7 @@ from hyperadapters.data.sources import Row, iterate_file, iterate_standard_input
 from hyperadapters.errors import DataError, TaskError
 from hyperadapters.inference.inputs import ids_of_tasks, input_reader
 from hyperadapters.inference.predictor import Prediction, Predictor
+from hyperadapters.inference.stored_tasks import StorePredictor
 from hyperadapters.utils.files import check_target, open_atomically
 
 OUTPUT_ENDINGS = (".jsonl", ".csv")
@@ -40,7 +41,7 @@ def predict_file(
     from those of the predictions. Numbers that JSON cannot represent, such as NaN, become null.
 
     Args:
-        predictor: Predictor.
+        predictor: Predictor, whose tasks may be those of a task store.
         input_file: JSON-lines, CSV, TSV or Parquet file with the column text and optionally text_pair and task. "-" is
             standard input in JSON-lines.
         task: Name of the task of all rows. If None, the rows have their own tasks or are routed.
@@ -61,9 +62,13 @@ def predict_file(
     """
     bad_rows = BadRows(on_bad_row)
     rows, known = open_rows(input_file, task, tasks, delimiter, bad_rows), predictor.model.tasks
-    if tasks is not None and tasks != "*":  # all of them read such rows as the first one
-        task = known[ids_of_tasks(known, tasks)[0]].name
-    records = _records(predictor, read_rows(rows, known, task, bad_rows), str(input_file), tasks, progress, bad_rows)
+    if isinstance(predictor, StorePredictor):
+        examples = predictor.read_rows(rows, task, bad_rows)
+    else:
+        if tasks is not None and tasks != "*":  # all of them read such rows as the first one
+            task = known[ids_of_tasks(known, tasks)[0]].name
+        examples = read_rows(rows, known, task, bad_rows)
+    records = _records(predictor, examples, str(input_file), tasks, progress, bad_rows)
     if output is None:
         _write_jsonl(sys.stdout, records)
     else:

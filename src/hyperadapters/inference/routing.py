@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hyperadapters.backbones.passes import evaluating
+from hyperadapters.core import most_similar
 from hyperadapters.data.examples import Example
 from hyperadapters.data.short_forms import weights_with_short_forms, with_short_forms
 from hyperadapters.errors import DataError, NotFiniteError, TaskError, check_int, check_seed
@@ -110,21 +111,24 @@ def decide(model: HyperAdapterModel, similarity: Tensor, readable: Tensor) -> li
     Returns:
         Results of the B rows.
     """
-    # Among equally similar tasks the first is chosen, as in `PrototypeTable.nearest`; `topk` may return any of them.
-    nearest = similarity.argmax(dim=1, keepdim=True)
-    others = similarity.scatter(1, nearest, -torch.inf).topk(min(NUM_CANDIDATES, similarity.shape[1]) - 1, dim=1)
-    ids = torch.cat([nearest, others.indices], dim=1)
-    values = torch.cat([similarity.gather(1, nearest), others.values], dim=1)
+    values, ids = most_similar(similarity, NUM_CANDIDATES)
     accepted = ((values[:, 0] >= model.pha.thresholds[ids[:, 0]]) & readable).tolist()
     return [
-        _result(model, row_values, row_ids, is_accepted)
+        result_of([model.tasks[task_id].name for task_id in row_ids], row_values, is_accepted)
         for row_values, row_ids, is_accepted in zip(values.tolist(), ids.tolist(), accepted, strict=True)
     ]
 
 
-def _result(model: HyperAdapterModel, values: list[float], ids: list[int], accepted: bool) -> RoutingResult:
-    known = [(i, value) for i, value in zip(ids, values, strict=True) if value != -inf]  # the others are excluded
-    candidates = tuple(Candidate(model.tasks[i].name, value) for i, value in known or [(ids[0], values[0])])
+def result_of(names: Sequence[str], values: Sequence[float], accepted: bool) -> RoutingResult:
+    """Return the result of routing an input.
+
+    Args:
+        names: Names of the most similar tasks, at least one.
+        values: Similarities to them in descending order; minus infinity for excluded tasks.
+        accepted: Whether the input is accepted for the first task.
+    """
+    known = [(name, value) for name, value in zip(names, values, strict=True) if value != -inf]
+    candidates = tuple(Candidate(name, value) for name, value in known or [(names[0], values[0])])
     return RoutingResult(
         task=candidates[0].task if accepted else None,
         similarity=values[0],
@@ -146,7 +150,7 @@ def instance_vectors(model: HyperAdapterModel, examples: Sequence[Example], batc
     Returns:
         Instance vectors [N, p] in float32, in the order of the examples.
     """
-    (found,) = _of_batches(model, examples, batch_size, lambda batch: (model.instance_vectors(**batch).float(),))
+    (found,) = of_batches(model, examples, batch_size, lambda batch: (model.instance_vectors(**batch).float(),))
     return found
 
 
@@ -166,7 +170,7 @@ def similarities(model: HyperAdapterModel, examples: Sequence[Example], batch_si
     def of_batch(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return model.task_similarity(batch), contains_words(model, batch)
 
-    similarity, readable = _of_batches(model, examples, batch_size, of_batch)
+    similarity, readable = of_batches(model, examples, batch_size, of_batch)
     return similarity, readable
 
 
@@ -184,7 +188,7 @@ def density_points(model: HyperAdapterModel, examples: Sequence[Example], batch_
     """
     densities = model.pha.densities
     assert densities is not None
-    (found,) = _of_batches(
+    (found,) = of_batches(
         model, examples, batch_size, lambda batch: (densities.project(model.density_features(batch)),)
     )
     return found
@@ -203,13 +207,23 @@ def contains_words(model: HyperAdapterModel, batch: Mapping[str, Tensor]) -> Ten
     return readable
 
 
-def _of_batches(
+def of_batches(
     model: HyperAdapterModel,
     examples: Sequence[Example],
     batch_size: int,
     compute: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
 ) -> list[Tensor]:
-    """Compute tensors [N, ...] of examples in batches of similar length, without their tasks' templates."""
+    """Compute tensors of examples in batches of similar length, without their tasks' templates.
+
+    Args:
+        model: Model, whose lock is held for each batch.
+        examples: N examples, whose tasks are ignored.
+        batch_size: Number of examples in a batch.
+        compute: Function that computes tensors [B, ...] of a batch.
+
+    Returns:
+        The tensors [N, ...], in the order of the examples.
+    """
     examples = [Example(None, example.text, example.text_pair) for example in examples]
     found: dict[int, tuple[Tensor, ...]] = {}
     collator = model.collator
@@ -347,7 +361,7 @@ def _fit_densities(model: HyperAdapterModel, train_examples: Sequence[Example], 
     if model.pha.densities is None or not 1 < len(model.tasks) == len(counts):
         return
     forms = with_short_forms(rows, seed)
-    (features,) = _of_batches(model, forms, 64, lambda batch: (model.density_features(batch),))
+    (features,) = of_batches(model, forms, 64, lambda batch: (model.density_features(batch),))
     if not features.isfinite().all():
         raise NotFiniteError(f"the frozen hidden states of training rows are not finite; {likely_cause(model)}")
     sizes = torch.tensor([float(counts[task_id]) for task_id in range(len(model.tasks))])
