@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-serving torture audit fuzz fuzz-atheris fuzz-server figures interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-scale bench-serving torture audit fuzz fuzz-atheris fuzz-server figures interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -22,6 +22,10 @@ bench: .venv/bench-installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/speed.py --preset paper --only train_ mixed_batch_ routing_ predictor_ forward_
 	$(BIN)/python benchmarks/scale_plot.py
+
+# Task stores of up to a million tasks, about ten minutes and 3 GB in the folder for temporary files. Needs Linux.
+bench-scale: .venv/bench-installed
+	$(BIN)/python benchmarks/scale.py
 
 bench-serving: .venv/bench-installed .venv/serve-installed
 	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite

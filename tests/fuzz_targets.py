@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -24,6 +26,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from hyperadapters.checkpoints.format import load_model, read_checkpoint, save_model, stored_digest
+from hyperadapters.checkpoints.task_records import set_states
+from hyperadapters.checkpoints.task_store import TaskStore
+from hyperadapters.checkpoints.task_store_files import TASK, record_digest
 from hyperadapters.config import DataConfig, Task, TaskEntry, load_recipe, parse
 from hyperadapters.data.loading import load_task
 from hyperadapters.data.memory import read_train_and_eval_data
@@ -393,6 +398,49 @@ def _changes_of_tensors(state: dict[str, Tensor]) -> Inputs:
     return st.lists(st.one_of(cast, new), min_size=1, max_size=3)
 
 
+# Task stores
+
+
+def task_store(folder: Path) -> Prepared:
+    """Any file of a store is altered, or a record with the checksums that belong to it."""
+    model = lived_in("bert", centroids_per_task=2)
+    where = folder / "store"
+    TaskStore.create(where, model).append(model)
+    files = {path.name: path.read_bytes() for path in where.iterdir()}
+    rows = np.frombuffer(files["tasks.bin"], TASK)
+    record = files["records.bin"][: int(rows[0]["size"])]
+
+    def check(inputs: tuple[str, Any]) -> None:
+        name, edits = inputs
+        altered = dict(files)
+        if name == "a record":
+            _put_record(altered, edited(record, edits))
+        else:
+            altered[name] = edited(files[name], edits)
+        for other, content in altered.items():
+            _written(where / other, content)
+        with only_own_errors(folder):
+            store = TaskStore.open(where)
+            store.ids(["mood"])
+            store.nearest(lambda keys, _: keys[:, :1].T, 2)
+            set_states(model, store.states(range(store.config.tasks), model))
+
+    return st.tuples(st.sampled_from([*sorted(files), *["a record"] * 5]), EDITS), check
+
+
+def _put_record(files: dict[str, bytes], record: bytes) -> None:
+    """Put another record for the first task behind the others."""
+    rows, start = np.frombuffer(files["tasks.bin"], TASK).copy(), len(files["records.bin"])
+    rows[0]["start"], rows[0]["size"] = start, len(record)
+    rows[0]["record_sha256"] = np.void(record_digest(record))
+    rows[0]["crc32"] = zlib.crc32(rows[0].tobytes()[:-4])
+    values = {**json.loads(files["task_store.json"]), "record_bytes": start + len(record)}
+    del values["sha256"]
+    values["sha256"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    files["tasks.bin"], files["records.bin"] = rows.tobytes(), files["records.bin"] + record
+    files["task_store.json"] = json.dumps(values).encode()
+
+
 # Names of tasks
 
 
@@ -498,6 +546,7 @@ TARGETS = {
     "checkpoint_of_bytes": Target(checkpoint_of_bytes, 800),
     "checkpoint_weights": Target(checkpoint_weights, 800),
     "checkpoint_values": Target(checkpoint_values, 400),
+    "task_store": Target(task_store, 500),
     "task_names": Target(task_names, 2000),
     "peft_values": Target(peft_values, 1000),
     "peft_bytes": Target(peft_bytes, 1000),

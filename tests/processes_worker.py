@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"preset": "paper"},
         "arguments": {"gradient_accumulation_steps": 2, "contrast_batch": "step"},
     },
+    "skipped-step": {"model": {"preset": "paper"}, "arguments": {"skip_nonfinite": 1}, "broken_step": 5},
     "few-rows": {"model": {"preset": "paper"}, "batch": 6, "rows": 1},
     "hyperformer": {"model": {"preset": "paper", "method": "hyperformer"}},
     "t5": {"model": {"preset": "paper"}, "kind": "t5", "arguments": {"label_smoothing_factor": 0.1}},
@@ -43,12 +44,15 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 RESUMED = "paper-accumulation"
+LOGGED = ("loss", "grad", "eval", "skipped")
+"""Parts of the names of logged values that are compared."""
 SAVING = {"save_strategy": "steps", "save_steps": 10}
 
 
 def cases_of(processes: int) -> list[str]:
     """All cases with two processes, and those that differ with more."""
-    return [*CASES] if processes == 2 else ["plus", "paper-accumulation", "contrast-of-step", "few-rows", "t5-official"]
+    some = ["plus", "paper-accumulation", "contrast-of-step", "skipped-step", "few-rows", "t5-official"]
+    return [*CASES] if processes == 2 else some
 
 
 def data(tasks: list[Task], rows: int, seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -92,17 +96,29 @@ def trained(case: str, processes: int, folder: Path, resume: Path | None = None,
     )
     arguments.per_device_train_batch_size = options.get("batch", GLOBAL_BATCH) // processes
     trainer = Trainer(model, data(tasks, rows, 0), data(tasks, rows, 1), arguments)
+    if "broken_step" in options:
+        break_gradients(trainer, options["broken_step"])
     trainer.train(str(resume) if resume else None)
     found = trainer.predict(data(tasks, rows, 2))
     return {
         "state": {name: value.clone() for name, value in model.adapter_state_dict().items()},
         "log": [
-            {name: value for name, value in row.items() if "loss" in name or "grad" in name or "eval" in name}
+            {name: value for name, value in row.items() if any(part in name for part in LOGGED)}
             for row in trainer.state.log_history
         ],
         "answers": [row.answer if row.probabilities is None else row.probabilities for row in found.predictions],
         "metrics": found.metrics,
     }
+
+
+def break_gradients(trainer: Trainer, step: int) -> None:
+    """Make the gradients of a step infinite, but only in the last process."""
+
+    def in_backward(gradient: torch.Tensor) -> torch.Tensor:
+        is_last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
+        return gradient * torch.inf if is_last and trainer.state.global_step + 1 == step else gradient
+
+    trainer.model.pha.prototypes.weight.register_hook(in_backward)
 
 
 def main() -> None:

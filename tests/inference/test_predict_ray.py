@@ -367,6 +367,19 @@ def test_only_shards_without_predictions_are_predicted(
     assert not part.parent.exists()
 
 
+def test_a_continued_prediction_reports_the_rows_that_were_skipped_before(
+    without_ray: list[int], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "w1"}\nno JSON\n{"text": "w2"}\n{}\n')
+    stop(monkeypatch, run, source, tmp_path / "out.jsonl", shard_rows=1, on_bad_row="skip")
+    caplog.clear()
+    predict_file_with_ray(run, source, tmp_path / "out.jsonl", shard_rows=1, on_bad_row="skip")
+    [report] = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert "2 rows were skipped because they cannot be read; the first: " in report
+    assert "in.jsonl, line 2" in report
+
+
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 3}, "batch_size was 64 and is 3"),
     ({"route": "soft"}, "route was 'nearest' and is 'soft'"),

@@ -22,6 +22,7 @@ from helpers import (
     tiny_language_model_tokenizer,
     tiny_tokenizer,
 )
+from tolerance import rounding
 from torch import nn
 
 from hyperadapters import cli
@@ -269,6 +270,15 @@ def test_steps_that_are_not_finite_can_be_skipped(
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry.get("skipped_steps", 0) for entry in logs] == [0, 1, 1, 1]
     assert all(math.isfinite(value) for entry in logs for value in entry.values())
+
+
+def test_the_logged_loss_is_the_sum_of_its_terms_after_a_step_whose_gradients_were_not_finite(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=4, skip_nonfinite=1, logging_steps=4)
+    make_not_finite(trainer, "gradients", (2,))
+    trainer.train()
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    terms = [entry[f"loss_{name}"] for name in ("task", "instance", "prototype")]
+    assert entry["loss"] == pytest.approx(sum(terms), rel=rounding(16))
 
 
 def test_one_step_more_than_may_be_skipped_ends_the_training(tmp_path: Path) -> None:

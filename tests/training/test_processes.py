@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from helpers import save_backbone
 from processes_worker import CASES, RESUMED, SAVING, cases_of, trained
 from tolerance import rounding
@@ -47,6 +48,9 @@ def test_several_processes_compute_what_one_computes(processes: int, tmp_path: P
         assert_same_training(case, together["found"][case], alone[case])
         first, *others = (state[case] for state in together["states"])
         assert all(torch.equal(value, other[name]) for other in others for name, value in first.items())
+    # A step that is not finite in one process is skipped in all of them.
+    skipped = [row.get("skipped_steps", 0) for row in together["found"]["skipped-step"]["log"] if "loss" in row]
+    assert skipped == [0] * 4 + [1] * 16
     # A training is resumed by another number of processes, both ways.
     assert_same_state(RESUMED, together["found"]["resumed"], alone[RESUMED])
     resumed = trained(RESUMED, 1, tmp_path / "resumed", tmp_path / "several" / "checkpoint-10")
@@ -98,6 +102,14 @@ def test_the_parts_of_a_batch_are_the_batch_without_loss_or_repetition(
             assert counted == batch
             assert all(part for part in own)  # a process without rows takes part with one that is not counted
             assert {-1 - row for part in own for row in part if row < 0} <= {*batch}
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes" / "accelerate").glob("*.yaml")))
+def test_the_files_for_accelerate_are_valid_and_divide_the_data_only(path: Path) -> None:
+    config = load_config_from_file(str(path)).to_dict()
+    assert config["distributed_type"] in ("MULTI_CPU", "MULTI_GPU")
+    assert not config.get("fsdp_config")
+    assert not config.get("deepspeed_config")
 
 
 def write_recipe(folder: Path) -> Path:

@@ -297,6 +297,7 @@ class TaskStore:
                 similarity.masked_fill_(is_pair[:, None] != reads_pairs, -torch.inf)
             values, keys = most_similar(similarity, count)
             self._keys.release(start, stop)
+            self._owners.release(start, stop)
             if best is not None:  # of equally similar ones, those of earlier blocks come first
                 values, keys = torch.cat([best[0], values], dim=1), torch.cat([best[1], keys + start], dim=1)
                 values, order = values.sort(dim=1, descending=True, stable=True)
@@ -337,7 +338,7 @@ class TaskStore:
             if earlier and not replace:
                 raise TaskError(
                     f"{self.folder}: there is already a task '{next(iter(earlier))}'; rename it, or replace the "
-                    "earlier one with replace=True"
+                    "earlier one (replace=True, --replace)"
                 )
             if states:
                 self._append(model, states, sorted(earlier.values()))

@@ -146,7 +146,7 @@ def predict_file_with_ray(
     shards = Shards(Path(os.path.abspath(f"{output}.shards")))
     make_folder(shards.folder)
     with locked(shards.folder, wait=False):
-        sizes = shards.sizes(expected, lines)
+        sizes = shards.sizes(expected, lines, bad_rows)
         if missing := shards.missing(len(sizes)):
             with start_ray() as ray:
                 reports = _reports(ray, shards, scoring, missing, _num_workers(ray, workers))
@@ -293,12 +293,14 @@ class Shards:
         """
         return [number for number in range(num_shards) if not self.target(number).exists()]
 
-    def sizes(self, expected: dict[str, Any], lines: Iterable[str]) -> list[int]:
+    def sizes(self, expected: dict[str, Any], lines: Iterable[str], bad_rows: BadRows) -> list[int]:
         """Write the shards, unless those of the same input with the same settings are in the folder already.
 
         Args:
             expected: What the predictions depend on.
             lines: Rows of the input. They are only read if there are no shards, or to compare standard input.
+            bad_rows: The rows that were skipped, which are counted when the lines are read. They are kept with the
+                shards, and set to those of the first attempt if there are shards.
 
         Returns:
             Number of rows of each shard.
@@ -309,11 +311,12 @@ class Shards:
             DataError: If a row is invalid. The folder is removed.
         """
         if (found := self._manifest()) is None:
-            return self._split(expected, lines)
+            return self._split(expected, lines, bad_rows)
         different = [name for name in expected if found.get(name) != expected[name]]
         if not different and expected["input"] == "-" and found["sha256"] != _digest_of(lines):
             different, found, expected = ["standard input"], {}, {}
         if not different:
+            bad_rows.count, bad_rows.first = found["skipped"]
             return [int(size) for size in found["sizes"]]
         reasons = [
             f"{name} was {found[name]!r} and is {expected[name]!r}" if name in found else f"{name} is another one"
@@ -328,13 +331,14 @@ class Shards:
         path = self.folder / MANIFEST
         try:
             values = parse_json(path.read_bytes())
-            return {**values, "sizes": list(values["sizes"]), "sha256": str(values["sha256"])}
+            skipped = int(values["skipped"][0]), str(values["skipped"][1])
+            return {**values, "sizes": list(values["sizes"]), "sha256": str(values["sha256"]), "skipped": skipped}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise OutputError(f"{path}: not readable: {error}; remove the folder to start anew") from None
 
-    def _split(self, settings: dict[str, Any], lines: Iterable[str]) -> list[int]:
+    def _split(self, settings: dict[str, Any], lines: Iterable[str], bad_rows: BadRows) -> list[int]:
         self._remove_files()
         digest, sizes = hashlib.sha256(), list[int]()
         remaining = iter(lines)
@@ -346,7 +350,8 @@ class Shards:
                         file.write(line)
                         digest.update(line.encode())
                         sizes[-1] += 1
-            manifest = {**settings, "sizes": sizes, "sha256": digest.hexdigest()}
+            skipped = [bad_rows.count, bad_rows.first]
+            manifest = {**settings, "sizes": sizes, "sha256": digest.hexdigest(), "skipped": skipped}
             write_atomically(self.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         except BaseException:
             self.remove()

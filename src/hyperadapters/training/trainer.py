@@ -558,6 +558,7 @@ class Trainer(transformers.Trainer):
             if num_processes() > 1:
                 dist.all_reduce(average)
             means = (average / num_processes()).tolist()
+            logs["loss"] = means[0]  # the sum of the terms, also if the Trainer counts steps that were skipped
             logs.update({f"loss_{name}": mean for name, mean in zip(Losses._fields[1:], means[1:], strict=True)})
             self._terms.clear()
         if "loss" in logs and self._skipped_steps:
