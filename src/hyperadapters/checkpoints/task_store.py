@@ -60,7 +60,11 @@ class TaskStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open an existing store; the same as `TaskStore.open`."""
+        """Open an existing store, as `TaskStore.open` does.
+
+        Args:
+            folder: Folder of the store.
+        """
         self.folder = folder
         self.refresh()
 
@@ -273,13 +277,12 @@ class TaskStore:
         """
         if not len(self):
             raise TaskError(f"{self.folder}: the task store has no tasks to which inputs could be routed; append tasks")
-        found = [self._nearest_keys(score, (count - 1) * self.config.most_keys + 1, is_pair)]
-        if is_pair is not None and bool(found[0][0][:, 0].isneginf().any()):
-            found.append(self._nearest_keys(score, (count - 1) * self.config.most_keys + 1, None))
-        values, keys = found[0]
-        if len(found) > 1:
-            alone = values[:, :1].isneginf()
-            values, keys = torch.where(alone, found[1][0], values), torch.where(alone, found[1][1], keys)
+        num_keys = (count - 1) * self.config.most_keys + 1  # among so many there are `count` tasks
+        values, keys = self._nearest_keys(score, num_keys, is_pair)
+        alone = values[:, :1].isneginf()
+        if is_pair is not None and bool(alone.any()):
+            of_all = self._nearest_keys(score, num_keys, None)
+            values, keys = torch.where(alone, of_all[0], values), torch.where(alone, of_all[1], keys)
         return self._of_tasks(values, self._owners.values["task"][keys.numpy()], min(count, len(self)))
 
     def _nearest_keys(self, score: Score, count: int, is_pair: Tensor | None) -> tuple[Tensor, Tensor]:

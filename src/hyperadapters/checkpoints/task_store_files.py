@@ -170,6 +170,9 @@ def read_config(folder: Path) -> StoreConfig:
     Args:
         folder: Folder of the store.
 
+    Returns:
+        Contents of the file.
+
     Raises:
         CheckpointError: If there is no store, its JSON file is damaged, or it has a newer format.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,13 +24,7 @@ from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.inference.inputs import as_row, input_reader, read_inputs
 from hyperadapters.inference.predictor import CHUNK_BATCHES, FrozenStates, Prediction, Predictor
-from hyperadapters.inference.routing import (
-    NUM_CANDIDATES,
-    RoutingResult,
-    contains_words,
-    of_batches,
-    result_of,
-)
+from hyperadapters.inference.routing import NUM_CANDIDATES, RoutingResult, contains_words, of_batches, result_of
 from hyperadapters.model.model import HyperAdapterModel
 
 MAX_TASKS = 1000
@@ -180,8 +174,18 @@ class StorePredictor(Predictor):
         examples = (example for _, example in self.read_rows(rows, task, BadRows("error")))
         return self._shown(self._stream(examples, (), None), total, progress)
 
-    def predict_tasks(self, *_: Any, **__: Any) -> Iterator[list[Prediction]]:
-        """Refuse to answer several tasks for each input.
+    def predict_tasks(
+        self, inputs: Iterable[Any], tasks: Sequence[str] | Literal["*"], progress: bool = False
+    ) -> Iterator[list[Prediction]]:
+        """Refuse to answer several tasks for each input: the tasks can be loaded and answered by a `Predictor`.
+
+        Args:
+            inputs: Inputs.
+            tasks: Names of tasks.
+            progress: Unused.
+
+        Returns:
+            Nothing.
 
         Raises:
             TaskError: Always.
@@ -195,6 +199,9 @@ class StorePredictor(Predictor):
             rows: Rows of the input, or examples with numbers of tasks in the store.
             task: Name of the task of all rows, if there is one.
             bad_rows: What is done with rows that cannot be read.
+
+        Returns:
+            Iterator over the rows, each with an example that has the number of its task in the store.
 
         Raises:
             DataError: During the iteration, if a row has no valid text, unless it is skipped.
