@@ -13,7 +13,7 @@ from torch import Tensor
 from hyperadapters.config import Task, parse
 from hyperadapters.core import AdapterWeights
 from hyperadapters.errors import CheckpointError, TaskError
-from hyperadapters.heads.task_heads import Head
+from hyperadapters.heads.task_heads import ERROR_LEVELS, Head
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.model.tasks import TaskState
 from hyperadapters.utils.reading import parse_json
@@ -30,7 +30,7 @@ def pack(state: TaskState) -> bytes:
         state: Everything that belongs to the task.
     """
     head = state.head
-    scale = (0.0, 1.0) if head is None else (head.target_mean, head.target_std)
+    scale = (0.0, 1.0, 1.0) if head is None else (head.target_mean, head.target_std, head.temperature)
     tensors = {
         "prototype": state.prototype,
         "centroids": state.centroids,
@@ -41,6 +41,8 @@ def pack(state: TaskState) -> bytes:
         half = head.weight.half()  # the weights of a head that was fitted are often numbers of float16
         tensors["head.weight"] = half if half.to(head.weight).equal(head.weight) else head.weight
         tensors["head.bias"] = head.bias
+        if head.error_bounds is not None and not head.error_bounds.eq(1).all():
+            tensors["head.error_bounds"] = head.error_bounds
     if state.own_adapter is not None:
         tensors.update({f"{_OWN}{name}": tensor for name, tensor in state.own_adapter.items()})
     definition = json.dumps(state.task.model_dump(mode="json", exclude_defaults=True)).encode()
@@ -80,11 +82,12 @@ def unpack(record: bytes, model: HyperAdapterModel) -> TaskState:
         raise ValueError(f"the tensors cannot be read: {error}") from None
     _check(tensors, model)
     tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
-    threshold, adapter_scale, mean, std = tensors["numbers"].tolist()
+    threshold, adapter_scale, mean, std, temperature = tensors["numbers"].tolist()
     head = None
     if model.heads is not None:
         bias = tensors["head.bias"]
-        head = Head(tensors["head.weight"].to(bias), bias, mean, std)
+        bounds = tensors.get("head.error_bounds")
+        head = Head(tensors["head.weight"].to(bias), bias, mean, std, temperature, bounds)
     own = {name.removeprefix(_OWN): tensor for name, tensor in tensors.items() if name.startswith(_OWN)}
     return TaskState(
         task=task,
@@ -107,10 +110,12 @@ def _check(tensors: Mapping[str, Tensor], model: HyperAdapterModel) -> None:
     pha = model.pha
     size, dtype = pha.prototypes.weight.shape[1], pha.prototypes.weight.dtype
     directions = 0 if pha.densities is None else len(pha.densities.between) + 1
-    expected: dict[str, tuple[int | None, ...]] = {"prototype": (size,), "centroids": (None, size), "numbers": (4,)}
+    expected: dict[str, tuple[int | None, ...]] = {"prototype": (size,), "centroids": (None, size), "numbers": (5,)}
     expected["density"] = (directions,)
     if model.heads is not None:
         expected.update({"head.weight": (None, None), "head.bias": (None,)})
+        if "head.error_bounds" in tensors:
+            expected["head.error_bounds"] = (2, ERROR_LEVELS)
     if any(name.startswith(_OWN) for name in tensors):
         with torch.no_grad():
             generated = pha.adapters(torch.zeros(1, dtype=torch.long, device=model.device))
