@@ -20,7 +20,7 @@ MOOD = Task.classification("mood", ["no", "yes"])
 PAIR = Task.classification("pair", ["no", "maybe", "yes"], fields=("text", "text_pair"))
 SCORE = Task.regression("score", metrics=["pearson", "spearman"])
 TEXT = Task.text_to_text("text")
-ALL_METRICS = ["accuracy", "f1", "macro_f1", "matthews_correlation"]
+ALL_METRICS = ["accuracy", "balanced_accuracy", "f1", "macro_f1", "matthews_correlation"]
 
 
 def ids(words: str) -> list[int]:
@@ -211,7 +211,13 @@ def test_scores_of_two_labels_by_hand() -> None:
     # label 1: 2 right, 1 too many, 1 missed; label 0: 1 right, 1 too many, 1 missed
     task = Task.classification("mood", ["no", "yes"], metrics=ALL_METRICS)
     assert score(task, [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]) == pytest.approx(
-        {"accuracy": 3 / 5, "f1": 2 / 3, "macro_f1": (2 / 3 + 1 / 2) / 2, "matthews_correlation": 1 / 6}
+        {
+            "accuracy": 3 / 5,
+            "balanced_accuracy": (1 / 2 + 2 / 3) / 2,
+            "f1": 2 / 3,
+            "macro_f1": (2 / 3 + 1 / 2) / 2,
+            "matthews_correlation": 1 / 6,
+        }
     )
 
 
@@ -255,6 +261,7 @@ def test_one_row_has_a_score_in_every_metric(target: int) -> None:
     task = Task.classification("mood", ["no", "yes"], metrics=ALL_METRICS)
     assert score(task, [target], [target]) == {
         "accuracy": 1.0,
+        "balanced_accuracy": 1.0,  # over the labels of the targets
         "f1": float(target),  # as in scikit-learn, 0 where the last label is neither a target nor an answer
         "macro_f1": 1.0,
         "matthews_correlation": 0.0,
@@ -265,7 +272,13 @@ def test_one_row_has_a_score_in_every_metric(target: int) -> None:
 def test_missing_answer_counts_as_wrong() -> None:
     task = Task.classification("mood", ["no", "yes"], metrics=ALL_METRICS)
     assert score(task, [0, 1, 1], [0, None, 1]) == pytest.approx(
-        {"accuracy": 2 / 3, "f1": 2 / 3, "macro_f1": (1 + 2 / 3) / 2, "matthews_correlation": 3 / (2 * sqrt(6))}
+        {
+            "accuracy": 2 / 3,
+            "balanced_accuracy": (1 + 1 / 2) / 2,
+            "f1": 2 / 3,
+            "macro_f1": (1 + 2 / 3) / 2,
+            "matthews_correlation": 3 / (2 * sqrt(6)),
+        }
     )
 
 

@@ -114,8 +114,8 @@ def imbalanced(metric: str) -> TaskRows:
     return rows._replace(targets=[1.0 if row % 10 == 0 else 0.0 for row in range(100)])
 
 
-@pytest.mark.parametrize(("metric", "expected"), [("accuracy", 0.1), ("macro_f1", 0.5)])
-def test_labels_weigh_the_same_if_the_score_is_macro_f1(metric: str, expected: float) -> None:
+@pytest.mark.parametrize(("metric", "expected"), [("accuracy", 0.1), ("macro_f1", 0.5), ("balanced_accuracy", 0.5)])
+def test_labels_weigh_the_same_if_the_score_is_balanced(metric: str, expected: float) -> None:
     rows = imbalanced(metric)
     head = fit_related_heads([rows])[0]
     found = torch.nn.functional.linear(rows.inputs, head.weight, head.bias).softmax(dim=1)[:, 1]

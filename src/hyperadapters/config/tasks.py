@@ -17,7 +17,7 @@ from hyperadapters.errors import TaskError, shown, unknown_name
 Kind = Literal["classification", "regression", "text-to-text"]
 
 METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1", "macro_f1", "matthews_correlation"),
+    "classification": ("accuracy", "balanced_accuracy", "f1", "macro_f1", "matthews_correlation"),
     "regression": ("pearson", "spearman"),
     "text-to-text": ("exact_match",),
 }
@@ -44,7 +44,9 @@ class Task(StrictModel):
         labels: Labels of a classification task in the order of the head's outputs. In a recipe the default is the
             sorted labels of the training rows.
         metrics: Metrics, of which the first is the score of the task. "f1" is that of the second of two labels.
-            "macro_f1" is the mean over the labels that occur among the targets or the predictions. Default: "accuracy",
+            "macro_f1" is the mean over the labels that occur among the targets or the predictions, and
+            "balanced_accuracy" is the mean recall of the labels among the targets. If one of these two is the first
+            metric, the fits of heads give all labels the same total weight (preset "plus"). Default: "accuracy",
             "pearson" or "exact_match", depending on the kind.
         template: Prompt of a text-to-text backbone, for example "premise: {text} hypothesis: {text_pair}". Default: the
             fields separated by a space, which is always the prompt of an input whose task is not given.

@@ -52,6 +52,8 @@ DEFAULT_PENALTY = 0.1
 DEFAULT_MEAN_PENALTY = 1.0
 """The only penalty that `make_head` tries for very large tasks. It is larger than `DEFAULT_PENALTY` because it pulls
 the weight towards the class means, which are a good solution already, and not towards zero."""
+BALANCED_METRICS = ("macro_f1", "balanced_accuracy")
+"""Metrics in which all labels have the same weight."""
 POOLED_PENALTY = 1.0
 """L2 penalty of the weights that `fit_related_heads` fits to the rows of all related tasks."""
 DISTANCE_PENALTY = 3.0
@@ -185,8 +187,8 @@ def fit_related_heads(data: Sequence[TaskRows]) -> list[Head]:
     inputs may depend on adapters that were trained on the same rows: left out of the regression alone, such rows are
     still predicted too well, so a penalty that is chosen on them is too small.
 
-    If the first metric of a task is macro F1, the factors :math:`c_i` give each label the same total weight; otherwise
-    they are 1. The pooled regression does so if that is the first metric of any of its tasks.
+    If the first metric of a task is one of `BALANCED_METRICS`, the factors :math:`c_i` give each label the same total
+    weight; otherwise they are 1. The pooled regression does so if that is the case for any of its tasks.
 
     A regression task gets a ridge regression on its standardised targets with the penalty `DEFAULT_PENALTY`. If all
     targets are equal, it predicts them.
@@ -258,11 +260,11 @@ def _pooled_weights(group: Sequence[TaskRows]) -> dict[str, Tensor]:
 
 
 def _label_weights(labels: Tensor, tasks: Sequence[Task]) -> Tensor | None:
-    """Weights of the labels [C] with equal totals over rows [N], or None if no task has macro F1 as its first metric.
+    """Weights of the labels [C] with equal totals over rows [N], or None if no task has a balanced first metric.
 
     The mean weight of a row is 1.
     """
-    if not any(task.main_metric == "macro_f1" for task in tasks):
+    if not any(task.main_metric in BALANCED_METRICS for task in tasks):
         return None
     counts = torch.bincount(labels, minlength=len(tasks[0].labels))
     return len(labels) / (len(counts) * counts.float())
@@ -420,7 +422,7 @@ def fit_new_head(rows: TaskRows, related: Head | None = None) -> Head:
     where :math:`W_r` and :math:`b_r` are the mean weight and bias of related tasks. The penalty on W and b is
     `DEFAULT_PENALTY`, or `RELATED_PENALTY` if there are related tasks. The factor s is fitted together with them: it is
     regularised towards `RELATED_SCALE`, and not negative, so that tasks which only seem to be related are ignored.
-    Labels weigh the same if the first metric of the task is macro F1.
+    Labels weigh the same if the first metric of the task is one of `BALANCED_METRICS`.
 
     A regression task gets the ridge regression of `fit_related_heads`.
 

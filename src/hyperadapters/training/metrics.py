@@ -19,8 +19,9 @@ NO_ANSWER = -1
 def score(task: Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:
     """Compute the metrics of a task.
 
-    As in scikit-learn, "macro_f1" is the mean over the labels that occur in the targets or in the answers, and "f1" is
-    0 if its label occurs in neither. A correlation with constant numbers is 0.
+    As in scikit-learn, "balanced_accuracy" is the mean recall over the labels that occur in the targets, "macro_f1" is
+    the mean over the labels that occur in the targets or in the answers, and "f1" is 0 if its label occurs in neither.
+    A correlation with constant numbers is 0.
 
     Args:
         task: Task that determines the metrics.
@@ -52,6 +53,8 @@ def _classification(name: str, task: Task, targets: Sequence[int], guesses: Sequ
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "A single label was found", UserWarning)
             return float(sk.matthews_corrcoef(targets, guesses))
+    if name == "balanced_accuracy":
+        return float(sk.recall_score(targets, guesses, labels=sorted(set(targets)), average="macro", zero_division=0.0))
     labels = [len(task.labels) - 1] if name == "f1" else sorted({*targets, *guesses} - {NO_ANSWER})
     return float(sk.f1_score(targets, guesses, labels=labels, average="macro", zero_division=0.0))
 
