@@ -327,7 +327,8 @@ def lived_in(kind: str, own: Iterable[str] = ("mood",), **settings: Any) -> Hype
     if model.heads is not None:
         model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
         model.heads.temperature.copy_(torch.tensor([1.7, 1.0, 0.6]))
-        model.heads.error_bounds[0] = torch.linspace(0.9, 0.1, model.heads.error_bounds[0].numel()).view(2, -1)
+        bounds = torch.linspace(0.9, 0.1, model.heads.error_bounds[0].numel()).view(2, -1)
+        model.heads.error_bounds[[0, 2]] = torch.stack([bounds, bounds.square()])
     return model.eval()
 
 

@@ -100,6 +100,8 @@ def stored(model: HyperAdapterModel, folder: Path) -> tuple[dict[str, dict[str, 
             "method.thresholds",
             "heads.target_mean",
             "heads.target_std",
+            "heads.temperature",
+            "heads.error_bounds",
         ):
             for name, part in zip(names, tensor, strict=True):
                 of_task[name][key] = part.numpy().tobytes()

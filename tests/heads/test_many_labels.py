@@ -176,7 +176,8 @@ def test_the_head_of_features_has_the_probabilities_of_the_logistic_regression(n
 def test_linear_heads_are_fitted_in_one_module_only() -> None:
     package = Path(hyperadapters.__file__).parent
     fitting = [path for path in package.rglob("*.py") if "sklearn.linear_model" in path.read_text()]
-    assert [path.relative_to(package).as_posix() for path in fitting] == ["heads/regression.py"]
+    found = {path.relative_to(package).as_posix() for path in fitting}
+    assert found == {"heads/regression.py", "quality/label_errors.py"}  # the latter fits no head of a model
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3])
