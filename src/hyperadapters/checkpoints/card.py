@@ -39,6 +39,8 @@ _PIPELINES = {
     "text-to-text": "text-generation",
 }
 _METRICS_OF_HUB = {"macro_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}
+_MEASURES = ("calibration_error", "brier_score")
+_NOT_OF_HUB = {"temperature", *_MEASURES, *(f"{name}_before" for name in _MEASURES)}
 _SIZES = {"bottleneck": ("adapter_dim", "shared_adapter_dim"), "lora": ("lora_rank", "lora_alpha", "target_modules")}
 
 logger = logging.getLogger(__name__)
@@ -111,8 +113,9 @@ def scores_in(metrics: Mapping[str, Any]) -> Scores:
 
     Raises:
         ValueError: If the contents have another form.
-        KeyError: If there are no scores.
     """
+    if not isinstance(metrics, Mapping) or "tasks" not in metrics:
+        raise ValueError("expected a mapping with scores of tasks")
     scores, measures = (_SCORES.validate_python(metrics.get(name, {})) for name in ("tasks", "calibration"))
     for name, splits in measures.items():
         for split, found in splits.items():
@@ -156,7 +159,7 @@ def _front_matter(model: HyperAdapterModel, name: str, license: str | None, scor
             for task in model.tasks[:LISTED_TASKS]
             for split, found in [_scores_of(task, scores)]
             for metric, value in found.items()
-            if metric in task.metrics
+            if metric not in _NOT_OF_HUB
         ]
         or None,
     )
@@ -227,7 +230,7 @@ def _task_table(model: HyperAdapterModel, scores: Scores) -> str:
     for task in tasks:
         split, found = _scores_of(task, scores)
         score = f"{found[task.main_metric]:.4f} ({split})" if task.main_metric in found else ""
-        calibration = [_before_and_after(found, name) for name in ("calibration_error", "brier_score")]
+        calibration = [_before_and_after(found, name) for name in _MEASURES]
         rows.append([_cell(task.name), task.kind, _labels(task), task.main_metric, score, *calibration])
     while not any(row[-1] for row in rows[2:]):
         rows = [row[:-1] for row in rows]

@@ -162,6 +162,7 @@ def fit_heads(
             "this model are trained together with the adapters, so no heads need to be fitted"
         )
     train, validation = read_train_and_eval_data(model.tasks, train_data, eval_data)
+    model.task_table.reset_calibration()
     fit_text_heads(model, train, validation, batch_size)
     calibrate_heads(model, validation, batch_size)
 
