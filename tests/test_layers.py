@@ -46,6 +46,7 @@ FACADE = {
         "fewshot.fit",
         "inference.predictor",
         "inference.routing",
+        "training.calibration",
         "training.text_heads",
     )
 }

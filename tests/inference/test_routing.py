@@ -31,7 +31,15 @@ from hyperadapters.core import PrototypeTable, masked_mean
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import DataError, RecipeError, TaskError
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.inference.routing import RoutingResult, calibrate, centroids, thresholds
+from hyperadapters.inference.routing import (
+    ROUNDING,
+    RoutingResult,
+    calibrate,
+    centroids,
+    conformal_thresholds,
+    similarities,
+    thresholds,
+)
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import train
 
@@ -258,7 +266,13 @@ def test_without_validation_rows_the_training_rows_set_the_thresholds(kind: str)
     calibrate(models[0], rows, [], 0.2)
     calibrate(models[1], rows, rows, 0.2)
     assert models[0].method.thresholds.isfinite().all()
-    assert torch.equal(models[0].method.thresholds, models[1].method.thresholds)
+    similarity, _ = similarities(models[0], rows)
+    owners = torch.tensor([row.task_id for row in rows])
+    assert torch.equal(models[0].method.thresholds, thresholds(similarity, owners, 0.2) - ROUNDING)
+    # Only validation rows bound the share of declined inputs, for which thresholds may have to be lower.
+    conformal = torch.tensor([threshold for threshold, _ in conformal_thresholds(similarity, 0.2)])
+    expected = torch.minimum(thresholds(similarity, owners, 0.2), conformal) - ROUNDING
+    assert torch.equal(models[1].method.thresholds, expected)
     assert torch.equal(models[0].method.prototypes.centroids, models[1].method.prototypes.centroids)
 
 
