@@ -212,12 +212,14 @@ class PassRunner:
         def on_features(hidden: Tensor) -> None:
             entered.append(hidden)
             if not self._reads_whole_pass:
-                raise _FrozenLayersDoneError
+                _end_pass()
 
         last = None
         state = BatchState(enabled=False, on_features=on_features)
         with self._active.use(state), evaluating(self.backbone), suppress(_FrozenLayersDoneError):
             last = _last_hidden_state(self._forward_lowest_stack(inputs))
+        if torch.compiler.is_exporting() and not self._reads_whole_pass:
+            last = None  # see `_end_pass`
         return self._frozen_output(inputs, entered[0] if entered else None, last)
 
     @torch.no_grad()
@@ -241,7 +243,7 @@ class PassRunner:
 
         def on_embeddings(hidden: Tensor) -> None:
             found.append(self._pool(hidden, inputs))
-            raise _FrozenLayersDoneError
+            _end_pass()
 
         state = BatchState(enabled=False, on_embeddings=on_embeddings)
         with self._active.use(state), evaluating(self.backbone), suppress(_FrozenLayersDoneError):
@@ -529,6 +531,16 @@ class PassRunner:
     def _check_attached(self) -> None:
         if self._injection is None:
             raise RuntimeError("the adapters have been detached from the backbone; make or load a new model")
+
+
+def _end_pass() -> None:
+    """End a forward pass whose other layers are not needed.
+
+    If torch exports the pass, it goes on, because the exporter does not allow exceptions. The other layers are not a
+    part of the exported graph, since nothing reads them.
+    """
+    if not torch.compiler.is_exporting():
+        raise _FrozenLayersDoneError
 
 
 def _like(hidden: Tensor, weights: AdapterWeights | None) -> AdapterWeights | None:

@@ -175,7 +175,7 @@ def bottleneck(inputs: Tensor, weights: Mapping[str, Tensor], grouping: Grouping
     down_weight, down_bias = weights["down_weight"], weights["down_bias"]
     up_weight, up_bias = weights["up_weight"], weights["up_bias"]
     grouped = grouping.gather(inputs)
-    if len(grouped) == 1:  # a matrix product uses all threads, a batched product of a single matrix may not
+    if grouped.shape[0] == 1:  # a matrix product uses all threads, a batched product of a single matrix may not
         hidden = torch.relu(torch.addmm(down_bias[0], grouped[0], down_weight[0]))
         return torch.addmm(up_bias[0], hidden, up_weight[0]).view(inputs.shape)
     hidden = torch.relu(torch.baddbmm(down_bias[:, None], grouped, down_weight))
@@ -197,7 +197,7 @@ def lora(inputs: Tensor, down: Tensor, up: Tensor, grouping: Grouping) -> Tensor
         Outputs [n B, S, o], which are to be scaled and added to the output of the linear layer.
     """
     grouped = grouping.gather(inputs)
-    if len(grouped) == 1:  # as in `bottleneck`
+    if grouped.shape[0] == 1:  # as in `bottleneck`
         return (grouped[0] @ down[0] @ up[0]).view(*inputs.shape[:-1], -1)
     return grouping.scatter(grouped @ down @ up, inputs)
 

@@ -81,7 +81,7 @@ class Grouping:
             )
         wide = inputs.reshape(self.num_rows, -1, inputs.shape[-1])
         placed = wide if self.rows is None or self.slots is None else _gather(wide, self.rows, self.slots)
-        return placed.reshape(len(self.tasks), -1, inputs.shape[-1])
+        return placed.reshape(self.tasks.shape[0], -1, inputs.shape[-1])
 
     def scatter(self, outputs: Tensor, like: Tensor) -> Tensor:
         """Copy the rows in the slots back into the order of the batch, the inverse of `gather`.
@@ -96,7 +96,7 @@ class Grouping:
         shape = *like.shape[:-1], outputs.shape[-1]
         if self.rows is None or self.slots is None:
             return outputs.reshape(shape)
-        in_slots = outputs.reshape(len(self.rows), -1, outputs.shape[-1])
+        in_slots = outputs.reshape(self.rows.shape[0], -1, outputs.shape[-1])
         return _scatter(in_slots, self.slots).reshape(shape)
 
 

@@ -48,7 +48,7 @@ def export_onnx(model: HyperAdapterModel, task: str, folder: str | Path) -> None
         BackboneError: If the tokenizer cannot be loaded.
     """
     task_id = model.task_id(task)
-    _check(model)
+    check_exportable(model)
     require("onnxscript")
     tokenizer, config = _tokenizer(model), _config(model, task_id)
     names = ["input_ids", "attention_mask"]
@@ -124,7 +124,15 @@ class OneTask(nn.Module):
         return self.head.logits(pooled, features)
 
 
-def _check(model: HyperAdapterModel) -> None:
+def check_exportable(model: HyperAdapterModel) -> None:
+    """Check that the backbone of a model can be exported to ONNX.
+
+    Args:
+        model: Model to export.
+
+    Raises:
+        ExportError: If the backbone generates text, is offloaded, or is not in float32.
+    """
     if model.text_to_text:
         raise ExportError(
             "the ONNX export is only for encoder backbones, which have task heads; this backbone generates text token "
@@ -170,17 +178,39 @@ def _trace(one_task: OneTask, names: list[str]) -> Any:
     device, any_size = one_task.head.weight.device, torch.export.Dim.DYNAMIC
     examples = {name: torch.zeros(2, 3, dtype=torch.long, device=device) for name in names}
     shapes = {name: {0: any_size, 1: any_size} for name in names}
-    with torch.no_grad(), evaluating(one_task), _quiet():
+    size_names = {**shapes, "input_ids": {0: "batch", 1: "sequence"}}
+    return trace(one_task, examples, shapes, names, ["logits"], size_names)
+
+
+def trace(
+    module: nn.Module,
+    examples: dict[str, Any],
+    shapes: dict[str, Any],
+    input_names: list[str],
+    output_names: list[str],
+    size_names: dict[str, Any] | None = None,
+) -> Any:
+    """Return the ONNX program of a module.
+
+    Args:
+        module: Module to trace, which is not changed.
+        examples: Keyword arguments of its forward method.
+        shapes: Free sizes of each argument, as `torch.export.export` takes them.
+        input_names: Names of the inputs of the graph.
+        output_names: Names of the outputs of the graph.
+        size_names: Free sizes with names that the graph gives them. Default: `shapes`.
+    """
+    with torch.no_grad(), evaluating(module), _quiet():
         # The model is traced here, because torch.onnx tries other ways of tracing for minutes if one fails.
-        program = torch.export.export(one_task, (), examples, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(module, (), examples, dynamic_shapes=shapes, strict=False)
         return torch.onnx.export(
             program,
             kwargs=examples,
             dynamo=True,
             verbose=False,
-            input_names=names,
-            output_names=["logits"],
-            dynamic_shapes={**shapes, "input_ids": {0: "batch", 1: "sequence"}},
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=shapes if size_names is None else size_names,
         )
 
 

@@ -13,11 +13,13 @@ _EXTRA_OF = {
     "httpx2": "client",
     "jinja2": "check",
     "matplotlib": "plot",
+    "onnxruntime": "runtime",
     "onnxscript": "onnx",
     "peft": "peft",
     "prometheus_client": "serve",
     "py3langid": "check",
     "ray": "ray",
+    "tokenizers": "runtime",
     "uvicorn": "serve",
 }
 
