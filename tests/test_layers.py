@@ -16,6 +16,7 @@ RANKS = {
     "config": 2,
     "core": 3,
     "data": 3,
+    "runtime": 4,
     "heads": 4,
     "methods": 4,
     "backbones": 4,
@@ -47,6 +48,7 @@ FACADE = {
         "inference.predictor",
         "inference.routing",
         "training.calibration",
+        "interop.pipeline",
         "training.text_heads",
     )
 }

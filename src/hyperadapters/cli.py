@@ -435,19 +435,23 @@ def rename_task(
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters export runs/helpdesk --task refunds --format peft-lora --output exports/refunds\n\n"
-    "hyperadapters export runs/helpdesk --all --format peft-lora --output exports/helpdesk"
+    "hyperadapters export runs/helpdesk --all --format peft-lora --output exports/helpdesk\n\n"
+    "hyperadapters export runs/helpdesk --format runtime --quantize int8 --output exports/runtime"
 )
 def export(
     folder: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
-    target: Annotated[str, typer.Option("--format", help="Format: peft-lora, merged, adapterhub or onnx.")],
+    target: Annotated[str, typer.Option("--format", help="Format: peft-lora, merged, adapterhub, onnx or runtime.")],
     task: Annotated[str | None, typer.Option(help="Name of the task.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Export all tasks, each to a folder with its name.")] = False,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8 to compute in eight bits with format runtime; default: float32.")
+    ] = None,
 ) -> None:
-    """Export a task to the format of another library, with its labels and its head."""
+    """Export a task to the format of another library, or all tasks for hyperadapters.runtime, which needs no torch."""
     from hyperadapters.interop.export import export as export_tasks
 
-    for note in export_tasks(folder, target, output, task, every):
+    for note in export_tasks(folder, target, output, task, every, quantize):
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"Written to {output}/")
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hyperadapters.backbones.devices import is_offloaded
 from hyperadapters.backbones.passes import evaluating
 from hyperadapters.errors import ExportError
-from hyperadapters.interop.task_files import write_task_files
+from hyperadapters.interop.task_files import classifier_config, write_task_files
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import new_folder
 from hyperadapters.utils.optional import require
@@ -50,7 +50,7 @@ def export_onnx(model: HyperAdapterModel, task: str, folder: str | Path) -> None
     task_id = model.task_id(task)
     check_exportable(model)
     require("onnxscript")
-    tokenizer, config = _tokenizer(model), _config(model, task_id)
+    tokenizer, config = _tokenizer(model), classifier_config(model, task_id)
     names = ["input_ids", "attention_mask"]
     makes_types = tokenizer is None or "token_type_ids" in tokenizer.model_input_names
     if makes_types and getattr(config, "type_vocab_size", 0) > 1:
@@ -159,18 +159,6 @@ def _tokenizer(model: HyperAdapterModel) -> Any:
 
 def _types_tell_texts_apart(tokenizer: Any) -> bool:
     return tokenizer is not None and 1 in tokenizer("a", "a")["token_type_ids"]
-
-
-def _config(model: HyperAdapterModel, task_id: int) -> Any:
-    """Return the backbone's configuration with the labels of the task, or None if the backbone has none."""
-    task, config = model.tasks[task_id], cast(Any, copy.deepcopy(getattr(model.backbone, "config", None)))
-    if not hasattr(config, "save_pretrained"):
-        return None
-    is_regression = task.kind == "regression"
-    config.problem_type = "regression" if is_regression else "single_label_classification"
-    config.id2label = {0: task.name} if is_regression else dict(enumerate(task.labels))
-    config.label2id = {label: index for index, label in config.id2label.items()}
-    return config
 
 
 def _trace(one_task: OneTask, names: list[str]) -> Any:

@@ -291,7 +291,11 @@ def _write_graph(program: Any, path: Path, quantize: Quantization | None) -> Non
         return
     quantization: Any = require("onnxruntime.quantization")
     with _without_advice():
-        quantization.quantize_dynamic(path, path, weight_type=quantization.QuantType.QInt8, per_channel=True)
+        # With one scale for a whole matrix, routing fails. Weights of seven bits are a little less precise than those
+        # of eight, but their products do not overflow on processors without instructions for eight bits (VNNI).
+        quantization.quantize_dynamic(
+            path, path, weight_type=quantization.QuantType.QInt8, per_channel=True, reduce_range=True
+        )
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 
@@ -53,6 +54,23 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
         safetensors.torch.save_file(tensors, folder / HEAD_FILE)
     text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
     (folder / TASK_FILE).write_text(text, encoding="utf-8")
+
+
+def classifier_config(model: HyperAdapterModel, task_id: int) -> Any:
+    """Return the backbone's configuration with the labels of a task, or None if the backbone has none of transformers.
+
+    Args:
+        model: Model with the task, which is not changed.
+        task_id: Index of the task.
+    """
+    task, config = model.tasks[task_id], cast(Any, copy.deepcopy(getattr(model.backbone, "config", None)))
+    if not hasattr(config, "save_pretrained"):
+        return None
+    is_regression = task.kind == "regression"
+    config.problem_type = "regression" if is_regression else "single_label_classification"
+    config.id2label = {0: task.name} if is_regression else dict(enumerate(task.labels))
+    config.label2id = {label: index for index, label in config.id2label.items()}
+    return config
 
 
 def write_changed_tokenizer(model: HyperAdapterModel, folder: Path) -> None:

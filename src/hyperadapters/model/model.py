@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from hyperadapters.inference.predictor import Prediction
     from hyperadapters.inference.routing import RoutingResult
     from hyperadapters.training.calibration import CalibrationReport
+    from hyperadapters.interop.pipeline import TaskPipeline
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -875,6 +876,15 @@ class HyperAdapterModel(nn.Module):
         from hyperadapters.inference.routing import route
 
         return route(self, texts, batch_size)
+
+    def to_pipeline(self, task: str, **options: Any) -> TaskPipeline:
+        """Return a task as a text classification pipeline of transformers.
+
+        The arguments, result and errors are those of `interop.pipeline.to_pipeline`.
+        """
+        from hyperadapters.interop.pipeline import to_pipeline
+
+        return to_pipeline(self, task, **options)
 
     # Tasks
 

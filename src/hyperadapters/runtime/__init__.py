@@ -1,4 +1,4 @@
-"""A runtime for exported models that needs numpy, onnxruntime and tokenizers only, and neither torch nor transformers."""
+"""A runtime for exported models, which needs numpy, onnxruntime and tokenizers, but not torch and transformers."""
 
 from hyperadapters.runtime.runtime import Prediction, Runtime
 

@@ -89,7 +89,7 @@ def cosine_similarities(features: Array, arrays: Mapping[str, Array]) -> Array:
     instances = normalized(hidden @ arrays["retriever.up.weight"].T + arrays["retriever.up.bias"])
     similarity = instances @ normalized(arrays["prototypes"]).T
     centroids = arrays["centroids"]
-    present = centroids.any(axis=-1)
+    present: Array = (centroids != 0).any(axis=-1)
     for task_id in np.flatnonzero(present.any(axis=-1)):
         of_task = normalized(centroids[task_id][present[task_id]])
         similarity[:, task_id] = (instances @ of_task.T).max(axis=1)
@@ -176,14 +176,16 @@ class Groups(NamedTuple):
         """
         distinct = np.unique(tasks)
         size = -(-len(tasks) // len(distinct))
-        owners, rows, slots = [], [], np.empty(len(tasks), dtype=np.int64)
+        owners: list[int] = []
+        rows: list[Array] = []
+        slots = np.empty(len(tasks), dtype=np.int64)
         for task_id in distinct:
             own = np.flatnonzero(tasks == task_id)
             for start in range(0, len(own), size):
                 part = own[start : start + size]
                 slots[part] = len(rows) * size + np.arange(len(part))
                 rows.append(np.pad(part, (0, size - len(part)), mode="edge"))
-                owners.append(task_id)
+                owners.append(int(task_id))
         return cls(np.array(owners), np.stack(rows), slots)
 
 

@@ -196,7 +196,9 @@ def check_shapes(path: Path, arrays: Mapping[str, Array], expected: Mapping[str,
         CheckpointError: If an array is missing, unknown, or has another shape.
     """
     if odd := sorted(arrays.keys() ^ expected.keys()):
-        raise _damaged(path, f"'{odd[0]}': " + ("unknown array" if odd[0] in arrays else "expected an array, found none"))
+        raise _damaged(
+            path, f"'{odd[0]}': " + ("unknown array" if odd[0] in arrays else "expected an array, found none")
+        )
     for name, shape in expected.items():
         found = arrays[name].shape
         fits = len(found) == len(shape) and all(want in (None, size) for want, size in zip(shape, found, strict=True))
@@ -250,9 +252,7 @@ def _task(path: Path, value: Any) -> RuntimeTask:
     if kind not in KINDS or bool(labels) != (kind == "classification"):
         raise _damaged(path, f"tasks: expected a classification with labels or a regression, found {shown(value)}")
     mean, std = (_field(path, value, name, float) for name in ("target_mean", "target_std"))
-    return RuntimeTask(
-        _field(path, value, "name", str), kind, labels, _field(path, value, "is_pair", bool), mean, std
-    )
+    return RuntimeTask(_field(path, value, "name", str), kind, labels, _field(path, value, "is_pair", bool), mean, std)
 
 
 def _field(path: Path, values: Mapping[str, Any], name: str, kind: type) -> Any:

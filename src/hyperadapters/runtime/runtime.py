@@ -182,9 +182,7 @@ class Runtime:
         values = zip(LOWER_INPUTS, (batch.ids, batch.mask, batch.types), strict=True)
         return self._lower({name: value for name, value in values if name in self._lower.inputs})
 
-    def _route(
-        self, batch: Batch, lower: Mapping[str, Array], features: Array, has_words: Array
-    ) -> Routing | None:
+    def _route(self, batch: Batch, lower: Mapping[str, Array], features: Array, has_words: Array) -> Routing | None:
         if self._settings.routing is None:
             return None
         if self._settings.routing == "densities":
