@@ -18,6 +18,7 @@ from command_line import ROWS, Cli, Result, assert_refused, write_recipe, write_
 from transformers import OPTConfig
 
 from hyperadapters import HyperAdapterModel, Task, __version__
+from hyperadapters.runtime import Runtime
 
 COMMANDS = ("train", "evaluate", "predict", "export", "validate", "plan", "check", "quickstart", "demo")
 # `hyperadapters.config` stands for pydantic, which typer itself loads where it is installed
@@ -88,6 +89,12 @@ def test_export_writes_a_task(cli: Cli, run: Path, lora_run: Path, tmp_path: Pat
         assert {path.name for path in (tmp_path / f"all-{target}").iterdir() if path.is_dir()} == {"mood", "tone"}
 
 
+def test_export_writes_all_tasks_for_the_runtime(cli: Cli, run: Path, tmp_path: Path) -> None:
+    result = cli("export", run, "--format", "runtime", "--output", tmp_path / "out")
+    assert (result.code, result.out, result.err) == (0, f"Written to {tmp_path / 'out'}/\n", "")
+    assert Runtime(tmp_path / "out").tasks == tuple(task.name for task in HyperAdapterModel.from_pretrained(run).tasks)
+
+
 def test_export_says_what_serving_engines_would_not_take(cli: Cli, lora_run: Path, tmp_path: Path) -> None:
     result = cli("export", lora_run, "--task", "mood", "--format", "peft-lora", "--output", tmp_path / "out")
     assert result.err == (
@@ -103,6 +110,12 @@ def test_export_says_what_serving_engines_would_not_take(cli: Cli, lora_run: Pat
         (["--format", "onnx"], ["expected the name of a task or all tasks, found neither"]),
         (["--task", "mood", "--all", "--format", "onnx"], ["expected the name of a task or all tasks, found both"]),
         (["--task", "mood", "--format", "peft-lora"], ["train a model with form 'lora'"]),
+        (
+            ["--task", "mood", "--format", "runtime"],
+            ["format 'runtime' has all tasks in one folder, found task 'mood'"],
+        ),
+        (["--format", "runtime", "--quantize", "int4"], ["Unknown quantization 'int4'", "Known: int8"]),
+        (["--task", "mood", "--format", "onnx", "--quantize", "int8"], ["only format 'runtime' can be quantised"]),
     ],
 )
 def test_export_refuses_what_cannot_be(

@@ -196,9 +196,8 @@ def check_shapes(path: Path, arrays: Mapping[str, Array], expected: Mapping[str,
         CheckpointError: If an array is missing, unknown, or has another shape.
     """
     if odd := sorted(arrays.keys() ^ expected.keys()):
-        raise _damaged(
-            path, f"'{odd[0]}': " + ("unknown array" if odd[0] in arrays else "expected an array, found none")
-        )
+        what = "an unknown array" if odd[0] in arrays else "no array"
+        raise _damaged(path, f"expected the arrays {', '.join(sorted(expected))}, found {what} '{odd[0]}'")
     for name, shape in expected.items():
         found = arrays[name].shape
         fits = len(found) == len(shape) and all(want in (None, size) for want, size in zip(shape, found, strict=True))

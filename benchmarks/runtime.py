@@ -1,0 +1,293 @@
+"""The runtime without torch beside torch and other libraries: texts a second, time to the first answer, and score.
+
+    python benchmarks/runtime.py [RUN] [--data FOLDER --tasks subj banking77] [--repeats 7] [--output PATH]
+
+RUN is a run of recipes/demo.yaml. Its task `support_intent` is measured, and each of `--tasks` of a folder of data, which
+is added to the model from `--rows` training rows. On the same training and test rows of each task:
+
+    torch                 `Predictor`
+    runtime, runtime int8 `hyperadapters.runtime` on exports of the same model
+    encode + regression   `encode` of sentence-transformers and scikit-learn's logistic regression
+    SetFit                fine-tuning of a copy of the encoder for the task
+    model2vec             static embeddings that are distilled from the encoder, and a logistic regression
+
+All of them have the encoder all-MiniLM-L6-v2. They are timed in turn in the same run, with one thread and with two; a
+figure is the median. The time to the first answer is that of a new process, from before the first import to the
+answer, once all files have been read before. Writes a row for each task, library and number of threads to
+benchmarks/results/runtime.jsonl. Needs the extra `bench`, and an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import joblib
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from speed_parts.result_rows import rounded
+from speed_parts.timing import interleaved
+
+from hyperadapters import HyperAdapterModel, Predictor, Task, __version__
+from hyperadapters.backbones.loading import locate
+from hyperadapters.data.sources import read_file
+from hyperadapters.interop.runtime import export_runtime
+from hyperadapters.runtime import Runtime
+from hyperadapters.utils.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results" / "runtime.jsonl"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+DEMO_TASK = "support_intent"
+DEMO_DATA = Path(__file__).parents[1] / "src" / "hyperadapters" / "demo_data"
+THREADS = (1, 2)
+TEST_ROWS = 300
+TIMED_TEXTS = 512
+SETFIT_STEPS = 200
+
+Answer = Callable[[list[str]], Sequence[Any]]
+
+FIRST_ANSWERS = {
+    "torch": """
+from hyperadapters import Predictor
+answer = next(Predictor.from_pretrained(FOLDER, device="cpu")([TEXT], task=TASK)).answer
+""",
+    "runtime": """
+from hyperadapters.runtime import Runtime
+answer = Runtime(FOLDER).predict([TEXT], task=TASK)[0].answer
+""",
+    "encode + regression": """
+import joblib
+from sentence_transformers import SentenceTransformer
+answer = joblib.load(FOLDER + "/regression").predict(SentenceTransformer(ENCODER, device="cpu").encode([TEXT]))[0]
+""",
+    "SetFit": """
+from setfit import SetFitModel
+answer = SetFitModel.from_pretrained(FOLDER, device="cpu").predict([TEXT])[0]
+""",
+    "model2vec": """
+import joblib
+from model2vec import StaticModel
+answer = joblib.load(FOLDER + "/regression").predict(StaticModel.from_pretrained(FOLDER).encode([TEXT]))[0]
+""",
+}
+FIRST_ANSWERS["runtime int8"] = FIRST_ANSWERS["runtime"]
+
+
+class Rows(NamedTuple):
+    """The rows of a task."""
+
+    task: str
+    train_texts: list[str]
+    train_labels: list[str]
+    test_texts: list[str]
+    test_labels: list[str]
+
+
+class Library(NamedTuple):
+    """A trained library: its folder, and its answers with a number of threads."""
+
+    folder: Path
+    answer: Callable[[int], Answer]
+
+
+def read_rows(folder: Path, task: str, count: int | None) -> Rows:
+    """Read all rows of a task, or as many training rows of every label as make about `count` in all."""
+    train, test = (
+        [(str(row.values["text"]), str(row.values["label"])) for row in read_file(folder / task / f"{split}.jsonl")]
+        for split in ("train", "test")
+    )
+    if count is not None:
+        labels = sorted({label for _, label in train})
+        share = max(2, round(count / len(labels)))
+        train = [row for label in labels for row in [row for row in train if row[1] == label][:share]]
+    order = np.random.default_rng(0).permutation(len(test))[:TEST_ROWS]
+    return Rows(task, *map(list, zip(*train, strict=True)), *map(list, zip(*(test[i] for i in order), strict=True)))
+
+
+def regression(features: Any, labels: list[str]) -> Any:
+    """Fit a logistic regression on standardised features."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(features, labels)
+
+
+def ours(model: HyperAdapterModel, task: str, folder: Path) -> dict[str, Library]:
+    """Save the model, and export it twice."""
+    places = {name: folder / name.replace(" ", "-") for name in ("torch", "runtime", "runtime int8")}
+    model.save_pretrained(places["torch"])
+    export_runtime(model, places["runtime"])
+    export_runtime(model, places["runtime int8"], quantize="int8")
+    predictor = Predictor(model)
+
+    def by_torch(threads: int) -> Answer:
+        return lambda texts: [found.answer for found in predictor(texts, task=task)]
+
+    def by_runtime(place: Path) -> Callable[[int], Answer]:
+        def of_threads(threads: int) -> Answer:
+            runtime = Runtime(place, threads)
+            return lambda texts: [found.answer for found in runtime.predict(texts, task=task)]
+
+        return of_threads
+
+    found = {name: Library(place, by_runtime(place)) for name, place in places.items() if name != "torch"}
+    return {"torch": Library(places["torch"], by_torch), **found}
+
+
+def encode_and_regression(rows: Rows, folder: Path) -> Library:
+    """Fit a regression to the embeddings of sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(locate(MINILM), device="cpu")
+    fitted = regression(encoder.encode(rows.train_texts), rows.train_labels)
+    folder.mkdir(parents=True)
+    joblib.dump(fitted, folder / "regression")
+    return Library(folder, lambda threads: lambda texts: fitted.predict(encoder.encode(texts, batch_size=64)))
+
+
+def setfit(rows: Rows, folder: Path) -> Library:
+    """Fine-tune a copy of the encoder with SetFit's contrastive pairs, and fit its regression."""
+    from datasets import Dataset
+    from setfit import SetFitModel, Trainer, TrainingArguments
+
+    model = SetFitModel.from_pretrained(locate(MINILM), device="cpu", labels=sorted({*rows.train_labels}))
+    args = TrainingArguments(
+        output_dir=str(folder.with_name("setfit-states")),
+        batch_size=16,
+        max_steps=SETFIT_STEPS,
+        seed=0,
+        report_to="none",
+        save_strategy="no",
+        show_progress_bar=False,
+    )
+    data = Dataset.from_dict({"text": rows.train_texts, "label": rows.train_labels})
+    Trainer(model=model, args=args, train_dataset=data).train()
+    model.save_pretrained(folder)
+    return Library(folder, lambda threads: lambda texts: model.predict(texts, batch_size=64))
+
+
+def distill(folder: Path) -> Path:
+    """Distil static embeddings from the encoder, once for all tasks."""
+    from model2vec.distill import distill as distill_encoder
+
+    distill_encoder(locate(MINILM), device="cpu").save_pretrained(folder)
+    return folder
+
+
+def model2vec(rows: Rows, distilled: Path, folder: Path) -> Library:
+    """Fit a regression to static embeddings."""
+    from model2vec import StaticModel
+
+    encoder = StaticModel.from_pretrained(distilled)
+    fitted = regression(encoder.encode(rows.train_texts), rows.train_labels)
+    encoder.save_pretrained(folder)
+    joblib.dump(fitted, folder / "regression")
+    return Library(folder, lambda threads: lambda texts: fitted.predict(encoder.encode(texts)))
+
+
+def first_answer_seconds(library: str, folder: Path, rows: Rows, repeats: int) -> float:
+    """Median time from the start of the first import to the first answer in a new process, which is warm."""
+    values = {"FOLDER": str(folder), "TEXT": rows.test_texts[0], "TASK": rows.task, "ENCODER": locate(MINILM)}
+    lines = ["import time", "started = time.perf_counter()", *(f"{key} = {value!r}" for key, value in values.items())]
+    code = "\n".join([*lines, FIRST_ANSWERS[library], "print(time.perf_counter() - started)"])
+    seconds = []
+    for _ in range(repeats + 1):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(float(done.stdout.splitlines()[-1]))
+    return float(np.median(seconds[1:]))
+
+
+def measure(rows: Rows, libraries: dict[str, Library], repeats: int, split: str) -> list[dict[str, Any]]:
+    """Measure all libraries on the texts of a task."""
+    texts = (rows.test_texts * (TIMED_TEXTS // len(rows.test_texts) + 1))[:TIMED_TEXTS]
+    first = {name: first_answer_seconds(name, library.folder, rows, 5) for name, library in libraries.items()}
+    found = []
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        answers = {name: library.answer(threads) for name, library in libraries.items()}
+        times = interleaved({name: lambda f=f: f(texts) for name, f in answers.items()}, repeats)
+        for name, answer in answers.items():
+            right = np.mean([str(a) == b for a, b in zip(answer(rows.test_texts), rows.test_labels, strict=True)])
+            slow, fast = sorted(TIMED_TEXTS * 1000 / ms for ms in times[name].quartiles_ms)
+            found.append(
+                {
+                    "task": rows.task,
+                    "library": name,
+                    "threads": threads,
+                    "texts_per_second": rounded(TIMED_TEXTS * 1000 / times[name].ms),
+                    "quartiles": [rounded(slow), rounded(fast)],
+                    "first_answer_s": rounded(first[name]),
+                    "score": rounded(100 * float(right)),
+                    "metric": "accuracy",
+                    "megabytes": rounded(size_mb(libraries[name].folder)),
+                    "train_rows": len(rows.train_texts),
+                    "test_rows": len(rows.test_texts),
+                    "split": split,
+                    "repeats": repeats,
+                    "version": __version__,
+                    "versions": {package: version(package) for package in PACKAGES},
+                }
+            )
+    return found
+
+
+PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "sentence-transformers", "setfit", "model2vec")
+
+
+def size_mb(folder: Path) -> float:
+    """Size of the files of a folder, in millions of bytes. That of torch and of `encode` lacks the encoder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/demo"))
+    parser.add_argument("--data", type=Path, help="folder with TASK/train.jsonl and TASK/test.jsonl")
+    parser.add_argument("--tasks", nargs="*", default=[], help="tasks of the data with single texts")
+    parser.add_argument("--rows", type=int, default=100, help="training rows of each task of the data")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if args.tasks and args.data is None:
+        parser.error("--tasks: expected the folder of their data, found none; add --data")
+    tasks = [read_rows(DEMO_DATA, DEMO_TASK, None)] + [read_rows(args.data, name, args.rows) for name in args.tasks]
+    model = HyperAdapterModel.from_pretrained(args.run, dtype="float32").eval()
+    for rows in tasks[1:]:
+        examples = [{"text": t, "label": label} for t, label in zip(rows.train_texts, rows.train_labels, strict=True)]
+        model.add_task(Task.classification(rows.task, sorted({*rows.train_labels})), examples)
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        distilled = distill(folder / "distilled")
+        for index, rows in enumerate(tasks):
+            place = folder / rows.task
+            libraries = {
+                **ours(model, rows.task, place),
+                "encode + regression": encode_and_regression(rows, place / "encode"),
+                "SetFit": setfit(rows, place / "setfit"),
+                "model2vec": model2vec(rows, distilled, place / "model2vec"),
+            }
+            found += measure(rows, libraries, args.repeats, "demo" if index == 0 else f"{args.rows} rows")
+    write_atomically(args.output, "".join(json.dumps(row) + "\n" for row in found).encode())
+    table = Table("task", "library", "threads", "texts a second", "first answer (s)", "accuracy", "MB")
+    for row in found:
+        names = ("threads", "texts_per_second", "first_answer_s", "score", "megabytes")
+        table.add_row(row["task"], row["library"], *(f"{row[name]:g}" for name in names))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
