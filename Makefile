@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-scale bench-serving torture audit fuzz fuzz-atheris fuzz-server figures interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit fuzz fuzz-atheris fuzz-server figures interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -30,6 +30,11 @@ bench-scale: .venv/bench-installed
 bench-serving: .venv/bench-installed .venv/serve-installed
 	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
 	$(BIN)/python benchmarks/server_load.py
+
+# DATA is a folder with TASK/train.jsonl and TASK/test.jsonl, and TASKS names those of its tasks that have single texts.
+bench-runtime: .venv/bench-installed
+	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
+	$(BIN)/python benchmarks/runtime.py $(if $(DATA),--data $(DATA) --tasks $(TASKS))
 
 # Kills, full disks, damaged files and a million rows. Mounts file systems in memory, which needs root on Linux.
 torture: .venv/bench-installed

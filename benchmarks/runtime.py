@@ -2,8 +2,8 @@
 
     python benchmarks/runtime.py [RUN] [--data FOLDER --tasks subj banking77] [--repeats 7] [--output PATH]
 
-RUN is a run of recipes/demo.yaml. Its task `support_intent` is measured, and each of `--tasks` of a folder of data, which
-is added to the model from `--rows` training rows. On the same training and test rows of each task:
+RUN is a run of recipes/demo.yaml. Its task `support_intent` is measured, and each of `--tasks` of a folder of data,
+which is added to the model from `--rows` training rows. On the same training and test rows of each task:
 
     torch                 `Predictor`
     runtime, runtime int8 `hyperadapters.runtime` on exports of the same model

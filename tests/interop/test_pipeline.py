@@ -50,7 +50,8 @@ def test_one_text_gets_a_list_with_the_best_label(model: HyperAdapterModel) -> N
         {"label": expected.answer, "score": pytest.approx(max((expected.probabilities or {}).values()))}
     ]
     assert [entry["label"] for entry in pipe(TEXTS)] == [p.answer for p in model.predict(TEXTS, task="mood")]
-    assert len(model.to_pipeline("mood", top_k=2)(TEXTS[0])) == 2
+    assert [len(entry) for entry in model.to_pipeline("mood", top_k=2)(TEXTS)] == [2] * len(TEXTS)
+    assert "TaskPipeline" in repr(pipe)
 
 
 def test_a_number_is_the_score_of_its_task(model: HyperAdapterModel) -> None:

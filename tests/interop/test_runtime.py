@@ -1,4 +1,4 @@
-"""The runtime without torch: the answers of the model, what it imports, and folders that are damaged or hostile."""
+"""The runtime without torch (promise 11): the model's answers, its imports, and folders that are damaged or hostile."""
 
 from __future__ import annotations
 

@@ -26,7 +26,10 @@ class TaskModel(nn.Module):
     Attributes:
         model: The model, which is shared and not copied.
         config: Configuration with the labels of the task.
+        input_modalities: What the model reads, for the description of the pipeline.
     """
+
+    input_modalities = "text"
 
     def __init__(self, model: HyperAdapterModel, task: str) -> None:
         """Store the model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -83,10 +84,11 @@ class Runtime:
         root = Path(folder)
         self._settings, files = read_settings(root)
         self.tasks = tuple(task.name for task in self._settings.tasks)
-        self._tokenizer = _load_tokenizer(root / TOKENIZER_FILE, read_checked(root, TOKENIZER_FILE, files))
-        self._arrays = read_arrays(root / ARRAYS_FILE, read_checked(root, ARRAYS_FILE, files))
-        self._lower = _Graph(root / LOWER_FILE, read_checked(root, LOWER_FILE, files), threads)
-        self._upper = _Graph(root / UPPER_FILE, read_checked(root, UPPER_FILE, files), threads)
+        with ThreadPoolExecutor(max_workers=2) as pool:  # the graphs take most of the time
+            lower, upper = (pool.submit(_Graph, root, name, files, threads) for name in (LOWER_FILE, UPPER_FILE))
+            self._tokenizer = _load_tokenizer(root / TOKENIZER_FILE, read_checked(root, TOKENIZER_FILE, files))
+            self._arrays = read_arrays(root / ARRAYS_FILE, read_checked(root, ARRAYS_FILE, files))
+            self._lower, self._upper = lower.result(), upper.result()
         self._check(root)
         self._reads_pairs = np.array([task.is_pair for task in self._settings.tasks])
         self._last_adapters: tuple[tuple[int, ...], dict[str, Array]] = (), {}
@@ -238,8 +240,9 @@ class Runtime:
 class _Graph:
     """A graph, with the names of its outputs, and the shapes of its inputs by name, where free sizes are None."""
 
-    def __init__(self, path: Path, data: bytes, threads: int | None) -> None:
+    def __init__(self, root: Path, name: str, files: Mapping[str, Any], threads: int | None) -> None:
         onnxruntime: Any = require("onnxruntime")
+        data = read_checked(root, name, files)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         # Waiting threads of one graph would take the cores from the other.
@@ -248,7 +251,7 @@ class _Graph:
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors have no common class
-            raise CheckpointError(f"{path}: onnxruntime cannot load the graph: {error}") from None
+            raise CheckpointError(f"{root / name}: onnxruntime cannot load the graph: {error}") from None
         self.outputs = [value.name for value in self._session.get_outputs()]
         self.inputs = {
             value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
