@@ -1,6 +1,6 @@
 """The runtime without torch beside torch and other libraries: texts a second, time to the first answer, and score.
 
-    python benchmarks/runtime.py [RUN] [--data FOLDER --tasks subj banking77] [--repeats 7] [--output PATH]
+    python benchmarks/runtime.py [RUN] [--data FOLDER --tasks subj banking77] [--repeats 5] [--output PATH]
 
 RUN is a run of recipes/demo.yaml. Its task `support_intent` is measured, and each of `--tasks` of a folder of data,
 which is added to the model from `--rows` training rows. On the same training and test rows of each task:
@@ -14,7 +14,7 @@ which is added to the model from `--rows` training rows. On the same training an
 All of them have the encoder all-MiniLM-L6-v2. They are timed in turn in the same run, with one thread and with two; a
 figure is the median. The time to the first answer is that of a new process, from before the first import to the
 answer, once all files have been read before. Writes a row for each task, library and number of threads to
-benchmarks/results/runtime.jsonl. Needs the extra `bench`, and an otherwise idle machine.
+benchmarks/results/runtime.jsonl, with the load of the machine, which should be otherwise idle. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ DEMO_TASK = "support_intent"
 DEMO_DATA = Path(__file__).parents[1] / "src" / "hyperadapters" / "demo_data"
 THREADS = (1, 2)
 TEST_ROWS = 300
-TIMED_TEXTS = 512
-SETFIT_STEPS = 200
+TIMED_TEXTS = 256
+FIRST_ANSWER_REPEATS = 3
+SETFIT_STEPS = 100
 
 Answer = Callable[[list[str]], Sequence[Any]]
 
@@ -198,13 +199,13 @@ def model2vec(rows: Rows, distilled: Path, folder: Path) -> Library:
     return Library(folder, lambda threads: lambda texts: fitted.predict(encoder.encode(texts)))
 
 
-def first_answer_seconds(library: str, folder: Path, rows: Rows, repeats: int) -> float:
+def first_answer_seconds(library: str, folder: Path, rows: Rows) -> float:
     """Median time from the start of the first import to the first answer in a new process, which is warm."""
     values = {"FOLDER": str(folder), "TEXT": rows.test_texts[0], "TASK": rows.task, "ENCODER": locate(MINILM)}
     lines = ["import time", "started = time.perf_counter()", *(f"{key} = {value!r}" for key, value in values.items())]
     code = "\n".join([*lines, FIRST_ANSWERS[library], "print(time.perf_counter() - started)"])
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(FIRST_ANSWER_REPEATS + 1):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         seconds.append(float(done.stdout.splitlines()[-1]))
     return float(np.median(seconds[1:]))
@@ -213,7 +214,7 @@ def first_answer_seconds(library: str, folder: Path, rows: Rows, repeats: int) -
 def measure(rows: Rows, libraries: dict[str, Library], repeats: int, split: str) -> list[dict[str, Any]]:
     """Measure all libraries on the texts of a task."""
     texts = (rows.test_texts * (TIMED_TEXTS // len(rows.test_texts) + 1))[:TIMED_TEXTS]
-    first = {name: first_answer_seconds(name, library.folder, rows, 5) for name, library in libraries.items()}
+    first = {name: first_answer_seconds(name, library.folder, rows) for name, library in libraries.items()}
     found = []
     for threads in THREADS:
         torch.set_num_threads(threads)
@@ -237,6 +238,7 @@ def measure(rows: Rows, libraries: dict[str, Library], repeats: int, split: str)
                     "test_rows": len(rows.test_texts),
                     "split": split,
                     "repeats": repeats,
+                    "load_average": rounded(os.getloadavg()[0]),
                     "version": __version__,
                     "versions": {package: version(package) for package in PACKAGES},
                 }
@@ -258,7 +260,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with TASK/train.jsonl and TASK/test.jsonl")
     parser.add_argument("--tasks", nargs="*", default=[], help="tasks of the data with single texts")
     parser.add_argument("--rows", type=int, default=100, help="training rows of each task of the data")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.tasks and args.data is None:
@@ -281,7 +283,7 @@ def main() -> None:
                 "model2vec": model2vec(rows, distilled, place / "model2vec"),
             }
             found += measure(rows, libraries, args.repeats, "demo" if index == 0 else f"{args.rows} rows")
-    write_atomically(args.output, "".join(json.dumps(row) + "\n" for row in found).encode())
+            write_atomically(args.output, "".join(json.dumps(row) + "\n" for row in found).encode())
     table = Table("task", "library", "threads", "texts a second", "first answer (s)", "accuracy", "MB")
     for row in found:
         names = ("threads", "texts_per_second", "first_answer_s", "score", "megabytes")

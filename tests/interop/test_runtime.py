@@ -508,6 +508,12 @@ def test_a_graph_reads_no_other_file(copied: Path, tmp_path: Path, monkeypatch: 
         Runtime(copied)
 
 
+def test_a_graph_that_cannot_be_run_is_named(copied: Path) -> None:
+    sign(copied, padding_id=10**6)
+    with pytest.raises(CheckpointError, match=r"lower\.onnx: onnxruntime cannot run the graph"):
+        Runtime(copied).predict(["w1 w2 w3", "w1"])
+
+
 def test_values_that_are_not_finite_name_the_input(copied: Path) -> None:
     path = copied / "tasks.safetensors"
     data = bytearray(path.read_bytes())

@@ -130,6 +130,9 @@ def read_checked(folder: Path, name: str, files: Mapping[str, Any]) -> bytes:
         name: Name of the file, one of `FILES`.
         files: Size and SHA-256 of each file, as returned by `read_settings`.
 
+    Returns:
+        Contents of the file.
+
     Raises:
         CheckpointError: If the file is missing, leads out of the folder, or differs from what is expected.
     """

@@ -97,16 +97,20 @@ class Runtime:
         """Check that graphs and arrays belong together."""
         adapters = self._upper.inputs.keys() - {*UPPER_INPUTS}
         self._adapter_names = tuple(sorted(adapters))
-        _check_inputs(root / LOWER_FILE, self._lower.inputs.keys() - {"token_type_ids"}, LOWER_INPUTS[:2])
-        _check_inputs(root / UPPER_FILE, self._upper.inputs.keys() - adapters, UPPER_INPUTS)
-        *_, hidden_size = self._upper.inputs["hidden"]
-        if not isinstance(hidden_size, int):
-            raise CheckpointError(f"{root / UPPER_FILE}: expected hidden states of one size; export the model again")
+        _check_names(root / LOWER_FILE, "inputs", self._lower.inputs.keys() - {"token_type_ids"}, LOWER_INPUTS[:2])
+        _check_names(root / UPPER_FILE, "inputs", self._upper.inputs.keys() - adapters, UPPER_INPUTS)
+        _check_names(root / LOWER_FILE, "outputs", self._lower.outputs.keys() - {"embeddings"}, ("hidden", "pooled"))
+        _check_names(root / UPPER_FILE, "outputs", self._upper.outputs, ("pooled",))
+        states = self._upper.inputs["hidden"], *self._lower.outputs.values(), *self._upper.outputs.values()
+        sizes = {shape[-1] if shape else None for shape in states}
+        if len(sizes) > 1 or None in sizes:
+            raise CheckpointError(f"{root}: expected graphs with hidden states of one size; export the model again")
+        hidden_size = next(size for size in sizes if size is not None)
         num_states = 2 if "embeddings" in self._lower.outputs else 1
         shapes = expected_shapes(self._settings, self._arrays, hidden_size, num_states)
         for name in self._adapter_names:
-            layers, _, *sizes = self._upper.inputs[name]
-            shapes[f"adapters.{name}"] = layers, len(self.tasks), *sizes
+            shape = self._upper.inputs[name]
+            shapes[f"adapters.{name}"] = *shape[:1], len(self.tasks), *shape[2:]
         check_shapes(root / ARRAYS_FILE, self._arrays, shapes)
 
     def predict(
@@ -130,6 +134,7 @@ class Runtime:
             DataError: If a text has an unsupported form or does not fit its task, or an option has a wrong type.
             TaskError: If a task is unknown, or a text has no task and the method cannot route.
             NotFiniteError: If the values that are computed for a text are not finite numbers.
+            CheckpointError: If a graph cannot be run, because the folder was not written by this library.
         """
         check_int("batch_size", batch_size, 1)
         if not isinstance(decline, bool):
@@ -238,7 +243,7 @@ class Runtime:
 
 
 class _Graph:
-    """A graph, with the names of its outputs, and the shapes of its inputs by name, where free sizes are None."""
+    """A graph, with the shapes of its inputs and outputs by name, where free sizes are None."""
 
     def __init__(self, root: Path, name: str, files: Mapping[str, Any], threads: int | None) -> None:
         onnxruntime: Any = require("onnxruntime")
@@ -252,15 +257,20 @@ class _Graph:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors have no common class
             raise CheckpointError(f"{root / name}: onnxruntime cannot load the graph: {error}") from None
-        self.outputs = [value.name for value in self._session.get_outputs()]
-        self.inputs = {
-            value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
-            for value in self._session.get_inputs()
-        }
+        self._path = root / name
+        self.inputs, self.outputs = _shapes(self._session.get_inputs()), _shapes(self._session.get_outputs())
 
     def __call__(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph."""
-        return dict(zip(self.outputs, self._session.run(self.outputs, dict(values)), strict=True))
+        try:
+            found = self._session.run(list(self.outputs), dict(values))
+        except Exception as error:  # as above
+            raise CheckpointError(f"{self._path}: onnxruntime cannot run the graph: {error}") from None
+        return dict(zip(self.outputs, found, strict=True))
+
+
+def _shapes(values: Iterable[Any]) -> dict[str, tuple[int | None, ...]]:
+    return {value.name: tuple(size if isinstance(size, int) else None for size in value.shape) for value in values}
 
 
 def _load_tokenizer(path: Path, data: bytes) -> Any:
@@ -271,10 +281,10 @@ def _load_tokenizer(path: Path, data: bytes) -> Any:
         raise CheckpointError(f"{path}: tokenizers cannot load the tokenizer: {error}") from None
 
 
-def _check_inputs(path: Path, found: Iterable[str], expected: Iterable[str]) -> None:
+def _check_names(path: Path, what: str, found: Iterable[str], expected: Iterable[str]) -> None:
     if {*found} != {*expected}:
         raise CheckpointError(
-            f"{path}: expected the inputs {', '.join(sorted(expected))}, found {', '.join(sorted(found))}; export the "
+            f"{path}: expected the {what} {', '.join(sorted(expected))}, found {', '.join(sorted(found))}; export the "
             "model again"
         )
 
