@@ -31,10 +31,11 @@ bench-serving: .venv/bench-installed .venv/serve-installed
 	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
 	$(BIN)/python benchmarks/server_load.py
 
-# DATA is a folder with TASK/train.jsonl and TASK/test.jsonl, and TASKS names those of its tasks that have single texts.
+# TASKS are tasks of the demo with single texts, or of a folder DATA with TASK/train.jsonl and TASK/test.jsonl.
+TASKS ?= support_intent
 bench-runtime: .venv/bench-installed
 	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
-	$(BIN)/python benchmarks/runtime.py $(if $(DATA),--data $(DATA) --tasks $(TASKS))
+	$(BIN)/python benchmarks/runtime.py --tasks $(TASKS) $(if $(DATA),--data $(DATA))
 
 # Kills, full disks, damaged files and a million rows. Mounts file systems in memory, which needs root on Linux.
 torture: .venv/bench-installed

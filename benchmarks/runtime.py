@@ -1,9 +1,9 @@
 """The runtime without torch beside torch and other libraries: texts a second, time to the first answer, and score.
 
-    python benchmarks/runtime.py [RUN] [--data FOLDER --tasks subj banking77] [--repeats 5] [--output PATH]
+    python benchmarks/runtime.py [RUN] [--tasks support_intent subj] [--data FOLDER] [--only answers] [--output PATH]
 
-RUN is a run of recipes/demo.yaml. Its task `support_intent` is measured, and each of `--tasks` of a folder of data,
-which is added to the model from `--rows` training rows. On the same training and test rows of each task:
+RUN is a run of recipes/demo.yaml. `--tasks` are tasks of the demo with single texts, or tasks of the folder of data,
+which are added to the model from `--rows` training rows. On the same training and test rows of each task:
 
     torch                 `Predictor`
     runtime, runtime int8 `hyperadapters.runtime` on exports of the same model
@@ -13,7 +13,10 @@ which is added to the model from `--rows` training rows. On the same training an
 
 All of them have the encoder all-MiniLM-L6-v2. They are timed in turn in the same run, with one thread and with two; a
 figure is the median. The time to the first answer is that of a new process, from before the first import to the
-answer, once all files have been read before. Writes a row for each task, library and number of threads to
+answer, once all files have been read before.
+
+The answers of the runtime are also compared with those of the predictor, for all test rows of the run's own tasks, with
+given tasks and without (`--only answers` does this alone). Writes a row for each task, library and number of threads to
 benchmarks/results/runtime.jsonl, with the load of the machine, which should be otherwise idle. Needs the extra `bench`.
 """
 
@@ -49,6 +52,7 @@ from hyperadapters.backbones.loading import locate
 from hyperadapters.data.sources import read_file
 from hyperadapters.interop.runtime import export_runtime
 from hyperadapters.runtime import Runtime
+from hyperadapters.training.run import load_run, load_run_tasks
 from hyperadapters.utils.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "runtime.jsonl"
@@ -211,7 +215,7 @@ def first_answer_seconds(library: str, folder: Path, rows: Rows) -> float:
     return float(np.median(seconds[1:]))
 
 
-def measure(rows: Rows, libraries: dict[str, Library], repeats: int, split: str) -> list[dict[str, Any]]:
+def measure(rows: Rows, libraries: dict[str, Library], repeats: int) -> list[dict[str, Any]]:
     """Measure all libraries on the texts of a task."""
     texts = (rows.test_texts * (TIMED_TEXTS // len(rows.test_texts) + 1))[:TIMED_TEXTS]
     first = {name: first_answer_seconds(name, library.folder, rows) for name, library in libraries.items()}
@@ -236,7 +240,6 @@ def measure(rows: Rows, libraries: dict[str, Library], repeats: int, split: str)
                     "megabytes": rounded(size_mb(libraries[name].folder)),
                     "train_rows": len(rows.train_texts),
                     "test_rows": len(rows.test_texts),
-                    "split": split,
                     "repeats": repeats,
                     "load_average": rounded(os.getloadavg()[0]),
                     "version": __version__,
@@ -244,6 +247,58 @@ def measure(rows: Rows, libraries: dict[str, Library], repeats: int, split: str)
                 }
             )
     return found
+
+
+def compare_answers(run: Path) -> list[dict[str, Any]]:
+    """Compare the answers of the runtime and the predictor for the test rows of a run's own tasks."""
+    model, recipe = load_run(run)
+    data = load_run_tasks(model, recipe)
+    examples = [(found.task, example) for found in data for example in found.splits["test"]]
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        exports = {"runtime": None, "runtime int8": "int8"}
+        for name, quantize in exports.items():
+            export_runtime(model, Path(temporary) / name, quantize=quantize)
+        for is_given in (True, False):
+            inputs = [
+                {"text": e.text, "text_pair": e.text_pair, **({"task": task.name} if is_given else {})}
+                for task, e in examples
+            ]
+            expected = list(Predictor(model)(inputs))
+            answers: dict[str, list[Any]] = {"torch": expected}
+            answers |= {name: Runtime(Path(temporary) / name).predict(inputs) for name in exports}
+            for name, predictions in answers.items():
+                pairs = list(zip(predictions, expected, strict=True))
+                right = [p.answer == t.labels[e.target] for p, (t, e) in zip(predictions, examples, strict=True)]
+                found.append(
+                    {
+                        "task": f"all tasks of the run, {'given' if is_given else 'routed'}",
+                        "library": name,
+                        "threads": None,
+                        "score": rounded(100 * float(np.mean(right))),
+                        "metric": "accuracy",
+                        "test_rows": len(examples),
+                        "declined": sum(p.task is None for p in predictions),
+                        "other_answers": sum((a.task, a.answer) != (b.task, b.answer) for a, b in pairs),
+                        "largest_difference": rounded(max(map(_difference, *zip(*pairs, strict=True)))),
+                        "version": __version__,
+                    }
+                )
+    return found
+
+
+def _difference(found: Any, expected: Any) -> float:
+    """Largest difference of the probabilities of an input that both answered for the same task, or 0."""
+    if found.task is None or found.task != expected.task:
+        return 0.0
+    return max(abs(found.probabilities[label] - value) for label, value in expected.probabilities.items())
+
+
+def write_rows(path: Path, new: Sequence[dict[str, Any]]) -> None:
+    """Put rows into a file of JSON-lines, in the place of those of the same task, library and number of threads."""
+    old = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = {(row["task"], row["library"], row["threads"]): row for row in [*old, *new]}
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
 
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "sentence-transformers", "setfit", "model2vec")
@@ -258,23 +313,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", default=Path("runs/demo"))
     parser.add_argument("--data", type=Path, help="folder with TASK/train.jsonl and TASK/test.jsonl")
-    parser.add_argument("--tasks", nargs="*", default=[], help="tasks of the data with single texts")
+    parser.add_argument("--tasks", nargs="*", default=[DEMO_TASK])
     parser.add_argument("--rows", type=int, default=100, help="training rows of each task of the data")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["answers"])
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    if args.tasks and args.data is None:
-        parser.error("--tasks: expected the folder of their data, found none; add --data")
-    tasks = [read_rows(DEMO_DATA, DEMO_TASK, None)] + [read_rows(args.data, name, args.rows) for name in args.tasks]
+    write_rows(args.output, compare_answers(args.run))
+    if args.only == "answers":
+        return
+    tasks = [
+        read_rows(DEMO_DATA, name, None) if (DEMO_DATA / name).is_dir() else read_rows(args.data, name, args.rows)
+        for name in args.tasks
+    ]
     model = HyperAdapterModel.from_pretrained(args.run, dtype="float32").eval()
-    for rows in tasks[1:]:
-        examples = [{"text": t, "label": label} for t, label in zip(rows.train_texts, rows.train_labels, strict=True)]
-        model.add_task(Task.classification(rows.task, sorted({*rows.train_labels})), examples)
+    for rows in tasks:
+        if rows.task not in [task.name for task in model.tasks]:
+            texts = zip(rows.train_texts, rows.train_labels, strict=True)
+            examples = [{"text": text, "label": label} for text, label in texts]
+            model.add_task(Task.classification(rows.task, sorted({*rows.train_labels})), examples)
     found = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         distilled = distill(folder / "distilled")
-        for index, rows in enumerate(tasks):
+        for rows in tasks:
+            torch.set_num_threads(THREADS[0])
             place = folder / rows.task
             libraries = {
                 **ours(model, rows.task, place),
@@ -282,8 +345,8 @@ def main() -> None:
                 "SetFit": setfit(rows, place / "setfit"),
                 "model2vec": model2vec(rows, distilled, place / "model2vec"),
             }
-            found += measure(rows, libraries, args.repeats, "demo" if index == 0 else f"{args.rows} rows")
-            write_atomically(args.output, "".join(json.dumps(row) + "\n" for row in found).encode())
+            found += measure(rows, libraries, args.repeats)
+            write_rows(args.output, found)
     table = Table("task", "library", "threads", "texts a second", "first answer (s)", "accuracy", "MB")
     for row in found:
         names = ("threads", "texts_per_second", "first_answer_s", "score", "megabytes")
