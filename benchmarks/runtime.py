@@ -7,7 +7,7 @@ which are added to the model from `--rows` training rows. On the same training a
 
     torch                 `Predictor`
     runtime, runtime int8 `hyperadapters.runtime` on exports of the same model
-    encode + regression   `encode` of sentence-transformers and scikit-learn's logistic regression
+    encode + regression   `encode` of sentence-transformers and a logistic regression of scikit-learn
     SetFit                fine-tuning of a copy of the encoder for the task
     model2vec             static embeddings that are distilled from the encoder, and a logistic regression
 
@@ -28,6 +28,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +43,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from speed_parts.result_rows import rounded
@@ -64,6 +66,7 @@ TEST_ROWS = 300
 TIMED_TEXTS = 256
 FIRST_ANSWER_REPEATS = 3
 SETFIT_STEPS = 100
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 Answer = Callable[[list[str]], Sequence[Any]]
 
@@ -126,8 +129,10 @@ def read_rows(folder: Path, task: str, count: int | None) -> Rows:
 
 
 def regression(features: Any, labels: list[str]) -> Any:
-    """Fit a logistic regression on standardised features."""
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(features, labels)
+    """Fit a logistic regression on standardised features, whose regularisation is chosen by cross-validation."""
+    folds = min(5, *Counter(labels).values())
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return GridSearchCV(model, {"logisticregression__C": STRENGTHS}, cv=folds).fit(features, labels).best_estimator_
 
 
 def ours(model: HyperAdapterModel, task: str, folder: Path) -> dict[str, Library]:
