@@ -1,4 +1,4 @@
-"""The runtime without torch (promise 11): the model's answers, its imports, and folders that are damaged or hostile."""
+"""The runtime without torch (promise 13): the model's answers, its imports, and folders that are damaged or hostile."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def small_model(kind: str, tasks: list[Task], style: str = "plain", **settings: 
     model.tokenizer = tokenizer_of(style)
     assert model.heads is not None
     model.heads.set_target_scale(1, [1.0, 2.5, 7.0])
+    model.heads.temperature.copy_(torch.tensor([1.7, 1.0, 0.6]))
     return stirred(model).eval()
 
 

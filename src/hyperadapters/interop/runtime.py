@@ -238,7 +238,8 @@ def _arrays(model: HyperAdapterModel, weights: AdapterWeights) -> dict[str, Tens
     assert model.heads is not None
     found = {f"adapters.{name}": tensor for name, tensor in weights.items()}
     for task_id, head in enumerate(model.heads.unpack()):
-        found |= {f"heads.{task_id}.weight": head.weight, f"heads.{task_id}.bias": head.bias}
+        folded = head.folded()
+        found |= {f"heads.{task_id}.weight": folded.weight, f"heads.{task_id}.bias": folded.bias}
     routing = _routing(model)
     if routing is None:
         return found

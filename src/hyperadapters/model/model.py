@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from hyperadapters.fewshot.fit import Fit
     from hyperadapters.inference.predictor import Prediction
     from hyperadapters.inference.routing import RoutingResult
-    from hyperadapters.training.calibration import CalibrationReport
     from hyperadapters.interop.pipeline import TaskPipeline
+    from hyperadapters.training.calibration import CalibrationReport
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
