@@ -50,7 +50,11 @@ def halves(rows: list[Example], count: int, seed: int) -> tuple[list[Example], l
 
 
 def promise(kept: int, count: int, bound: float) -> dict[str, float]:
-    """How often something happened that was to happen at most with the given share, in standard errors above it."""
+    """How often something happened that was to happen at most with the given share.
+
+    The excess is in standard errors of the share. Where the bound is that of as many other rows, whose draw counts as
+    well, the standard error of the difference is larger by a factor of 1.4 (see `tables`).
+    """
     share, error = kept / max(1, count), (bound * (1 - bound) / max(1, count)) ** 0.5
     return {"share": share, "rows": count, "bound": bound, "excess": (share - bound) / error}
 
@@ -172,7 +176,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
         share = sum(task["share"] * task["rows"] for task in by_task) / sum(task["rows"] for task in by_task)
         lines.append(
             f"| {suite} | {100 * np.mean([row['after_training']['declined'] for row in own]):.1f} | "
-            f"{100 * share:.1f} | {sum(task['excess'] > 2 for task in by_task)} of {len(by_task)} | "
+            f"{100 * share:.1f} | {sum(task['excess'] > 2 * 2**0.5 for task in by_task)} of {len(by_task)} | "
             f"{100 * np.mean([row['with_foreign']['accepted']['share'] for row in own]):.1f} | "
             f"{100 * np.mean([row['with_foreign']['known_declined'] for row in own]):.1f} |"
         )
