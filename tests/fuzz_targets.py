@@ -187,7 +187,7 @@ ROWS = st.lists(
     st.dictionaries(st.one_of(st.sampled_from(["text", "text", "label", "text_pair"]), TEXTS), VALUES, max_size=4),
     max_size=4,
 )
-KINDS = st.sampled_from(["classification", "regression", "text-to-text"])
+KINDS = st.sampled_from(["classification", "multi-label", "regression", "text-to-text"])
 SOURCES = st.fixed_dictionaries(
     {},
     optional={

@@ -336,6 +336,16 @@ def rows_of(task: Task, per_label: int = 2) -> list[dict[str, Any]]:
     """Examples of a task: each label has words of its own."""
     if task.kind == "regression":
         return [{"text": f"w{n} w{n + 9}", "label": 0.5 * n} for n in range(2 * per_label)]
+    if task.is_multi_label:
+        every = range(per_label * 2 ** len(task.labels))
+        sets = [[label for place, label in enumerate(task.labels) if n >> place & 1] for n in every]
+        return [
+            {
+                "text": " ".join([f"w{n % 30}", *(f"w{30 + task.labels.index(label)}" for label in labels)]),
+                "label": labels,
+            }
+            for n, labels in enumerate(sets)
+        ]
     if task.kind == "text-to-text":
         return [{"text": f"w{n} w{n + 9} good", "label": f"w{n} red"} for n in range(2 * per_label)]
     return [

@@ -288,7 +288,7 @@ def add_task(
     name: Annotated[str, typer.Option(help="Name of the new task.")],
     examples: ExamplesFile,
     kind: Annotated[
-        str, typer.Option(help="Kind of the task: classification, regression or text-to-text.")
+        str, typer.Option(help="Kind of the task: classification, multi-label, regression or text-to-text.")
     ] = "classification",
     metric: Annotated[list[str] | None, typer.Option(help="Metric of the task; can be repeated.")] = None,
     template: Annotated[

@@ -135,7 +135,7 @@ def test_a_second_text_that_the_task_does_not_read_is_refused(pair: Any) -> None
     "value", [1, 1.0, np.int64(1), np.float32(1), Decimal("1"), pa.scalar(1), "1\u00a0", "1\u200b"]
 )
 def test_labels_of_every_type_are_one_label(value: Any) -> None:
-    assert infer_labels([Row({"label": value}, "row"), Row({"label": "1"}, "row")]) == ("1",)
+    assert infer_labels([Row({"label": value}, "row"), Row({"label": "1"}, "row")], TASKS[0]) == ("1",)
 
 
 @pytest.mark.parametrize("value", [2, np.float64(2), np.int8(2), Decimal("2"), pa.scalar(2.0), "2"])

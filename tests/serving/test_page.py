@@ -400,6 +400,7 @@ READ = "async ([source, kind]) => (await import('/page/examples.js')).readExampl
         ('x\ta, b\ny\tthe 5" screen', "classification", [("a, b", "x"), ('the 5" screen', "y")]),
         ("a,b,x\nc,,y", "classification", [("a", "x", "b"), ("c", "y")]),
         ("a,1.5\nb,-2e1", "regression", [("a", 1.5), ("b", -20)]),
+        ("a,x; y\nb,\nc,y", "multi-label", [("a", ["x", "y"]), ("b", []), ("c", ["y"])]),
         ("a,b\nc,b", "text-to-text", [("a", "b"), ("c", "b")]),
     ],
 )

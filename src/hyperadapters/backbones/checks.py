@@ -104,7 +104,7 @@ def check_tasks(tasks: Sequence[Task], architecture: ResolvedArchitecture) -> No
 
     Raises:
         TaskError: If there is no task, two tasks have the same name, a task is text-to-text and the backbone has task
-            heads, or the labels of a task are unknown.
+            heads, a task is multi-label and the backbone has none, or the labels of a task are unknown.
     """
     if not isinstance(tasks, (list, tuple)):
         raise TaskError(f"tasks: expected a list of Task in the order of their ids, found {type(tasks).__name__}")
@@ -121,7 +121,13 @@ def check_tasks(tasks: Sequence[Task], architecture: ResolvedArchitecture) -> No
                 f"task '{task.name}' is text-to-text, which needs an encoder-decoder backbone such as T5 or a "
                 "decoder-only one such as GPT-2; this backbone has classification and regression heads"
             )
-        if task.kind == "classification" and not task.labels:
+        if task.is_multi_label and not architecture.has_heads:
+            raise TaskError(
+                f"task '{task.name}' is multi-label, which needs an encoder such as BERT, whose heads give each label "
+                "a probability; this backbone generates its answers as text: choose an encoder, or make the task "
+                "text-to-text"
+            )
+        if task.is_labelled and not task.labels:
             raise TaskError(f"task '{task.name}': its labels are unknown; specify them")
 
 

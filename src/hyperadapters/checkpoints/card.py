@@ -35,10 +35,17 @@ _MARKED = re.compile(_MARKER.format("([0-9a-f]{12})"))
 _SPECIAL = re.compile(r"[!-+/:-@\[-`{-~]|(?<=www)\.", re.IGNORECASE)
 _PIPELINES = {
     "classification": "text-classification",
+    "multi-label": "text-classification",
     "regression": "text-classification",
     "text-to-text": "text-generation",
 }
-_METRICS_OF_HUB = {"macro_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}
+_METRICS_OF_HUB = {
+    "macro_f1": "f1",
+    "micro_f1": "f1",
+    "subset_accuracy": "accuracy",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
 _MEASURES = ("calibration_error", "brier_score")
 _NOT_OF_HUB = {"temperature", *_MEASURES, *(f"{name}_before" for name in _MEASURES)}
 _SIZES = {"bottleneck": ("adapter_dim", "shared_adapter_dim"), "lora": ("lora_rank", "lora_alpha", "target_modules")}

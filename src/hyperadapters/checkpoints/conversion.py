@@ -9,7 +9,7 @@ format 6   may contain a common adapter and densities of the tasks' texts; the p
            that read adapted texts are stored in two parts, too
 format 7   may contain scales of the generated adapters
 format 8   the JSON file contains the revision of the tasks
-format 9   may contain temperatures and error bounds of the heads
+format 9   may contain temperatures and error bounds of the heads, and thresholds of the labels of multi-label tasks
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hyperadapters.config.validation import RENAMED_KEYS, RENAMED_VALUES
 from hyperadapters.core import AdapterWeights, OwnAdapter
-from hyperadapters.heads.task_heads import Head, TaskHeads
+from hyperadapters.heads.task_heads import DEFAULT_THRESHOLD, Head, TaskHeads
 from hyperadapters.model.model import HyperAdapterModel
 
 RENAMED_TENSORS = {
@@ -36,6 +36,7 @@ DENSITIES = "method.densities."
 SCALES = "method.adapter_scales"
 TEMPERATURES = "heads.temperature"
 ERROR_BOUNDS = "heads.error_bounds"
+THRESHOLDS = "heads.thresholds"
 
 
 def convert_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -91,8 +92,9 @@ def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     """Return the tensors of the weights file of a checkpoint by name, on the CPU.
 
-    Routing centroids are omitted if no task has any, and densities if they are not fitted. Heads that may compare the
-    texts of a pair are stored in two parts: those that do, and the other heads, without their zeros for the comparison.
+    Routing centroids are omitted if no task has any, densities if they are not fitted, and scales, temperatures, bounds
+    and thresholds if all of them have their default. Heads that may compare the texts of a pair are stored in two
+    parts: those that do, and the other heads, without their zeros for the comparison.
 
     Args:
         model: Model of the checkpoint.
@@ -103,6 +105,8 @@ def stored_state(model: HyperAdapterModel) -> dict[str, Tensor]:
     for name in (SCALES, TEMPERATURES, ERROR_BOUNDS):
         if state.get(name, torch.zeros(1)).eq(1).all():
             del state[name]
+    if THRESHOLDS in state and state[THRESHOLDS].eq(DEFAULT_THRESHOLD).all():
+        del state[THRESHOLDS]
     if not state.get(f"{DENSITIES}counts", torch.ones(1)).any():
         state = {name: value for name, value in state.items() if not name.startswith(DENSITIES)}
     if model.heads is not None and len(state[_packed_name(model)]):
@@ -176,6 +180,7 @@ def complete_state(model: HyperAdapterModel, state: dict[str, Tensor]) -> None:
     if model.heads is not None:
         for name, value in ((TEMPERATURES, model.heads.temperature), (ERROR_BOUNDS, model.heads.error_bounds)):
             state.setdefault(name, torch.ones_like(value))
+        state.setdefault(THRESHOLDS, torch.full((model.heads.bias.shape[0],), DEFAULT_THRESHOLD))
     if model.heads is not None and "heads.compares" in state:
         _unpack(state, model)
     if model.heads is not None and "heads.weight" not in state:

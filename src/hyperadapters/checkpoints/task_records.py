@@ -13,7 +13,7 @@ from torch import Tensor
 from hyperadapters.config import Task, parse
 from hyperadapters.core import AdapterWeights
 from hyperadapters.errors import CheckpointError, TaskError
-from hyperadapters.heads.task_heads import ERROR_LEVELS, Head
+from hyperadapters.heads.task_heads import DEFAULT_THRESHOLD, ERROR_LEVELS, Head
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.model.tasks import TaskState
 from hyperadapters.utils.reading import parse_json
@@ -43,6 +43,8 @@ def pack(state: TaskState) -> bytes:
         tensors["head.bias"] = head.bias
         if head.error_bounds is not None and not head.error_bounds.eq(1).all():
             tensors["head.error_bounds"] = head.error_bounds
+        if head.thresholds is not None and not head.thresholds.eq(DEFAULT_THRESHOLD).all():
+            tensors["head.thresholds"] = head.thresholds
     if state.own_adapter is not None:
         tensors.update({f"{_OWN}{name}": tensor for name, tensor in state.own_adapter.items()})
     definition = json.dumps(state.task.model_dump(mode="json", exclude_defaults=True)).encode()
@@ -86,8 +88,8 @@ def unpack(record: bytes, model: HyperAdapterModel) -> TaskState:
     head = None
     if model.heads is not None:
         bias = tensors["head.bias"]
-        bounds = tensors.get("head.error_bounds")
-        head = Head(tensors["head.weight"].to(bias), bias, mean, std, temperature, bounds)
+        bounds, thresholds = tensors.get("head.error_bounds"), tensors.get("head.thresholds")
+        head = Head(tensors["head.weight"].to(bias), bias, mean, std, temperature, bounds, thresholds)
     own = {name.removeprefix(_OWN): tensor for name, tensor in tensors.items() if name.startswith(_OWN)}
     return TaskState(
         task=task,
@@ -116,6 +118,8 @@ def _check(tensors: Mapping[str, Tensor], model: HyperAdapterModel) -> None:
         expected.update({"head.weight": (None, None), "head.bias": (None,)})
         if "head.error_bounds" in tensors:
             expected["head.error_bounds"] = (2, ERROR_LEVELS)
+        if "head.thresholds" in tensors and "head.bias" in tensors:
+            expected["head.thresholds"] = tuple(tensors["head.bias"].shape)
     if any(name.startswith(_OWN) for name in tensors):
         with torch.no_grad():
             generated = pha.adapters(torch.zeros(1, dtype=torch.long, device=model.device))

@@ -28,7 +28,14 @@ from hyperadapters.config.recipe import (
     load_recipe,
     resolve_paths,
 )
-from hyperadapters.config.tasks import METRICS_OF_KIND, Kind, Task, check_task_names, normalize_label
+from hyperadapters.config.tasks import (
+    LABEL_SEPARATOR,
+    METRICS_OF_KIND,
+    Kind,
+    Task,
+    check_task_names,
+    normalize_label,
+)
 from hyperadapters.config.validation import Int, StrictModel, parse
 
 __all__ = [
@@ -39,6 +46,7 @@ __all__ = [
     "Dtype",
     "Int",
     "Kind",
+    "LABEL_SEPARATOR",
     "Lengths",
     "METRICS_FILE",
     "METRICS_OF_KIND",

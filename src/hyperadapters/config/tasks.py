@@ -14,10 +14,13 @@ from pydantic import Field, field_validator, model_validator
 from hyperadapters.config.validation import Float, StrictModel, parse
 from hyperadapters.errors import TaskError, shown, unknown_name
 
-Kind = Literal["classification", "regression", "text-to-text"]
+Kind = Literal["classification", "multi-label", "regression", "text-to-text"]
+LABEL_SEPARATOR = ";"
+"""Separator of the labels of a multi-label task where they are one text, such as a cell of a CSV file."""
 
 METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "balanced_accuracy", "f1", "macro_f1", "matthews_correlation"),
+    "multi-label": ("micro_f1", "macro_f1", "subset_accuracy"),
     "regression": ("pearson", "spearman"),
     "text-to-text": ("exact_match",),
 }
@@ -38,15 +41,16 @@ class Task(StrictModel):
 
     Attributes:
         name: Name, which is unique in a model and contains no path separators or control characters.
-        kind: "classification" (default) to predict one of `labels`, "regression" to predict a number, or "text-to-text"
-            to generate any text.
+        kind: "classification" (default) to predict one of `labels`, "multi-label" to predict any number of them,
+            "regression" to predict a number, or "text-to-text" to generate any text.
         fields: Fields of an input, `("text",)` (default) or `("text", "text_pair")`.
-        labels: Labels of a classification task in the order of the head's outputs. In a recipe the default is the
-            sorted labels of the training rows.
+        labels: Labels of a classification or multi-label task in the order of the head's outputs. In a recipe the
+            default is the sorted labels of the training rows.
         metrics: Metrics, of which the first is the score of the task. "f1" is that of the second of two labels.
             "macro_f1" is the mean over the labels that occur among the targets or the predictions, and
             "balanced_accuracy" is the mean recall of the labels among the targets. If one of these two is the first
-            metric, the fits of heads give all labels the same total weight (preset "plus"). Default: "accuracy",
+            metric of a classification task, the fits of heads give all labels the same total weight (preset "plus").
+            "subset_accuracy" is the share of rows whose labels are all right. Default: "accuracy", "micro_f1",
             "pearson" or "exact_match", depending on the kind.
         template: Prompt of a text-to-text backbone, for example "premise: {text} hypothesis: {text_pair}". Default: the
             fields separated by a space, which is always the prompt of an input whose task is not given.
@@ -79,6 +83,20 @@ class Task(StrictModel):
         return parse(cls, {"name": name, "kind": "classification", "labels": labels, **options}, TaskError)
 
     @classmethod
+    def multi_label(cls, name: str, labels: list[str] | tuple[str, ...], **options: Any) -> Task:
+        """Return the definition of a multi-label task, in which an input has any number of labels.
+
+        Args:
+            name: Name of the task.
+            labels: Labels in the order of the head's outputs; at least one.
+            **options: Further attributes of the task.
+
+        Raises:
+            TaskError: If the definition is invalid.
+        """
+        return parse(cls, {"name": name, "kind": "multi-label", "labels": labels, **options}, TaskError)
+
+    @classmethod
     def regression(cls, name: str, **options: Any) -> Task:
         """Return the definition of a regression task.
 
@@ -108,6 +126,16 @@ class Task(StrictModel):
     def is_pair(self) -> bool:
         """Whether an input is a pair of texts."""
         return len(self.fields) == 2
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the answers to an input are among given labels."""
+        return self.kind in ("classification", "multi-label")
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an input has any number of labels."""
+        return self.kind == "multi-label"
 
     @property
     def main_metric(self) -> str:
@@ -156,10 +184,18 @@ class Task(StrictModel):
     def _check_together(self) -> Self:
         if self.fields not in (("text",), ("text", "text_pair")):
             raise ValueError(f"fields must be [text] or [text, text_pair], found {list(self.fields)}")
-        if self.labels and self.kind != "classification":
+        if self.labels and not self.is_labelled:
             raise ValueError(f"a {self.kind} task has no labels, found {len(self.labels)}; remove them or change kind")
-        if len(self.labels) == 1:
-            raise ValueError(f"a classification task needs at least two labels, found only '{self.labels[0]}'")
+        if len(self.labels) == 1 and self.kind == "classification":
+            raise ValueError(
+                f"a classification task needs at least two labels, found only '{self.labels[0]}'; add another one, or "
+                "choose the kind multi-label"
+            )
+        if self.is_multi_label and (joined := [label for label in self.labels if LABEL_SEPARATOR in label]):
+            raise ValueError(
+                f"labels of a multi-label task must not contain '{LABEL_SEPARATOR}', which separates labels in cells; "
+                f"found '{joined[0]}'"
+            )
         if self.verbalizer is not None and self.kind != "classification":
             raise ValueError(f"a verbalizer is only for classification tasks, found kind '{self.kind}'; remove it")
         if self.step is not None and self.kind != "regression":

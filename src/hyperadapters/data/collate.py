@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hyperadapters.config import BackboneKind, Task
 from hyperadapters.data.examples import Example
-from hyperadapters.data.targets import read_answer, target_text
+from hyperadapters.data.targets import multi_hot, read_answer, target_text
 from hyperadapters.errors import BackboneError, TaskError
 
 CHUNK_ROWS = 1000
@@ -133,9 +133,13 @@ class Collator(ABC):
 class EncoderCollator(Collator):
     """The collator of encoders.
 
-    `labels` [B] in float32 are indices of labels, or numbers. If there are tasks of text pairs, `sequence_ids` [B, S]
-    are 0 for tokens of the first text, 1 for tokens of the second text, and -1 for special tokens and padding. They
-    require a fast tokenizer. Without them the model uses `token_type_ids`, or raises an error if there are none.
+    `labels` [B] in float32 are indices of labels, or numbers. In a batch with rows of multi-label tasks, they have the
+    shape [B, C], with C the largest number of labels of these tasks: such a row contains 1 for each of its labels and 0
+    for the others, and a row of another task contains its label or number, followed by zeros.
+
+    If there are tasks of text pairs, `sequence_ids` [B, S] are 0 for tokens of the first text, 1 for tokens of the
+    second text, and -1 for special tokens and padding. They require a fast tokenizer. Without them the model uses
+    `token_type_ids`, or raises an error if there are none.
     """
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
@@ -150,8 +154,19 @@ class EncoderCollator(Collator):
         return batch
 
     def _with_labels(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        targets = [float(example.target) for example in examples]  # type: ignore[arg-type]
-        return {**self.inputs(examples), "labels": torch.tensor(targets, dtype=torch.float32)}
+        return {**self.inputs(examples), "labels": self._labels(examples)}
+
+    def _labels(self, examples: Sequence[Example]) -> torch.Tensor:
+        tasks = [self.tasks[example.task_id] for example in examples if example.task_id is not None]
+        size = max((len(task.labels) for task in tasks if task.is_multi_label), default=0)
+        targets: list[Any] = [example.target for example in examples]
+        if not size:
+            return torch.tensor([float(target) for target in targets], dtype=torch.float32)
+        rows = [
+            multi_hot(target, size) if task.is_multi_label else [float(target), *[0.0] * (size - 1)]
+            for task, target in zip(tasks, targets, strict=True)
+        ]
+        return torch.tensor(rows, dtype=torch.float32)
 
     def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
         texts = [e.text if e.text_pair is None else (e.text, e.text_pair) for e in examples]

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyperadapters.config import Split, Task, normalize_label
+from hyperadapters.config import LABEL_SEPARATOR, Split, Task, normalize_label
 from hyperadapters.data.rows import by_column, is_absent, plain
 from hyperadapters.data.sources import Row
+from hyperadapters.data.targets import Target
 from hyperadapters.errors import DataError, did_you_mean, shown
 
 FLOAT32_MAX = 3.4028234e38
@@ -28,13 +29,14 @@ class Example:
         task_id: Index of the task in the model, or None for an input that is to be routed.
         text: Text, or the first text of a pair.
         text_pair: Second text of a pair, or None.
-        target: Index of the label (classification), number (regression), text (text-to-text), or None if unknown.
+        target: Index of the label (classification), indices of any number of labels in ascending order (multi-label),
+            number (regression), text (text-to-text), or None if unknown.
     """
 
     task_id: int | None
     text: str
     text_pair: str | None = None
-    target: int | float | str | None = None
+    target: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,25 @@ def example_row(example: Any, place: str, task: Task) -> Row:
     if isinstance(example, Row):
         return example
     if isinstance(example, Example):
-        target = example.target
-        if task.kind == "classification" and isinstance(target, int) and 0 <= target < len(task.labels):
-            target = task.labels[target]
-        return Row({"text": example.text, "text_pair": example.text_pair, "label": target}, place)
+        label = _named(task, example.target)
+        return Row({"text": example.text, "text_pair": example.text_pair, "label": label}, place)
     example = by_column(example)
     if isinstance(example, Mapping):
         return Row(dict(example), place)
     raise DataError(
         f"{place}: expected a mapping with text and label, found {shown(example)}; pass a dict for each example"
     )
+
+
+def _named(task: Task, target: object) -> object:
+    """Return a target in which indices of labels are names, as a row has them; others are not changed."""
+    if task.is_multi_label and isinstance(target, tuple):
+        return [_named_label(task, index) for index in target]
+    return _named_label(task, target) if task.kind == "classification" else target
+
+
+def _named_label(task: Task, index: object) -> object:
+    return task.labels[index] if isinstance(index, int) and 0 <= index < len(task.labels) else index
 
 
 def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
@@ -103,8 +114,8 @@ def read_fields(row: Row, task: Task) -> tuple[str, str | None]:
     return texts[0], texts[1] if task.is_pair else None
 
 
-def read_target(row: Row, task: Task) -> int | float | str:
-    """Return the target of a row: the index of a label, a number or a text, depending on the kind of the task.
+def read_target(row: Row, task: Task) -> Target:
+    """Return the target of a row, whose form depends on the kind of the task; see `Example`.
 
     Args:
         row: Row to read.
@@ -113,21 +124,26 @@ def read_target(row: Row, task: Task) -> int | float | str:
     Raises:
         DataError: If the target is missing, is an unknown label, or is not a finite number.
     """
+    if task.is_multi_label:
+        return tuple(sorted({_index(row, label, task) for label in read_labels(row)}))
     value = plain(_cell(row, "label"))
     if task.kind == "classification":
-        label = _label_name(row, value)
-        if label not in task.labels:
-            raise DataError(
-                f"{row.place}: unknown label '{label}' of task '{task.name}'."
-                f"{_label_meant(label, task.labels)} Known: {', '.join(task.labels)}"
-            )
-        return task.labels.index(label)
+        return _index(row, _label_name(row, value), task)
     if task.kind == "regression":
         return _number(row, value)
     if not isinstance(value, str):
         raise DataError(f"{row.place}: expected a string as target, found {shown(value)}")
     _check_unicode(row, "label", value)
     return value
+
+
+def _index(row: Row, label: str, task: Task) -> int:
+    if label not in task.labels:
+        raise DataError(
+            f"{row.place}: unknown label '{label}' of task '{task.name}'."
+            f"{_label_meant(label, task.labels)} Known: {', '.join(task.labels)}"
+        )
+    return task.labels.index(label)
 
 
 def _label_meant(label: str, known: Sequence[str]) -> str:
@@ -138,16 +154,30 @@ def _label_meant(label: str, known: Sequence[str]) -> str:
     return did_you_mean(label, known)
 
 
-def infer_labels(rows: list[Row]) -> tuple[str, ...]:
+def infer_labels(rows: Iterable[Row], task: Task) -> tuple[str, ...]:
     """Return the sorted labels of rows.
 
     Args:
-        rows: Rows of a classification task.
+        rows: Rows of the task.
+        task: A classification or multi-label task.
 
     Raises:
         DataError: If the label of a row is missing or invalid.
     """
-    return tuple(sorted(set(map(read_label, rows))))
+    return tuple(sorted({label for row in rows for label in label_names_of(row, task)}))
+
+
+def label_names_of(row: Row, task: Task) -> tuple[str, ...]:
+    """Return the normalised labels of a row, which may be unknown.
+
+    Args:
+        row: Row of the task.
+        task: A classification task, whose rows have one label, or a multi-label task.
+
+    Raises:
+        DataError: If the label is missing or invalid.
+    """
+    return read_labels(row) if task.is_multi_label else (read_label(row),)
 
 
 def read_label(row: Row) -> str:
@@ -162,18 +192,48 @@ def read_label(row: Row) -> str:
     return _label_name(row, _cell(row, "label"))
 
 
+def read_labels(row: Row) -> tuple[str, ...]:
+    """Return the normalised labels of a row, of which there may be none.
+
+    Args:
+        row: Row of a multi-label task, with a list of labels, or one text with labels that `LABEL_SEPARATOR` separates.
+
+    Raises:
+        DataError: If the labels are missing or one of them is invalid.
+    """
+    return tuple(_label_name(row, value) for value in _written_labels(row, _cell(row, "label")))
+
+
+def _written_labels(row: Row, value: Any) -> list[Any]:
+    """Return the labels of a row of a multi-label task as they are written."""
+    value = plain(value)
+    if isinstance(value, str):
+        return [part for part in value.split(LABEL_SEPARATOR) if part.strip()]
+    if hasattr(value, "tolist"):  # an array, for example of a Parquet file that pandas has read
+        value = value.tolist()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if is_absent(value) or isinstance(value, Mapping):
+        raise DataError(
+            f"{row.place}: expected a list of labels, or a text with '{LABEL_SEPARATOR}' between labels, found "
+            f"{shown(value)}; write an empty list for a row without labels"
+        )
+    return [value]
+
+
 def warn_of_spellings(task: Task, rows: Iterable[Row]) -> None:
     """Log a warning if rows spell a label in several ways, and one if labels look almost alike.
 
     Args:
-        task: Task of the rows. Only classification tasks are examined.
+        task: Task of the rows. Only tasks with labels are examined.
         rows: Rows of the task.
     """
     spellings = defaultdict(set)
     for row in rows if task.labels else ():
-        label = plain(row.values.get("label"))
-        if isinstance(label, str):
-            spellings[normalize_label(label)].add(label)
+        value = plain(row.values.get("label"))
+        for label in _written_labels(row, value) if task.is_multi_label else [value]:
+            if isinstance(label, str):
+                spellings[normalize_label(label)].add(label.strip() if task.is_multi_label else label)
     # ASCII, because the difference between two spellings may be invisible.
     merged = [" and ".join(map(ascii, sorted(found))) for found in spellings.values() if len(found) > 1]
     if merged:
@@ -211,11 +271,14 @@ def label_examples(tasks: Sequence[Task]) -> list[Example]:
     """Return the names of labels as additional examples of these labels.
 
     Args:
-        tasks: Tasks in the order of their ids. Only classification tasks with single texts, whose label names all
-            contain letters, have such examples.
+        tasks: Tasks in the order of their ids. Only classification and multi-label tasks with single texts, whose label
+            names all contain letters, have such examples.
+
+    Returns:
+        The examples. In a multi-label task, each of them has that label only.
     """
     return [
-        Example(task_id, name.replace("_", " "), None, label)
+        Example(task_id, name.replace("_", " "), None, (label,) if task.is_multi_label else label)
         for task_id, task in enumerate(tasks)
         if not task.is_pair and all(any(map(str.isalpha, name)) for name in task.labels)
         for label, name in enumerate(task.labels)

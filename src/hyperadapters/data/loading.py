@@ -15,12 +15,14 @@ from hyperadapters.data.examples import (
     Example,
     TaskData,
     infer_labels,
+    label_names_of,
     read_fields,
     read_label,
     read_target,
     warn_of_spellings,
 )
 from hyperadapters.data.sources import Row, read_splits
+from hyperadapters.data.targets import label_indices
 from hyperadapters.errors import DataError
 
 MIN_ROWS_PER_LABEL = 2
@@ -122,8 +124,8 @@ def _is_readable(row: Row, task: Task, bad_rows: BadRows) -> bool:
     """Return whether a row has valid texts and a valid target, and count it as a bad row otherwise."""
     try:
         read_fields(row, task)
-        if task.kind == "classification" and not task.labels:
-            read_label(row)
+        if task.is_labelled and not task.labels:
+            label_names_of(row, task)
         else:
             read_target(row, task)
     except DataError as error:
@@ -142,23 +144,22 @@ def subset(examples: list[Example], task: Task, data: DataConfig, seed: int) -> 
         seed: Seed of the order.
     """
     order = nested_order(examples, task, seed)
-    labels = len(task.labels)
+    labels = [label_indices(task, example.target) for example in examples]
     if data.k_per_label is not None:
-        if not labels:
-            order = order[: data.k_per_label]
-        else:
-            order = _first_of_each(order, [example.target for example in examples], data.k_per_label)
+        count = data.k_per_label
+        order = _first_of_each(order, labels, count) if task.labels else order[:count]
     elif data.n_train is not None or data.fraction is not None:
         size = data.n_train or max(1, math.ceil(round(len(examples) * (data.fraction or 1.0), 6)))
-        least = len(_first_of_each(order, [example.target for example in examples], MIN_ROWS_PER_LABEL))
-        order = order[: max(size, least) if labels else size]
+        least = len(_first_of_each(order, labels, MIN_ROWS_PER_LABEL)) if task.labels else 0
+        order = order[: max(size, least)]
     return [examples[index] for index in order]
 
 
 def nested_order(examples: Sequence[Example], task: Task, seed: int) -> list[int]:
     """Return a random order in which every prefix is a stratified subset.
 
-    The first rows are two of each label. After these the labels occur in proportion to their numbers of rows.
+    The first rows are two of each label. After these the labels of a classification task occur in proportion to their
+    numbers of rows, and the rows of a multi-label task are in random order.
 
     Args:
         examples: Examples of the task.
@@ -172,6 +173,11 @@ def nested_order(examples: Sequence[Example], task: Task, seed: int) -> list[int
     random.Random(f"{seed}/{task.name}").shuffle(shuffled)
     if not task.labels:
         return shuffled
+    if task.is_multi_label:
+        first = _first_of_each(
+            shuffled, [label_indices(task, example.target) for example in examples], MIN_ROWS_PER_LABEL
+        )
+        return [*first, *(index for index in shuffled if index not in set(first))]
     counts: dict[object, int] = defaultdict(int)
     for example in examples:
         counts[example.target] += 1
@@ -184,22 +190,25 @@ def nested_order(examples: Sequence[Example], task: Task, seed: int) -> list[int
     return sorted(shuffled, key=place.__getitem__)
 
 
-def _first_of_each(order: list[int], labels: Sequence[object], count: int) -> list[int]:
+def _first_of_each(order: Sequence[int], labels: Sequence[tuple[object, ...]], count: int) -> list[int]:
+    """Return the rows that have a label of which fewer than `count` rows precede; no label counts as a label, too."""
     seen: dict[object, int] = defaultdict(int)
     kept = []
     for index in order:
-        seen[labels[index]] += 1
-        if seen[labels[index]] <= count:
+        own = labels[index] or (None,)
+        if any(seen[label] < count for label in own):
             kept.append(index)
+            for label in own:
+                seen[label] += 1
     return kept
 
 
 def _hold_out(
     rows: list[Row], entry: TaskEntry, split: Literal["validation", "test"], seed: int
 ) -> tuple[list[Row], list[Row]]:
-    """Return the remaining rows, and those held out for a split, in which the labels occur in proportion.
+    """Return the remaining rows, and those held out for a split, at random.
 
-    At least one training row of each label remains.
+    The labels of a classification task occur in proportion. At least one training row of each label remains.
     """
     held_out = entry.source.held_out[split]
     count = math.ceil(round(held_out.size * len(rows), 6)) if held_out.size < 1 else int(held_out.size)
@@ -207,6 +216,9 @@ def _hold_out(
     random.Random(f"{seed}/{entry.name}/{split}").shuffle(order)
     if entry.kind == "classification" and count < len(rows):
         order = _in_proportion(order, [read_label(row) for row in rows], keep_one=held_out.from_split == "train")
+    elif entry.is_multi_label and held_out.from_split == "train":
+        kept = set(_first_of_each(order, [label_names_of(row, entry) for row in rows], 1))
+        order = [index for index in order if index not in kept]
     taken = set(order[:count])
     if len(taken) < min(count, len(rows)):
         logger.warning(
@@ -230,14 +242,14 @@ def _in_proportion(order: list[int], labels: list[str], keep_one: bool) -> list[
 
 
 def warn_of_missing_labels(task: Task, splits: Mapping[Any, Sequence[Example]]) -> None:
-    """Log a warning for each split in which labels of a classification task do not occur.
+    """Log a warning for each split in which labels of a classification or multi-label task do not occur.
 
     Args:
         task: Task of the examples.
         splits: Examples by the name of their split.
     """
     for split, examples in splits.items():
-        seen = {example.target for example in examples}
+        seen = {label for example in examples for label in label_indices(task, example.target)}
         missing = [label for index, label in enumerate(task.labels) if index not in seen]
         if missing:
             logger.warning(f"task '{task.name}': there are no {split} rows with label {', '.join(missing)}")
@@ -245,11 +257,11 @@ def warn_of_missing_labels(task: Task, splits: Mapping[Any, Sequence[Example]]) 
 
 def _with_labels(entry: TaskEntry, train: list[Row]) -> Task:
     task = entry.task
-    if task.kind != "classification" or task.labels:
+    if not task.is_labelled or task.labels:
         return task
-    labels = infer_labels(train)
-    if len(labels) < 2:
-        raise DataError(f"task '{task.name}': expected at least two labels in the training rows, found {list(labels)}")
+    labels, least = infer_labels(train, task), "one label" if task.is_multi_label else "two labels"
+    if len(labels) < 1 + (not task.is_multi_label):
+        raise DataError(f"task '{task.name}': expected at least {least} in the training rows, found {list(labels)}")
     return parse(Task, {**task.model_dump(), "labels": labels}, DataError, f"task '{task.name}'")
 
 
@@ -259,7 +271,7 @@ def _example(row: Row, task: Task, task_id: int) -> Example:
 
 
 def check_labels_seen(task: Task, train: Sequence[Example]) -> None:
-    """Check that each label of a classification task occurs in its training examples.
+    """Check that each label of a classification or multi-label task occurs in its training examples.
 
     Args:
         task: Task of the examples.
@@ -268,7 +280,7 @@ def check_labels_seen(task: Task, train: Sequence[Example]) -> None:
     Raises:
         DataError: If a label does not occur.
     """
-    seen = {example.target for example in train}
+    seen = {label for example in train for label in label_indices(task, example.target)}
     unseen = [label for index, label in enumerate(task.labels) if index not in seen]
     if unseen:
         raise DataError(

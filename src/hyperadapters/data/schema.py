@@ -130,6 +130,7 @@ class _Column:
         words: Mean number of words of strings that are not numbers; 0 if most values are not such strings.
         numeric: Whether all values are numbers.
         whole: Whether all values are whole numbers.
+        lists: Whether all values are lists.
     """
 
     name: str
@@ -138,6 +139,7 @@ class _Column:
     words: float
     numeric: bool
     whole: bool
+    lists: bool
 
     @classmethod
     def of(cls, name: str, cells: Sequence[object]) -> _Column:
@@ -150,7 +152,8 @@ class _Column:
         is_numeric = bool(values) and None not in numbers
         is_whole = is_numeric and all(number is not None and number.is_integer() for number in numbers)
         distinct = len({value if isinstance(value, str) else shown(value) for value in values})
-        return cls(name, len(values), distinct, words, is_numeric, is_whole)
+        has_lists = bool(values) and all(isinstance(value, list) for value in values)
+        return cls(name, len(values), distinct, words, is_numeric, is_whole, has_lists)
 
     @property
     def holds_strings(self) -> bool:
@@ -163,7 +166,7 @@ class _Column:
     @property
     def looks_like_label(self) -> bool:
         is_fraction = self.numeric and not self.whole
-        return self.distinct >= 2 and (is_fraction or 2 * self.distinct <= self.filled)
+        return self.distinct >= 2 and (is_fraction or self.lists or 2 * self.distinct <= self.filled)
 
 
 def _number(value: Any) -> float | None:
@@ -210,6 +213,8 @@ def _ambiguous(what: str, found: Sequence[str], columns: Sequence[_Column], plac
 
 
 def _choose_kind(label: _Column, place: str) -> tuple[Kind, str]:
+    if label.lists:
+        return "multi-label", f"the values of '{label.name}' are lists"
     if label.numeric and not label.whole:
         return "regression", f"the values of '{label.name}' are numbers with fractions"
     if label.numeric and label.name.casefold() in SCALES:

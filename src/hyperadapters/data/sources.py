@@ -63,7 +63,7 @@ def read_splits(source: Source, bad_rows: BadRows | None = None) -> dict[Split, 
             `source.label_names` is not a label in any split.
     """
     found = {split: rows for split in SPLITS if (rows := _read_columns(source, split, bad_rows)) is not None}
-    labels = {_label_key(row.values.get("label")) for rows in found.values() for row in rows}
+    labels = {_label_key(label) for rows in found.values() for row in rows for label in _labels_of(row)}
     unused = [key for key in source.label_names or {} if normalize_label(key) not in labels]
     if unused and found:
         raise DataError(f"{_describe(source)}: label_names: " + unknown_name("label", unused[0], labels))
@@ -196,7 +196,7 @@ def _as_text(builder: Any) -> dict[str, Any]:
 
 
 def class_names(data: Any) -> dict[str, list[str]]:
-    """Return the names of classes for each column of a `datasets.Dataset` that contains class indices.
+    """Return the names of classes for each column of a `datasets.Dataset` with class indices or lists of them.
 
     Args:
         data: Data of any type. There are no such columns unless it is a data set of the library `datasets`.
@@ -206,19 +206,25 @@ def class_names(data: Any) -> dict[str, list[str]]:
     import datasets
 
     features = (getattr(data, "features", None) or {}).items()
-    return {column: feature.names for column, feature in features if isinstance(feature, datasets.ClassLabel)}
+    found = {column: getattr(feature, "feature", feature) for column, feature in features}  # that of a list's items
+    return {column: feature.names for column, feature in found.items() if isinstance(feature, datasets.ClassLabel)}
 
 
 def name_classes(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
     """Return the values of a row in which class indices are replaced by names.
 
     Args:
-        values: Values by column. A negative index or None marks a missing label, which becomes None.
+        values: Values by column: class indices, or lists of them. A negative index or None marks a missing label, which
+            becomes None.
         names: Names of classes by column.
     """
-    numbers = {column: -1 if values[column] is None else values[column] for column in names}
-    found = {column: known[numbers[column]] if numbers[column] >= 0 else None for column, known in names.items()}
-    return {**values, **found}
+
+    def named(value: Any, known: list[str]) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [named(item, known) for item in value]
+        return None if value is None or value < 0 else known[value]
+
+    return {**values, **{column: named(values[column], known) for column, known in names.items()}}
 
 
 def _rename(row: Row, source: Source) -> Row:
@@ -236,9 +242,15 @@ def _rename(row: Row, source: Source) -> Row:
 def _name_label(row: Row, names: dict[str, str] | None) -> Row:
     if names is None:
         return row
-    label = row.values.get("label")
     names = {normalize_label(key): name for key, name in names.items()}
-    return Row({**row.values, "label": names.get(_label_key(label), label)}, row.place)
+    found = [names.get(_label_key(label), label) for label in _labels_of(row)]
+    return Row({**row.values, "label": found if isinstance(row.values.get("label"), list) else found[0]}, row.place)
+
+
+def _labels_of(row: Row) -> list[Any]:
+    """Return the labels of a row, which are several if its column contains a list."""
+    label = row.values.get("label")
+    return label if isinstance(label, list) else [label]
 
 
 def _label_key(label: object) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from hyperadapters.config import Task
 
+Target = int | float | str | tuple[int, ...]
+"""Index of a label (classification), indices of labels in ascending order (multi-label), number (regression), or text
+(text-to-text)."""
 
-def target_text(task: Task, target: int | float | str | None) -> str:
+
+def target_text(task: Task, target: Target | None) -> str:
     """Return the text that a text-to-text backbone is trained to generate for a target.
 
     Args:
         task: Task of the target.
-        target: Index of a label, number, or text, depending on the kind of the task.
+        target: Target of any kind but several labels.
     """
     if task.kind == "classification":
         label = task.labels[int(target)]  # type: ignore[arg-type]
@@ -45,3 +50,31 @@ def read_answer(task: Task, text: str) -> int | float | str | None:
             return None
         return number if math.isfinite(number) else None
     return text
+
+
+def label_indices(task: Task, target: object) -> tuple[int, ...]:
+    """Return the indices of the labels that a target consists of.
+
+    Args:
+        task: Task of the target.
+        target: Index of a label, indices of several labels, or any other target.
+
+    Returns:
+        One index for a classification task, any number of indices for a multi-label task, and none for other tasks.
+    """
+    if task.is_multi_label:
+        return tuple(target)  # type: ignore[arg-type]
+    return (int(target),) if task.kind == "classification" else ()  # type: ignore[call-overload]
+
+
+def multi_hot(indices: Collection[int], size: int) -> list[float]:
+    """Return a set of labels as a row of zeros and ones.
+
+    Args:
+        indices: Indices of the labels.
+        size: Length C of the row, which exceeds every index.
+
+    Returns:
+        C numbers: 1 for each label of the set and 0 for the others.
+    """
+    return [1.0 if index in indices else 0.0 for index in range(size)]

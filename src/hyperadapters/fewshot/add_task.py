@@ -131,7 +131,7 @@ def add_task(
 
     Args:
         model: Trained model of the method "pha"; it is changed in place.
-        task: The new task. A classification task without labels gets the sorted labels of the examples.
+        task: The new task. A classification or multi-label task without labels gets the sorted labels of the examples.
         examples: Examples with targets. Their hidden states are held in memory, which takes
             examples * tokens * hidden_size * 4 bytes.
         fit: Which parameters are trained besides the head. Default: "head" for a model with `head_inputs`
@@ -165,7 +165,7 @@ def add_task(
     Raises:
         TaskError: If the name is taken, the kind or a setting of the task does not suit the backbone, `fit` or `init`
             is unknown, `max_steps` is negative, or the model has another method than "pha".
-        DataError: If there are no examples, an example is invalid, or a label has no example.
+        DataError: If there are no examples, an example is invalid, or a label of a classification task has no example.
         NotFiniteError: If an output of the model for an example, a fitted weight or the loss is not finite.
     """
     if not isinstance(task, Task):
@@ -218,7 +218,7 @@ def refit_task(
     Raises:
         TaskError: If the task, `fit` or `init` is unknown, `max_steps` is negative, or the model has another method
             than "pha".
-        DataError: If there are no examples, an example is invalid, or a label has no example.
+        DataError: If there are no examples, an example is invalid, or a label of a classification task has no example.
         NotFiniteError: If an output of the model for an example, a fitted weight or the loss is not finite.
     """
     model.method.check_can_change_tasks()
@@ -324,7 +324,7 @@ def _known_heads(model: HyperAdapterModel, task: Task, similarity: Tensor, task_
 
 
 def _related_head(model: HyperAdapterModel, task: Task, task_id: int | None) -> Head | None:
-    """Compute the mean head of the known tasks that have the same set of label names and the same kind of input.
+    """Compute the mean head of the known tasks of the same kind, with the same label names and the same kind of input.
 
     Returns:
         The head, with the labels in the order of the given task, or None if there is no such task.
@@ -333,7 +333,8 @@ def _related_head(model: HyperAdapterModel, task: Task, task_id: int | None) -> 
     heads = [
         (model.heads.head(index), [known.labels.index(label) for label in task.labels])
         for index, known in enumerate(model.tasks)
-        if index != task_id and known.is_pair == task.is_pair and set(known.labels) == set(task.labels)
+        if index != task_id
+        and (known.kind, known.is_pair, set(known.labels)) == (task.kind, task.is_pair, set(task.labels))
     ]
     if not heads or not task.labels:
         return None
@@ -362,20 +363,21 @@ def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
 
 
 def _read_examples(task: Task, examples: Examples, task_id: int) -> tuple[Task, list[Example]]:
-    """Validate the examples, and infer the labels of a classification task that has none."""
+    """Validate the examples, and infer the labels of a classification or multi-label task that has none."""
     given = iterate_rows(examples, "examples")
     rows = [example_row(example, f"example {number}", task) for number, example in enumerate(given, start=1)]
     if not rows:
         raise DataError(
-            f"task '{task.name}': no examples; expected at least one" + " of each label" * bool(task.labels)
+            f"task '{task.name}': no examples; expected at least one"
+            + " of each label" * bool(task.labels and task.kind == "classification")
         )
-    if task.kind == "classification" and not task.labels:
-        labels = infer_labels(rows)
+    if task.is_labelled and not task.labels:
+        labels = infer_labels(rows, task)
         task = parse(Task, {**task.model_dump(), "labels": labels}, DataError, f"task '{task.name}'")
     read = [Example(task_id, *read_fields(row, task), read_target(row, task)) for row in rows]
     seen = {example.target for example in read}
     unseen = [label for index, label in enumerate(task.labels) if index not in seen]
-    if unseen:
+    if unseen and task.kind == "classification":
         raise DataError(
             f"task '{task.name}': no example of label(s) {', '.join(unseen)}; expected at least one of each label"
         )

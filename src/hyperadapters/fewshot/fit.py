@@ -22,9 +22,10 @@ from hyperadapters.backbones.text_features import sequence_rows
 from hyperadapters.config import Task
 from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.examples import Example
+from hyperadapters.data.targets import Target
 from hyperadapters.errors import NotFiniteError
 from hyperadapters.heads.regression import make_head
-from hyperadapters.heads.task_heads import Head, wide_inputs
+from hyperadapters.heads.task_heads import Head, target_losses, wide_inputs
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
 from hyperadapters.model.model import HyperAdapterModel
@@ -146,7 +147,7 @@ class FitExamples:
         return len(self.examples)
 
     @property
-    def targets(self) -> list[int | float | str | None]:
+    def targets(self) -> list[Target | None]:
         """Target of each example, of length N."""
         return [example.target for example in self.examples]
 
@@ -284,6 +285,8 @@ class _Student(nn.Module):
         if data.task.kind == "regression":
             mean, std = self.scale
             return F.mse_loss(values[:, 0], (labels - mean) / std)
+        if data.task.is_multi_label:
+            return target_losses(values, labels).mean() / values.shape[1]
         return F.cross_entropy(values, labels.long())
 
     def optimizer(self, fit: Fit) -> torch.optim.Optimizer:

@@ -19,6 +19,7 @@ from hyperadapters.fewshot.fit import DAMPING, FitExamples, Fitted, Start, initi
 from hyperadapters.heads.calibration import LabelledLogits, fit_temperature, no_rows
 from hyperadapters.heads.regression import MIN_VARIANCE, TaskRows, fit_new_head, head_losses, left_out_fits
 from hyperadapters.heads.task_heads import Head, target_scale
+from hyperadapters.heads.thresholds import fit_thresholds
 from hyperadapters.model.model import HyperAdapterModel
 
 MARGIN = 2.0
@@ -60,9 +61,8 @@ def fit_head(
         NotFiniteError: If the input of the head is not finite for an example.
     """
     adapter, scale = initial_adapter(model, start), 1.0 if is_own else DAMPING
-    targets = [float(target) for target in data.targets]  # type: ignore[arg-type]
-    adapted = TaskRows(data.task, data.all_head_inputs(adapter.scaled(scale)), targets)
-    frozen = TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), targets)
+    adapted = TaskRows(data.task, data.all_head_inputs(adapter.scaled(scale)), data.targets)
+    frozen = TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), data.targets)
     of_adapted = left_out_fits(adapted, num_examples, related, seed)
     of_frozen = left_out_fits(frozen, num_examples, None, seed)
     gains = _gains(of_frozen, of_adapted)
@@ -70,7 +70,7 @@ def fit_head(
         head, left_out = fit_new_head(adapted, related), of_adapted
     else:
         scale, head, left_out = 0.0, fit_new_head(frozen), of_frozen
-    head = head._replace(temperature=_temperature(model, data.task, left_out))
+    head = _calibrated(model, data.task, head, left_out)
     own = start.adapter.scaled(scale).detach() if start.adapter is not None and scale else None
     return Fitted(start.prototype.detach(), own, head, None, 0, "none", scale)
 
@@ -95,15 +95,21 @@ def _gains(frozen: LeftOutFits, adapted: LeftOutFits) -> Tensor:
     return gains / (of_frozen + of_adapted).mean().clamp(min=MIN_VARIANCE * variance)
 
 
-def _temperature(model: HyperAdapterModel, task: Task, left_out: LeftOutFits) -> float:
-    """Fit the temperature of the task to left-out examples; see `heads.calibration.fit_temperature`."""
+def _calibrated(model: HyperAdapterModel, task: Task, head: Head, left_out: LeftOutFits) -> Head:
+    """Fit the temperature of a head, and the thresholds of a multi-label task, to left-out examples.
+
+    See `heads.calibration.fit_temperature` and `heads.thresholds.fit_thresholds`.
+    """
     assert model.heads is not None
     if not task.labels:
-        return 1.0
-    parts = [LabelledLogits(F.linear(rows.inputs, head.weight, head.bias), rows.labels) for head, rows in left_out]
+        return head
+    parts = [LabelledLogits(F.linear(rows.inputs, fit.weight, fit.bias), rows.labels) for fit, rows in left_out]
     rows = LabelledLogits(*map(torch.cat, zip(*parts, strict=True))) if parts else no_rows(task)
     known = zip(model.tasks, model.heads.temperature.tolist(), strict=True)
-    return fit_temperature(rows, [value for other, value in known if other.labels and other.name != task.name])
+    others = [value for other, value in known if other.kind == task.kind and other.name != task.name]
+    temperature = fit_temperature(rows, others)
+    limits = fit_thresholds((rows.logits / temperature).sigmoid(), rows.labels) if task.is_multi_label else None
+    return head._replace(temperature=temperature, thresholds=limits)
 
 
 def _is_clear(gains: Tensor) -> bool:

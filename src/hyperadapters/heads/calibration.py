@@ -1,9 +1,10 @@
-r"""Calibration of the probabilities of classification heads, and selective prediction.
+r"""Calibration of the probabilities of heads, and selective prediction.
 
 A head is calibrated if, of all answers to which it gives the probability p, the share p is right. Regularised heads are
 too cautious where they have few rows, and heads on adapted features are too confident, because the adapters have seen
 the labels of the training rows. Dividing the logits by one number for each task, the temperature, corrects both and
-changes no answer (Guo et al. 2017). It is fitted to rows that the head was not fitted to.
+changes no answer (Guo et al. 2017). It is fitted to rows that the head was not fitted to. A multi-label task has one
+temperature for all of its labels, each of which is a question of its own with the answers yes and no.
 
 Selective prediction answers only the inputs whose most probable label exceeds a certain probability, the confidence.
 Left-out rows bound the share of wrong answers above each of several confidences (Geifman and El-Yaniv 2017).
@@ -17,13 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from scipy.stats import beta
 from torch import Tensor
 
 from hyperadapters.config import Task
-from hyperadapters.heads.task_heads import ERROR_LEVELS
+from hyperadapters.heads.task_heads import ERROR_LEVELS, target_losses
 
 Array = np.ndarray[Any, Any]
 
@@ -95,7 +95,7 @@ class LabelledLogits(NamedTuple):
 
     Attributes:
         logits: Logits of shape [N, C], before the division by a temperature.
-        labels: Label indices of shape [N].
+        labels: Label indices of shape [N], or for a multi-label task rows of zeros and ones [N, C] in float32.
     """
 
     logits: Tensor
@@ -108,7 +108,8 @@ def no_rows(task: Task) -> LabelledLogits:
     Args:
         task: Task of the head.
     """
-    return LabelledLogits(torch.empty(0, len(task.labels)), torch.empty(0, dtype=torch.long))
+    logits = torch.empty(0, len(task.labels))
+    return LabelledLogits(logits, logits if task.is_multi_label else torch.empty(0, dtype=torch.long))
 
 
 def fit_temperatures(rows: Sequence[LabelledLogits]) -> list[float]:
@@ -119,7 +120,8 @@ def fit_temperatures(rows: Sequence[LabelledLogits]) -> list[float]:
     .. math::
         \sum_t \Bigl( L_t(b_t) + \frac{\lambda}{2} (b_t - c)^2 \Bigr),
 
-    where :math:`L_t` is the sum of the cross-entropies of the rows of task t, and :math:`\lambda` is `PRIOR_STRENGTH`.
+    where :math:`L_t` is the sum of the cross-entropies of the rows of task t (the binary ones of all labels of a
+    multi-label task), and :math:`\lambda` is `PRIOR_STRENGTH`.
     The two are minimised in turn, `ROUNDS` times from :math:`c` = log `NEW_TEMPERATURE`.
 
     Args:
@@ -159,7 +161,7 @@ def _log_temperature(rows: LabelledLogits, mean: float) -> float:
     logits = rows.logits.double()
 
     def cost(value: float) -> float:
-        loss = float(F.cross_entropy(logits / math.exp(value), rows.labels, reduction="sum"))
+        loss = float(target_losses(logits / math.exp(value), rows.labels, reduction="sum"))
         return loss + PRIOR_STRENGTH / 2 * (value - mean) ** 2
 
     return float(minimize_scalar(cost, bounds=LOG_TEMPERATURES, method="bounded").x)

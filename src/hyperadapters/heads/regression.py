@@ -32,13 +32,15 @@ from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShuffleSplit
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 from torch import Tensor
 
 from hyperadapters.config import Task
+from hyperadapters.data.targets import Target, multi_hot
 from hyperadapters.errors import DataError
-from hyperadapters.heads.task_heads import Head, target_scale
+from hyperadapters.heads.task_heads import Head, target_losses, target_scale
 
 Array = np.ndarray[Any, Any]
 
@@ -93,19 +95,19 @@ class TaskRows(NamedTuple):
     """Rows that the head of a task is fitted to.
 
     Attributes:
-        task: A classification or regression task.
+        task: A task other than text-to-text.
         inputs: Inputs of the head, of shape [N, F], in float32.
-        targets: Label index or number of each row, of length N.
+        targets: Target of each row, of length N; see `data.examples.Example`.
     """
 
     task: Task
     inputs: Tensor
-    targets: Sequence[float]
+    targets: Sequence[Any]
 
     @property
     def labels(self) -> Tensor:
-        """Label indices of the rows of a classification task, of shape [N]."""
-        return torch.tensor(self.targets, device=self.inputs.device).long()
+        """Labels of the rows of a classification or multi-label task, as returned by `label_tensor`."""
+        return label_tensor(self.task, self.targets).to(self.inputs.device)
 
     def subset(self, indices: Sequence[int]) -> TaskRows:
         """Return some of the rows.
@@ -114,6 +116,22 @@ class TaskRows(NamedTuple):
             indices: Indices of the rows.
         """
         return TaskRows(self.task, self.inputs[list(indices)], [self.targets[index] for index in indices])
+
+
+def label_tensor(task: Task, targets: Sequence[Any]) -> Tensor:
+    """Return the labels of rows as `heads.task_heads.target_losses` reads them.
+
+    Args:
+        task: A classification or multi-label task.
+        targets: Target of each of N rows; see `data.examples.Example`.
+
+    Returns:
+        Label indices of shape [N], or for a multi-label task rows of zeros and ones [N, C] in float32.
+    """
+    if task.is_multi_label:
+        size = len(task.labels)
+        return torch.tensor([multi_hot(target, size) for target in targets], dtype=torch.float32).reshape(-1, size)
+    return torch.tensor([int(target) for target in targets], dtype=torch.long)
 
 
 class _Candidate(NamedTuple):
@@ -127,18 +145,19 @@ class _Candidate(NamedTuple):
 
 
 def fit_feature_head(
-    task: Task, inputs: Array, targets: Sequence[float], target_mean: float = 0.0, target_std: float = 1.0
+    task: Task, inputs: Array, targets: Sequence[Any], target_mean: float = 0.0, target_std: float = 1.0
 ) -> Head:
     """Fit the head of a task to the features of its training rows.
 
-    A classification task gets a logistic regression (see `logistic_regression`). A regression task gets a ridge
-    regression on its standardised targets; with a single row it gets a weight and a bias of zero, so that it predicts
-    the mean of the targets.
+    A classification task gets a logistic regression (see `logistic_regression`), and a multi-label task gets one for
+    each label. A label that all rows or none have gets a weight of zero. A regression task gets a ridge regression on
+    its standardised targets; with a single row it gets a weight and a bias of zero, so that it predicts the mean of the
+    targets.
 
     Args:
         task: Task whose kind and labels determine the form of the head.
         inputs: Features of the rows, of shape [N, F].
-        targets: Label index or number of each row, of length N.
+        targets: Target of each row, of length N; see `data.examples.Example`.
         target_mean: Mean of the targets of a regression task, in their units.
         target_std: Standard deviation of the targets of a regression task, in their units.
 
@@ -153,6 +172,10 @@ def fit_feature_head(
             return _numpy_head(np.zeros((1, inputs.shape[1])), np.zeros(1), target_mean, target_std)
         ridge = _ridge(inputs, (np.array(targets) - target_mean) / target_std)
         return _numpy_head(ridge.coef_[None], np.array([ridge.intercept_]), target_mean, target_std)
+    if task.is_multi_label:
+        columns = label_tensor(task, targets).int().T.tolist()
+        outputs = [_label_output(inputs, column) for column in columns]
+        return _numpy_head(np.stack([weight for weight, _ in outputs]), np.array([bias for _, bias in outputs]))
     labels = [int(target) for target in targets]
     _check_labels(task, labels)
     found = logistic_regression(inputs, labels)
@@ -162,8 +185,24 @@ def fit_feature_head(
     return _numpy_head(weight, bias)
 
 
-def _check_labels(task: Task, targets: Sequence[float]) -> None:
+def _label_output(inputs: Array, labels: Sequence[int]) -> tuple[Array, float]:
+    """Fit a logistic regression to labels 0 and 1; return its weight [F] and its bias."""
+    if len(set(labels)) == 1:
+        return np.zeros(inputs.shape[1]), _log_odds(labels)
+    found = logistic_regression(inputs, labels)
+    return found.coef_[0], float(found.intercept_[0])
+
+
+def _log_odds(labels: Sequence[int]) -> float:
+    """Return the logarithm of the odds of a label among labels 0 and 1, with half a row added to each of them."""
+    count = sum(labels)
+    return math.log((count + 0.5) / (len(labels) - count + 0.5))
+
+
+def _check_labels(task: Task, targets: Sequence[Any]) -> None:
     """Raise a DataError if a label of a classification task has no row."""
+    if task.kind != "classification":
+        return
     present = set(targets)
     if missing := [label for index, label in enumerate(task.labels) if index not in present]:
         raise DataError(
@@ -180,15 +219,19 @@ def fit_related_heads(data: Sequence[TaskRows]) -> list[Head]:
     .. math::
         -\sum_{i=1}^N c_i \log p(y_i \mid W x_i + b) + \frac{\lambda}{2} \lVert W - W_0 \rVert^2 .
 
-    Tasks are related if they have the same set of label names, in any order, and the same kind of input (single texts
-    or pairs). For them, :math:`W_0` is the weight of one logistic regression that is fitted to the rows of all of them
-    with the penalty `POOLED_PENALTY` on its own norm, and :math:`\lambda` is `DISTANCE_PENALTY`. For a task without
-    relatives, :math:`W_0` is zero and :math:`\lambda` is `DEFAULT_PENALTY`. The penalties are fixed, because the
-    inputs may depend on adapters that were trained on the same rows: left out of the regression alone, such rows are
-    still predicted too well, so a penalty that is chosen on them is too small.
+    Tasks are related if they are of the same kind and have the same set of label names, in any order, and the same kind
+    of input (single texts or pairs). For them, :math:`W_0` is the weight of one logistic regression that is fitted to
+    the rows of all of them with the penalty `POOLED_PENALTY` on its own norm, and :math:`\lambda` is
+    `DISTANCE_PENALTY`. For a task without relatives, :math:`W_0` is zero and :math:`\lambda` is `DEFAULT_PENALTY`. The
+    penalties are fixed, because the inputs may depend on adapters that were trained on the same rows: left out of the
+    regression alone, such rows are still predicted too well, so a penalty that is chosen on them is too small.
 
     If the first metric of a task is one of `BALANCED_METRICS`, the factors :math:`c_i` give each label the same total
     weight; otherwise they are 1. The pooled regression does so if that is the case for any of its tasks.
+
+    A multi-label task gets an independent logistic regression for each label: in the sum, the cross-entropy of a row
+    gives way to the sum of the binary cross-entropies of its labels. The biases have the penalty `DEFAULT_PENALTY`, so
+    that a label which all rows or none have is predicted with a finite logit.
 
     A regression task gets a ridge regression on its standardised targets with the penalty `DEFAULT_PENALTY`. If all
     targets are equal, it predicts them.
@@ -222,7 +265,8 @@ def related_tasks(tasks: Sequence[Task]) -> list[list[int]]:
     """
     groups: dict[object, list[int]] = {}
     for place, task in enumerate(tasks):
-        groups.setdefault((task.is_pair, frozenset(task.labels)) if task.labels else place, []).append(place)
+        key = (task.kind, task.is_pair, frozenset(task.labels)) if task.labels else place
+        groups.setdefault(key, []).append(place)
     return list(groups.values())
 
 
@@ -230,7 +274,7 @@ def fit_head(rows: TaskRows, related: Mapping[str, Tensor] | None = None) -> Hea
     """Fit the head of one task as described for `fit_related_heads`.
 
     Args:
-        rows: Rows of the task; at least one of each label.
+        rows: Rows of the task; at least one of each label of a classification task.
         related: Weight of each label in related tasks, of shape [F], by the name of the label. It is not used for a
             regression task. Default: there are no related tasks.
 
@@ -253,18 +297,23 @@ def _pooled_weights(group: Sequence[TaskRows]) -> dict[str, Tensor]:
     tasks, names = [rows.task for rows in group], group[0].task.labels
     inputs = torch.cat([rows.inputs for rows in group])
     order = [torch.tensor([names.index(name) for name in task.labels], device=inputs.device) for task in tasks]
-    labels = torch.cat([indices[rows.labels] for indices, rows in zip(order, group, strict=True)])
+    labels = torch.cat([_reordered(rows.labels, indices) for indices, rows in zip(order, group, strict=True)])
     start = Head(inputs.new_zeros(len(names), inputs.shape[1]), inputs.new_zeros(len(names)))
     head = _logistic_head(inputs, labels, start, POOLED_PENALTY, _label_weights(labels, tasks))
     return dict(zip(names, head.weight, strict=True))
 
 
+def _reordered(labels: Tensor, indices: Tensor) -> Tensor:
+    """Return labels (see `label_tensor`) for another order of the labels, in which they have the given indices [C]."""
+    return indices[labels] if labels.ndim == 1 else labels[:, indices.argsort()]
+
+
 def _label_weights(labels: Tensor, tasks: Sequence[Task]) -> Tensor | None:
     """Weights of the labels [C] with equal totals over rows [N], or None if no task has a balanced first metric.
 
-    The mean weight of a row is 1.
+    The mean weight of a row is 1. Multi-label tasks have thresholds for each label instead.
     """
-    if not any(task.main_metric in BALANCED_METRICS for task in tasks):
+    if labels.ndim == 2 or not any(task.main_metric in BALANCED_METRICS for task in tasks):
         return None
     counts = torch.bincount(labels, minlength=len(tasks[0].labels))
     return len(labels) / (len(counts) * counts.float())
@@ -362,7 +411,7 @@ def _ridge(inputs: Array, targets: Array) -> RidgeCV:
 def make_head(
     task: Task,
     inputs: Tensor | None,
-    targets: Sequence[int | float | str | None],
+    targets: Sequence[Target | None],
     rows: Sequence[int],
     fitted: bool = True,
     seed: int = 0,
@@ -375,6 +424,10 @@ def make_head(
     `LOGISTIC_PENALTIES` with the highest likelihood of left-out rows, unless the start itself is better. With more
     than `FEW_SHOT_MANY_LOGITS` rows times labels, `DEFAULT_MEAN_PENALTY` is the only candidate.
 
+    A multi-label task gets the same for each label, as if it were a task with the two labels "yes" and "no", but with
+    one penalty for all of them. The start also contains the share of rows that have the label. A label that all rows or
+    none have starts from a weight of zero.
+
     A regression task gets a ridge regression on its standardised targets, with one of `RIDGE_STRENGTHS`.
 
     If weights of other tasks' heads are given, a second head is fitted whose inputs also contain the logits of those
@@ -384,8 +437,8 @@ def make_head(
     Args:
         task: Task whose kind and labels determine the form of the head.
         inputs: Inputs of the head for all rows, of shape [N, F + d], or None for a model without heads.
-        targets: Label index or number of all rows, of length N.
-        rows: Indices of the rows to fit the head to. Each label needs at least one of them.
+        targets: Target of all rows, of length N; see `data.examples.Example`.
+        rows: Indices of the rows to fit the head to. Each label of a classification task needs at least one of them.
         fitted: Whether the head of a classification task is fitted further than to the class means.
         seed: Seed of the choice of left-out rows.
         known: Weights of other tasks' heads, each of shape [C', F + d].
@@ -424,10 +477,12 @@ def fit_new_head(rows: TaskRows, related: Head | None = None) -> Head:
     regularised towards `RELATED_SCALE`, and not negative, so that tasks which only seem to be related are ignored.
     Labels weigh the same if the first metric of the task is one of `BALANCED_METRICS`.
 
+    A multi-label task gets the same with the binary cross-entropies of its labels and one factor for all of them.
+
     A regression task gets the ridge regression of `fit_related_heads`.
 
     Args:
-        rows: Rows of the task; at least one of each label.
+        rows: Rows of the task; at least one of each label of a classification task.
         related: Mean head of related tasks, with its labels in the order of this task. Default: there are none.
 
     Returns:
@@ -455,7 +510,7 @@ def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> 
 
     def cost() -> Tensor:
         logits = F.linear(inputs, weight, bias) + scale * known
-        loss = F.cross_entropy(logits, labels, label_weights, reduction="sum")
+        loss = target_losses(logits, labels, label_weights, "sum")
         distance = RELATED_SCALE_PENALTY * (scale - RELATED_SCALE).square()
         return loss + penalty / 2 * (weight.square().sum() + bias.square().sum()) + distance / 2
 
@@ -469,8 +524,8 @@ def left_out_fits(
 ) -> list[tuple[Head, TaskRows]]:
     """Fit heads with `fit_new_head` without some of the examples.
 
-    A third of the examples of each label is left out in turn, or a single one if there are fewer than three. The only
-    row of a label is never left out.
+    A third of the examples of each label, or of all examples of a task of another kind than classification, is left out
+    in turn, or a single one if there are fewer than three. The only row of a label is never left out.
 
     Args:
         rows: Rows of the task, of which the first are examples. The others, such as names of labels, are never left
@@ -485,7 +540,7 @@ def left_out_fits(
     """
     groups: dict[float, list[int]] = {}
     for row, target in enumerate(rows.targets):
-        groups.setdefault(target if rows.task.labels else 0.0, []).append(row)
+        groups.setdefault(target if rows.task.kind == "classification" else 0.0, []).append(row)
     generator = random.Random(seed)
     examples = [[row for row in group if row < num_examples] for group in groups.values() if len(group) > 1]
     shuffled = [generator.sample(group, len(group)) for group in examples]
@@ -499,7 +554,7 @@ def left_out_fits(
 
 
 def head_losses(head: Head, rows: TaskRows, temperature: float = 1.0) -> Tensor:
-    """Compute the cross-entropy of each row, or its squared error in the units of the targets.
+    """Compute the negative log-likelihood of each row, or its squared error in the units of the targets.
 
     Args:
         head: Head of the task.
@@ -511,7 +566,7 @@ def head_losses(head: Head, rows: TaskRows, temperature: float = 1.0) -> Tensor:
     """
     values = F.linear(rows.inputs, head.weight, head.bias)
     if rows.task.labels:
-        return F.cross_entropy(values / temperature, rows.labels, reduction="none")
+        return target_losses(values / temperature, rows.labels)
     targets = torch.tensor(rows.targets, device=values.device)
     return (values[:, 0] * head.target_std + head.target_mean - targets).square()
 
@@ -539,19 +594,20 @@ def _variance(values: Tensor) -> float:
     return float((values - values.mean(dim=0)).square().sum(dim=1).mean())
 
 
-def _make_head(
-    task: Task, chosen: Tensor, values: Sequence[int | float | str | None], fitted: bool, seed: int
-) -> _Candidate:
+def _make_head(task: Task, chosen: Tensor, values: Sequence[Target | None], fitted: bool, seed: int) -> _Candidate:
     if task.kind == "regression":
         return _ridge_head(chosen, torch.tensor([float(value) for value in values]))  # type: ignore[arg-type]
-    labels = torch.tensor([int(value) for value in values], device=chosen.device)  # type: ignore[arg-type]
-    return _classification_head(chosen, labels, len(task.labels), fitted, seed)
+    return _logistic_candidate(chosen, label_tensor(task, values).to(chosen.device), len(task.labels), fitted, seed)
 
 
-def _classification_head(chosen: Tensor, labels: Tensor, num_labels: int, fitted: bool, seed: int) -> _Candidate:
+def _logistic_candidate(chosen: Tensor, labels: Tensor, num_labels: int, fitted: bool, seed: int) -> _Candidate:
     """Fit a head from the class means; a penalty of None stands for the class means themselves."""
-    start = mean_head(chosen, labels, num_labels)
-    groups = [(labels == label).nonzero()[:, 0].tolist() for label in range(num_labels)]
+    starting_head = _mean_heads if labels.ndim == 2 else mean_head
+    start = starting_head(chosen, labels, num_labels)
+    if labels.ndim == 2:
+        groups = [list(range(len(labels)))]
+    else:
+        groups = [(labels == label).nonzero()[:, 0].tolist() for label in range(num_labels)]
     generator = random.Random(seed)
     # The only row of a label is never left out.
     shuffled = [generator.sample(group, len(group)) for group in groups if len(group) > 1]
@@ -563,11 +619,11 @@ def _classification_head(chosen: Tensor, labels: Tensor, num_labels: int, fitted
     for fold in range(1 if is_large else folds):
         left_out = sorted(row for group in shuffled for row in group[fold::folds])
         kept = sorted(set(range(len(labels))) - set(left_out))
-        head = mean_head(chosen[kept], labels[kept], num_labels)
+        head = starting_head(chosen[kept], labels[kept], num_labels)
         for penalty in losses:
             trained = head if penalty is None else _logistic_head(chosen[kept], labels[kept], head, penalty)
             logits = F.linear(chosen[left_out], trained.weight, trained.bias)
-            losses[penalty] += float(F.cross_entropy(logits, labels[left_out], reduction="sum"))
+            losses[penalty] += float(target_losses(logits, labels[left_out], reduction="sum"))
     losses = {penalty: loss for penalty, loss in losses.items() if math.isfinite(loss)} or {None: math.inf}
     best = min(losses, key=losses.__getitem__)
     head = start if best is None else _logistic_head(chosen, labels, start, best)
@@ -614,6 +670,24 @@ def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
     return _mean_head(means, base * max(likelihoods, key=likelihoods.__getitem__))
 
 
+def _mean_heads(inputs: Tensor, sets: Tensor, num_labels: int) -> Head:
+    """Make the head of a multi-label task from a `mean_head` for each of the C labels, as `make_head` describes.
+
+    Args:
+        inputs: Inputs of shape [N, i].
+        sets: Zeros and ones of shape [N, C].
+        num_labels: Number C of labels.
+    """
+    weight, bias = inputs.new_zeros(num_labels, inputs.shape[1]), inputs.new_zeros(num_labels)
+    for label, column in enumerate(sets.long().T):
+        bias[label] = _log_odds(column.tolist())
+        if 0 < int(column.sum()) < len(column):
+            head = mean_head(inputs, column, 2)
+            weight[label] = head.weight[1] - head.weight[0]
+            bias[label] += head.bias[1] - head.bias[0]
+    return Head(weight, bias)
+
+
 def _label_means(inputs: Tensor, labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
     """Compute the mean input [C, i] and the number of rows [C] of each label."""
     counts = torch.bincount(labels, minlength=num_labels)
@@ -634,13 +708,16 @@ def _logistic_head(
 ) -> Head:
     """Minimise the summed cross-entropy plus penalty / 2 times the squared distance of the weight from the start's.
 
-    The cross-entropy of a row is multiplied by the weight of its label, if weights [C] are given.
+    The cross-entropy of a row is multiplied by the weight of its label, if weights [C] are given. With label sets
+    [N, C], the distance of the bias from the start's has the penalty `DEFAULT_PENALTY`.
     """
     weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
     label_weights = None if label_weights is None else label_weights.to(inputs)
 
     def cost() -> Tensor:
-        loss = F.cross_entropy(F.linear(inputs, weight, bias), labels, label_weights, reduction="sum")
+        loss = target_losses(F.linear(inputs, weight, bias), labels, label_weights, "sum")
+        if labels.ndim == 2:
+            loss = loss + DEFAULT_PENALTY / 2 * (bias - start.bias).square().sum()
         return loss + penalty / 2 * (weight - start.weight).square().sum()
 
     minimize(cost, [weight, bias])
@@ -708,16 +785,18 @@ def standardized_regression(features: Array, targets: Array, strength: float, is
 
     Args:
         features: Features of the training rows, of shape [N, F]; they are standardised here.
-        targets: Label index or number of each row, of shape [N].
+        targets: Label index or number of each row, of shape [N], or label sets as rows of zeros and ones [N, C].
         strength: Inverse of the L2 penalty, C of scikit-learn.
-        is_regression: Whether the targets are numbers. Otherwise they are label indices; if all of them are equal, the
-            pipeline predicts that label.
+        is_regression: Whether the targets are numbers. Otherwise they are labels; if all rows have the same label, or
+            all rows or none have a label of the sets, that is what the pipeline predicts.
 
     Returns:
         The fitted scikit-learn pipeline of scaler and regression, in this order.
     """
     if is_regression:
         regressor: Any = Ridge(1.0 / strength)
+    elif targets.ndim == 2:
+        regressor = OneVsRestClassifier(LogisticRegression(C=strength, max_iter=2000))
     elif len(np.unique(targets)) == 1:
         regressor = DummyClassifier()
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from hyperadapters.core import Reduction
 
 ERROR_LEVELS = 8
 """Number of confidences for which the error of a task is bounded; see `heads.calibration.error_bounds`."""
+DEFAULT_THRESHOLD = 0.5
+"""Probability above which a label of a multi-label task is an answer if nothing else is known."""
 
 
 class Head(NamedTuple):
@@ -23,13 +25,14 @@ class Head(NamedTuple):
     Attributes:
         weight: Weight of shape [C, d], or [C, F + d] for a wide head (see `TaskHeads`).
         bias: Bias of shape [C].
-        target_mean: Mean of a regression task's training targets, in their units; 0 for a classification task.
-        target_std: Standard deviation of a regression task's training targets, in their units; 1 for a classification
-            task.
-        temperature: Divisor of the logits of a classification task, which makes its probabilities calibrated (see
-            `heads.calibration`); 1 for a regression task.
+        target_mean: Mean of a regression task's training targets, in their units; 0 for other tasks.
+        target_std: Standard deviation of a regression task's training targets, in their units; 1 for other tasks.
+        temperature: Divisor of the logits of a classification or multi-label task, which makes its probabilities
+            calibrated (see `heads.calibration`); 1 for a regression task.
         error_bounds: Confidences and the upper limits of the error of answers that exceed them, of shape [2, J]; see
             `heads.calibration.error_bounds`. None (default) if nothing is known.
+        thresholds: Probability above which each label of a multi-label task is an answer, of shape [C]; see
+            `heads.thresholds`. None (default) stands for `DEFAULT_THRESHOLD`.
     """
 
     weight: Tensor
@@ -38,6 +41,12 @@ class Head(NamedTuple):
     target_std: float = 1.0
     temperature: float = 1.0
     error_bounds: Tensor | None = None
+    thresholds: Tensor | None = None
+
+    @property
+    def label_thresholds(self) -> list[float]:
+        """Probability above which each label of a multi-label task is an answer, of length C."""
+        return [DEFAULT_THRESHOLD] * len(self.bias) if self.thresholds is None else self.thresholds.tolist()
 
     def logits(self, pooled: Tensor, features: Tensor) -> Tensor:
         """Compute the logits of rows that all belong to the task of this head.
@@ -92,11 +101,14 @@ class TaskHeads(nn.Module):
         wide_weight: Weights of the wide heads, of shape [N_wide, F + d].
         bias: Biases of all heads, of shape [N].
         starts: Index of the first output of each task, of shape [T].
-        target_mean: Mean of the training targets of each task, of shape [T]; 0 for a classification task.
-        target_std: Standard deviation of the training targets of each task, of shape [T]; 1 for a classification task.
+        target_mean: Mean of the training targets of each task, of shape [T]; 0 unless it is a regression task.
+        target_std: Standard deviation of the training targets of each task, of shape [T]; 1 unless it is a regression
+            task.
         temperature: Divisor of the logits of each task, of shape [T]; 1 for a regression task.
         error_bounds: Confidences and upper limits of the error of each task, of shape [T, 2, `ERROR_LEVELS`]. Limits of
             tasks of which nothing is known are 1.
+        thresholds: Probability above which each label of a multi-label task is an answer, of shape [N];
+            `DEFAULT_THRESHOLD` for the outputs of other tasks.
     """
 
     starts: Tensor
@@ -104,8 +116,10 @@ class TaskHeads(nn.Module):
     target_std: Tensor
     temperature: Tensor
     error_bounds: Tensor
+    thresholds: Tensor
     _sizes: Tensor
     _is_regression: Tensor
+    _is_multi_label: Tensor
 
     def __init__(
         self,
@@ -133,13 +147,16 @@ class TaskHeads(nn.Module):
         self.wide_weight = nn.Parameter(F.pad(adapted, (self.features_size, 0)))
         self.bias = nn.Parameter(torch.zeros(sum(self.sizes)))
         self.register_buffer("starts", torch.tensor(starts, dtype=torch.long))
-        # Classification tasks keep 0 and 1, with which the logits are not changed.
+        # Tasks with labels keep 0 and 1, with which the logits are not changed.
         self.register_buffer("target_mean", torch.zeros(len(tasks)))
         self.register_buffer("target_std", torch.ones(len(tasks)))
         self.register_buffer("temperature", torch.ones(len(tasks)))
         self.register_buffer("error_bounds", torch.ones(len(tasks), 2, ERROR_LEVELS))
+        self.register_buffer("thresholds", torch.full((sum(self.sizes),), DEFAULT_THRESHOLD))
         self.register_buffer("_sizes", torch.tensor(self.sizes, dtype=torch.long), persistent=False)
         self.register_buffer("_is_regression", torch.tensor(self.is_regression, dtype=torch.bool), persistent=False)
+        is_multi_label = torch.tensor([task.is_multi_label for task in tasks], dtype=torch.bool)
+        self.register_buffer("_is_multi_label", is_multi_label, persistent=False)
 
     def head(self, task_id: int) -> Head:
         """Get the head of a task.
@@ -160,7 +177,17 @@ class TaskHeads(nn.Module):
             float(self.target_std[task_id]),
             float(self.temperature[task_id]),
             self.error_bounds[task_id],
+            self.thresholds[self.outputs_of(task_id)],
         )
+
+    def outputs_of(self, task_id: int) -> slice:
+        """Return the places of the outputs of a task among all N outputs.
+
+        Args:
+            task_id: Id of the task.
+        """
+        start = int(self.starts[task_id])
+        return slice(start, start + self.sizes[task_id])
 
     def unpack(self) -> list[Head]:
         """Get the heads of all tasks.
@@ -175,9 +202,11 @@ class TaskHeads(nn.Module):
         sizes = [self.sizes[task_id] for task_id in order]
         num_plain = bisect_left([starts[task_id] for task_id in order], len(self.weight))
         plain, wide = self.weight.detach().split(sizes[:num_plain]), self.wide_weight.detach().split(sizes[num_plain:])
+        parts = zip(order, plain + wide, self.bias.detach().split(sizes), self.thresholds.split(sizes), strict=True)
         bounds, heads = self.error_bounds.unbind(), {}
-        for task_id, weight, bias in zip(order, plain + wide, self.bias.detach().split(sizes), strict=True):
-            heads[task_id] = Head(weight, bias, means[task_id], stds[task_id], temperatures[task_id], bounds[task_id])
+        for task_id, weight, bias, limits in parts:
+            numbers_of_task = means[task_id], stds[task_id], temperatures[task_id]
+            heads[task_id] = Head(weight, bias, *numbers_of_task, bounds[task_id], limits)
         return [heads[task_id] for task_id in range(len(order))]
 
     @property
@@ -226,6 +255,11 @@ class TaskHeads(nn.Module):
         made.weight = _concatenated([head.weight for head in plain], made.weight.new_empty(0, hidden_size))
         made.wide_weight = _concatenated([head.weight for head in wide], made.weight.new_empty(0, wide_size))
         made.bias = _concatenated([head.bias for head in (*plain, *wide)], made.bias)
+        limits = [
+            torch.full_like(head.bias, DEFAULT_THRESHOLD) if head.thresholds is None else head.thresholds
+            for head in (*plain, *wide)
+        ]
+        made.thresholds.copy_(torch.cat(limits))
         made.target_mean.copy_(torch.tensor([head.target_mean for head in heads]))
         made.target_std.copy_(torch.tensor([head.target_std for head in heads]))
         made.temperature.copy_(torch.tensor([head.temperature for head in heads]))
@@ -315,13 +349,15 @@ class TaskHeads(nn.Module):
         """Compute the loss of a batch.
 
         The loss of a row is the cross-entropy for a classification task, and the squared error of the standardised
-        target for a regression task.
+        target for a regression task. For a multi-label task it is the mean of the binary cross-entropies of its labels,
+        rather than their sum, so that a task does not weigh more in the shared parameters the more labels it has.
 
         Args:
             logits: Result of `forward`, of shape [B, C].
-            labels: Label index or target of each row, of shape [B], in float32.
+            labels: Label index or target of each row, of shape [B], in float32; or of shape [B, C'] if there are rows
+                of multi-label tasks, as `data.collate.EncoderCollator` makes them.
             task_ids: Task id of each row, of shape [B].
-            label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
+            label_smoothing: Label smoothing of the cross-entropies, in [0, 1].
             reduction: Whether to return the "mean" or the "sum" of the losses of the rows.
 
         Returns:
@@ -331,17 +367,55 @@ class TaskHeads(nn.Module):
             RuntimeError: If a label index is not one of its task's.
         """
         is_regression, sizes = self._is_regression[task_ids], self._sizes[task_ids]
+        is_own = torch.arange(logits.shape[1], device=logits.device) < sizes[:, None]
+        sets = labels if labels.ndim == 2 else None
+        if sets is not None:
+            labels = sets[:, 0].masked_fill(self._is_multi_label[task_ids], 0)
         # `gather` would accept an index that only a larger task of the batch has, but it raises an error for -1.
         targets = labels.masked_fill(is_regression, 0).long()
         targets = targets.masked_fill(targets >= sizes, -1)
         log_probabilities = logits.log_softmax(dim=1)
         of_target = log_probabilities.gather(1, targets[:, None])[:, 0]
-        is_own = torch.arange(logits.shape[1], device=logits.device) < sizes[:, None]
         mean_of_labels = log_probabilities.masked_fill(~is_own, 0).sum(dim=1) / sizes
         cross_entropy = (label_smoothing - 1) * of_target - label_smoothing * mean_of_labels
         errors = ((logits[:, 0] - labels) / self.target_std[task_ids]).square()
         losses = torch.where(is_regression, errors, cross_entropy)
+        if sets is not None:
+            losses = torch.where(
+                self._is_multi_label[task_ids], _set_losses(logits, sets, sizes, label_smoothing), losses
+            )
         return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def target_losses(
+    logits: Tensor, labels: Tensor, label_weights: Tensor | None = None, reduction: Literal["none", "sum"] = "none"
+) -> Tensor:
+    """Compute the negative log-likelihood of the labels of each row of one task.
+
+    Args:
+        logits: Logits of shape [N, C].
+        labels: Label indices of shape [N], or for a multi-label task rows of zeros and ones [N, C] in float32.
+        label_weights: Factors of the loss for each label [C], only with label indices. Default: all are 1.
+        reduction: Whether to return the losses of the rows, "none" (default), or their "sum".
+
+    Returns:
+        The cross-entropy, or for a multi-label task the sum of the binary cross-entropies of its labels, in nats, of
+        shape [N] or a scalar.
+    """
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels, label_weights, reduction=reduction)
+    losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none").sum(dim=1)
+    return losses.sum() if reduction == "sum" else losses
+
+
+def _set_losses(logits: Tensor, sets: Tensor, sizes: Tensor, label_smoothing: float) -> Tensor:
+    """Mean of the binary cross-entropies of the first `sizes` [B] labels of each row [B], also of other tasks."""
+    size = min(logits.shape[1], sets.shape[1])
+    is_own = torch.arange(size, device=logits.device) < sizes[:, None]
+    targets = sets[:, :size] * (1 - label_smoothing) + label_smoothing / 2
+    values = logits[:, :size].float().masked_fill(~is_own, 0)
+    losses = F.binary_cross_entropy_with_logits(values, targets, reduction="none")
+    return losses.masked_fill(~is_own, 0).sum(dim=1) / sizes
 
 
 def target_scale(targets: Sequence[float]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from hyperadapters.config import Task
+from hyperadapters.config import LABEL_SEPARATOR, Task
 from hyperadapters.data.bad_rows import BadRows, OnBadRow
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row, iterate_file, iterate_standard_input
@@ -242,11 +242,13 @@ def _write_csv(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
 
 
 def as_cell(value: Any) -> Any:
-    """Return a value as it is given to the writer of CSV: lists and mappings become JSON.
+    """Return a value as it is given to the writer of CSV: lists and mappings become JSON, and several labels one text.
 
     Args:
         value: Value of a column.
     """
+    if isinstance(value, tuple):
+        return LABEL_SEPARATOR.join(value)
     return as_json(value) if isinstance(value, (dict, list)) else value
 
 

@@ -20,7 +20,7 @@ from hyperadapters.backbones.passes import FrozenOutput, evaluating
 from hyperadapters.config import Dtype, Task
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
-from hyperadapters.data.targets import read_answer
+from hyperadapters.data.targets import Target, label_indices, read_answer
 from hyperadapters.errors import DataError, TaskError, check_int, unknown_name
 from hyperadapters.heads.calibration import confidence_for
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
@@ -47,21 +47,23 @@ class Prediction:
 
     Attributes:
         task: Name of the task that was given or chosen by routing; None if the input was declined.
-        answer: Name of the label, number or text; None if the input was declined, if the answer is not certain enough
-            for the `max_error` of the predictor, or if the generated text is not that of a label or not a number.
-        probabilities: Probability of each label for classification heads; None otherwise.
+        answer: Name of the label, names of any number of labels (multi-label), number or text; None if the input was
+            declined, if the answer is not certain enough for the `max_error` of the predictor, or if the generated text
+            is not that of a label or not a number.
+        probabilities: Probability of each label for classification and multi-label heads; None otherwise. Those of a
+            multi-label task do not add up to 1.
         text: Generated text of a text-to-text backbone; None otherwise.
         routing: Result of routing the input, also if its task was given; None if the method cannot route.
-        target: The answer in the form of `Example.target`: index of a label, number or text.
+        target: The answer in the form of `Example.target`: index of a label, indices of labels, number or text.
         instance: Instance vector with p elements; None for a method without a retriever.
     """
 
     task: str | None
-    answer: str | float | None
+    answer: str | float | tuple[str, ...] | None
     probabilities: dict[str, float] | None
     text: str | None
     routing: RoutingResult | None
-    target: int | float | str | None
+    target: Target | None
     instance: tuple[float, ...] | None
 
 
@@ -125,7 +127,7 @@ class Predictor:
             cache_bytes: Maximum size of cached adapters in bytes. Default: 256 MiB.
             max_error: Maximum share of wrong answers among the answers of each task. Only inputs for which left-out
                 rows of their task support this are answered (see `heads.calibration.error_bounds`); the `answer` of the
-                others is None, and so is that of regression tasks. Default: all inputs are answered.
+                others is None, and so is that of regression and multi-label tasks. Default: all inputs are answered.
 
         Raises:
             TaskError: If `model` is not a `HyperAdapterModel`, `route` is unknown, or `max_error` is given and the
@@ -289,10 +291,10 @@ class Predictor:
         answers = answer_tasks(model, batch, torch.tensor(task_ids, device=device), self.batch_size)
         readable = None if answers.similarity is None else contains_words(model, batch)
         routings, vectors, usable = self._route(readable, answers.instances, answers.similarity, answers.is_finite)
-        logits = answers.logits.tolist()
+        logits, thresholds = answers.logits.tolist(), self._thresholds(task_ids)
         found = [
             [
-                _prediction(model.tasks[task_id], logits[place][row], routing, vector, self._confidence(task_id))
+                self._prediction(task_id, logits[place][row], routing, vector, thresholds.get(task_id, ()))
                 for place, task_id in enumerate(task_ids)
             ]
             for row, (routing, vector) in enumerate(zip(routings, vectors, strict=True))
@@ -375,22 +377,50 @@ class Predictor:
         if readable is not None and task_ids is None:
             accepted = [routing is not None and routing.accepted for routing in routings]
             declined = [not is_accepted for is_accepted in (accepted if self.decline else readable.tolist())]
+        chosen = used.tolist()
+        thresholds = self._thresholds(chosen)
         predictions = [
             Prediction(None, None, None, None, routing, None, instance)
             if is_declined
-            else _prediction(model.tasks[task_id], value, routing, instance, self._confidence(task_id))
+            else self._prediction(task_id, value, routing, instance, thresholds.get(task_id, ()))
             for task_id, value, routing, instance, is_declined in zip(
-                used.tolist(), outputs, routings, vectors, declined, strict=True
+                chosen, outputs, routings, vectors, declined, strict=True
             )
         ]
         return predictions, usable
 
-    def _confidence(self, task_id: int) -> float | None:
-        """Return the confidence that an answer of a task has to exceed; None if there is no limit."""
-        if self.max_error is None:
-            return None
+    def _thresholds(self, task_ids: Iterable[int]) -> dict[int, list[float]]:
+        """Return the thresholds of the labels of each multi-label task among some tasks, by its id."""
+        heads = self.model.heads
+        if heads is None:
+            return {}
+        wanted = [task_id for task_id in {*task_ids} if self.model.tasks[task_id].is_multi_label]
+        return {task_id: heads.thresholds[heads.outputs_of(task_id)].tolist() for task_id in wanted}
+
+    def _prediction(
+        self,
+        task_id: int,
+        output: str | list[float],
+        routing: RoutingResult | None,
+        instance: tuple[float, ...] | None,
+        thresholds: Sequence[float] = (),
+    ) -> Prediction:
+        """Return the prediction for a generated text, or for the logits of the head of a task.
+
+        The thresholds are those of `_thresholds` for a multi-label task.
+        """
+        task = self.model.tasks[task_id]
+        target: Target | None
+        if isinstance(output, str):
+            target = read_answer(task, output)
+            return Prediction(task.name, answer_of(task, target), None, output, routing, target, instance)
         assert self.model.heads is not None
-        return confidence_for(self.model.heads.error_bounds[task_id], self.max_error)
+        target, likely = _decided(task, output, thresholds)
+        if self.max_error is not None:
+            confidence = confidence_for(self.model.heads.error_bounds[task_id], self.max_error)
+            target = target if likely and max(likely) > confidence else None
+        probabilities = dict(zip(task.labels, likely, strict=True)) if likely else None
+        return Prediction(task.name, answer_of(task, target), probabilities, None, routing, target, instance)
 
     def _route(
         self, readable: Tensor | None, instances: Tensor | None, similarity: Tensor | None, usable: Tensor
@@ -409,53 +439,54 @@ class Predictor:
         return routings, vectors, usable
 
 
-def _prediction(
-    task: Task,
-    output: str | list[float],
-    routing: RoutingResult | None,
-    instance: tuple[float, ...] | None,
-    confidence: float | None = None,
-) -> Prediction:
-    """Return the prediction for a generated text or for the logits of a head.
+def _decided(task: Task, logits: list[float], thresholds: Sequence[float]) -> tuple[Target, list[float]]:
+    """Return the target that logits stand for, and the probability of each label, of which a regression has none."""
+    if task.kind == "regression":
+        return logits[0], []
+    own = torch.tensor(logits[: len(task.labels)])
+    if task.is_multi_label:
+        likely = own.sigmoid().tolist()
+        return tuple(label for label, one in enumerate(likely) if one > thresholds[label]), likely
+    likely = own.softmax(dim=0).tolist()
+    return likely.index(max(likely)), likely
 
-    The answer is left out unless the probability of the most probable label exceeds `confidence`, if that is given.
+
+def answer_of(task: Task, target: Target | None) -> str | float | tuple[str, ...] | None:
+    """Return a target as the answer of a prediction.
+
+    Args:
+        task: Task of the target.
+        target: Target in the form of `Example.target`; None if there is none.
+
+    Returns:
+        The target, in which labels are names instead of indices.
     """
-    likely, text = None, None
-    target: int | float | str | None
-    if isinstance(output, str):
-        text, target = output, read_answer(task, output)
-    elif task.kind == "regression":
-        target = output[0]
-    else:
-        likely = torch.tensor(output[: len(task.labels)]).softmax(dim=0).tolist()
-        target = likely.index(max(likely))
-    if confidence is not None and not (likely and max(likely) > confidence):
-        target = None
-    answer = task.labels[int(target)] if task.kind == "classification" and target is not None else target
-    probabilities = dict(zip(task.labels, likely, strict=True)) if likely else None
-    return Prediction(task.name, answer, probabilities, text, routing, target, instance)
+    if target is None or not task.is_labelled:
+        return target  # type: ignore[return-value]
+    names = tuple(task.labels[index] for index in label_indices(task, target))
+    return names if task.is_multi_label else names[0]
 
 
 def label_probabilities(
     model: HyperAdapterModel, texts: Iterable[Any], task: str, batch_size: int = 64
 ) -> np.ndarray[Any, Any]:
-    """Compute the probabilities of the labels of a classification task, as `HyperAdapterModel.predict_proba` does.
+    """Compute the probabilities of the labels of a task, as `HyperAdapterModel.predict_proba` does.
 
     Args:
         model: Model on an encoder backbone.
         texts: Texts in any form that `inference.inputs.read_inputs` reads.
-        task: Name of the task.
+        task: Name of a classification or multi-label task.
         batch_size: Number of texts in a batch. Default: 64.
 
     Returns:
         Probabilities [N, C] in float32, with the labels in the order of the task's labels.
 
     Raises:
-        TaskError: If the task is unknown or not a classification task, or the backbone generates text.
+        TaskError: If the task is unknown or has no labels, or the backbone generates text.
         DataError: If a text has an unsupported form.
     """
     definition = model.tasks[model.task_id(task)]
-    if definition.kind != "classification" or model.text_to_text:
+    if not definition.is_labelled or model.text_to_text:
         reason = "the backbone generates text" if model.text_to_text else f"it is a {definition.kind} task"
         raise TaskError(f"task '{task}' has no probabilities of labels, because {reason}; use predict")
     predictions = Predictor(model, batch_size)(texts, task=task)

@@ -227,6 +227,7 @@ def _settings(model: HyperAdapterModel, quantize: Quantization | None) -> dict[s
                 "is_pair": task.is_pair,
                 "target_mean": head.target_mean,
                 "target_std": head.target_std,
+                **({"thresholds": head.label_thresholds} if task.is_multi_label else {}),
             }
             for task, head in zip(model.tasks, heads, strict=True)
         ],

@@ -20,6 +20,12 @@ from hyperadapters.utils.reading import parse_json
 
 TASK_FILE = "hyperadapters_task.json"
 HEAD_FILE = "hyperadapters_head.safetensors"
+_PROBLEM_TYPES = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
+"""Names that transformers has for the kinds of tasks of encoders."""
 
 
 def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
@@ -27,8 +33,8 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
 
     `hyperadapters_task.json` contains the attributes of `Task`, the name and fingerprints of the backbone, and `head`:
     the inputs of the head in their order (see docs/export.md), and the mean and standard deviation with which the
-    output of a regression task is scaled. `hyperadapters_head.safetensors` contains `weight` [C, inputs] and `bias`
-    [C].
+    output of a regression task is scaled. For a multi-label task it also has `thresholds`, the probabilities above
+    which the labels are answers. `hyperadapters_head.safetensors` contains `weight` [C, inputs] and `bias` [C].
 
     Args:
         model: Model with the task.
@@ -50,6 +56,8 @@ def write_task_files(model: HyperAdapterModel, task: str, folder: Path) -> None:
         warn_of_unfitted_heads(model.heads, model.tasks)
         head = model.heads.unpack()[task_id].folded()
         values["head"] = _describe(model, head)
+        if model.tasks[task_id].is_multi_label:
+            values["head"]["thresholds"] = head.label_thresholds
         tensors = {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()}
         safetensors.torch.save_file(tensors, folder / HEAD_FILE)
     text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
@@ -66,9 +74,8 @@ def classifier_config(model: HyperAdapterModel, task_id: int) -> Any:
     task, config = model.tasks[task_id], cast(Any, copy.deepcopy(getattr(model.backbone, "config", None)))
     if not hasattr(config, "save_pretrained"):
         return None
-    is_regression = task.kind == "regression"
-    config.problem_type = "regression" if is_regression else "single_label_classification"
-    config.id2label = {0: task.name} if is_regression else dict(enumerate(task.labels))
+    config.problem_type = _PROBLEM_TYPES[task.kind]
+    config.id2label = {0: task.name} if task.kind == "regression" else dict(enumerate(task.labels))
     config.label2id = {label: index for index, label in config.id2label.items()}
     return config
 

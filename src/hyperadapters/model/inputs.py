@@ -113,13 +113,17 @@ def check_labels(
         TaskError: If the labels have another shape or type, or one is out of range.
     """
     rows, text_to_text = len(input_ids), kind != "encoder"
-    expected = f"token ids of shape ({rows}, T), T at least 1" if text_to_text else f"a tensor of shape ({rows},)"
+    used = [] if text_to_text else [tasks[task_id] for task_id in task_ids.tolist()]
+    size = max((len(task.labels) for task in used if task.is_multi_label), default=0)
+    shape = f"({rows}, {size})" if size else f"({rows},)"
+    expected = f"token ids of shape ({rows}, T), T at least 1" if text_to_text else f"a tensor of shape {shape}"
     found = f"shape {tuple(labels.shape)}, {labels.dtype}" if isinstance(labels, Tensor) else repr(labels)
-    fits = isinstance(labels, Tensor) and labels.shape[:1] == (rows,) and labels.ndim == (2 if text_to_text else 1)
+    fits = isinstance(labels, Tensor) and labels.shape[:1] == (rows,)
+    fits = fits and (labels.ndim == 2 if text_to_text else labels.shape[1:] == ((size,) if size else ()))
     if not fits or 0 in labels.shape or labels.dtype == torch.bool or (text_to_text and labels.is_floating_point()):
         raise TaskError(f"labels: expected {expected}, found {found}")
     if not text_to_text:
-        _check_label_values(labels, task_ids, tasks)
+        _check_label_values(labels, used)
         return
     if kind == "decoder" and labels.shape != input_ids.shape:
         raise TaskError(
@@ -129,9 +133,18 @@ def check_labels(
     check_token_ids("labels", labels, num_embeddings)
 
 
-def _check_label_values(labels: Tensor, task_ids: Tensor, tasks: Sequence[Task]) -> None:
-    for row, (label, task_id) in enumerate(zip(labels.tolist(), task_ids.tolist(), strict=True)):
-        task = tasks[task_id]
+def _check_label_values(labels: Tensor, tasks: Sequence[Task]) -> None:
+    """Raise TaskError unless each row [B] or [B, C] has labels of its task."""
+    for row, (values, task) in enumerate(zip(labels.reshape(len(labels), -1).tolist(), tasks, strict=True)):
+        if task.is_multi_label:
+            size = len(task.labels)
+            if {*values[:size]} <= {0.0, 1.0} and not any(values[size:]):
+                continue
+            raise TaskError(
+                f"labels[{row}]: expected {size} zeros and ones, followed by zeros, for task '{task.name}', "
+                f"found {values}"
+            )
+        label = values[0]
         is_index = 0 <= label < len(task.labels) and label == int(label)
         if not (isfinite(label) if task.kind == "regression" else is_index):
             expected = "a finite number" if task.kind == "regression" else f"an index from 0 to {len(task.labels) - 1}"

@@ -371,8 +371,9 @@ class HyperAdapterModel(nn.Module):
             input_ids: Token ids [B, S].
             attention_mask: Mask [B, S], 1 for tokens and 0 for padding. Default: there is no padding.
             task_ids: Id of the task of each row [B]. Default: the most similar task, if the method can route.
-            labels: For task heads, label indices or numbers [B]. For encoder-decoders, token ids [B, T] with -100 for
-                padding. For decoders, token ids [B, S] of the input and its answer, -100 except for the answer.
+            labels: For task heads, label indices or numbers [B], or [B, C] with rows of multi-label tasks (see
+                `data.collate.EncoderCollator`). For encoder-decoders, token ids [B, T] with -100 for padding. For
+                decoders, token ids [B, S] of the input and its answer, -100 except for the answer.
             token_type_ids: Token type ids [B, S], for encoders that have them.
             decoder_input_ids: Token ids [B, T], for encoder-decoders. Default: the labels, shifted to the right.
             label_smoothing: Share of the target distribution that is uniform, in the task loss. Default: 0.
@@ -854,7 +855,7 @@ class HyperAdapterModel(nn.Module):
         return list(predictor.predict_tasks(texts, tasks))
 
     def predict_proba(self, texts: Iterable[Any], task: str, batch_size: int = 64) -> np.ndarray[Any, Any]:
-        """Predict the probabilities [N, C] of the labels of a classification task.
+        """Predict the probabilities [N, C] of the labels of a classification or multi-label task.
 
         The arguments, result and errors are those of `inference.predictor.label_probabilities`.
         """

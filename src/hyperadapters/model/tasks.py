@@ -13,7 +13,7 @@ from hyperadapters.backbones.checks import check_tasks
 from hyperadapters.config import Task, parse
 from hyperadapters.core import AdapterWeights, OwnAdapter
 from hyperadapters.errors import TaskError, unknown_name
-from hyperadapters.heads.task_heads import Head, TaskHeads
+from hyperadapters.heads.task_heads import DEFAULT_THRESHOLD, Head, TaskHeads
 from hyperadapters.methods import PHA, Method
 
 
@@ -268,22 +268,25 @@ class TaskTable:
         self._heads.replace(self.tasks, heads)
         self.changed()
 
-    def set_calibration(self, temperatures: Tensor, error_bounds: Tensor) -> None:
-        """Replace the temperatures and the error bounds of all heads; see `heads.task_heads.TaskHeads`.
+    def set_calibration(self, temperatures: Tensor, error_bounds: Tensor, thresholds: Tensor) -> None:
+        """Replace the calibration of all heads; see `heads.task_heads.TaskHeads`.
 
         Args:
             temperatures: Divisors of the logits [T].
             error_bounds: Confidences and upper limits of the error [T, 2, J].
+            thresholds: Probabilities above which labels of multi-label tasks are answers [N].
         """
         assert self._heads is not None
         self._heads.temperature.copy_(temperatures)
         self._heads.error_bounds.copy_(error_bounds)
+        self._heads.thresholds.copy_(thresholds)
         self.changed()
 
     def reset_calibration(self) -> None:
-        """Set all temperatures to 1 and forget all error bounds."""
+        """Set all temperatures to 1 and all thresholds to one half, and forget all error bounds."""
         assert self._heads is not None
-        self.set_calibration(torch.ones_like(self._heads.temperature), torch.ones_like(self._heads.error_bounds))
+        temperature, bounds = torch.ones_like(self._heads.temperature), torch.ones_like(self._heads.error_bounds)
+        self.set_calibration(temperature, bounds, torch.full_like(self._heads.thresholds, DEFAULT_THRESHOLD))
 
     def set_centroids(self, centroids: Sequence[Tensor]) -> None:
         """Replace the routing centroids of all tasks.

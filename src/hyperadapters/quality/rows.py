@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hyperadapters.config import Split, Task, TaskEntry
+from hyperadapters.config import LABEL_SEPARATOR, Split, Task, TaskEntry
 from hyperadapters.data.bad_rows import BadRows
-from hyperadapters.data.examples import read_fields, read_label, read_target
+from hyperadapters.data.examples import label_names_of, read_fields, read_target
 from hyperadapters.data.loading import read_rows
 from hyperadapters.data.sources import Row
 from hyperadapters.quality.findings import CheckedRow
@@ -58,5 +58,9 @@ def _read_task(entry: TaskEntry, seed: int) -> CheckedTask:
 
 def _checked(row: Row, split: Split, task: Task) -> CheckedRow:
     texts = tuple(text for text in read_fields(row, task) if text is not None)
-    target = read_label(row) if task.kind == "classification" else read_target(row, task)
+    if task.is_labelled:
+        # The labels of a task need not be known yet.
+        target: str | float = LABEL_SEPARATOR.join(sorted({*label_names_of(row, task)}))
+    else:
+        target = read_target(row, task)  # type: ignore[assignment]
     return CheckedRow(task.name, split, texts, target, row.place)

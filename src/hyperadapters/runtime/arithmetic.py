@@ -204,6 +204,16 @@ def head_outputs(task: RuntimeTask, weight: Array, bias: Array, pooled: Array, f
     return (pooled @ weight.T + bias) * task.target_std + task.target_mean
 
 
+def sigmoid(logits: Array) -> Array:
+    """Compute the probability [...] of each label for logits [...] of labels that do not exclude each other.
+
+    Args:
+        logits: The logits.
+    """
+    shares = np.exp(-np.abs(logits))  # the exponential of a large number would be infinite
+    return np.where(logits >= 0, 1, shares) / (1 + shares)
+
+
 def softmax(logits: Array) -> Array:
     """Compute the probabilities [n, C] for logits [n, C].
 

@@ -33,7 +33,7 @@ FILES = (LOWER_FILE, UPPER_FILE, ARRAYS_FILE, TOKENIZER_FILE)
 MAX_JSON_BYTES = 16 * 2**20
 """Maximum size of `runtime.json`, and of the header of the arrays."""
 ROUTINGS = ("densities", "prototypes")
-KINDS = ("classification", "regression")
+KINDS = ("classification", "multi-label", "regression")
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class RuntimeTask:
 
     Attributes:
         name: Name of the task.
-        kind: "classification" or "regression".
+        kind: One of `KINDS`.
         labels: Names of the labels; none for a regression.
         is_pair: Whether the task reads pairs of texts.
-        target_mean: Mean that is added to the output of the head; 0 for a classification.
-        target_std: Factor of the output of the head; 1 for a classification.
+        target_mean: Mean that is added to the output of the head; 0 for tasks with labels.
+        target_std: Factor of the output of the head; 1 for tasks with labels.
+        thresholds: Probability above which each label of a multi-label task is an answer; none for other tasks.
     """
 
     name: str
@@ -55,6 +56,7 @@ class RuntimeTask:
     is_pair: bool
     target_mean: float
     target_std: float
+    thresholds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -251,10 +253,14 @@ def _task(path: Path, value: Any) -> RuntimeTask:
         raise _damaged(path, f"tasks: expected objects, found {shown(value)}")
     kind = _field(path, value, "kind", str)
     labels = tuple(_items(path, value, "labels", str))
-    if kind not in KINDS or bool(labels) != (kind == "classification"):
-        raise _damaged(path, f"tasks: expected a classification with labels or a regression, found {shown(value)}")
+    if kind not in KINDS or bool(labels) != (kind != "regression"):
+        raise _damaged(path, f"tasks: expected a kind with labels or a regression, found {shown(value)}")
+    thresholds = tuple(_items(path, value, "thresholds", float)) if kind == "multi-label" else ()
+    if kind == "multi-label" and len(thresholds) != len(labels):
+        raise _damaged(path, f"tasks: expected a threshold for each label, found {shown(value)}")
     mean, std = (_field(path, value, name, float) for name in ("target_mean", "target_std"))
-    return RuntimeTask(_field(path, value, "name", str), kind, labels, _field(path, value, "is_pair", bool), mean, std)
+    name, is_pair = _field(path, value, "name", str), _field(path, value, "is_pair", bool)
+    return RuntimeTask(name, kind, labels, is_pair, mean, std, thresholds)
 
 
 def _field(path: Path, values: Mapping[str, Any], name: str, kind: type) -> Any:

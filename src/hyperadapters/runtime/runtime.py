@@ -42,8 +42,9 @@ class Prediction:
 
     Attributes:
         task: Name of the task that was given or chosen by routing; None if the input was declined.
-        answer: Name of the label, or number; None if the input was declined.
-        probabilities: Probability of each label of a classification; None for a regression or a declined input.
+        answer: Name of the label, names of any number of labels (multi-label), or number; None if the input was
+            declined.
+        probabilities: Probability of each label; None for a regression or a declined input.
         nearest: Name of the most similar task, also if the task was given; None if the method cannot route.
         similarity: Similarity to the most similar task, as in `inference.routing.Candidate`; None if the method cannot
             route.
@@ -52,7 +53,7 @@ class Prediction:
     """
 
     task: str | None
-    answer: str | float | None
+    answer: str | float | tuple[str, ...] | None
     probabilities: dict[str, float] | None
     nearest: str | None
     similarity: float | None
@@ -312,7 +313,13 @@ def _prediction(
     task = tasks[task_id]
     if task.kind == "regression":
         return Prediction(task.name, float(logits[0]), None, name, similarity, margin, accepted)
-    likely = arithmetic.softmax(logits[None])[0].tolist()
-    answer = task.labels[likely.index(max(likely))]
+    answer: str | tuple[str, ...]
+    if task.kind == "multi-label":
+        likely = arithmetic.sigmoid(logits).tolist()
+        named = zip(task.labels, likely, task.thresholds, strict=True)
+        answer = tuple(label for label, one, threshold in named if one > threshold)
+    else:
+        likely = arithmetic.softmax(logits[None])[0].tolist()
+        answer = task.labels[likely.index(max(likely))]
     probabilities = dict(zip(task.labels, likely, strict=True))
     return Prediction(task.name, answer, probabilities, name, similarity, margin, accepted)

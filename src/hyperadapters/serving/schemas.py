@@ -93,7 +93,7 @@ class PredictionBody(Schema):
     """Prediction for one input. All fields of the answer are null if the input was declined."""
 
     task: str | None = Field(description="Task that was given or chosen by routing.")
-    answer: str | float | None
+    answer: str | float | list[str] | None = Field(description="A list of labels for a multi-label task.")
     probabilities: dict[str, float] | None = Field(description="Probability of each label.")
     text: str | None = Field(description="Generated text of a text-to-text backbone.")
     routing: Routing | None
@@ -118,7 +118,7 @@ class TaskInfo(Schema):
     """A task of the model."""
 
     name: str
-    kind: Literal["classification", "regression", "text-to-text"]
+    kind: Literal["classification", "multi-label", "regression", "text-to-text"]
     labels: list[str]
     fields: list[str]
     version: int
@@ -139,11 +139,11 @@ class TaskList(Schema):
 
 
 class ExampleRow(Schema):
-    """A labelled example: a label, number or text as target."""
+    """A labelled example: a label, a list of labels, a number or a text as target."""
 
     text: Text
     text_pair: Text | None = None
-    label: str | int | float
+    label: str | int | float | Annotated[list[Name], Field(max_length=MAX_EXAMPLES)]
 
 
 Examples = Annotated[list[ExampleRow], Field(min_length=1, max_length=MAX_EXAMPLES)]
@@ -167,7 +167,7 @@ class AddTaskRequest(Schema):
     )
 
     name: Name
-    kind: Literal["classification", "regression", "text-to-text"] = "classification"
+    kind: Literal["classification", "multi-label", "regression", "text-to-text"] = "classification"
     labels: list[Name] | None = Field(None, description="Labels; default: those of the examples.")
     template: Annotated[str, Field(max_length=MAX_CHARACTERS)] | None = None
     examples: Examples

@@ -335,8 +335,8 @@ def _parts_of(state: TaskState) -> Iterator[Any]:
     yield from map(_memory, (state.prototype, state.centroids, state.density))
     yield repr((state.threshold, state.adapter_scale)).encode()
     if state.head is not None:
-        bounds = [] if state.head.error_bounds is None else [state.head.error_bounds]
-        yield from map(_memory, (state.head.weight, state.head.bias, *bounds))
+        calibration = [found for found in (state.head.error_bounds, state.head.thresholds) if found is not None]
+        yield from map(_memory, (state.head.weight, state.head.bias, *calibration))
         yield repr((state.head.target_mean, state.head.target_std, state.head.temperature)).encode()
     if state.own_adapter is not None:
         yield from map(_memory, state.own_adapter.values())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hyperadapters.config import Task
 from hyperadapters.data.examples import Example
 from hyperadapters.data.memory import read_examples
 from hyperadapters.errors import DataError, NotFiniteError, check_int
@@ -20,7 +21,9 @@ from hyperadapters.heads.calibration import (
     fit_temperatures,
     with_temperature,
 )
-from hyperadapters.heads.task_heads import ERROR_LEVELS
+from hyperadapters.heads.regression import label_tensor
+from hyperadapters.heads.task_heads import DEFAULT_THRESHOLD, ERROR_LEVELS
+from hyperadapters.heads.thresholds import fit_thresholds
 from hyperadapters.inference.conformal import rejecting_threshold
 from hyperadapters.inference.finite import likely_cause
 from hyperadapters.inference.inputs import read_inputs
@@ -29,6 +32,11 @@ from hyperadapters.inference.routing import ROUNDING, conformal_thresholds, simi
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.evaluation import predict_together, probabilities_of
 from hyperadapters.training.prefix_cache import FrozenPrefix
+
+Array = np.ndarray[Any, Any]
+
+MAX_LOGIT = 16.0
+"""Absolute logit of a probability next to 0 or 1 in float32."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,8 @@ def calibrate_model(
     The thresholds of routing become conformal thresholds of the rows (see `inference.conformal`). If foreign inputs and
     `false_accept_rate` are given, all thresholds are then raised by the same number, so that at most this share of
     exchangeable foreign inputs is accepted; more inputs of known tasks may then be declined than `false_decline_rate`.
-    Temperatures and error bounds are those of the rows that have labels. Tasks without rows keep theirs. If an error is
-    raised, the model has not changed.
+    Temperatures, error bounds and the thresholds of multi-label tasks are those of the rows that have labels. Tasks
+    without rows keep theirs. If an error is raised, the model has not changed.
 
     Args:
         model: Trained model, which is changed in place.
@@ -111,7 +119,7 @@ def calibrate_model(
         model.method.check_can_route()
         outside = None if foreign is None else list(read_inputs(foreign, model.tasks, None))
         routing = _Routing.of(model, examples, outside, false_decline_rate, false_accept_rate, batch_size)
-    heads: dict[int, tuple[float, Tensor]] = {}
+    heads: dict[int, _HeadCalibration] = {}
     if model.heads is not None:
         heads = _calibrated_heads(model, [row for row in examples if row.target is not None], batch_size)
     with model.lock:
@@ -125,7 +133,7 @@ def calibrate_model(
             counts[task_id],
             None if routing is None else float(routing.thresholds[task_id]),
             None if routing is None else routing.bounds.get(task_id),
-            heads[task_id][0] if task_id in heads else None,
+            heads[task_id].temperature if task_id in heads else None,
         )
         for task_id, task in enumerate(model.tasks)
     }
@@ -140,14 +148,15 @@ def calibrate_heads(
     batch_size: int = 64,
     prefix: FrozenPrefix | None = None,
 ) -> None:
-    """Fit the temperatures of the heads of all classification tasks, and bound their errors.
+    """Fit the temperatures of the heads of all tasks with labels, bound their errors, and fit thresholds of labels.
 
-    Processes that train together divide the examples among them, and all of them must call this function.
+    The errors are those of classification tasks, and the thresholds those of multi-label tasks. Processes that train
+    together divide the examples among them, and all of them must call this function.
 
     Args:
         model: Trained model with heads, which is changed in place.
         examples: Examples with task ids and targets that the heads were not fitted to. A task without any gets the mean
-            temperature of the others; without any examples, all temperatures stay the same.
+            temperature of the others of its kind; without any of this kind, all their temperatures stay the same.
         batch_size: Number of examples in a batch. Default: 64.
         prefix: States of frozen layers of the examples. Default: they are computed.
 
@@ -155,44 +164,76 @@ def calibrate_heads(
         NotFiniteError: If an output of the model for an example is not finite.
     """
     found = _calibrated_heads(model, examples, batch_size, prefix)
+    for kind in {model.tasks[task_id].kind for task_id in found}:
+        of_kind = [task_id for task_id, task in enumerate(model.tasks) if task.kind == kind]
+        known = [math.log(found[task_id].temperature) for task_id in of_kind if task_id in found]
+        mean = math.exp(sum(known) / len(known))
+        for task_id in of_kind:
+            found.setdefault(task_id, _HeadCalibration(mean))
     if found:
-        mean = math.exp(sum(math.log(temperature) for temperature, _ in found.values()) / len(found))
-        for task_id, task in enumerate(model.tasks):
-            if task.kind == "classification":
-                found.setdefault(task_id, (mean, torch.ones(2, ERROR_LEVELS)))
         _set_heads(model, found)
 
 
-def _set_heads(model: HyperAdapterModel, found: Mapping[int, tuple[float, Tensor]]) -> None:
-    """Set the temperatures and the error bounds of some tasks by their ids."""
+class _HeadCalibration(NamedTuple):
+    """What is known of the probabilities of a head; None stands for nothing. See `heads.task_heads.Head`."""
+
+    temperature: float
+    error_bounds: Tensor | None = None
+    thresholds: Tensor | None = None
+
+
+def _set_heads(model: HyperAdapterModel, found: Mapping[int, _HeadCalibration]) -> None:
+    """Set the calibration of some tasks by their ids."""
     assert model.heads is not None
     temperatures, bounds = model.heads.temperature.clone(), model.heads.error_bounds.clone()
-    for task_id, (temperature, of_task) in found.items():
-        temperatures[task_id], bounds[task_id] = temperature, of_task
-    model.task_table.set_calibration(temperatures, bounds)
+    thresholds = model.heads.thresholds.clone()
+    for task_id, of_task in found.items():
+        temperatures[task_id] = of_task.temperature
+        bounds[task_id] = torch.ones(2, ERROR_LEVELS) if of_task.error_bounds is None else of_task.error_bounds
+        own = model.heads.outputs_of(task_id)
+        thresholds[own] = DEFAULT_THRESHOLD if of_task.thresholds is None else of_task.thresholds.to(thresholds)
+    model.task_table.set_calibration(temperatures, bounds, thresholds)
 
 
 def _calibrated_heads(
     model: HyperAdapterModel, examples: Sequence[Example], batch_size: int, prefix: FrozenPrefix | None = None
-) -> dict[int, tuple[float, Tensor]]:
-    """Return the temperature and the error bounds of each classification task that has examples, by its id."""
+) -> dict[int, _HeadCalibration]:
+    """Return the calibration of each task that has labels and examples, by its id."""
     assert model.heads is not None
     predictions = predict_together(Predictor(model, batch_size), examples, prefix) if examples else []
     rows_of: dict[int, list[int]] = {}
     for row, example in enumerate(examples):
-        if example.task_id is not None and model.tasks[example.task_id].kind == "classification":
+        if example.task_id is not None and model.tasks[example.task_id].is_labelled:
             rows_of.setdefault(example.task_id, []).append(row)
-    logits = []
-    for task_id, rows in rows_of.items():
-        probabilities = probabilities_of(model.tasks[task_id], [predictions[row] for row in rows])
-        before = with_temperature(probabilities, 1 / float(model.heads.temperature[task_id]))
-        labels = torch.tensor([int(examples[row].target or 0) for row in rows])
-        logits.append(LabelledLogits(torch.from_numpy(np.log(before.clip(min=np.finfo(float).tiny))), labels))
+    logits = {}
+    for task_id, places in rows_of.items():
+        task, temperature = model.tasks[task_id], float(model.heads.temperature[task_id])
+        probabilities = probabilities_of(task, [predictions[row] for row in places])
+        labels = label_tensor(task, [examples[row].target for row in places])
+        logits[task_id] = LabelledLogits(_logits_before(task, probabilities, temperature), labels)
     found = {}
-    for task_id, of_task, temperature in zip(rows_of, logits, fit_temperatures(logits), strict=True):
-        likely, answers = (of_task.logits / temperature).softmax(dim=1).max(dim=1)
-        found[task_id] = temperature, error_bounds(likely.numpy(), (answers == of_task.labels).numpy())
+    for kind in {model.tasks[task_id].kind for task_id in logits}:
+        of_kind = {task_id: rows for task_id, rows in logits.items() if model.tasks[task_id].kind == kind}
+        for (task_id, rows), temperature in zip(of_kind.items(), fit_temperatures([*of_kind.values()]), strict=True):
+            found[task_id] = _calibrated(model.tasks[task_id], rows, temperature)
     return found
+
+
+def _logits_before(task: Task, probabilities: Array, temperature: float) -> Tensor:
+    """Return the logits of probabilities, up to a constant for each row, before the division by a temperature."""
+    if task.is_multi_label:
+        return torch.from_numpy(probabilities).logit().clamp(-MAX_LOGIT, MAX_LOGIT) * temperature
+    before = with_temperature(probabilities, 1 / temperature)
+    return torch.from_numpy(np.log(before.clip(min=np.finfo(float).tiny)))
+
+
+def _calibrated(task: Task, rows: LabelledLogits, temperature: float) -> _HeadCalibration:
+    """Return the calibration of one task with the given temperature."""
+    logits = rows.logits / temperature
+    if task.is_multi_label:
+        return _HeadCalibration(temperature, thresholds=fit_thresholds(logits.sigmoid(), rows.labels))
+    likely, answers = logits.softmax(dim=1).max(dim=1)
+    return _HeadCalibration(temperature, error_bounds(likely.numpy(), (answers == rows.labels).numpy()))
 
 
 @dataclass(frozen=True)

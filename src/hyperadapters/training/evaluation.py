@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite
 from numbers import Real
 from typing import Any
@@ -178,7 +179,7 @@ def _calibration(
 
 
 def probabilities_of(task: Task, predictions: Sequence[Prediction]) -> np.ndarray[Any, Any]:
-    """Return the probabilities of a classification task from predictions of a model with heads.
+    """Return the probabilities of a classification or multi-label task from predictions of a model with heads.
 
     Args:
         task: The task.
@@ -206,12 +207,14 @@ def _check_examples(model: HyperAdapterModel, examples: Sequence[Example]) -> No
         is_number = isinstance(target, Real) and not isinstance(target, bool) and isfinite(target)
         fits = {
             "classification": is_index(target, len(task.labels)),
+            "multi-label": _is_label_set(target, len(task.labels)),
             "regression": is_number,
             "text-to-text": isinstance(target, str),
         }
         if not fits[task.kind]:
             expected = {
                 "classification": f"the index of a label, 0 to {len(task.labels) - 1}",
+                "multi-label": f"a tuple of indices of labels, 0 to {len(task.labels) - 1} in ascending order,",
                 "regression": "a finite number",
                 "text-to-text": "a text",
             }
@@ -219,3 +222,10 @@ def _check_examples(model: HyperAdapterModel, examples: Sequence[Example]) -> No
                 f"evaluate: example {number}: expected {expected[task.kind]} as target of task '{task.name}', "
                 f"found {target!r}"
             )
+
+
+def _is_label_set(target: object, size: int) -> bool:
+    """Return whether a target is a tuple of indices below `size` in ascending order."""
+    if not isinstance(target, tuple) or not all(is_index(index, size) for index in target):
+        return False
+    return all(first < second for first, second in pairwise(target))

@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from hyperadapters.config import Task
+from hyperadapters.data.targets import multi_hot
 from hyperadapters.errors import DataError
 
 NO_ANSWER = -1
@@ -20,14 +21,14 @@ def score(task: Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[st
     """Compute the metrics of a task.
 
     As in scikit-learn, "balanced_accuracy" is the mean recall over the labels that occur in the targets, "macro_f1" is
-    the mean over the labels that occur in the targets or in the answers, and "f1" is 0 if its label occurs in neither.
-    A correlation with constant numbers is 0.
+    the mean over the labels that occur in the targets or in the answers, and "f1" is 0 if its label occurs in neither,
+    as "micro_f1" is if no label occurs at all. A correlation with constant numbers is 0.
 
     Args:
         task: Task that determines the metrics.
-        targets: At least one label index, number or string.
-        answers: Predicted label indices, numbers or strings, in the same order. A missing answer is None or NaN. It
-            counts as wrong, or, for numbers, as the mean of the other answers.
+        targets: At least one target in the form of `data.examples.Example`.
+        answers: Predicted targets in the same order. A missing answer is None or NaN. It counts as wrong, or, for
+            numbers, as the mean of the other answers.
 
     Returns:
         Values by metric, each a fraction from 0 to 1 or a correlation.
@@ -42,6 +43,8 @@ def score(task: Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[st
         return {"exact_match": float(np.mean(hits))}
     if task.kind == "regression":
         return {name: _correlation(name, targets, answers) for name in task.metrics}
+    if task.is_multi_label:
+        return {name: _multi_label(name, task, targets, answers) for name in task.metrics}
     guesses = [NO_ANSWER if answer is None or np.isnan(answer) else answer for answer in answers]
     return {name: _classification(name, task, targets, guesses) for name in task.metrics}
 
@@ -57,6 +60,21 @@ def _classification(name: str, task: Task, targets: Sequence[int], guesses: Sequ
         return float(sk.recall_score(targets, guesses, labels=sorted(set(targets)), average="macro", zero_division=0.0))
     labels = [len(task.labels) - 1] if name == "f1" else sorted({*targets, *guesses} - {NO_ANSWER})
     return float(sk.f1_score(targets, guesses, labels=labels, average="macro", zero_division=0.0))
+
+
+def _multi_label(
+    name: str, task: Task, targets: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...] | None]
+) -> float:
+    if name == "subset_accuracy":
+        return float(np.mean([target == answer for target, answer in zip(targets, answers, strict=True)]))
+    size = len(task.labels)
+    wanted, found = (np.array([multi_hot(row or (), size) for row in rows]) for rows in (targets, answers))
+    if name == "micro_f1":
+        return float(sk.f1_score(wanted, found, average="micro", zero_division=0.0))
+    occurs = np.flatnonzero((wanted + found).any(axis=0))
+    if not len(occurs):
+        return 0.0
+    return float(sk.f1_score(wanted, found, labels=occurs, average="macro", zero_division=0.0))
 
 
 def _correlation(name: str, targets: Sequence[float], answers: Sequence[float | None]) -> float:

@@ -14,6 +14,7 @@ from hyperadapters.backbones.passes import backbone_inputs
 from hyperadapters.config import Split
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example, TaskData
+from hyperadapters.data.targets import multi_hot
 from hyperadapters.heads.regression import STANDARDIZED_STRENGTHS, standardized_regression
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
@@ -28,12 +29,12 @@ def majority(data: TaskData) -> dict[str, float]:
         data: Task with training and test rows.
 
     Returns:
-        The value of each metric of the task, if the most frequent training label, or the mean of the training targets
-        of a regression task, is predicted for each test row.
+        The value of each metric of the task, if the most frequent training label (or set of labels), or the mean of the
+        training targets of a regression task, is predicted for each test row.
     """
-    targets = [example.target for example in data.splits["train"]]
+    targets: list[Any] = [example.target for example in data.splits["train"]]
     if data.task.kind == "regression":
-        answer: Any = float(np.mean([float(target) for target in targets if target is not None]))
+        answer = float(np.mean([float(target) for target in targets if target is not None]))
     else:
         answer = Counter(targets).most_common(1)[0][0]
     test = [example.target for example in data.splits["test"]]
@@ -43,9 +44,10 @@ def majority(data: TaskData) -> dict[str, float]:
 def linear_probe(model: HyperAdapterModel, data: TaskData) -> dict[str, float]:
     """Score a linear probe on the test rows of a task.
 
-    The probe is a logistic or ridge regression on the standardised features of `frozen_features`. The inverse of its
-    penalty is the one of `STANDARDIZED_STRENGTHS` with the best score on the validation rows, or 1 without any. If all
-    training rows have the same label, the probe predicts that label.
+    The probe is a logistic or ridge regression on the standardised features of `frozen_features`, or an independent
+    logistic regression for each label of a multi-label task. The inverse of its penalty is the one of
+    `STANDARDIZED_STRENGTHS` with the best score on the validation rows, or 1 without any. If all training rows have the
+    same label, the probe predicts that label.
 
     Args:
         model: Model of an encoder backbone; its adapters are disabled.
@@ -58,13 +60,20 @@ def linear_probe(model: HyperAdapterModel, data: TaskData) -> dict[str, float]:
         NotFiniteError: If the features of an example are not finite.
     """
     features = {split: frozen_features(model, rows) for split, rows in data.splits.items()}
-    targets = {split: np.array([example.target for example in rows]) for split, rows in data.splits.items()}
+    targets: dict[Split, list[Any]] = {
+        split: [example.target for example in rows] for split, rows in data.splits.items()
+    }
+    size = len(data.task.labels)
+    is_multi_label = data.task.is_multi_label
+    known = np.array([multi_hot(row, size) for row in targets["train"]] if is_multi_label else targets["train"])
 
     def fit(strength: float) -> Pipeline:
-        return standardized_regression(features["train"], targets["train"], strength, data.task.kind == "regression")
+        return standardized_regression(features["train"], known, strength, data.task.kind == "regression")
 
     def scores(probe: Pipeline, split: Split) -> dict[str, float]:
-        return score(data.task, targets[split].tolist(), probe.predict(features[split]).tolist())
+        found = probe.predict(features[split])
+        answers = [tuple(np.flatnonzero(row).tolist()) for row in found] if is_multi_label else found.tolist()
+        return score(data.task, targets[split], answers)
 
     if "validation" not in features:
         return scores(fit(1.0), "test")

@@ -34,10 +34,11 @@ from hyperadapters.heads.regression import (
     fit_feature_head,
     fit_related_heads,
     head_losses,
+    label_tensor,
     minimize,
     related_tasks,
 )
-from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features
+from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features, target_losses
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.model.model import HyperAdapterModel
@@ -90,9 +91,9 @@ class HeadRows:
         return HeadRows([self.examples[row] for row in rows], [self.features[row] for row in rows], logits)
 
     @property
-    def targets(self) -> list[float]:
-        """Label index or number of each row, of length N."""
-        return [float(example.target or 0) for example in self.examples]
+    def targets(self) -> list[Any]:
+        """Target of each row, of length N."""
+        return [example.target for example in self.examples]
 
     def inputs(self, hidden_size: int) -> Tensor:
         """Stack the features of the rows, scaled as wide heads read them.
@@ -389,10 +390,12 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
     """
     first = F.linear(rows.inputs(hidden_size), regression.weight, regression.bias)
     second = torch.stack([logits[: len(trained.bias)] for logits in rows.logits]).float()
-    targets = torch.tensor(rows.targets)
     if not second.isfinite().all():
         return PRIOR
-    if task.kind == "regression":
+    if task.kind != "regression":
+        labels = label_tensor(task, rows.targets)
+    else:
+        targets = torch.tensor(rows.targets)
         second = (second - trained.target_mean) / trained.target_std
         targets = (targets - trained.target_mean) / trained.target_std
         variance = float((first[:, 0] - targets).square().mean().clamp(min=1e-6))
@@ -401,7 +404,7 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
         logits = shares[0] * first + shares[1] * second
         if task.kind == "regression":
             return (logits[:, 0] - targets).square().sum() / (2 * variance)
-        return F.cross_entropy(logits, targets.long(), reduction="sum")
+        return target_losses(logits, labels, reduction="sum")
 
     found = _best_shares(cost, torch.ones(2))
     if (found < 0).any():  # The cost is convex: if a share is negative, its best non-negative value is zero.

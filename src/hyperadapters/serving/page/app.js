@@ -197,12 +197,15 @@ function answerCells(prediction) {
   const cell = element("td", { className: "name", "data-label": "Task" }, ...named(task));
   const candidate = routing?.candidates.find((one) => one.task === task);
   if (candidate) cell.append(element("div", { className: "note" }, `similarity ${decimal(candidate.similarity, 2)}`));
-  const shown = typeof answer === "number" ? `${Number(answer.toPrecision(4))}` : answer ?? text ?? "none";
-  const confidence = probabilities?.[answer];
+  const labels = Array.isArray(answer) ? answer : [answer]; // several of a multi-label task
+  const number = typeof answer === "number" ? `${Number(answer.toPrecision(4))}` : answer ?? text ?? "none";
+  const shown = Array.isArray(answer) ? answer.join("; ") || "no label" : number;
+  const confidences = labels.map((label) => probabilities?.[label]).filter((one) => one !== undefined);
+  const sure = confidences.map((one) => `${(100 * one).toFixed(1)}%`).join("; ") || "none";
   return [
     cell,
     element("td", { className: "short", dir: "auto", "data-label": "Answer" }, shortened(shown, 200)),
-    element("td", { "data-label": "Confidence" }, confidence === undefined ? "none" : `${(100 * confidence).toFixed(1)}%`),
+    element("td", { "data-label": "Confidence" }, sure),
     element("td", { "data-label": "Version of the task" }, `${version}`),
   ];
 }
@@ -457,7 +460,7 @@ function showPreview() {
     const { examples, labels } = readExamples($("examples").value, $("kind").value);
     const listed = [...labels].slice(0, 12).map(([label, count]) => `${shortened(`${label}`, 40)} (${count})`);
     const names = `${listed.join(", ")}${labels.size > 12 ? " and others" : ""}`;
-    const found = $("kind").value === "classification" ? `, ${counted(labels.size, "label")}: ${names}` : "";
+    const found = ["classification", "multi-label"].includes($("kind").value) ? `, ${counted(labels.size, "label")}: ${names}` : "";
     say("preview", examples.length ? `${counted(examples.length, "example")}${found}.` : "");
   } catch (error) {
     say("preview", error.message);

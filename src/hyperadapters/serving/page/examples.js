@@ -56,15 +56,22 @@ function readExample({ line, cells }, columns, kind) {
     throw new Error(`Line ${line}: expected ${columns.length} columns, found ${cells.length}.${hint}`);
   }
   const value = (column) => cells[columns.indexOf(column)]?.trim() ?? "";
-  for (const column of ["text", "label"]) if (!value(column)) throw new Error(`Line ${line}: the ${column} is empty.`);
-  const label = kind === "regression" ? Number(value("label")) : value("label");
+  for (const column of kind === "multi-label" ? ["text"] : ["text", "label"]) {
+    if (!value(column)) throw new Error(`Line ${line}: the ${column} is empty.`);
+  }
+  const label = readLabel(value("label"), kind);
   if (Number.isNaN(label)) throw new Error(`Line ${line}: expected a number, found ${shortened(value("label"), 40)}.`);
   return { text: value("text"), ...(value("text_pair") && { text_pair: value("text_pair") }), label };
 }
 
+function readLabel(cell, kind) {
+  if (kind === "multi-label") return cell.split(";").map((label) => label.trim()).filter((label) => label !== "");
+  return kind === "regression" ? Number(cell) : cell;
+}
+
 function countLabels(examples, kind) {
   const labels = new Map();
-  for (const { label } of examples) labels.set(label, (labels.get(label) ?? 0) + 1);
+  for (const label of examples.flatMap((example) => example.label)) labels.set(label, (labels.get(label) ?? 0) + 1);
   const found = examples.length;
   if (found > MAX_EXAMPLES) throw new Error(`Expected at most ${MAX_EXAMPLES} examples, found ${found}.`);
   if (kind === "classification" && labels.size === 1) throw new Error("Expected two labels or more, found one.");
