@@ -154,6 +154,18 @@ def test_kind_metric_and_subset_are_those_asked_for(cli: Cli, tmp_path: Path, ru
     assert HyperAdapterModel.from_pretrained(run).tasks[2] == Task.regression("price", metrics=["spearman"])
 
 
+def test_a_task_with_several_labels_in_a_cell_is_added_and_predicted(cli: Cli, tmp_path: Path, run: Path) -> None:
+    (tmp_path / "topics.csv").write_text("text,label\ngood w1,a;b\nbad w2,\ngood w3,b\n")
+    arguments = ["--name", "topics", "--kind", "multi-label", "--examples", tmp_path / "topics.csv"]
+    assert cli("add-task", run, *arguments).code == 0
+    task = HyperAdapterModel.from_pretrained(run).tasks[2]
+    assert task == Task.multi_label("topics", ["a", "b"])
+    options = ["--input", tmp_path / "topics.csv", "--task", "topics", "--output", tmp_path / "answers.jsonl"]
+    assert cli("predict", run, *options).code == 0
+    answers = [json.loads(line)["answer"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert all(isinstance(answer, list) and {*answer} <= {"a", "b"} for answer in answers)
+
+
 def test_a_text_task_is_added_to_a_text_to_text_backbone(cli: Cli, tmp_path: Path) -> None:
     backbone = save_backbone(tmp_path / "t5", "t5")
     run = _make_run(tmp_path, backbone, [Task.text_to_text("write")])

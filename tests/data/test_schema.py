@@ -35,6 +35,7 @@ IDS = [f"{number:04}" for number in range(12)]
         ({"review": TEXTS, "stars": ["1", "5", "3"] * 4}, ("review",), "stars", "regression"),
         ({"text": TEXTS, "label": [str(0.5 * n) for n in range(12)]}, ("text",), "label", "regression"),
         ({"text": TEXTS, "value": [0.1 * n for n in range(12)]}, ("text",), "value", "regression"),
+        ({"text": TEXTS, "topics": [["a", str(n)] for n in range(11)] + [[]]}, ("text",), "topics", "multi-label"),
         ({"text": TEXTS, "label": [None, *range(1, 12)]}, ("text",), "label", None),
         ({"text": TEXTS * 3, "age": list(range(36)), "label": CLASSES * 3}, ("text",), "label", "c"),
     ],

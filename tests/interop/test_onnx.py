@@ -121,6 +121,13 @@ def test_heads_that_read_texts_answer_as_in_the_model(settings: dict[str, Any]) 
     assert_same_logits(stirred(make_plus_model(**settings)))
 
 
+def test_labels_that_do_not_exclude_each_other_answer_as_in_the_model() -> None:
+    model = stirred(make_plus_model([Task.multi_label("topics", ["a", "b", "c"]), Task.multi_label("one", ["x"])]))
+    assert model.heads is not None
+    model.heads.temperature.copy_(torch.tensor([0.7, 2.0]))
+    assert_same_logits(model)
+
+
 def test_heads_that_have_not_learned_to_read_texts_answer_as_in_the_model() -> None:
     model = make_frozen_texts_model()
     assert not OneTask(model, 0).reads_features

@@ -28,6 +28,7 @@ from helpers import (
     make_model,
     make_plus_model,
     pair_examples,
+    rows_of,
     state_of,
     stirred,
     tiny_backbone,
@@ -77,6 +78,10 @@ def plus_model() -> HyperAdapterModel:
     rows = pair_examples()
     calibrate(model, rows, rows, false_decline_rate=0.5)
     add_new(model)
+    topics = Task.multi_label("topics", ["a", "b", "c"])
+    model.add_task(topics, rows_of(topics, 1))
+    assert model.heads is not None
+    model.heads.thresholds[model.heads.outputs_of(4)] = torch.tensor([0.2, 0.5, 0.6])
     return model
 
 
@@ -430,9 +435,11 @@ def test_settings_of_another_model_are_refused(changed: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "text-to-text"}, "expected a classification with labels or a regression"),
-        ({"labels": []}, "expected a classification with labels or a regression"),
+        ({"kind": "text-to-text"}, "expected a kind with labels or a regression"),
+        ({"labels": []}, "expected a kind with labels or a regression"),
         ({"labels": ["no", "yes", "both"]}, r"'heads.0.weight': expected shape \[3, 33\], found \[2, 33\]"),
+        ({"kind": "multi-label"}, "'thresholds': expected list, found None"),
+        ({"kind": "multi-label", "thresholds": [0.5]}, "expected a threshold for each label"),
         ({"name": "mood"}, "each with a name of its own"),
         ({"is_pair": None}, "'is_pair': expected bool, found None"),
         ({"target_std": "1"}, "'target_std': expected float, found '1'"),

@@ -102,6 +102,22 @@ def test_a_task_lives_and_goes_and_the_others_answer_the_same_bit_for_bit(
     assert {task: [own(row) for row in answers(client, task)] for task in OLD_TASKS} == before
 
 
+def test_a_task_with_several_labels_for_a_text_is_added_and_answers_with_lists(
+    changing: tuple[TestClient, Path],
+) -> None:
+    client, folder = changing
+    rows = [{"text": f"w{n} w{n + 1}", "label": [["low"], [], ["high", "low"]][n % 3]} for n in range(6)]
+    added = changed(client, "POST", "/v1/tasks", {"name": "levels", "kind": "multi-label", "examples": rows})
+    assert added["state"] == "done"
+    described = client.get("/v1/tasks/levels").json()
+    assert (described["kind"], described["labels"]) == ("multi-label", ["high", "low"])
+    expected = Predictor(HyperAdapterModel.from_pretrained(folder))(TEXTS, task="levels")
+    for row, prediction in zip(answers(client, "levels"), expected, strict=True):
+        assert tuple(row["answer"]) == prediction.answer
+        assert row["probabilities"] == prediction.probabilities
+    changed(client, "DELETE", "/v1/tasks/levels")
+
+
 def own(row: dict[str, Any]) -> dict[str, Any]:
     """What does not depend on the other tasks: routing compares with all of them."""
     return {name: value for name, value in row.items() if name != "routing"}
@@ -114,6 +130,7 @@ def own(row: dict[str, Any]) -> dict[str, Any]:
         ("POST", "/v1/tasks", {"name": "a/b", "examples": EXAMPLES}, 422),
         ("POST", "/v1/tasks", {"name": "new", "examples": []}, 422),
         ("POST", "/v1/tasks", {"name": "new", "examples": [{"text": "w1", "label": True}]}, 422),
+        ("POST", "/v1/tasks", {"name": "new", "examples": [{"text": "w1", "label": ["a", "b"]}]}, 422),
         ("POST", "/v1/tasks", {"name": "new", "examples": EXAMPLES, "fit": "shared"}, 422),
         ("POST", "/v1/tasks?wait=61", {"name": "new", "examples": EXAMPLES}, 422),
         ("PUT", "/v1/tasks/unknown", {"examples": EXAMPLES}, 404),
