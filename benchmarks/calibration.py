@@ -156,6 +156,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
     ]
     for suite in dict.fromkeys(row["suite"] for row in rows):
         found = [task for row in rows if row["suite"] == suite for task in row["calibration"].values()]
+        if not found:  # no task of the suite has enough rows
+            continue
         before, after, brier, brier_after = (
             [task[name] for task in found]
             for name in ("calibration_error_before", "calibration_error", "brier_score_before", "brier_score")
