@@ -348,6 +348,46 @@ def refit_task(
 
 @app.command(
     epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters suggest runs/helpdesk --task refunds --pool texts.jsonl -k 20\n\n"
+    "hyperadapters suggest runs/helpdesk --task refunds --pool texts.csv --output next.csv\n\n"
+    "The pool has the column 'text' (and 'text_pair' for pairs). Its other columns are kept."
+)
+def suggest(
+    folder: RunFolder,
+    task: Annotated[str, typer.Option(help="Name of the task.")],
+    pool: Annotated[Path, typer.Option(help="JSON-lines, CSV, TSV or Parquet file with rows that have no labels.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of rows.")] = 20,
+    strategy: Annotated[
+        str, typer.Option(help="How rows are chosen: margin, entropy, diversity, diverse_margin or random.")
+    ] = "margin",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON-lines or CSV file; default: JSON-lines to stdout.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of k-means and of random rows.")] = 0,
+    delimiter: Delimiter = None,
+) -> None:
+    """Suggest which rows to label next for a task."""
+    from hyperadapters.data.sources import read_file
+    from hyperadapters.fewshot.suggest import suggest as suggest_rows
+    from hyperadapters.fewshot.suggest import suggested_rows
+    from hyperadapters.inference.batches import best_device
+    from hyperadapters.inference.predict_files import OUTPUT_ENDINGS, as_json, write_records
+    from hyperadapters.model.model import HyperAdapterModel
+    from hyperadapters.utils.files import check_target
+
+    if output is not None:
+        check_target(output, OUTPUT_ENDINGS)
+    rows = read_file(pool, delimiter)
+    model = HyperAdapterModel.from_pretrained(folder).to(best_device())
+    records = suggested_rows(rows, suggest_rows(model, task, rows, k, cast(Any, strategy), seed))
+    if output is not None:
+        write_records(output, records, columns=())
+    for record in records if output is None else ():
+        typer.echo(as_json(record))
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters calibrate runs/helpdesk --inputs labelled.csv\n\n"
     "hyperadapters calibrate runs/helpdesk --inputs labelled.csv --foreign other.csv --false-accept-rate 0.1\n\n"
     "The inputs have the columns 'text' (and 'text_pair' for pairs), 'task', and 'label' if there are labels. "

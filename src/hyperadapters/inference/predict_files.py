@@ -135,20 +135,25 @@ def read_rows(
     return readable()
 
 
-def write_records(output: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write the records of predictions to a file, which appears when it is complete.
+def write_records(
+    output: Path, records: Iterable[dict[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write records to a file, which appears when it is complete.
 
     Args:
         output: JSON-lines or CSV file, depending on the ending of its name.
         records: Values of the columns by name.
+        columns: Columns of a CSV file that precede the others of the first record. Default: those of predictions.
 
     Raises:
         DataError: If a record has a column that the first one does not have, and the file is a CSV file.
         OutputError: If the file cannot be written.
     """
-    write = _write_csv if output.suffix == ".csv" else _write_jsonl
     with open_atomically(output) as file:
-        write(file, records)
+        if output.suffix == ".csv":
+            _write_csv(file, records, CSV_COLUMNS if columns is None else columns)
+        else:
+            _write_jsonl(file, records)
 
 
 def _records(
@@ -226,11 +231,11 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def _write_csv(file: TextIO, records: Iterable[dict[str, Any]]) -> None:
+def _write_csv(file: TextIO, records: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
     writer = None
     for number, record in enumerate(records, start=1):
         if writer is None:
-            names = [*CSV_COLUMNS, *(name for name in record if name not in CSV_COLUMNS)]
+            names = [*columns, *(name for name in record if name not in columns)]
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
         if unknown := [name for name in record if name not in names]:
