@@ -358,8 +358,12 @@ def suggest(
     pool: Annotated[Path, typer.Option(help="JSON-lines, CSV, TSV or Parquet file with rows that have no labels.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Number of rows.")] = 20,
     strategy: Annotated[
-        str, typer.Option(help="How rows are chosen: margin, entropy, diversity, diverse_margin or random.")
-    ] = "margin",
+        str | None,
+        typer.Option(
+            help="How rows are chosen: diverse_margin, margin, diversity or random. Default: diverse_margin, or "
+            "diversity for regression tasks."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON-lines or CSV file; default: JSON-lines to stdout.")
     ] = None,

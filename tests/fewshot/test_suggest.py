@@ -22,6 +22,14 @@ def model() -> HyperAdapterModel:
     return stirred(make_plus_model())
 
 
+def choose_from(probabilities: torch.Tensor, k: int, strategy: Any, vectors: torch.Tensor | None = None) -> Any:
+    def of_rows(rows: Any) -> torch.Tensor:
+        assert vectors is not None, "the strategy does not need vectors"
+        return vectors[list(rows)]
+
+    return choose(probabilities, of_rows, k, strategy)
+
+
 def blobs(sizes: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors near the axes of a space, as many near each as given, and the axis of each."""
     owners = torch.tensor([axis for axis, size in enumerate(sizes) for _ in range(size)])
@@ -34,38 +42,34 @@ def blobs(sizes: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Te
 
 def test_margin_takes_the_rows_whose_two_likeliest_labels_are_closest() -> None:
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.45, 0.44, 0.11], [0.4, 0.3, 0.3], [0.9, 0.05, 0.05]])
-    found = choose(probabilities, torch.empty(4, 0), 3, "margin", 0)
+    found = choose_from(probabilities, 3, "margin")
     assert [row for row, _ in found] == [1, 2, 0]
     assert [score for _, score in found] == pytest.approx([0.01, 0.1, 0.2], abs=1e-6)
 
 
-def test_entropy_takes_the_rows_whose_labels_are_most_evenly_likely() -> None:
-    probabilities = torch.tensor([[0.5, 0.5, 0.0], [0.4, 0.3, 0.3], [1.0, 0.0, 0.0], [0.9, 0.05, 0.05]])
-    found = choose(probabilities, torch.empty(4, 0), 4, "entropy", 0)
-    assert [row for row, _ in found] == [1, 0, 3, 2]
-    assert found[1][1] == pytest.approx(0.6931472)
-    assert found[3][1] == 0
-
-
 def test_diversity_takes_one_row_of_each_cluster_the_largest_first() -> None:
     vectors, owners = blobs((5, 9, 2, 7))
-    found = choose(torch.empty(len(vectors), 0), vectors, 4, "diversity", 0)
+    found = choose_from(torch.empty(len(vectors), 0), 4, "diversity", vectors)
     assert [int(owners[row]) for row, _ in found] == [1, 3, 0, 2]
     assert [score for _, score in found] == [9, 7, 5, 2]
 
 
 def test_diversity_fills_up_if_there_are_fewer_distinct_vectors_than_rows_to_choose() -> None:
     vectors = torch.eye(2)[torch.tensor([0, 0, 0, 1, 1])]
-    rows = [row for row, _ in choose(torch.empty(5, 0), vectors, 5, "diversity", 0)]
+    rows = [row for row, _ in choose_from(torch.empty(5, 0), 5, "diversity", vectors)]
     assert sorted(rows) == [0, 1, 2, 3, 4]
     assert rows[:2] == [0, 3]
 
 
-def test_random_depends_on_the_seed_only() -> None:
-    probabilities, vectors = torch.empty(50, 0), torch.empty(50, 0)
-    first, again, other = ([row for row, _ in choose(probabilities, vectors, 10, "random", seed)] for seed in (1, 1, 2))
-    assert first == again != other
-    assert len(set(first)) == 10
+def test_diverse_margin_takes_an_uncertain_row_of_each_cluster() -> None:
+    vectors, owners = blobs((40, 40, 40))
+    place = torch.arange(120) % 40
+    certain = place % 4 != 0  # all but ten of each cluster
+    likely = torch.where(certain, 0.95, 0.5 + place / 1000)
+    found = choose_from(torch.stack([likely, 1 - likely], dim=1), 3, "diverse_margin", vectors)
+    assert sorted(int(owners[row]) for row, _ in found) == [0, 1, 2]
+    assert not certain[[row for row, _ in found]].any()
+    assert [score for _, score in found] == sorted(score for _, score in found)
 
 
 # Suggestions of a model
@@ -80,15 +84,19 @@ def test_k_different_rows_are_suggested_and_again_with_the_same_seed(model: Hype
     assert all(one.reason for one in found)
 
 
-def test_margins_and_entropies_are_those_of_the_predictions(model: HyperAdapterModel) -> None:
+def test_random_rows_depend_on_the_seed_only(model: HyperAdapterModel) -> None:
+    first, again, other = (suggest(model, "mood", POOL, 8, "random", seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert {one.score for one in first} == {None}
+
+
+def test_margins_are_those_of_the_predictions(model: HyperAdapterModel) -> None:
     probabilities = torch.from_numpy(model.predict_proba(POOL, "mood")).sort(dim=1, descending=True).values
     margins = probabilities[:, 0] - probabilities[:, 1]
     found = suggest(model, "mood", POOL, len(POOL), "margin")
     assert [one.score for one in found] == pytest.approx([float(margins[one.index]) for one in found], abs=1e-5)
     assert [one.score for one in found] == sorted(one.score for one in found if one.score is not None)
-    entropies = -(probabilities * probabilities.log()).sum(dim=1)
-    found = suggest(model, "mood", POOL, len(POOL), "entropy")
-    assert [one.score for one in found] == pytest.approx([float(entropies[one.index]) for one in found], abs=1e-5)
 
 
 def test_the_reason_names_the_two_labels(model: HyperAdapterModel) -> None:
@@ -101,7 +109,8 @@ def test_the_reason_names_the_two_labels(model: HyperAdapterModel) -> None:
 
 def test_rows_are_suggested_for_pairs_and_for_regression_tasks(model: HyperAdapterModel) -> None:
     assert len(suggest(model, "same", PAIRS, 4)) == 4
-    assert len(suggest(model, "size", POOL, 4, "diversity")) == 4
+    assert len(suggest(model, "size", POOL, 4)) == 4
+    assert suggest(model, "size", POOL, 4) == suggest(model, "size", POOL, 4, "diversity")
     assert len(suggest(model, "size", POOL, 4, "random")) == 4
 
 
@@ -134,9 +143,9 @@ def test_the_model_does_not_change(model: HyperAdapterModel) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("strategy", ["margin", "entropy"])
+@pytest.mark.parametrize("strategy", ["margin", "diverse_margin"])
 def test_a_regression_task_has_no_labels_to_be_uncertain_of(model: HyperAdapterModel, strategy: Any) -> None:
-    with pytest.raises(TaskError, match="task 'size' is a regression task.*use 'diversity'"):
+    with pytest.raises(TaskError, match=r"task 'size' is a regression task.*use 'diversity'"):
         suggest(model, "size", POOL, 3, strategy)
 
 
@@ -150,7 +159,7 @@ def test_a_backbone_that_writes_is_refused() -> None:
     [
         ("moods", POOL, {}, TaskError, "Unknown task 'moods'.*mood"),
         ("mood", POOL, {"strategy": "margins"}, TaskError, "Unknown strategy 'margins'.*margin"),
-        ("mood", POOL, {"k": 0}, DataError, "k: expected an integer of at least 1"),
+        ("mood", POOL, {"k": 0}, DataError, "k: expected an integer of 1 or more"),
         ("mood", POOL, {"seed": -1}, DataError, "seed"),
         ("mood", [], {}, DataError, "pool: expected at least one row with words, found none"),
         ("mood", ["", "..."], {}, DataError, "pool: expected at least one row with words, found none"),

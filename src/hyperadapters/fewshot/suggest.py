@@ -1,14 +1,14 @@
 """Suggestion of the rows of a pool without labels that should be labelled next.
 
 Many rows of a pool say little about a task that its examples do not say already. The strategies look for those that say
-more: rows of which the model is least certain ("margin" and "entropy"; Settles 2009, section 3.1), rows that represent
-the pool ("diversity": the nearest one to each centre of k-means), or both ("diverse_margin": k-means among the least
-certain rows; Zhdanov 2019).
+more: rows of which the model is least certain ("margin"; Settles 2009, section 3.1), rows that represent the pool
+("diversity": the nearest one to each centre of k-means), or both ("diverse_margin": k-means among the least certain
+rows; Zhdanov 2019, arXiv 1901.05954).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,22 +22,22 @@ from hyperadapters.config import Task
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, check_int, check_seed, unknown_name
-from hyperadapters.heads.unfitted import warn_of_unfitted_heads
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.inference.inputs import read_inputs
+from hyperadapters.inference.predictor import label_probabilities
 from hyperadapters.inference.routing import contains_words, of_batches
 from hyperadapters.model.model import HyperAdapterModel
 
-Strategy = Literal["margin", "entropy", "diversity", "diverse_margin", "random"]
-STRATEGIES = ("margin", "entropy", "diversity", "diverse_margin", "random")
-FOR_REGRESSION = ("diversity", "random")
-"""Strategies that do not read probabilities of labels."""
+Strategy = Literal["diverse_margin", "margin", "diversity", "random"]
+STRATEGIES = ("diverse_margin", "margin", "diversity", "random")
+FOR_NUMBERS = ("diversity", "random")
+"""Strategies that do not read probabilities of labels, and are therefore possible for regression tasks."""
 CANDIDATES = 10
 """Number of uncertain rows for each suggestion among which "diverse_margin" chooses."""
 NUM_STARTS = 4
 """Number of random starts of k-means, of which the best is taken."""
 COLUMNS = ("score", "reason")
-"""Columns that are added to suggested rows."""
+"""Columns that are added to the suggested rows of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,8 @@ class Suggestion:
 
     Attributes:
         index: Index of the row in the pool.
-        score: Difference of the probabilities of the two likeliest labels ("margin" and "diverse_margin"), entropy of
-            the probabilities in nats ("entropy"), or number of rows that the row represents ("diversity"); None for
-            "random".
+        score: Difference of the probabilities of the two likeliest labels ("diverse_margin" and "margin"), or number of
+            rows that the row represents ("diversity"); None for "random".
         reason: Why the row was chosen, in words.
     """
 
@@ -62,29 +61,29 @@ def suggest(
     task: str,
     pool: Iterable[Any],
     k: int = 20,
-    strategy: Strategy = "margin",
+    strategy: Strategy | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> list[Suggestion]:
     """Suggest the rows of a pool that should be labelled next for a task.
 
     Of rows that differ only in case and spaces, only the first can be chosen. Rows in which a text has no letter or
-    digit, or nothing that the tokenizer knows, are never chosen.
+    digit, or that have nothing that the tokenizer knows, are never chosen.
 
     Args:
-        model: Model on an encoder backbone.
+        model: Model on an encoder backbone; it does not change.
         task: Name of the task.
-        pool: Rows without labels, in any form that `inference.inputs.read_inputs` reads. Their hidden states are held
-            in memory, which takes rows * hidden_size * 8 bytes.
-        k: Number of rows. If the pool has fewer that can be chosen, all of them are suggested. Default: 20.
-        strategy: How rows are chosen. For regression tasks, only "diversity" and "random" are possible.
+        pool: Rows that have not been labelled yet, in any form that `inference.inputs.read_inputs` reads.
+        k: Number of rows. If fewer rows can be chosen, all of them are suggested. Default: 20.
+        strategy: How rows are chosen. Default: "diverse_margin" for classification tasks and "diversity" for regression
+            tasks, for which "random" is the only other choice.
 
-            - "margin" (default): rows for which the two likeliest labels have almost the same probability.
-            - "entropy": rows whose probabilities have the largest entropy.
-            - "diversity": the nearest row to each of k centres of k-means, with the largest cluster first.
-            - "diverse_margin": the same among the `CANDIDATES` * k rows that "margin" chooses, with the least certain
-              row first.
-            - "random": random rows.
+            - "margin": rows whose two likeliest labels have almost the same probability.
+            - "diversity": the nearest row to each of k centres of k-means of what the head reads, with the largest
+              cluster first.
+            - "diverse_margin": the same among the `CANDIDATES` * k rows that "margin" would choose, with the least
+              certain row first.
+            - "random": random rows, to compare with.
         seed: Seed of k-means and of random rows. Default: 0.
         batch_size: Number of rows in a batch. Default: 64.
 
@@ -92,8 +91,8 @@ def suggest(
         The suggested rows, with the first to be labelled first.
 
     Raises:
-        TaskError: If the backbone generates text, or the task or the strategy is unknown, or the strategy is not
-            possible for the task.
+        TaskError: If the backbone generates text, the task or the strategy is unknown, or the strategy is not possible
+            for the task.
         DataError: If a row has an unsupported form, no row can be chosen, or a number is out of range.
         NotFiniteError: If the model computes a value for a row that is not a finite number.
     """
@@ -102,127 +101,131 @@ def suggest(
     check_seed(seed)
     task_id = model.task_id(task)
     definition = model.tasks[task_id]
-    _check_strategy(model, definition, strategy)
+    strategy = _checked(model, definition, strategy)
     examples = list(read_inputs(pool, model.tasks, task))
-    indices = _distinct(examples)
-    computed = _compute(model, [examples[index] for index in indices], task_id, indices, batch_size)
-    if not computed.indices:
+    indices = _distinct(model, examples, batch_size)
+    if not indices:
         raise DataError("pool: expected at least one row with words, found none; give rows with texts")
-    k = min(k, len(computed.indices))
-    chosen = choose(computed.probabilities, computed.vectors, k, strategy, int(seed))
+    probabilities = torch.empty(len(indices), len(definition.labels))
+    if strategy not in FOR_NUMBERS:
+        rows = [examples[index] for index in indices]
+        probabilities = torch.from_numpy(label_probabilities(model, rows, task, batch_size))
+
+    def vectors(rows: Sequence[int]) -> Tensor:
+        return _head_inputs(model, examples, [indices[row] for row in rows], task_id, batch_size)
+
+    chosen = choose(probabilities, vectors, min(int(k), len(indices)), strategy, int(seed))
     return [
-        Suggestion(computed.indices[row], score, _reason(definition, computed.probabilities[row], score, strategy))
+        Suggestion(indices[row], score, _reason(definition, probabilities[row], score, strategy))
         for row, score in chosen
     ]
 
 
 def choose(
-    probabilities: Tensor, vectors: Tensor, k: int, strategy: Strategy, seed: int = 0
+    probabilities: Tensor,
+    vectors: Callable[[Sequence[int]], Tensor],
+    k: int,
+    strategy: Strategy,
+    seed: int = 0,
 ) -> list[tuple[int, float | None]]:
-    """Choose rows by their probabilities and vectors.
+    """Choose rows by the probabilities of their labels and by their vectors.
 
     Args:
-        probabilities: Probabilities of the labels [N, C]; they are not read by "diversity" and "random".
-        vectors: Vectors of the rows [N, d], whose directions are compared; they are read by "diversity" and
+        probabilities: Probabilities of the labels [N, C]. "diversity" and "random" only read N.
+        vectors: Function that returns the vectors [M, d] of M rows, by their indices. It is called for "diversity" and
             "diverse_margin" only.
         k: Number of rows, at most N.
         strategy: How the rows are chosen; see `suggest`.
         seed: Seed of k-means and of random rows. Default: 0.
 
     Returns:
-        Indices of the rows in the order in which they should be labelled, with their scores; see `Suggestion`.
+        Indices of the rows with their scores (see `Suggestion`), with the first to be labelled first.
     """
     if strategy == "random":
         order = torch.randperm(len(probabilities), generator=torch.Generator().manual_seed(seed))
         return [(row, None) for row in order[:k].tolist()]
     if strategy == "diversity":
-        return list(_representatives(vectors, k, seed))
-    if strategy == "entropy":
-        entropies = torch.special.entr(probabilities).sum(dim=1)
-        return _first(entropies, entropies.argsort(descending=True, stable=True)[:k])
+        return [*_representatives(vectors(range(len(probabilities))), k, seed)]
     likeliest = probabilities.topk(2, dim=1).values
     margins = likeliest[:, 0] - likeliest[:, 1]
-    order = margins.argsort(stable=True)
+    order = margins.argsort(stable=True)[: k if strategy == "margin" else CANDIDATES * k]
+    rows: list[int] = order.tolist()
     if strategy == "diverse_margin":
-        candidates = order[: CANDIDATES * k]
-        places = [place for place, _ in _representatives(vectors[candidates], k, seed)]
-        order = candidates[sorted(places)]  # the candidates are in the order of their margins
-    return _first(margins, order[:k])
+        # The candidates are in the order of their margins, and so are those that are left of them.
+        rows = [rows[place] for place in sorted(place for place, _ in _representatives(vectors(rows), k, seed))]
+    return [(row, float(margins[row])) for row in rows]
 
 
 def suggested_rows(rows: Sequence[Row], suggestions: Iterable[Suggestion]) -> list[dict[str, Any]]:
-    """Return suggested rows of a file with all their columns, followed by the score and the reason.
+    """Return the suggested rows of a file with all their columns, followed by the score and the reason.
 
     Args:
         rows: All rows of the pool.
         suggestions: Result of `suggest` for these rows.
 
     Raises:
-        DataError: If a row of the pool has a column of one of these two names.
+        DataError: If a suggested row already has one of these two columns.
     """
-    for row in rows:
+    chosen = [(rows[one.index], one) for one in suggestions]
+    for row, _ in chosen:
         if taken := [name for name in COLUMNS if name in row.values]:
             raise DataError(f"{row.place}: the column '{taken[0]}' is also a column of the output; rename it")
-    return [{**rows[one.index].values, "score": one.score, "reason": one.reason} for one in suggestions]
+    return [{**row.values, "score": one.score, "reason": one.reason} for row, one in chosen]
 
 
-def _check_strategy(model: HyperAdapterModel, task: Task, strategy: str) -> None:
+def _checked(model: HyperAdapterModel, task: Task, strategy: str | None) -> Strategy:
+    """Return the strategy or its default, or raise a TaskError if it is not possible."""
     if model.heads is None:
         raise TaskError("suggest: expected an encoder with task heads, found a backbone that generates text")
+    if strategy is None:
+        return "diverse_margin" if task.labels else "diversity"
     if strategy not in STRATEGIES:
         raise TaskError(unknown_name("strategy", str(strategy), STRATEGIES))
-    if not task.labels and strategy not in FOR_REGRESSION:
+    if not task.labels and strategy not in FOR_NUMBERS:
         raise TaskError(
             f"strategy '{strategy}': task '{task.name}' is a regression task, which has no probabilities of labels; "
             "use 'diversity'"
         )
-    if task.labels and strategy not in ("diversity", "random"):
-        warn_of_unfitted_heads(model.heads, [task])
+    return strategy  # type: ignore[return-value]
 
 
-def _distinct(examples: Sequence[Example]) -> list[int]:
-    """Return the indices of the first of equal rows, without rows in which a text has no letter or digit."""
+def _distinct(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int) -> list[int]:
+    """Return the indices of rows with words, of equal ones only the first."""
     first: dict[tuple[str, ...], int] = {}
     for index, example in enumerate(examples):
         texts = [text for text in (example.text, example.text_pair) if text is not None]
         if all(any(map(str.isalnum, text)) for text in texts):
             first.setdefault(tuple(" ".join(text.casefold().split()) for text in texts), index)
-    return list(first.values())
-
-
-@dataclass(frozen=True)
-class _Computed:
-    """Indices of the N rows that can be chosen, the probabilities of their labels [N, C] and their vectors [N, d]."""
-
-    indices: list[int]
-    probabilities: Tensor
-    vectors: Tensor
+    indices = list(first.values())
+    if not indices:
+        return []
+    rows = [examples[index] for index in indices]
+    (readable,) = of_batches(model, rows, batch_size, lambda batch: (contains_words(model, batch),))
+    return [index for index, is_readable in zip(indices, readable.tolist(), strict=True) if is_readable]
 
 
 @torch.inference_mode()
-def _compute(
-    model: HyperAdapterModel, examples: Sequence[Example], task_id: int, indices: Sequence[int], batch_size: int
-) -> _Computed:
-    """Compute the probabilities and vectors of those rows that contain words."""
+def _head_inputs(
+    model: HyperAdapterModel, examples: Sequence[Example], indices: Sequence[int], task_id: int, batch_size: int
+) -> Tensor:
+    """Compute what the head of a task reads of some examples [M, F]; see `HyperAdapterModel.head_inputs`."""
 
-    def of_batch(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        task_ids = batch["input_ids"].new_full((len(batch["input_ids"]),), task_id)
-        output = model(**batch, task_ids=task_ids)
-        return contains_words(model, batch), output.logits.float(), output.instances
+    def of_batch(batch: dict[str, Tensor]) -> tuple[Tensor]:
+        ids = batch["input_ids"]
+        return (model.head_inputs(batch, ids.new_full((len(ids),), task_id)).float(),)
 
-    if not examples:
-        return _Computed([], torch.empty(0, 0), torch.empty(0, 0))
-    readable, logits, vectors = of_batches(model, examples, batch_size, of_batch)
-    usable = (logits.isfinite().all(dim=1) & vectors.isfinite().all(dim=1)).logical_or(~readable)
-    check_answers(model, usable, examples, [index + 1 for index in indices], "what the model computes")
-    kept = [index for index, is_readable in zip(indices, readable.tolist(), strict=True) if is_readable]
-    return _Computed(kept, logits[readable].softmax(dim=1).cpu(), vectors[readable].cpu())
+    rows = [examples[index] for index in indices]
+    (found,) = of_batches(model, rows, batch_size, of_batch)
+    numbers = [index + 1 for index in indices]
+    check_answers(model, found.isfinite().all(dim=1), rows, numbers, "the output of the adapted backbone")
+    return found.cpu()
 
 
 def _representatives(vectors: Tensor, k: int, seed: int) -> list[tuple[int, float]]:
     """Return the nearest row to each centre of k-means and the size of its cluster, with the largest cluster first.
 
-    If fewer than k vectors differ, other rows follow in their order, which represent only themselves.
+    The directions of the vectors are compared. If fewer than k of them differ, other rows follow, which represent
+    themselves.
     """
     points = normalize(vectors.double(), dim=1).numpy()
     clusters = min(k, len(np.unique(points, axis=0)))
@@ -232,13 +235,10 @@ def _representatives(vectors: Tensor, k: int, seed: int) -> list[tuple[int, floa
     for row in np.argsort(distances, kind="stable").tolist():
         nearest.setdefault(int(fitted.labels_[row]), row)
     sizes = np.bincount(fitted.labels_)
-    found = sorted(((row, float(sizes[cluster])) for cluster, row in nearest.items()), key=lambda pair: -pair[1])
-    others = set(range(len(points))) - {row for row, _ in found}
-    return found + [(row, 1.0) for row in sorted(others)[: k - len(found)]]
-
-
-def _first(scores: Tensor, rows: Tensor) -> list[tuple[int, float | None]]:
-    return list(zip(rows.tolist(), scores[rows].tolist(), strict=True))
+    found = [(row, float(sizes[cluster])) for cluster, row in nearest.items()]
+    found.sort(key=lambda pair: (-pair[1], pair[0]))
+    others = sorted(set(range(len(points))) - set(nearest.values()))
+    return found + [(row, 1.0) for row in others[: k - len(found)]]
 
 
 def _reason(task: Task, probabilities: Tensor, score: float | None, strategy: Strategy) -> str:

@@ -135,9 +135,7 @@ def read_rows(
     return readable()
 
 
-def write_records(
-    output: Path, records: Iterable[dict[str, Any]], columns: Sequence[str] | None = None
-) -> None:
+def write_records(output: Path, records: Iterable[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write records to a file, which appears when it is complete.
 
     Args:
