@@ -4,9 +4,11 @@
 
 For each suite, a model of the preset "plus" is trained on 100 rows of each task that is not held out. A held-out task
 then starts with two random rows of each label. In each round, a strategy chooses eight more rows of a pool, which are
-the training rows of the task, and the task is fitted to all of its rows (`add_task`). Its accuracy is that of at most
-500 of its validation and test rows, which nothing else uses. Appends one JSON object for each task, seed, strategy and
-space of the vectors to benchmarks/results/suggest.jsonl; --tables prints the table of docs/tasks.md from this file.
+at most 1,000 training rows of the task, and its head is fitted to all of its rows so far: as a logistic regression on
+frozen features, and for some tasks with `add_task` and fit "head". The accuracy is that of at most 500 of the task's
+test and validation rows, which nothing else uses. Appends one JSON object for each task, fit, seed, strategy and space
+of k-means to benchmarks/results/suggest.jsonl; --tables prints the table of docs/tasks.md from this file
+and draws docs/images/suggest.svg (extra `plot`).
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from hyperadapters.inference.routing import instance_vectors, of_batches
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "suggest.jsonl"
+FIGURE = HERE.parent / "docs" / "images" / "suggest.svg"
 HELD_OUT: dict[Suite, tuple[str, ...]] = {
     "hwu64": ("general", "iot", "qa", "play", "transport", "email"),
     "tweeteval": ("emotion", "irony", "stance_abortion"),
@@ -48,6 +51,7 @@ FITTED_WITH_ADD_TASK = ("general", "iot", "qa", "emotion", "irony")
 """Tasks with which the fit "head" is made, too, which takes longer."""
 ROWS, STEPS = 100, 150
 FIRST_PER_LABEL, ROWS_PER_ROUND, ROUNDS = 2, 8, 4
+COUNTS = [ROWS_PER_ROUND * turn for turn in range(1, ROUNDS + 1)]
 POOL_ROWS, SCORED_ROWS = 1000, 500
 ARMS: tuple[tuple[str, str | None], ...] = (
     ("random", None),
@@ -62,6 +66,8 @@ ARMS: tuple[tuple[str, str | None], ...] = (
 have "entropy", because it is worse than random rows here."""
 ARMS_OF = {"regression": ARMS, "head": tuple(ARMS[place] for place in (0, 1, 6))}
 """The same by the fit of the task: a logistic regression on frozen features, or `add_task` with fit "head"."""
+
+Array = np.ndarray[Any, Any]
 
 
 def trained(folder: Path, suite: Suite) -> HyperAdapterModel:
@@ -155,34 +161,58 @@ def _logits(head: Head, features: Tensor) -> Tensor:
     return (features @ head.weight.T + head.bias) / head.temperature
 
 
+def benefits(rows: list[dict[str, Any]], fit: str, strategy: str, space: str | None) -> list[Array]:
+    """Accuracy after each round beyond that with random rows, in points: an array [seeds, rounds] of each task."""
+    of_fit = [row for row in rows if row["fit"] == fit]
+    random_rows = {(row["task"], row["seed"]): row["accuracy"] for row in of_fit if row["strategy"] == "random"}
+    by_task: dict[str, list[Array]] = {}
+    for row in of_fit:
+        if (row["strategy"], row["space"]) == (strategy, space):
+            difference = np.array(row["accuracy"]) - np.array(random_rows[row["task"], row["seed"]])
+            by_task.setdefault(row["task"], []).append(100 * difference[1:])
+    return [np.stack(found) for found in by_task.values()]
+
+
 def tables(rows: list[dict[str, Any]]) -> str:
-    """The table of the documentation in Markdown: benefits over random rows at equal numbers of labels, in points."""
-    counts = [ROWS_PER_ROUND * turn for turn in range(1, ROUNDS + 1)]
-    lines = [
-        "| fit | strategy | k-means reads | " + " | ".join(f"+{count} rows" for count in counts) + " | mean | "
-        "standard deviation | tasks ahead |",
-        "|---" * (len(counts) + 6) + "|",
+    """The table of the documentation in Markdown, with means over the tasks."""
+    columns = [
+        *("fit", "strategy", "k-means reads"),
+        *(f"+{count} rows" for count in COUNTS),
+        *("mean", "standard deviation", "tasks ahead"),
     ]
-    curves = {
-        (row["fit"], row["task"], row["seed"], row["strategy"], row["space"]): 100 * np.array(row["accuracy"][1:])
-        for row in rows
-    }
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for fit, arms in ARMS_OF.items():
-        for arm in arms[1:]:
-            by_task: dict[str, list[Any]] = {}
-            for (of_fit, task, seed, *of_arm), curve in curves.items():
-                if (of_fit, *of_arm) == (fit, *arm):
-                    by_task.setdefault(task, []).append(curve - curves[fit, task, seed, "random", None])
-            if not by_task:
+        for strategy, space in arms[1:]:
+            found = benefits(rows, fit, strategy, space)
+            if not found:
                 continue
-            means = np.array([np.mean(found, axis=0) for found in by_task.values()])
-            cells = [f"{value:+.1f}" for value in (*means.mean(axis=0), means.mean())]
-            spread = np.concatenate([np.mean(found, axis=1) for found in by_task.values()]).std(ddof=1)
-            ahead = sum(value > 0 for value in means.mean(axis=1))
-            lines.append(
-                f"| {fit} | {arm[0]} | {arm[1] or ''} | {' | '.join(cells)} | {spread:.1f} | {ahead} of {len(by_task)} |"
-            )
+            means = np.stack([of_task.mean(axis=0) for of_task in found])
+            spread = np.concatenate([of_task.mean(axis=1) for of_task in found]).std(ddof=1)
+            ahead = f"{sum(means.mean(axis=1) > 0)} of {len(found)}"
+            figures = [f"{value:+.1f}" for value in (*means.mean(axis=0), means.mean())]
+            lines.append(f"| {' | '.join([fit, strategy, space or '', *figures, f'{spread:.1f}', ahead])} |")
     return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """The curves of the table for the fit "regression"."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for strategy, space in ARMS[1:]:
+        found = benefits(rows, "regression", strategy, space)
+        curve = np.mean([of_task.mean(axis=0) for of_task in found], axis=0)
+        label = strategy if space is None else f"{strategy}, {space}"
+        axes.plot(
+            [0, *COUNTS], [0, *curve], ":" if space == "instances" else "-", marker="o", markersize=4, label=label
+        )
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set(xlabel="labels added", ylabel="accuracy beyond random rows, points", xticks=[0, *COUNTS])
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, bbox_inches="tight")
 
 
 def main() -> None:
@@ -192,10 +222,14 @@ def main() -> None:
     parser.add_argument("--fits", nargs="+", choices=list(ARMS_OF), default=list(ARMS_OF))
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--tables", action="store_true", help="print the table of the results, measure nothing")
+    parser.add_argument(
+        "--tables", action="store_true", help="print the table and draw the figure of the results, measure nothing"
+    )
     arguments = parser.parse_args()
     if arguments.tables:
-        print(tables([json.loads(line) for line in arguments.output.read_text().splitlines()]))
+        rows = [json.loads(line) for line in arguments.output.read_text().splitlines()]
+        print(tables(rows))
+        draw(rows, FIGURE)
         return
     digest = code_digest()
     for suite in arguments.suites:
