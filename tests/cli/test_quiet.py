@@ -77,6 +77,7 @@ def test_commands_on_an_encoder(tmp_path: Path) -> None:
         "Not ready": ("check", recipe, "--fail-on", "never"),
         "accuracy": ("evaluate", run),
         '"answer"': ("predict", run, "--input", examples),
+        '"reason"': ("suggest", run, "--task", "mood", "--pool", examples),
         "4 examples, ": ("add-task", run, "--name", "new", "--examples", examples),
         "4 examples": ("refit-task", run, "--name", "new", "--examples", examples),
         "Renamed": ("rename-task", run, "--name", "new", "--to", "newer"),
