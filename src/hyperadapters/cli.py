@@ -361,7 +361,7 @@ def suggest(
         str | None,
         typer.Option(
             help="How rows are chosen: diverse_margin, margin, diversity or random. Default: diverse_margin, or "
-            "diversity for regression tasks."
+            "diversity for tasks of other kinds than classification."
         ),
     ] = None,
     output: Annotated[

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import make_method_model, make_model, make_plus_model, stirred, tiny_tokenizer
 
-from hyperadapters import HyperAdapterModel
+from hyperadapters import HyperAdapterModel, Task
 from hyperadapters.errors import DataError, NotFiniteError, TaskError
 from hyperadapters.fewshot.suggest import STRATEGIES, choose, suggest
 
@@ -143,10 +143,13 @@ def test_the_model_does_not_change(model: HyperAdapterModel) -> None:
 # What is refused
 
 
+@pytest.mark.parametrize(("task", "kind"), [("size", "regression"), ("topics", "multi-label")])
 @pytest.mark.parametrize("strategy", ["margin", "diverse_margin"])
-def test_a_regression_task_has_no_labels_to_be_uncertain_of(model: HyperAdapterModel, strategy: Any) -> None:
-    with pytest.raises(TaskError, match=r"task 'size' is a regression task.*use 'diversity'"):
-        suggest(model, "size", POOL, 3, strategy)
+def test_only_labels_that_exclude_each_other_have_a_margin(task: str, kind: str, strategy: Any) -> None:
+    model = make_plus_model([Task.regression("size"), Task.multi_label("topics", ["good", "red"])])
+    with pytest.raises(TaskError, match=rf"task '{task}' is a {kind} task.*use 'diversity'"):
+        suggest(model, task, POOL, 3, strategy)
+    assert len(suggest(model, task, POOL, 3)) == 3
 
 
 def test_a_backbone_that_writes_is_refused() -> None:

@@ -30,8 +30,8 @@ from hyperadapters.model.model import HyperAdapterModel
 
 Strategy = Literal["diverse_margin", "margin", "diversity", "random"]
 STRATEGIES = ("diverse_margin", "margin", "diversity", "random")
-FOR_NUMBERS = ("diversity", "random")
-"""Strategies that do not read probabilities of labels, and are therefore possible for regression tasks."""
+FOR_ALL_KINDS = ("diversity", "random")
+"""Strategies that do not read probabilities of labels, and are therefore possible for tasks of all kinds."""
 CANDIDATES = 10
 """Number of uncertain rows for each suggestion among which "diverse_margin" chooses."""
 NUM_STARTS = 4
@@ -75,8 +75,8 @@ def suggest(
         task: Name of the task.
         pool: Rows that have not been labelled yet, in any form that `inference.inputs.read_inputs` reads.
         k: Number of rows. If fewer rows can be chosen, all of them are suggested. Default: 20.
-        strategy: How rows are chosen. Default: "diverse_margin" for classification tasks and "diversity" for regression
-            tasks, for which "random" is the only other choice.
+        strategy: How rows are chosen. Default: "diverse_margin" for classification tasks and "diversity" for tasks of
+            other kinds, for which "random" is the only other choice.
 
             - "margin": rows whose two likeliest labels have almost the same probability.
             - "diversity": the nearest row to each of k centres of k-means of what the head reads, with the largest
@@ -107,7 +107,7 @@ def suggest(
     if not indices:
         raise DataError("pool: expected at least one row with words, found none; give rows with texts")
     probabilities = torch.empty(len(indices), len(definition.labels))
-    if strategy not in FOR_NUMBERS:
+    if strategy not in FOR_ALL_KINDS:
         rows = [examples[index] for index in indices]
         probabilities = torch.from_numpy(label_probabilities(model, rows, task, batch_size))
 
@@ -178,13 +178,13 @@ def _checked(model: HyperAdapterModel, task: Task, strategy: str | None) -> Stra
     if model.heads is None:
         raise TaskError("suggest: expected an encoder with task heads, found a backbone that generates text")
     if strategy is None:
-        return "diverse_margin" if task.labels else "diversity"
+        return "diverse_margin" if task.kind == "classification" else "diversity"
     if strategy not in STRATEGIES:
         raise TaskError(unknown_name("strategy", str(strategy), STRATEGIES))
-    if not task.labels and strategy not in FOR_NUMBERS:
+    if task.kind != "classification" and strategy not in FOR_ALL_KINDS:
         raise TaskError(
-            f"strategy '{strategy}': task '{task.name}' is a regression task, which has no probabilities of labels; "
-            "use 'diversity'"
+            f"strategy '{strategy}': task '{task.name}' is a {task.kind} task, and the margin is that of two labels "
+            "that exclude each other; use 'diversity'"
         )
     return strategy  # type: ignore[return-value]
 
