@@ -152,6 +152,13 @@ def test_only_labels_that_exclude_each_other_have_a_margin(task: str, kind: str,
     assert len(suggest(model, task, POOL, 3)) == 3
 
 
+def test_labels_that_do_not_exclude_each_other_are_suggested_by_diversity() -> None:
+    several = stirred(make_plus_model([Task.multi_label("topics", ["a"])]))
+    assert suggest(several, "topics", POOL, 4) == suggest(several, "topics", POOL, 4, "diversity")
+    with pytest.raises(TaskError, match=r"task 'topics' is a multi-label task.*use 'diversity'"):
+        suggest(several, "topics", POOL, 4, "margin")
+
+
 def test_a_backbone_that_writes_is_refused() -> None:
     with pytest.raises(TaskError, match="expected an encoder with task heads, found a backbone that generates text"):
         suggest(make_model("t5"), "mood", POOL, 3)
