@@ -74,7 +74,7 @@ def scores(task: Task, rows: list[Example], probabilities: Array, thresholds: Ar
 
 def both(task: Task, rows: dict[str, list[Example]], validation: Array, test: Array) -> dict[str, dict[str, float]]:
     """Metrics with thresholds of one half, and with those that are fitted to the validation rows."""
-    fitted = fit_thresholds(torch.from_numpy(validation), torch.tensor(sets(task, rows["validation"]))).numpy()
+    fitted = fit_thresholds(task, torch.from_numpy(validation), torch.tensor(sets(task, rows["validation"]))).numpy()
     half = np.full(len(task.labels), 0.5)
     return {name: scores(task, rows["test"], test, limits) for name, limits in (("half", half), ("fitted", fitted))}
 

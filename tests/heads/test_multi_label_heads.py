@@ -34,6 +34,7 @@ from hyperadapters.heads.task_heads import Head, TaskHeads, target_losses
 from hyperadapters.heads.thresholds import PRIOR_ROWS, fit_thresholds
 
 SIZE = 4
+PAIR = Task.multi_label("pair", ["a", "b"])
 TOPICS = Task.multi_label("topics", ["a", "b", "c"])
 TASKS = [Task.classification("mood", ["bad", "good"]), TOPICS, Task.regression("size"), Task.multi_label("d", ["d"])]
 LOGITS = torch.tensor([[0.5, -1.0, 2.0], [0.3, -0.2, -torch.inf], [1.5, -torch.inf, -torch.inf]])
@@ -239,7 +240,7 @@ def test_with_many_rows_the_thresholds_have_the_best_f1_of_each_label(
     values = torch.rand(50, 3, generator=generator).round(decimals=1)  # with equal ones
     sets = (torch.rand(50, 3, generator=generator) < values * torch.tensor([1.0, 0.5, 0.2])).float()
     sets[0] = 1
-    thresholds = fit_thresholds(values, sets)
+    thresholds = fit_thresholds(TOPICS, values, sets)
     for label in range(3):
         found = f1_score(sets[:, label], values[:, label] > thresholds[label], zero_division=0.0)
         assert found == pytest.approx(best_f1(values[:, label], sets[:, label]))
@@ -247,17 +248,19 @@ def test_with_many_rows_the_thresholds_have_the_best_f1_of_each_label(
 
 def test_the_fewer_rows_a_label_has_the_nearer_its_threshold_is_to_simpler_ones() -> None:
     none = torch.empty(0, 3)
-    assert fit_thresholds(none, none).tolist() == [0.5] * 3
-    assert fit_thresholds(torch.full((4, 2), 0.3), torch.zeros(4, 2)).tolist() == [0.5] * 2
+    assert fit_thresholds(TOPICS, none, none).tolist() == [0.5] * 3
+    assert fit_thresholds(PAIR, torch.full((4, 2), 0.3), torch.zeros(4, 2)).tolist() == [0.5] * 2
     # Label a is always found at 0.1, b never occurs, and no other probability is higher.
     values = torch.tensor([[0.2, 0.01], [0.2, 0.01], [0.01, 0.01], [0.01, 0.01]])
     sets = torch.tensor([[1.0, 0], [1, 0], [0, 0], [0, 0]])
     best = (0.2 + 0.01) / 2
     common = (2 * best + PRIOR_ROWS / 2) / (2 + PRIOR_ROWS)
     expected = [(2 * best + PRIOR_ROWS * common) / (2 + PRIOR_ROWS), common]
-    torch.testing.assert_close(fit_thresholds(values, sets), torch.tensor(expected))
-    repeated = fit_thresholds(values.repeat(1000, 1), sets.repeat(1000, 1))
+    torch.testing.assert_close(fit_thresholds(PAIR, values, sets), torch.tensor(expected))
+    repeated = fit_thresholds(PAIR, values.repeat(1000, 1), sets.repeat(1000, 1))
     assert repeated[0] == pytest.approx(best, abs=1e-2)
+    of_subsets = Task.multi_label("pair", ["a", "b"], metrics=["subset_accuracy"])
+    assert fit_thresholds(of_subsets, values, sets).tolist() == [0.5] * 2
 
 
 # Storage

@@ -9,6 +9,7 @@ import torch
 from helpers import PAIR_TASKS, add_new, make_model, make_plus_model, stirred, tokenizer_of
 from transformers import TextClassificationPipeline
 
+from hyperadapters.config import Task
 from hyperadapters.errors import BackboneError, DataError, HyperAdaptersError, TaskError
 from hyperadapters.model.model import HyperAdapterModel
 
@@ -59,6 +60,14 @@ def test_a_number_is_the_score_of_its_task(model: HyperAdapterModel) -> None:
     assert [entry["label"] for entry in found] == ["size"] * len(TEXTS)
     numbers = [prediction.answer for prediction in model.predict(TEXTS, task="size")]
     assert [entry["score"] for entry in found] == [pytest.approx(number, abs=1e-5, rel=1e-5) for number in numbers]
+
+
+@pytest.mark.parametrize("labels", [["a"], ["a", "b", "c"]])
+def test_labels_that_do_not_exclude_each_other_have_their_own_probabilities(labels: list[str]) -> None:
+    several = stirred(make_plus_model([Task.multi_label("topics", labels)]))
+    found = several.to_pipeline("topics", top_k=None)(TEXTS)
+    expected = several.predict(TEXTS, task="topics")
+    assert [scores(entry) for entry in found] == [pytest.approx(p.probabilities, abs=1e-5) for p in expected]
 
 
 def test_tasks_can_be_added_and_removed_meanwhile() -> None:

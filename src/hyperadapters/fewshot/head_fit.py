@@ -108,7 +108,7 @@ def _calibrated(model: HyperAdapterModel, task: Task, head: Head, left_out: Left
     known = zip(model.tasks, model.heads.temperature.tolist(), strict=True)
     others = [value for other, value in known if other.kind == task.kind and other.name != task.name]
     temperature = fit_temperature(rows, others)
-    limits = fit_thresholds((rows.logits / temperature).sigmoid(), rows.labels) if task.is_multi_label else None
+    limits = fit_thresholds(task, (rows.logits / temperature).sigmoid(), rows.labels) if task.is_multi_label else None
     return head._replace(temperature=temperature, thresholds=limits)
 
 

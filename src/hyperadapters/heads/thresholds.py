@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperadapters.config import Task
 from hyperadapters.heads.task_heads import DEFAULT_THRESHOLD
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +25,7 @@ PRIOR_ROWS = 5.0
 """Weight of the simpler estimate, as a number of rows that have the label."""
 
 
-def fit_thresholds(probabilities: Tensor, labels: Tensor) -> Tensor:
+def fit_thresholds(task: Task, probabilities: Tensor, labels: Tensor) -> Tensor:
     r"""Fit the thresholds of the labels of one task.
 
     Let :math:`t^*` be the threshold with the highest micro F1 of all labels, :math:`t_l^*` the one with the highest F1
@@ -35,15 +36,19 @@ def fit_thresholds(probabilities: Tensor, labels: Tensor) -> Tensor:
         \frac{n_l t_l^* + \lambda t}{n_l + \lambda}
         \quad \text{where} \quad t = \frac{n t^* + \lambda / 2}{n + \lambda} .
 
-    A label without rows has the common threshold, which is one half if no row has a label.
+    A label without rows has the common threshold, which is one half if no row has a label. If the first metric of the
+    task is the subset accuracy, all thresholds are one half, because those with the best F1 make it worse.
 
     Args:
+        task: A multi-label task.
         probabilities: Probabilities of N rows that the head was not fitted to, of shape [N, C]; N may be 0.
         labels: Zeros and ones of shape [N, C].
 
     Returns:
         The thresholds, of shape [C] in float32.
     """
+    if task.main_metric == "subset_accuracy":
+        return torch.full((len(task.labels),), DEFAULT_THRESHOLD, device=labels.device)
     values, is_target = probabilities.double().cpu().numpy(), labels.bool().cpu().numpy()
     common = _shrunk(values.ravel(), is_target.ravel(), DEFAULT_THRESHOLD)
     found = [_shrunk(of_label, is_own, common) for of_label, is_own in zip(values.T, is_target.T, strict=True)]

@@ -128,7 +128,7 @@ def to_pipeline(model: HyperAdapterModel, task: str, **options: Any) -> TaskPipe
 
     Args:
         model: Model on an encoder backbone.
-        task: Name of a classification or regression task.
+        task: Name of a task. Of a multi-label task, the pipeline gives probabilities and applies no thresholds.
         **options: Further arguments of `TextClassificationPipeline`, such as `top_k` and `batch_size`.
 
     Returns:

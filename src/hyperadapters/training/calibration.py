@@ -231,7 +231,7 @@ def _calibrated(task: Task, rows: LabelledLogits, temperature: float) -> _HeadCa
     """Return the calibration of one task with the given temperature."""
     logits = rows.logits / temperature
     if task.is_multi_label:
-        return _HeadCalibration(temperature, thresholds=fit_thresholds(logits.sigmoid(), rows.labels))
+        return _HeadCalibration(temperature, thresholds=fit_thresholds(task, logits.sigmoid(), rows.labels))
     likely, answers = logits.softmax(dim=1).max(dim=1)
     return _HeadCalibration(temperature, error_bounds(likely.numpy(), (answers == rows.labels).numpy()))
 
