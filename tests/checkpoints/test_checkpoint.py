@@ -91,8 +91,10 @@ def test_a_checkpoint_is_two_files_and_a_card_without_backbone_weights_or_pickle
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".safetensors"]
     with safe_open(_weights_file(tmp_path), framework="pt") as file:
         names = set(file.keys())
-    # The first is empty, and all values of the others are 1.
-    left_out = {"method.prototypes.centroids", "method.adapter_scales", "heads.temperature", "heads.error_bounds"}
+    # The first is empty, and the others have their defaults.
+    left_out = {"method.prototypes.centroids", "method.adapter_scales"} | {
+        f"heads.{name}" for name in ("temperature", "error_bounds", "thresholds")
+    }
     assert names == {name for name in model.state_dict() if not name.startswith("backbone.")} - left_out
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert config["backbone"]["fingerprint"] == model.fingerprint.bfloat16
