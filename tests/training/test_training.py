@@ -115,7 +115,10 @@ def test_train_writes_the_checkpoint_the_recipe_and_the_metrics_and_nothing_else
 
 def test_metrics_have_their_documented_shape_and_show_that_it_learned(trained: Path) -> None:
     metrics = json.loads((trained / "run" / "metrics.json").read_text())
-    assert metrics.keys() == {"tasks", "mean", "routing_accuracy", "trainable_parameters", "seconds"}
+    names = ("tasks", "calibration", "mean", "routing_accuracy", "trainable_parameters", "seconds")
+    assert metrics.keys() == set(names)
+    assert metrics["calibration"].keys() == {"colour", "mood"}
+    assert metrics["calibration"]["mood"].keys() == {"validation", "test"}
     assert metrics["tasks"].keys() == {"colour", "mood", "size"}
     assert metrics["tasks"]["size"].keys() == {"validation", "test"}
     assert metrics["tasks"]["size"]["test"].keys() == {"pearson"}
