@@ -68,7 +68,9 @@ TextColumns = Annotated[
 LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of the label. Default: it is guessed.")]
 KindOption = Annotated[
     str | None,
-    typer.Option("--kind", help="Kind: classification, regression or text-to-text. Default: it is guessed."),
+    typer.Option(
+        "--kind", help="Kind: classification, multi-label, regression or text-to-text. Default: it is guessed."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -623,6 +625,7 @@ def check(
     texts: TextColumns = None,
     label: LabelColumn = None,
     kind: KindOption = None,
+    delimiter: Delimiter = None,
     max_label_rows: Annotated[
         int,
         typer.Option(min=0, help="Maximum number of rows that are searched for label errors, which takes longest."),
@@ -641,7 +644,9 @@ def check(
     from hyperadapters.quality.writers import check_outputs, print_report, write_report
 
     check_outputs(output or [])
-    entries, settings = read_input(data, overrides or (), texts or (), label, cast(Any, kind), max_label_rows)
+    entries, settings = read_input(
+        data, overrides or (), texts or (), label, cast(Any, kind), max_label_rows, delimiter
+    )
     report = check_tasks(entries, settings)
     for path in output or ():
         write_report(report, path)
@@ -699,6 +704,7 @@ def quickstart(
     texts: TextColumns = None,
     label: LabelColumn = None,
     kind: KindOption = None,
+    delimiter: Delimiter = None,
     backbone: Annotated[
         str | None, typer.Option(help="Name of the backbone on the Hub, or its folder. Default: all-MiniLM-L6-v2.")
     ] = None,
@@ -714,7 +720,9 @@ def quickstart(
     from hyperadapters.utils.files import write_atomically
 
     check_output(output, resume=False, overwrite=overwrite)
-    planned = plan_quickstart(data, output, backbone or DEFAULT_BACKBONE, texts or (), label, cast(Any, kind))
+    planned = plan_quickstart(
+        data, output, backbone or DEFAULT_BACKBONE, texts or (), label, cast(Any, kind), delimiter
+    )
     typer.echo(planned.text)
     run = train_run(planned.recipe, output, overwrite=overwrite)
     write_atomically(output / "recipe.yaml", planned.text.encode())

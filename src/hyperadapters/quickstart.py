@@ -54,6 +54,7 @@ def plan_quickstart(
     texts: Sequence[str] = (),
     label: str | None = None,
     kind: Kind | None = None,
+    delimiter: str | None = None,
 ) -> QuickstartPlan:
     """Guess the recipe of data files.
 
@@ -64,6 +65,7 @@ def plan_quickstart(
         texts: Columns of the texts. Default: they are guessed.
         label: Column of the label. Default: it is guessed.
         kind: Kind of the tasks. Default: it is guessed.
+        delimiter: Delimiter of CSV and TSV files. Default: a comma and a tab.
 
     Returns:
         The recipe and its text.
@@ -76,20 +78,21 @@ def plan_quickstart(
     found = [(name, files) for path in paths for name, files in find_tasks(path).items()]
     check_different_names(name for name, _ in found)
     tasks = dict(found)
-    schemas = infer_schemas(tasks, texts, label, kind)
-    sizes = {name: len(read_file(files["train"])) for name, files in tasks.items()}
+    schemas = infer_schemas(tasks, texts, label, kind, delimiter=delimiter)
+    sizes = {name: len(read_file(files["train"], delimiter)) for name, files in tasks.items()}
     for name, size in sizes.items():
         if size < MIN_ROWS:
             raise DataError(f"{tasks[name]['train']}: expected at least {MIN_ROWS} rows to train on, found {size}")
-    entries = [_entry(name, files, schemas[name]) for name, files in tasks.items()]
+    entries = [_entry(name, files, schemas[name], delimiter) for name, files in tasks.items()]
     settings = _settings(backbone, sum(sizes.values()))
     values = {**settings, "tasks": [entry.model_dump(by_alias=True, exclude_unset=True) for entry in entries]}
     return QuickstartPlan(parse(Recipe, values, RecipeError), _recipe_text(settings, entries, schemas, paths, output))
 
 
-def _entry(name: str, files: TaskFiles, schema: Schema) -> TaskEntry:
+def _entry(name: str, files: TaskFiles, schema: Schema, delimiter: str | None) -> TaskEntry:
     held_out = {split: {"from": "train", "size": size} for split, size in HELD_OUT.items() if split not in files}
-    return make_entry(name, {split: path.absolute() for split, path in files.items()}, schema, held_out=held_out)
+    source = {"held_out": held_out} if delimiter is None else {"held_out": held_out, "delimiter": delimiter}
+    return make_entry(name, {split: path.absolute() for split, path in files.items()}, schema, **source)
 
 
 def _settings(backbone: str, rows: int) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def _recipe_text(
 ) -> str:
     names = " ".join(printable(shlex.quote(str(path))) for path in paths)
     lines = [
-        f"# Guessed by: hyperadapters quickstart {names}",
+        f"# Guessed by hyperadapters quickstart from {names}",
         "# What is wrong can be corrected here; the same result again, or the corrected one, has:",
         f"# hyperadapters train {printable(shlex.quote(str(output / 'recipe.yaml')))} --output NEW_FOLDER",
         yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).rstrip(),
@@ -127,7 +130,8 @@ def _recipe_text(
         if entry.source.held_out:
             lines.append(f"  # The data have no {' and no '.join(entry.source.held_out)} rows; these are held out.")
         text = yaml.safe_dump([_task_values(entry, output)], sort_keys=False, allow_unicode=True)
-        lines += [f"  {line}" for line in text.splitlines()]
+        # Only line feeds end a line of YAML here; `splitlines` would also break at U+2028 in a name.
+        lines += [f"  {line}" for line in text.rstrip("\n").split("\n")]
     return "\n".join(lines) + "\n"
 
 
@@ -168,7 +172,7 @@ def print_results(run: Run, output: Path, console: Console) -> None:
         table.add_row(escape(printable(task.name)), metric, baseline, f"{score:.4f}")
     console.print(table)
     folder = printable(shlex.quote(str(output)))
-    fields = " and ".join(f"'{field}'" for field in run.tasks[0].task.fields)
+    fields = " and ".join(f"'{field}'" for field in max((data.task.fields for data in run.tasks), key=len))
     lines = [
         f"The recipe, the checkpoint and metrics.json are in {output}/. To go on:",
         f"  hyperadapters predict {folder} --input new.csv --output answers.csv   (new.csv has {fields})",

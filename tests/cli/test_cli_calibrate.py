@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Cli, assert_refused
-from helpers import save_backbone
+from command_line import Cli, assert_refused, save_run, write_lines
 
 from hyperadapters import HyperAdapterModel, Task
 
@@ -18,15 +17,7 @@ TASKS = [Task.classification("mood", ["no", "yes"]), Task.classification("colour
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("calibrate")
-    model = HyperAdapterModel.from_backbone(
-        str(save_backbone(folder / "bert")), TASKS, adapter_dim=2, prototype_dim=4, hidden_dim=4
-    )
-    with torch.no_grad():
-        for parameter in model.heads.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    model.eval().save_pretrained(folder / "run")
-    return folder / "run"
+    return save_run(tmp_path_factory.mktemp("calibrate"), TASKS)
 
 
 @pytest.fixture
@@ -35,11 +26,6 @@ def run(saved: Path, tmp_path: Path) -> Path:
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / path.name).write_bytes(path.read_bytes())
     return tmp_path / "run"
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def rows_of(task: str, labels: tuple[str, str] | None) -> list[dict[str, Any]]:
@@ -52,7 +38,7 @@ def rows_of(task: str, labels: tuple[str, str] | None) -> list[dict[str, Any]]:
 def test_calibrate_changes_thresholds_temperatures_and_bounds_of_the_run(cli: Cli, run: Path, tmp_path: Path) -> None:
     before = HyperAdapterModel.from_pretrained(run)
     rows = [*rows_of("mood", ("no", "yes")), *rows_of("colour", None)]
-    result = cli("calibrate", run, "--inputs", write(tmp_path / "rows.jsonl", rows))
+    result = cli("calibrate", run, "--inputs", write_lines(tmp_path / "rows.jsonl", rows))
     assert result.code == 0, result.err
     assert "declined at most" in result.out
     assert "of the rows are declined" in result.out
@@ -65,8 +51,8 @@ def test_calibrate_changes_thresholds_temperatures_and_bounds_of_the_run(cli: Cl
 
 
 def test_foreign_inputs_and_one_task_for_all_rows(cli: Cli, run: Path, tmp_path: Path) -> None:
-    rows = write(tmp_path / "rows.jsonl", [{"text": row["text"]} for row in rows_of("mood", None)])
-    foreign = write(tmp_path / "foreign.jsonl", [{"text": f"zebra w{i}"} for i in range(20)])
+    rows = write_lines(tmp_path / "rows.jsonl", [{"text": row["text"]} for row in rows_of("mood", None)])
+    foreign = write_lines(tmp_path / "foreign.jsonl", [{"text": f"zebra w{i}"} for i in range(20)])
     options = ("--task", "mood", "--foreign", foreign, "--false-accept-rate", 0.1)
     result = cli("calibrate", run, "--inputs", rows, *options)
     assert result.code == 0, result.err
@@ -74,7 +60,7 @@ def test_foreign_inputs_and_one_task_for_all_rows(cli: Cli, run: Path, tmp_path:
 
 
 def test_max_error_leaves_out_answers(cli: Cli, run: Path, tmp_path: Path) -> None:
-    texts = write(tmp_path / "texts.jsonl", [{"text": "w1 w2", "task": "mood"}])
+    texts = write_lines(tmp_path / "texts.jsonl", [{"text": "w1 w2", "task": "mood"}])
     answered = [json.loads(cli("predict", run, "--input", texts, *more).out) for more in ((), ("--max-error", 0.2))]
     assert [row["task"] for row in answered] == ["mood", "mood"]
     assert answered[0]["answer"] in ("no", "yes")
@@ -97,5 +83,5 @@ def test_what_cannot_be_calibrated_leaves_the_run_as_it_is(
     cli: Cli, run: Path, tmp_path: Path, rows: list[dict[str, Any]], options: tuple[Any, ...], message: str
 ) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    assert_refused(cli("calibrate", run, "--inputs", write(tmp_path / "rows.jsonl", rows), *options), message)
+    assert_refused(cli("calibrate", run, "--inputs", write_lines(tmp_path / "rows.jsonl", rows), *options), message)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before

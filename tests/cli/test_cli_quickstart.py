@@ -111,6 +111,20 @@ def test_the_written_recipe_is_the_one_that_is_trained(tmp_path: Path, bert_fold
     assert yaml.safe_load(planned.text)["tasks"][0]["source"]["path"]["train"] == "../../da ta/it's: #1.csv"
 
 
+def test_names_with_line_separators_and_another_delimiter_stay_what_they_are(tmp_path: Path, bert_folder: Path) -> None:
+    data = tmp_path / "data\u2028s" / "mood.csv"
+    data.parent.mkdir()
+    data.write_text("te\u2028xt;label\n" + "".join(f"{text};{label}\n" for text, label in moods()))
+    output = tmp_path / "runs" / "mood"
+    planned = plan_quickstart([data], output, str(bert_folder), texts=["te\u2028xt"], delimiter=";")
+    output.mkdir(parents=True)
+    (output / "recipe.yaml").write_text(planned.text)
+    source = load_recipe(output / "recipe.yaml").tasks[0].source
+    assert (source.columns, source.delimiter) == ({"text": "te\u2028xt"}, ";")
+    assert isinstance(source.path, dict)
+    assert Path(source.path["train"]).resolve() == data.resolve()
+
+
 def test_guesses_can_be_overridden(tmp_path: Path, bert_folder: Path) -> None:
     rows = [(text, other, n % 5) for n, (text, other) in enumerate(zip(texts(40), texts(40, 1), strict=True))]
     data = write_csv(tmp_path / "stars.csv", ("text", "note", "stars"), rows)
@@ -124,7 +138,7 @@ def test_guesses_can_be_overridden(tmp_path: Path, bert_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.csv", "a,b,label\n" + "some words here,other words there,yes\n" * 3, [], "could be the text"),
+        ("a.csv", "a,b,label\n" + "some words here,other words there,yes\n" * 3, [], "no column looks like the text"),
         ("a.csv", "text,label\n" + "some words here,yes\nmore words here,no\n" * 5, [], "expected at least 20 rows"),
         ("a.csv", "text,label\n", [], "expected at least one row"),
         ("a.csv", "text,label\nx y z,yes,1\n" * 30, [], "a.csv, line 2: expected 2 cells"),

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from command_line import Cli, assert_refused
-from helpers import save_backbone
+from command_line import Cli, assert_refused, save_run, write_lines
 
 from hyperadapters import HyperAdapterModel, Task
 from hyperadapters.fewshot.suggest import suggest
@@ -21,24 +19,12 @@ POOL = [{"text": f"w{i} w{3 * i % 17}", "id": f"row-{i}", "note": {"place": i}} 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("suggest")
-    sizes = {"adapter_dim": 2, "prototype_dim": 4, "hidden_dim": 4}
-    model = HyperAdapterModel.from_backbone(str(save_backbone(folder / "bert")), TASKS, **sizes)
-    with torch.no_grad():
-        for parameter in model.heads.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    model.eval().save_pretrained(folder / "run")
-    return folder / "run"
+    return save_run(tmp_path_factory.mktemp("suggest"), TASKS)
 
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    return write(tmp_path / "pool.jsonl", POOL)
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_lines(tmp_path / "pool.jsonl", POOL)
 
 
 @pytest.mark.parametrize("strategy", ["margin", "diversity"])
@@ -108,7 +94,7 @@ def test_a_pool_that_cannot_be_used_is_named(
     cli: Cli, run: Path, tmp_path: Path, row: dict[str, Any], message: str
 ) -> None:
     output = tmp_path / "next.csv"
-    pool = write(tmp_path / "pool.jsonl", [row])
+    pool = write_lines(tmp_path / "pool.jsonl", [row])
     assert_refused(cli("suggest", run, "--task", "mood", "--pool", pool, "--output", output), message)
     assert not output.exists()
 

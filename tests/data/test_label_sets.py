@@ -201,6 +201,12 @@ def test_metrics_are_those_of_scikit_learn() -> None:
     # a: tp 1, fp 1, fn 1; b: tp 1, fn 1; c occurs nowhere and does not count.
     assert found["macro_f1"] == pytest.approx((2 / 4 + 2 / 3) / 2)
     assert found["subset_accuracy"] == pytest.approx(1 / 4)
+    one = Task.multi_label("one", ["a"], metrics=TASK.metrics)
+    targets = [(0,), (), (), ()]
+    assert score(one, targets, [()] * 4) == {"micro_f1": 0.0, "macro_f1": 0.0, "subset_accuracy": 0.75}
+    assert score(one, targets, [(0,), (0,), (), ()]) == pytest.approx(
+        {"micro_f1": 2 / 3, "macro_f1": 2 / 3, "subset_accuracy": 0.75}
+    )
     assert score(TASK, [()], [()]) == {"micro_f1": 0.0, "macro_f1": 0.0, "subset_accuracy": 1.0}
     assert score(TASK, [()], [None])["subset_accuracy"] == 0.0
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from hyperadapters.config import TaskEntry, parse
 from hyperadapters.errors import DataError, RecipeError
 from hyperadapters.quality.check import CheckSettings, check_tasks, read_input
-from hyperadapters.quality.findings import Finding, QualityReport, excerpt
+from hyperadapters.quality.findings import MAX_EXAMPLES, Finding, QualityReport, excerpt
 from hyperadapters.quality.languages import LanguageIdentifier
 from hyperadapters.quality.writers import as_html, as_json, print_report
 
@@ -151,6 +151,25 @@ def test_one_label_rare_and_dominant_and_similar_labels_are_found(tmp_path: Path
     assert severities == {"rare_label": "warning", "dominant_label": "warning", "similar_labels": "warning"}
 
 
+def test_labels_of_multi_label_tasks_are_counted_one_by_one(tmp_path: Path, backbone: str) -> None:
+    train = [{"text": text, "label": ["good", "long"][: 1 + n % 2]} for n, text in enumerate(ENGLISH)]
+    test = [{"text": "w1 w2", "label": ["good", "neutral"]}, {"text": "w3 w4", "label": []}]
+    report = check(backbone, task(tmp_path, kind="multi-label", train=train, test=test))
+    assert found(report, "unseen_label").message == "1 label without a training row: neutral."
+    assert report.tasks[0].labels == {"good": len(ENGLISH), "long": len(ENGLISH) // 2}
+    none = check(backbone, task(tmp_path, kind="multi-label", train=[{"text": "w1 w2", "label": []}]))
+    assert found(none, "one_label").message == "No row has a label."
+    joined = [{"text": "w1 w2", "label": ["a;b"]}, *train]
+    unreadable = found(check(backbone, task(tmp_path, kind="multi-label", train=joined)), "unreadable")
+    assert "found ';' in the label 'a;b'" in unreadable.message
+
+
+def test_each_finding_has_a_limited_number_of_examples(tmp_path: Path, backbone: str) -> None:
+    test = [{"text": f"w{n}", "label": f"new {n // 10}"} for n in range(2 * MAX_EXAMPLES)]
+    unseen = found(check(backbone, task(tmp_path, train=clean("train"), test=test)), "unseen_label")
+    assert len(unseen.examples) == MAX_EXAMPLES
+
+
 def test_unreadable_rows_are_as_grave_as_the_training_takes_them(tmp_path: Path, backbone: str) -> None:
     entry = task(tmp_path, train=[*clean("train"), '{"text": 5, "label": "good"}', "no json"])
     for on_bad_row, severity in (("error", "error"), ("skip", "warning")):
@@ -254,7 +273,7 @@ tasks: [{{name: mood, source: {{path: mood-train.jsonl, held_out: {{test: {{size
     entries, settings = read_input(tmp_path / "recipe.yaml", ["seed=3"])
     assert settings == CheckSettings(backbone, 33, "skip", 3)
     assert check_tasks(entries, settings).tasks[0].rows == {"train": 16, "test": 4}
-    with pytest.raises(DataError, match="--text, --label and --kind are for data files"):
+    with pytest.raises(DataError, match="--text, --label, --kind and --delimiter are for data files"):
         read_input(tmp_path / "recipe.yaml", label="label")
     with pytest.raises(RecipeError, match="--set changes settings of a recipe"):
         read_input(tmp_path / "mood-train.jsonl", ["seed=3"])

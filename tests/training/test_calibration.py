@@ -235,6 +235,7 @@ def test_a_method_without_routing_calibrates_heads_only() -> None:
     ("change", "message"),
     [
         (lambda model: model.calibrate({}), "data: expected at least one row"),
+        (lambda model: model.calibrate({"mood": [{"text": " "}]}), "expected rows that contain words"),
         (lambda model: model.calibrate(DATA, FOREIGN), "expected both or neither"),
         (lambda model: model.calibrate(DATA, false_accept_rate=0.1), "expected both or neither"),
         (lambda model: model.calibrate(DATA, FOREIGN[:18], false_accept_rate=0.05), "give 19 or more"),

@@ -201,7 +201,13 @@ def read_labels(row: Row) -> tuple[str, ...]:
     Raises:
         DataError: If the labels are missing or one of them is invalid.
     """
-    return tuple(_label_name(row, value) for value in _written_labels(row, _cell(row, "label")))
+    labels = tuple(_label_name(row, value) for value in _written_labels(row, _cell(row, "label")))
+    if joined := [label for label in labels if LABEL_SEPARATOR in label]:
+        raise DataError(
+            f"{row.place}: found '{LABEL_SEPARATOR}' in the label '{joined[0]}' of a list; it separates labels in "
+            "cells, so rename the label"
+        )
+    return labels
 
 
 def _written_labels(row: Row, value: Any) -> list[Any]:

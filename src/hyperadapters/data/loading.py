@@ -177,7 +177,8 @@ def nested_order(examples: Sequence[Example], task: Task, seed: int) -> list[int
         first = _first_of_each(
             shuffled, [label_indices(task, example.target) for example in examples], MIN_ROWS_PER_LABEL
         )
-        return [*first, *(index for index in shuffled if index not in set(first))]
+        taken = set(first)
+        return [*first, *(index for index in shuffled if index not in taken)]
     counts: dict[object, int] = defaultdict(int)
     for example in examples:
         counts[example.target] += 1

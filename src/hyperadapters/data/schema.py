@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hyperadapters.config import METRICS_OF_KIND, Kind
+from hyperadapters.config import LABEL_SEPARATOR, METRICS_OF_KIND, Kind
 from hyperadapters.data.rows import is_absent, plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, TaskError, shown, unknown_name
@@ -100,11 +101,14 @@ def infer_schema(
         raise DataError(f"{place}: expected at least one row, found none")
     names = dict.fromkeys(str(name) for row in rows for name in row.values)
     columns = {name: _Column.of(name, [row.values.get(name) for row in rows]) for name in names}
-    for name in (*texts, *([] if label is None else [label])):
+    given = [*texts, *([] if label is None else [label])]
+    for name in given:
         if name not in columns:
             raise DataError(f"{place}: {unknown_name('column', name, columns)}")
     if len(texts) > 2:
         raise DataError(f"{place}: expected one or two columns of texts, found {', '.join(texts)}")
+    if len(set(given)) < len(given):
+        raise DataError(f"{place}: a column is given twice: {', '.join(given)}; name each column once")
     reasons = dict.fromkeys(("texts", "label", "kind"), "it was given")
     found = tuple(texts)
     if not found:
@@ -131,6 +135,7 @@ class _Column:
         numeric: Whether all values are numbers.
         whole: Whether all values are whole numbers.
         lists: Whether all values are lists.
+        joined: Whether some values are several labels with `LABEL_SEPARATOR` between them, which also occur elsewhere.
     """
 
     name: str
@@ -140,6 +145,7 @@ class _Column:
     numeric: bool
     whole: bool
     lists: bool
+    joined: bool
 
     @classmethod
     def of(cls, name: str, cells: Sequence[object]) -> _Column:
@@ -153,7 +159,7 @@ class _Column:
         is_whole = is_numeric and all(number is not None and number.is_integer() for number in numbers)
         distinct = len({value if isinstance(value, str) else shown(value) for value in values})
         has_lists = bool(values) and all(isinstance(value, list) for value in values)
-        return cls(name, len(values), distinct, words, is_numeric, is_whole, has_lists)
+        return cls(name, len(values), distinct, words, is_numeric, is_whole, has_lists, _are_joined(texts))
 
     @property
     def holds_strings(self) -> bool:
@@ -166,7 +172,14 @@ class _Column:
     @property
     def looks_like_label(self) -> bool:
         is_fraction = self.numeric and not self.whole
-        return self.distinct >= 2 and (is_fraction or self.lists or 2 * self.distinct <= self.filled)
+        return self.distinct >= 2 and (is_fraction or self.lists or self.joined or 2 * self.distinct <= self.filled)
+
+
+def _are_joined(texts: Sequence[str]) -> bool:
+    parts = [[part.strip() for part in text.split(LABEL_SEPARATOR) if part.strip()] for text in texts]
+    counts = Counter(part for of_text in parts for part in of_text)
+    several = [of_text for of_text in parts if len(of_text) > 1]
+    return bool(several) and all(counts[part] > 1 for of_text in several for part in of_text)
 
 
 def _number(value: Any) -> float | None:
@@ -195,26 +208,37 @@ def _choose_texts(columns: Sequence[_Column], place: str) -> tuple[tuple[str, ..
 
 
 def _choose_label(columns: Sequence[_Column], place: str) -> tuple[str, str]:
-    usable = {column.name.casefold(): column.name for column in columns if column.distinct >= 2}
-    for name in LABELS:
-        if name in usable:
-            return usable[name], f"'{usable[name]}' is a usual name of the column of the label"
+    if (named := _usual_label(columns, distinct=2)) is not None:
+        return named
     found = [column.name for column in columns if column.looks_like_label]
     if len(found) == 1:
         return found[0], "it is the only other column whose values are repeated, or are numbers"
+    if not found and (named := _usual_label(columns, distinct=1)) is not None:
+        return named
     raise DataError(_ambiguous("label", found, columns, place, "name it with --label COLUMN"))
+
+
+def _usual_label(columns: Sequence[_Column], distinct: int) -> tuple[str, str] | None:
+    """Return the first column with a usual name and at least so many different values."""
+    usable = {column.name.casefold(): column.name for column in columns if column.distinct >= distinct}
+    for name in LABELS:
+        if name in usable:
+            return usable[name], f"'{usable[name]}' is a usual name of the column of the label"
+    return None
 
 
 def _ambiguous(what: str, found: Sequence[str], columns: Sequence[_Column], place: str, advice: str) -> str:
     known = ", ".join(column.name for column in columns) or "none"
     if not found:
-        return f"{place}: no column could be the {what}; columns that could be chosen: {known}; {advice}"
+        return f"{place}: no column looks like the {what}; the columns are: {known}; {advice}"
     return f"{place}: several columns could be the {what}: {', '.join(found)}; {advice}"
 
 
 def _choose_kind(label: _Column, place: str) -> tuple[Kind, str]:
     if label.lists:
         return "multi-label", f"the values of '{label.name}' are lists"
+    if label.joined:
+        return "multi-label", f"'{label.name}' has values with several labels, separated by '{LABEL_SEPARATOR}'"
     if label.numeric and not label.whole:
         return "regression", f"the values of '{label.name}' are numbers with fractions"
     if label.numeric and label.name.casefold() in SCALES:

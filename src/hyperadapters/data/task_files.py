@@ -80,6 +80,7 @@ def infer_schemas(
     label: str | None = None,
     kind: Kind | None = None,
     on_bad_row: OnBadRow = "error",
+    delimiter: str | None = None,
 ) -> dict[str, Schema]:
     """Guess the columns and the kind of each task from its training rows.
 
@@ -89,6 +90,7 @@ def infer_schemas(
         label: Column of the label. Default: it is guessed.
         kind: Kind of the tasks. Default: it is guessed.
         on_bad_row: What is done with a row that cannot be read: "error" (default) or "skip".
+        delimiter: Delimiter of CSV and TSV files. Default: a comma and a tab.
 
     Returns:
         The schema of each task by its name.
@@ -99,7 +101,7 @@ def infer_schemas(
     """
     return {
         name: infer_schema(
-            read_file(files["train"], bad_rows=BadRows(on_bad_row)), str(files["train"]), texts, label, kind
+            read_file(files["train"], delimiter, BadRows(on_bad_row)), str(files["train"]), texts, label, kind
         )
         for name, files in tasks.items()
     }

@@ -63,6 +63,7 @@ def read_input(
     label: str | None = None,
     kind: Kind | None = None,
     max_label_rows: int = MAX_LABEL_ROWS,
+    delimiter: str | None = None,
 ) -> tuple[list[TaskEntry], CheckSettings]:
     """Read what is to be checked: a recipe, a data file, or a folder of data files.
 
@@ -73,6 +74,7 @@ def read_input(
         label: Column of the label of data files. Default: it is guessed.
         kind: Kind of the tasks of data files. Default: it is guessed.
         max_label_rows: Maximum number of rows that are searched for label errors.
+        delimiter: Delimiter of CSV and TSV files. Default: a comma and a tab.
 
     Returns:
         The tasks with their sources, and the settings of the check.
@@ -83,15 +85,16 @@ def read_input(
         TaskError: If the kind is unknown.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
-        if texts or label is not None or kind is not None:
-            raise DataError("--text, --label and --kind are for data files; set columns and kind in the recipe")
+        if texts or any(option is not None for option in (label, kind, delimiter)):
+            raise DataError("--text, --label, --kind and --delimiter are for data files; set them in the recipe")
         recipe = load_recipe(path, tuple(overrides))
         return list(recipe.tasks), CheckSettings.of(recipe, max_label_rows)
     if overrides:
         raise RecipeError(f"--set changes settings of a recipe, and {path} is none; remove it, or check a recipe")
     found = find_tasks(path)
-    schemas = infer_schemas(found, texts, label, kind, on_bad_row="skip")
-    entries = [make_entry(name, files, schemas[name]) for name, files in found.items()]
+    schemas = infer_schemas(found, texts, label, kind, "skip", delimiter)
+    source = {} if delimiter is None else {"delimiter": delimiter}
+    entries = [make_entry(name, files, schemas[name], **source) for name, files in found.items()]
     return entries, CheckSettings(max_label_rows=max_label_rows)
 
 
@@ -121,7 +124,7 @@ def check_tasks(entries: Sequence[TaskEntry], settings: CheckSettings | None = N
     findings, summaries = [], []
     for data in tasks:
         lengths, truncated = check_lengths(data, tokenizer, settings.max_length)
-        labels = label_counts(data) if data.task.kind == "classification" else {}
+        labels = label_counts(data) if data.task.is_labelled else {}
         rows = {split: len(found) for split, found in data.splits.items()}
         summaries.append(TaskSummary(data.task.name, data.task.kind, rows, labels, lengths))
         findings += [*check_rows(data, settings.on_bad_row), *check_labels(data), *truncated]
@@ -138,7 +141,7 @@ def _label_errors(tasks: Sequence[CheckedTask], settings: CheckSettings) -> tupl
     notes = [
         f"{data.task.name}: label errors are only searched in classification tasks."
         for data in tasks
-        if data not in chosen
+        if data.task.kind != "classification"
     ]
     if not chosen or not settings.max_label_rows:
         return [], notes

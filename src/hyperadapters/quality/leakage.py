@@ -137,7 +137,7 @@ def _in_splits(
             if other < group
         ]
         if almost:
-            count = len({group for group, _ in pairs})
+            count = sum(len(found[group]) for group in {group for group, _ in pairs})
             yield Finding(
                 "near_duplicates",
                 "info",

@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Literal
 
+from hyperadapters.config import LABEL_SEPARATOR, Task
 from hyperadapters.data.examples import similar_labels
-from hyperadapters.quality.findings import CheckedRow, Finding, RowExample, counted, row_examples
+from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, RowExample, counted, row_examples
 from hyperadapters.quality.rows import CheckedTask
 from hyperadapters.utils.texts import printable
 
@@ -62,7 +63,7 @@ def check_rows(data: CheckedTask, on_bad_row: Literal["error", "skip"]) -> Itera
 
 
 def check_labels(data: CheckedTask) -> Iterator[Finding]:
-    """Check the labels of a classification task: missing, rare, dominant and almost equal ones.
+    """Check the labels of a classification or multi-label task: missing, rare, dominant and almost equal ones.
 
     Args:
         data: The task with its rows. There are no findings for other tasks.
@@ -70,7 +71,7 @@ def check_labels(data: CheckedTask) -> Iterator[Finding]:
     Yields:
         The findings.
     """
-    if data.task.kind != "classification":
+    if not data.task.is_labelled:
         return
     counts = label_counts(data)
     yield from _unseen(data, counts)
@@ -85,8 +86,8 @@ def check_labels(data: CheckedTask) -> Iterator[Finding]:
             f"{counted(len(rare), 'label')} with fewer than {FEW_ROWS} training rows: {_listed(shown)}.",
             "Add examples of them, or merge them with a similar label.",
         )
-    total = sum(counts.values())
-    label, most = max(counts.items(), key=lambda item: item[1])
+    total = len(data.splits["train"])
+    label, most = max(counts.items(), key=lambda item: item[1], default=("", 0))
     if most >= DOMINANT * total and len(counts) > 1:
         yield Finding(
             "dominant_label",
@@ -112,20 +113,28 @@ def label_counts(data: CheckedTask) -> dict[str, int]:
     """Return the number of training rows of each label that is declared or occurs in the training rows.
 
     Args:
-        data: A classification task with its rows.
+        data: A classification or multi-label task with its rows.
     """
-    found = Counter(str(row.target) for row in data.splits["train"])
+    found = Counter(label for row in data.splits["train"] for label in _labels_of(row, data.task))
     return {label: found[label] for label in data.task.labels or sorted(found)}
+
+
+def _labels_of(row: CheckedRow, task: Task) -> list[str]:
+    """Return the labels of a row, of which a multi-label task may have any number."""
+    target = str(row.target)
+    return [label for label in target.split(LABEL_SEPARATOR) if label] if task.is_multi_label else [target]
 
 
 def _unseen(data: CheckedTask, counts: dict[str, int]) -> Iterator[Finding]:
     """Find labels that the training rows lack, with which the training is refused."""
     rows: dict[str, list[CheckedRow]] = defaultdict(list)
     for row in data.rows:
-        if not counts.get(str(row.target)):
-            rows[str(row.target)].append(row)
+        for label in _labels_of(row, data.task):
+            if not counts.get(label):
+                rows[label].append(row)
     missing = sorted({label for label, count in counts.items() if not count} | set(rows))
     if missing:
+        examples = [RowExample.of(row, f"label {printable(label)}") for label in missing for row in rows[label][:10]]
         yield Finding(
             "unseen_label",
             "error",
@@ -133,15 +142,15 @@ def _unseen(data: CheckedTask, counts: dict[str, int]) -> Iterator[Finding]:
             len(missing),
             f"{counted(len(missing), 'label')} without a training row: {_listed(missing)}.",
             "Add training rows for them, or remove them from the labels and the other splits.",
-            tuple(RowExample.of(row, f"label {printable(label)}") for label in missing for row in rows[label][:10]),
+            tuple(examples[:MAX_EXAMPLES]),
         )
-    if len(counts) < 2:
+    if len(counts) < (1 if data.task.is_multi_label else 2):
         yield Finding(
             "one_label",
             "error",
             data.task.name,
             len(counts),
-            f"The training rows have only the label {_listed(list(counts))}.",
+            f"The training rows have only the label {_listed(list(counts))}." if counts else "No row has a label.",
             "Add rows of at least one other label, or name the right column of the label.",
         )
 

@@ -253,6 +253,8 @@ def _add_routes(app: FastAPI) -> None:
         """Add a task from labelled examples."""
         if body.name in services.served.snapshot.versions:
             raise HTTPException(409, f"task '{body.name}' exists; choose another name, or use PUT to fit it again")
+        if body.kind != "multi-label" and any(isinstance(row.label, list) for row in body.examples):
+            raise DataError("examples: a list of labels is only for tasks of the kind multi-label; give one label")
         labels = {*(body.labels or ()), *(row.label for row in body.examples if not isinstance(row.label, list))}
         if body.kind == "classification" and len(labels) < 2:
             raise DataError("examples: expected examples of at least two labels, found one; add some of another label")

@@ -103,7 +103,7 @@ def calibrate_model(
 
     Raises:
         DataError: If a row or a rate is invalid, there are no rows, only one of `foreign` and `false_accept_rate` is
-            given, or there are fewer than 1 / `false_accept_rate` - 1 foreign inputs.
+            given, no row contains words, or there are fewer than 1 / `false_accept_rate` - 1 foreign inputs.
         TaskError: If a task is unknown, or foreign inputs are given and the method of the model cannot route.
         NotFiniteError: If the model computes values that are not finite numbers.
     """
@@ -257,6 +257,8 @@ class _Routing:
     ) -> _Routing:
         """Compute the thresholds."""
         known = _readable_similarities(model, examples, batch_size)
+        if not len(known):
+            raise DataError("data: expected rows that contain words, found none")
         thresholds, bounds = model.pha.thresholds.clone(), dict[int, float]()
         for task_id, (threshold, bound) in enumerate(conformal_thresholds(known, false_decline_rate)):
             if math.isfinite(threshold):

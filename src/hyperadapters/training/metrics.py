@@ -67,7 +67,7 @@ def _multi_label(
 ) -> float:
     if name == "subset_accuracy":
         return float(np.mean([target == answer for target, answer in zip(targets, answers, strict=True)]))
-    size = len(task.labels)
+    size = len(task.labels) + 1  # scikit-learn would read a matrix with one column as two classes
     wanted, found = (np.array([multi_hot(row or (), size) for row in rows]) for rows in (targets, answers))
     if name == "micro_f1":
         return float(sk.f1_score(wanted, found, average="micro", zero_division=0.0))
