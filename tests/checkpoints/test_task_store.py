@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_same, lived_in, make_batch, make_model, tiny_tokenizer
 
 from hyperadapters.checkpoints import task_store, task_store_files
 from hyperadapters.checkpoints.task_store import TaskStore
+from hyperadapters.checkpoints.task_store_files import TASK
 from hyperadapters.config import Task
 from hyperadapters.errors import CheckpointError, OutputError, TaskError
 from hyperadapters.model.model import HyperAdapterModel
@@ -312,6 +314,25 @@ def test_every_flipped_byte_is_noticed_and_its_file_named(name: str, tmp_path: P
             TaskStore.open(tmp_path / "store").states(range(3), model)
     path.write_bytes(content)
     assert len(list(TaskStore.open(tmp_path / "store"))) == 3
+
+
+def test_a_removed_task_with_impossible_vectors_is_damage(tmp_path: Path) -> None:
+    store = _store(tmp_path / "store", make_model("bert"))
+    store.remove(["mood"])
+    path = tmp_path / "store" / "tasks.bin"
+    tasks = np.frombuffer(path.read_bytes(), TASK).copy()
+    tasks["num_keys"] = 2**31
+    path.write_bytes(tasks.tobytes())
+    with pytest.raises(CheckpointError, match=r"tasks\.bin.*a removed task has vectors that do not exist"):
+        TaskStore.open(tmp_path / "store")
+
+
+def test_a_single_text_is_no_list_of_names(tmp_path: Path) -> None:
+    model = make_model("bert")
+    store = TaskStore.create(tmp_path / "store", model)
+    for change in (store.remove, lambda names: store.append(model, names), lambda names: store.load(model, names)):
+        with pytest.raises(TaskError, match="names: expected a list of names of tasks, found the text 'mood'"):
+            change("mood")
 
 
 def test_a_link_out_of_the_folder_is_neither_read_nor_written(tmp_path: Path) -> None:

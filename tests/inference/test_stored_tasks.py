@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import PAIR_TASKS, lived_in, make_plus_model, rows_of, stirred
@@ -13,9 +14,10 @@ from tolerance import rounding
 
 from hyperadapters.checkpoints import task_store
 from hyperadapters.checkpoints.task_store import TaskStore
+from hyperadapters.checkpoints.task_store_files import OWNER
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example
-from hyperadapters.errors import DataError, NotFiniteError, TaskError
+from hyperadapters.errors import CheckpointError, DataError, NotFiniteError, TaskError
 from hyperadapters.inference.predict_files import predict_file
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.inference.routing import RoutingResult, calibrate
@@ -109,6 +111,25 @@ def test_removed_tasks_are_not_routed_to(kind: str, tmp_path: Path) -> None:
     store.remove(gone)
     for found, other in zip(route(model, store, TEXTS), model.route(TEXTS), strict=True):
         _assert_same_routing(found, other)
+
+
+@pytest.mark.parametrize("owner", [1, 2**31])
+def test_a_vector_of_another_task_is_damage(owner: int, tmp_path: Path) -> None:
+    model = _by_prototypes()
+    store = _store(tmp_path / "store", model)
+    path = tmp_path / "store" / "owners.bin"
+    owners = np.frombuffer(path.read_bytes(), OWNER).copy()
+    owners["task"] = np.where(owners["task"] == 1, 0, owner)
+    path.write_bytes(owners.tobytes())
+    with pytest.raises(CheckpointError, match=r"owners\.bin.*a vector belongs to (another task|a task that does not)"):
+        route(model, TaskStore.open(tmp_path / "store"), TEXTS)
+    assert len(store) == len(model.tasks)
+
+
+def test_a_predictor_with_a_store_has_no_other_route(tmp_path: Path) -> None:
+    model = _by_prototypes()
+    with pytest.raises(DataError, match="route: a predictor with a task store always uses the nearest task"):
+        StorePredictor(model, _store(tmp_path / "store", model), route="soft")
 
 
 def test_more_candidates_are_those_of_all_tasks_in_order(tmp_path: Path) -> None:

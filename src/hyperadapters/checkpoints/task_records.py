@@ -67,17 +67,17 @@ def unpack_task(record: bytes) -> Task:
         raise ValueError(str(error)) from None
 
 
-def unpack(record: bytes, model: HyperAdapterModel) -> TaskState:
+def unpack(record: bytes, task: Task, model: HyperAdapterModel) -> TaskState:
     """Return everything that belongs to a task, on the device of the model that it is for.
 
     Args:
         record: Record of the task.
+        task: Its definition, as returned by `unpack_task`.
         model: Model with the sizes that the tensors must have.
 
     Raises:
         ValueError: If it is not a record, or its tensors do not fit the model.
     """
-    task = unpack_task(record)
     try:
         tensors = safetensors.torch.load(record[_tensors_start(record) :])
     except (SafetensorError, KeyError) as error:  # KeyError: a type of numbers that torch does not have

@@ -123,12 +123,11 @@ class TaskStore:
         gone = np.unique(removed.values)
         if (gone >= config.tasks).any():
             raise damaged(removed.path, "it contains the number of a task that does not exist")
+        starts, counts = (tasks.values[name][gone].astype(np.int64) for name in ("first_key", "num_keys"))
+        if ((starts < 0) | (counts < 0) | (starts + counts > config.keys)).any() or counts.sum() > config.keys:
+            raise damaged(tasks.path, "a removed task has vectors that do not exist")
         self._tasks, self._names, self._keys, self._owners, self._records = tasks, names, keys, owners, records
         self._removed = set(gone.tolist())
-        starts, counts = (
-            tasks.values["first_key"][gone].astype(np.int64),
-            tasks.values["num_keys"][gone].astype(np.int64),
-        )
         self._removed_keys = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
         self.config = config  # last, because other threads may be reading
 
@@ -220,17 +219,18 @@ class TaskStore:
             names: Names of the tasks. Afterwards, the model has these only, in the order of the store.
 
         Raises:
-            TaskError: If a task is not in the store, or there is none.
+            TaskError: If a task is not in the store, there is none, or `names` is a single text.
             CheckpointError: If the model has other shared parts, or files are damaged.
         """
+        _check_names(names)
         with model.lock:
             self.check_model(model)
             set_states(model, self.states(sorted(set(self.known_ids(names).values())), model))
 
     def _state(self, task_id: int, model: HyperAdapterModel) -> TaskState:
-        _, record = self._checked(task_id)
+        task, record = self._checked(task_id)
         try:
-            state = unpack(record, model)
+            state = unpack(record, task, model)
         except ValueError as error:
             raise damaged(self._records.path, str(error)) from None
         if not _same(state.threshold, self.threshold(task_id)):
@@ -274,6 +274,7 @@ class TaskStore:
 
         Raises:
             TaskError: If the store has no tasks.
+            CheckpointError: If files are damaged.
         """
         if not len(self):
             raise TaskError(f"{self.folder}: the task store has no tasks to which inputs could be routed; append tasks")
@@ -283,7 +284,18 @@ class TaskStore:
         if is_pair is not None and bool(alone.any()):
             of_all = self._nearest_keys(score, num_keys, None)
             values, keys = torch.where(alone, of_all[0], values), torch.where(alone, of_all[1], keys)
-        return self._of_tasks(values, self._owners.values["task"][keys.numpy()], min(count, len(self)))
+        return self._of_tasks(values, self._owners_of(keys.numpy()), min(count, len(self)))
+
+    def _owners_of(self, keys: Array) -> Array:
+        """Return the tasks of keys, after comparing them with the keys that the tasks have."""
+        owners = self._owners.values["task"][keys]
+        if (owners >= self.config.tasks).any():
+            raise damaged(self._owners.path, "a vector belongs to a task that does not exist")
+        rows = self._tasks.values[owners]
+        offsets = keys - rows["first_key"].astype(np.int64)
+        if ((offsets < 0) | (offsets >= rows["num_keys"])).any():
+            raise damaged(self._owners.path, "a vector belongs to another task")
+        return owners
 
     def _nearest_keys(self, score: Score, count: int, is_pair: Tensor | None) -> tuple[Tensor, Tensor]:
         best: tuple[Tensor, Tensor] | None = None
@@ -331,6 +343,7 @@ class TaskStore:
             CheckpointError: If the model has other shared parts, or files are damaged.
             OutputError: If the folder cannot be written. The store has not changed then.
         """
+        _check_names(names)
         with model.lock, locked(self.folder):
             self.refresh()
             self.check_model(model)
@@ -357,6 +370,7 @@ class TaskStore:
             CheckpointError: If files are damaged.
             OutputError: If the folder cannot be written. The store has not changed then.
         """
+        _check_names(names)
         with locked(self.folder):
             self.refresh()
             removed = np.array(sorted(self.known_ids(names).values()), NUMBER)
@@ -447,6 +461,11 @@ def unknown_task(name: str, folder: Path, count: int) -> str:
         count: Number of tasks in the store.
     """
     return f"Unknown task {shown(name)}: it is none of the {count} tasks in the task store {folder}."
+
+
+def _check_names(names: Iterable[str] | None) -> None:
+    if isinstance(names, str):
+        raise TaskError(f"names: expected a list of names of tasks, found the text {shown(names)}; put it into a list")
 
 
 def _same(first: float, second: float) -> bool:

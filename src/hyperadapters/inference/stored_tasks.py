@@ -120,7 +120,7 @@ class StorePredictor(Predictor):
 
     An input names its task, or is routed to one of all tasks in the store. The tasks that a chunk of inputs needs are
     loaded into the model, where they replace those of the chunk before. The result of routing is only in the
-    predictions for inputs that were routed.
+    predictions for inputs that were routed, for which the layers below the adapters run twice.
 
     Attributes:
         store: The store.
@@ -149,8 +149,10 @@ class StorePredictor(Predictor):
 
         Raises:
             CheckpointError: If the model has other shared parts.
-            DataError: If an argument has a wrong type or is too small.
+            DataError: If an argument has a wrong type or is too small, or `route` is given.
         """
+        if "route" in options:
+            raise DataError("route: a predictor with a task store always uses the nearest task; remove it")
         super().__init__(model, batch_size, "nearest", decline, **options)
         check_int("max_tasks", max_tasks, 1)
         store.check_model(model)
@@ -166,7 +168,7 @@ class StorePredictor(Predictor):
     ) -> Iterator[Prediction]:
         """Predict the targets of inputs lazily. The arguments, result and errors are those of `Predictor`.
 
-        An `Example` among the inputs has the number of its task in the store as its `task_id`.
+        `frozen` is not used. An `Example` among the inputs has the number of its task in the store as its `task_id`.
         """
         total = len(inputs) if isinstance(inputs, Sized) else None
         values = enumerate(iterate_rows(inputs), start=1)

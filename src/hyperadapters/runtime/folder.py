@@ -32,6 +32,7 @@ ARRAYS_FILE, TOKENIZER_FILE = "tasks.safetensors", "tokenizer.json"
 FILES = (LOWER_FILE, UPPER_FILE, ARRAYS_FILE, TOKENIZER_FILE)
 MAX_JSON_BYTES = 16 * 2**20
 """Maximum size of `runtime.json`, and of the header of the arrays."""
+MAX_TOKEN_ID = 2**31
 ROUTINGS = ("densities", "prototypes")
 KINDS = ("classification", "multi-label", "regression")
 
@@ -114,6 +115,8 @@ def read_settings(folder: Path) -> tuple[Settings, Mapping[str, Any]]:
     routing = values.get("routing")
     if routing is not None and routing not in ROUTINGS:
         raise _damaged(path, f"routing: expected one of {', '.join(ROUTINGS)} or null, found {shown(routing)}")
+    if not 0 <= _field(path, values, "padding_id", int) < MAX_TOKEN_ID:
+        raise _damaged(path, f"padding_id: expected a token id, found {shown(values['padding_id'])}")
     settings = Settings(
         routing,
         _field(path, values, "separates_texts", bool),
@@ -283,7 +286,7 @@ def _read_file(path: Path, most: int) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
     if len(data) > most:
         raise _damaged(path, f"expected at most {most} bytes, found more")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hyperadapters.data.rows import by_column, is_absent, iterate_rows, plain
-from hyperadapters.errors import DataError, TaskError, shown, unknown_name
-from hyperadapters.runtime.folder import Array, RuntimeTask, Settings
+from hyperadapters.errors import CheckpointError, DataError, TaskError, shown, unknown_name
+from hyperadapters.runtime.folder import TOKENIZER_FILE, Array, RuntimeTask, Settings
 
 
 class Input(NamedTuple):
@@ -111,11 +111,18 @@ def tokenize(tokenizer: Any, inputs: Sequence[Input], settings: Settings) -> lis
 
     Returns:
         The tokens of each input.
+
+    Raises:
+        CheckpointError: If the tokenizer cannot tokenise an input, because the folder is damaged.
     """
     texts = [entry.text if entry.text_pair is None else (entry.text, entry.text_pair) for entry in inputs]
     special = set(settings.special_ids)
+    try:
+        encodings = tokenizer.encode_batch(texts)
+    except Exception as error:  # errors of tokenizers have no class of their own
+        raise CheckpointError(f"{TOKENIZER_FILE}: the tokenizer cannot tokenise an input: {error}") from None
     found = []
-    for encoding in tokenizer.encode_batch(texts):
+    for encoding in encodings:
         ids, of_texts = encoding.ids, encoding.sequence_ids
         first, second = ids, None
         if settings.separates_texts and 1 in of_texts:

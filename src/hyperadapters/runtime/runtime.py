@@ -102,9 +102,12 @@ class Runtime:
         _check_names(root / UPPER_FILE, "inputs", self._upper.inputs.keys() - adapters, UPPER_INPUTS)
         _check_names(root / LOWER_FILE, "outputs", self._lower.outputs.keys() - {"embeddings"}, ("hidden", "pooled"))
         _check_names(root / UPPER_FILE, "outputs", self._upper.outputs, ("pooled",))
-        states = self._upper.inputs["hidden"], *self._lower.outputs.values(), *self._upper.outputs.values()
-        sizes = {shape[-1] if shape else None for shape in states}
-        if len(sizes) > 1 or None in sizes:
+        # Numbers of axes: hidden states have texts, tokens and units, pooled ones have texts and units.
+        axes = [(shape, 2 if name != "hidden" else 3) for name, shape in self._lower.outputs.items()]
+        axes += [(self._upper.inputs["hidden"], 3), (self._upper.outputs["pooled"], 2)]
+        sizes = {shape[-1] if len(shape) == number else None for shape, number in axes}
+        have_tasks = all(len(self._upper.inputs[name]) > 1 for name in adapters)
+        if not have_tasks or len(sizes) > 1 or None in sizes:
             raise CheckpointError(f"{root}: expected graphs with hidden states of one size; export the model again")
         hidden_size = next(size for size in sizes if size is not None)
         num_states = 2 if "embeddings" in self._lower.outputs else 1
@@ -249,6 +252,8 @@ class _Graph:
     def __init__(self, root: Path, name: str, files: Mapping[str, Any], threads: int | None) -> None:
         onnxruntime: Any = require("onnxruntime")
         data = read_checked(root, name, files)
+        if b"location" in data:  # the key with which a graph names another file that has its weights
+            raise CheckpointError(f"{root / name}: expected a graph with its weights, found one with weights elsewhere")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         # Waiting threads of one graph would take the cores from the other.
@@ -259,14 +264,18 @@ class _Graph:
         except Exception as error:  # onnxruntime's own errors have no common class
             raise CheckpointError(f"{root / name}: onnxruntime cannot load the graph: {error}") from None
         self._path = root / name
+        if any(value.type != "tensor(float)" for value in self._session.get_outputs()):
+            raise CheckpointError(f"{root / name}: expected outputs in float32; export the model again")
         self.inputs, self.outputs = _shapes(self._session.get_inputs()), _shapes(self._session.get_outputs())
 
     def __call__(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph."""
+        """Run the graph. Each output has a row for each row of the inputs that have one for each sequence."""
         try:
             found = self._session.run(list(self.outputs), dict(values))
         except Exception as error:  # as above
             raise CheckpointError(f"{self._path}: onnxruntime cannot run the graph: {error}") from None
+        if {len(output) for output in found} != {len(values["attention_mask"])}:
+            raise CheckpointError(f"{self._path}: expected outputs with a row for each text; export the model again")
         return dict(zip(self.outputs, found, strict=True))
 
 
