@@ -71,7 +71,7 @@ def test_data_files_are_checked_without_a_recipe(cli: Cli, tmp_path: Path) -> No
         (["--fail-on", "warnings"], ["--fail-on: Unknown severity 'warnings'. Did you mean 'warning'?"]),
         (["--output", "report.pdf"], ["report.pdf: expected a name ending in .html or .json"]),
         (["--set", "data.max_lenght=3"], ["unknown key. Did you mean 'max_length'?"]),
-        (["--label", "label"], ["--text, --label and --kind are for data files"]),
+        (["--label", "label"], ["--text, --label, --kind and --delimiter are for data files"]),
     ],
 )
 def test_a_wrong_call_is_refused_and_nothing_is_written(
