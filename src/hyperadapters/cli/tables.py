@@ -1,0 +1,104 @@
+"""What commands print about their results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hyperadapters.fewshot.add_task import FitReport
+    from hyperadapters.training.calibration import CalibrationReport
+    from hyperadapters.training.plan import MemoryPlan
+
+
+def print_scores(metrics: dict[str, Any]) -> None:
+    """Print the scores of each task as a table, and their mean.
+
+    Args:
+        metrics: The content of metrics.json.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    splits = list(metrics["mean"])
+    table = Table("task", "metric")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name, scores in metrics["tasks"].items():
+        for metric in next(iter(scores.values())):
+            cells = [f"{scores[split][metric]:.4f}" if split in scores else "" for split in splits]
+            table.add_row(escape(name), metric, *cells)
+    table.add_section()
+    table.add_row("mean", "", *(f"{metrics['mean'][split]:.4f}" for split in splits), style="bold")
+    console = Console()
+    console.print(table)
+    if metrics["routing_accuracy"] is not None:
+        console.print(f"routing accuracy {metrics['routing_accuracy']:.4f}")
+
+
+def print_calibration(report: CalibrationReport) -> None:
+    """Print thresholds and temperatures of each task.
+
+    Args:
+        report: What a calibration found.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("task")
+    for title in ("rows", "threshold", "declined at most", "temperature"):
+        table.add_column(title, justify="right")
+    for name, found in report.tasks.items():
+        values = (found.threshold, found.decline_bound, found.temperature)
+        table.add_row(escape(name), str(found.rows), *("" if value is None else f"{value:.3f}" for value in values))
+    Console().print(table)
+    if report.declined is not None:
+        typer.echo(f"{100 * report.declined:.1f} % of the rows are declined.")
+    if report.foreign_accepted is not None:
+        typer.echo(f"{100 * report.foreign_accepted:.1f} % of the foreign inputs are accepted.")
+
+
+def print_plan(plan: MemoryPlan) -> None:
+    """Print the memory that each part of a training needs.
+
+    Args:
+        plan: The planned memory.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("part", title=f"Memory of each process ({plan.device})")
+    table.add_column("size", justify="right")
+    for name, size in plan.parts.items():
+        table.add_row(name, _size(size))
+    table.add_section()
+    table.add_row("total", _size(plan.total), style="bold")
+    Console().print(table)
+    typer.echo(
+        f"{plan.backbone_parameters:,} parameters of the backbone, {plan.trained_parameters:,} trained. Largest batch "
+        f"of a process: {plan.rows} rows of {plan.tokens} tokens."
+    )
+    if plan.file_bytes:
+        typer.echo(f"In a file of each machine: {_size(plan.file_bytes)} of states of frozen layers.")
+    typer.echo(f"Largest part that the recipe can change: {plan.advice}.")
+
+
+def print_fit(report: FitReport) -> None:
+    """Print how a task was fitted, and what changed for other tasks.
+
+    Args:
+        report: What a fit found.
+    """
+    similar = ", ".join(f"{known.task} ({known.similarity:.3f})" for known in report.neighbours)
+    typer.echo(f"'{report.task}': {report.examples} examples, initialised with {report.init}")
+    typer.echo(f"  most similar tasks: {similar or 'none'}")
+    typer.echo(f"  fit {report.fit}: {report.steps} steps ({report.stopping}), {report.seconds:.1f} s")
+    for name, change in report.changes.items():
+        typer.echo(f"  changed '{name}': adapter by {change.adapter:.2%}, its logits by {change.output:.4f} on average")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

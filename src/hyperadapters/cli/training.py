@@ -1,0 +1,198 @@
+"""Commands that train and evaluate models, or prepare that."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from hyperadapters.cli.app import TRAINING, app
+from hyperadapters.cli.options import Delimiter, KindOption, LabelColumn, Overrides, RecipeFile, RunFolder, TextColumns
+from hyperadapters.cli.tables import print_plan, print_scores
+
+
+@app.command(
+    rich_help_panel=TRAINING,
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters train recipes/helpdesk.yaml --output runs/helpdesk\n\n"
+    "hyperadapters train recipes/helpdesk.yaml --output runs/small --set data.n_train=100 --set seed=1\n\n"
+    "hyperadapters train recipes/helpdesk.yaml --output runs/helpdesk --resume",
+)
+def train(
+    recipe: RecipeFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint and metrics.json.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train a model on the tasks of a recipe and evaluate it."""
+    from hyperadapters.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    from hyperadapters.training.run import train as train_run
+    from hyperadapters.training.sharding import process_index
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hyperadapters").setLevel(logging.INFO)
+    run = train_run(loaded, output, resume=resume, overwrite=overwrite)
+    if process_index() > 0:
+        return
+    print_scores(run.metrics)
+    typer.echo(f"Checkpoint and metrics.json are in {output}/")
+
+
+@app.command(
+    rich_help_panel=TRAINING,
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters evaluate runs/helpdesk\n\n"
+    "hyperadapters evaluate runs/helpdesk --split validation --output scores.json",
+)
+def evaluate(
+    folder: RunFolder,
+    split: Annotated[str, typer.Option(help="Split to evaluate: train, validation or test.")] = "test",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file to which the scores are written too.")
+    ] = None,
+) -> None:
+    """Evaluate the model of a run on the data of its recipe."""
+    import time
+
+    from hyperadapters.config import SPLITS
+    from hyperadapters.errors import DataError, RecipeError, unknown_name
+    from hyperadapters.training import run as runs
+    from hyperadapters.utils.files import check_target, write_atomically
+
+    if split not in SPLITS:
+        raise RecipeError(unknown_name("split", split, SPLITS))
+    if output is not None:
+        check_target(output, (".json",))
+    model, recipe = runs.load_run(folder)
+    tasks = runs.load_run_tasks(model, recipe)
+    scored = {data.task.name for data in tasks}
+    for name in sorted({task.name for task in (*model.tasks, *recipe.tasks)} - scored):
+        is_renamed = name in (*model.task_table.renamed, *model.task_table.renamed.values())
+        reason = "which was renamed" if is_renamed else "which is not both in the model and in the recipe of the run"
+        typer.echo(f"not scored: '{name}', {reason}", err=True)
+    started = time.monotonic()
+    found = runs.evaluate_splits(model, tasks, recipe.training.eval_batch_size, [split])
+    if not found:
+        raise DataError(f"expected {split} rows in the recipe of {folder}, found none; choose another split")
+    metrics = runs.metrics_of(found, model.num_trainable_parameters(), time.monotonic() - started)
+    if output is not None:
+        write_atomically(output, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+    print_scores(metrics)
+
+
+@app.command(
+    rich_help_panel=TRAINING,
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters quickstart intents.csv --output runs/intents\n\n"
+    "hyperadapters quickstart intents.csv spam.jsonl --text message --label class\n\n"
+    "The columns and the kind are guessed, missing splits are held out, and recipe.yaml says what was done.",
+)
+def quickstart(
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="JSON-lines, CSV, TSV or Parquet files, a task each; or folders with train.csv, validation.csv and "
+            "test.csv."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run and recipe.yaml.")] = Path(
+        "runs/quickstart"
+    ),
+    texts: TextColumns = None,
+    label: LabelColumn = None,
+    kind: KindOption = None,
+    delimiter: Delimiter = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Name of the backbone on the Hub, or its folder. Default: all-MiniLM-L6-v2.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+) -> None:
+    """Train a model on data files without a recipe, and write the recipe that does the same again."""
+    from rich.console import Console
+
+    from hyperadapters.config import DEFAULT_BACKBONE
+    from hyperadapters.quickstart import plan_quickstart, print_results
+    from hyperadapters.training.run import check_output
+    from hyperadapters.training.run import train as train_run
+    from hyperadapters.utils.files import write_atomically
+
+    check_output(output, resume=False, overwrite=overwrite)
+    planned = plan_quickstart(
+        data, output, backbone or DEFAULT_BACKBONE, texts or (), label, cast(Any, kind), delimiter
+    )
+    typer.echo(planned.text)
+    run = train_run(planned.recipe, output, overwrite=overwrite)
+    write_atomically(output / "recipe.yaml", planned.text.encode())
+    print_results(run, output, Console())
+
+
+@app.command(rich_help_panel=TRAINING, epilog="[bold]Example[/bold]\n\nhyperadapters demo --output runs/demo")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")] = Path("runs/demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+) -> None:
+    """Train a model on six small tasks that come with the package, and show the results."""
+    from rich.console import Console
+
+    from hyperadapters.demo.run import run_demo
+
+    run_demo(output, overwrite, Console())
+
+
+@app.command(
+    rich_help_panel=TRAINING,
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters plan recipes/helpdesk.yaml\n\n"
+    "hyperadapters plan recipes/helpdesk.yaml --set training.batch_size=64 --processes 4",
+)
+def plan(
+    recipe: RecipeFile,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes that train together.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Plan the memory that a training needs, without training."""
+    from hyperadapters.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    from hyperadapters.training.plan import plan_memory
+
+    found = plan_memory(loaded, processes)
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps({**asdict(found), "total": found.total}, indent=2))
+    else:
+        print_plan(found)
+
+
+@app.command(
+    rich_help_panel=TRAINING,
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters validate recipes/helpdesk.yaml\n\n"
+    "hyperadapters validate recipes/helpdesk.yaml --data",
+)
+def validate(
+    recipe: RecipeFile,
+    data: Annotated[bool, typer.Option("--data", help="Also read and check all rows.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Check a recipe without training."""
+    from hyperadapters.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    typer.echo(f"{recipe}: {len(loaded.tasks)} tasks on {loaded.backbone}")
+    if data:
+        from hyperadapters.data.loading import load_tasks
+
+        for found in load_tasks(loaded.tasks, loaded.data, loaded.seed):
+            sizes = ", ".join(f"{len(rows)} {split}" for split, rows in found.splits.items())
+            labels = f", {len(found.task.labels)} labels" if found.task.labels else ""
+            typer.echo(f"  {found.task.name}: {sizes}{labels}")
+    typer.echo("valid")
