@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import lived_in, save_backbone, stirred
+from starlette.testclient import TestClient
 
 ADDRESS = "http://127.0.0.1:8000"
 TEXTS = [
@@ -36,6 +37,13 @@ def write_run(folder: Path, **settings: Any) -> Path:
     model.backbone_name = str(save_backbone(folder.parent / f"{folder.name}-backbone"))
     model.save_pretrained(folder)
     return folder
+
+
+def ended(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
+    """The state of a job when it is no longer running, however slow the machine is."""
+    while job["state"] in ("queued", "running"):
+        job = client.get(f"/v1/jobs/{job['id']}?wait=60").json()
+    return job
 
 
 class running_server:  # noqa: N801 - a context manager

@@ -100,7 +100,11 @@ class Client:
         self._http.close()
 
     def predict(
-        self, inputs: Iterable[Any], task: str | None = None, timeout_ms: int | None = None
+        self,
+        inputs: Iterable[Any],
+        task: str | None = None,
+        timeout_ms: int | None = None,
+        max_error: float | None = None,
     ) -> list[PredictionBody]:
         """Predict the targets of inputs.
 
@@ -108,16 +112,22 @@ class Client:
             inputs: Strings, pairs of strings, or mappings with `text` and optionally `text_pair` and `task`.
             task: Task of all inputs. Default: inputs have their own task, or are routed.
             timeout_ms: Deadline in milliseconds. Default: that of the server.
+            max_error: Maximum share of wrong answers of a task. The answer of an input that is not certain enough is
+                None. Default: all inputs are answered.
 
         Returns:
             Predictions in the order of the inputs.
         """
-        body = {"inputs": _inputs(inputs), "task": task, "timeout_ms": timeout_ms}
+        body = {"inputs": _inputs(inputs), "task": task, "timeout_ms": timeout_ms, "max_error": max_error}
         found = self._send("POST", "/v1/predict", PredictResponse, body)
         return cast(list[PredictionBody], found.predictions)
 
     def predict_tasks(
-        self, inputs: Iterable[Any], tasks: Sequence[str] | Literal["*"], timeout_ms: int | None = None
+        self,
+        inputs: Iterable[Any],
+        tasks: Sequence[str] | Literal["*"],
+        timeout_ms: int | None = None,
+        max_error: float | None = None,
     ) -> list[list[PredictionBody]]:
         """Predict the targets of several tasks for each input.
 
@@ -125,6 +135,7 @@ class Client:
             inputs: Inputs as for `predict`, without tasks of their own.
             tasks: Names of the tasks, or "*" for all that read such inputs.
             timeout_ms: Deadline in milliseconds. Default: that of the server.
+            max_error: As for `predict`.
 
         Returns:
             A list of predictions for each input.
@@ -135,7 +146,7 @@ class Client:
         if isinstance(tasks, str) and tasks != "*":
             raise TaskError(f"tasks: expected a list of names, or '*' for all tasks, found {tasks!r}")
         named = tasks if isinstance(tasks, str) else list(tasks)
-        body = {"inputs": _inputs(inputs), "tasks": named, "timeout_ms": timeout_ms}
+        body = {"inputs": _inputs(inputs), "tasks": named, "timeout_ms": timeout_ms, "max_error": max_error}
         found = self._send("POST", "/v1/predict", PredictResponse, body)
         return cast(list[list[PredictionBody]], found.predictions)
 

@@ -20,7 +20,7 @@ import torch
 from helpers import make_model, save_backbone, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_helpers import ADDRESS, EXAMPLES, OTHER_EXAMPLES, TEXTS, running_server, write_run
+from serving_helpers import ADDRESS, EXAMPLES, OTHER_EXAMPLES, TEXTS, ended, running_server, write_run
 from starlette.testclient import TestClient
 
 from hyperadapters.checkpoints.format import read_checkpoint, save_model, stored_digest
@@ -55,7 +55,7 @@ def changed(client: TestClient, method: str, path: str, body: Any = None) -> dic
     assert response.status_code == 202, response.text
     job: dict[str, Any] = response.json()
     assert response.headers["Location"] == f"/v1/jobs/{job['id']}"
-    return job
+    return ended(client, job)
 
 
 def answers(client: TestClient, task: str) -> list[dict[str, Any]]:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fuzzing import num_inputs
 from helpers import make_method_model, make_model, save_backbone, tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_helpers import ADDRESS, TEXTS, write_run
+from serving_helpers import ADDRESS, TEXTS, ended, write_run
 from starlette.testclient import TestClient
 
 from hyperadapters.errors import CheckpointError
+from hyperadapters.heads.task_heads import ERROR_LEVELS
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.serving.app import create_app
@@ -96,6 +98,28 @@ def test_routing_alone_gives_the_same_tasks_as_predicting(client: TestClient) ->
     assert any(row["task"] is None for row in routed) or all(row["accepted"] for row in routed)
 
 
+def test_answers_are_withheld_for_one_request_where_its_maximum_error_is_not_supported(run_folder: Path) -> None:
+    model = HyperAdapterModel.from_pretrained(run_folder)
+    assert model.heads is not None
+    model.heads.error_bounds[model.task_id("mood")] = torch.tensor([[0.0] * ERROR_LEVELS, [0.05] * ERROR_LEVELS])
+    model.save_pretrained(run_folder)
+    with TestClient(create_app(run_folder), base_url=ADDRESS) as client:
+        limited, unlimited, several = (
+            client.post("/v1/predict", json={"inputs": TEXTS, **options}).json()["predictions"]
+            for options in (
+                {"max_error": 0.1, "task": "mood"},
+                {"max_error": 0.01, "task": "mood"},
+                {"max_error": 0.1, "tasks": ["mood", "colour"]},
+            )
+        )
+    expected = list(Predictor(model, max_error=0.1)(TEXTS, task="mood"))
+    assert [body["answer"] for body in limited] == [prediction.answer for prediction in expected]
+    assert None not in [body["answer"] for body in limited]
+    assert [body["answer"] for body in unlimited] == [None] * len(TEXTS)
+    assert [body["probabilities"] for body in unlimited] == [prediction.probabilities for prediction in expected]
+    assert [[body["answer"] for body in row] for row in several] == [[body["answer"], None] for body in limited]
+
+
 def test_an_empty_text_is_declined(client: TestClient) -> None:
     (found,) = client.post("/v1/predict", json={"inputs": [""]}).json()["predictions"]
     assert (found["task"], found["answer"], found["version"], found["routing"]["accepted"]) == (None, None, None, False)
@@ -116,6 +140,7 @@ def test_an_empty_text_is_declined(client: TestClient) -> None:
         ({"inputs": ["a"], "tasks": ["mood", "mood"]}, 422, "named twice"),
         ({"inputs": ["a"], "timeout_ms": 0}, 422, "greater than or equal to 1"),
         ({"inputs": ["a"], "timeout_ms": True}, 422, "valid integer"),
+        ({"inputs": ["a"], "max_error": 1}, 422, "less than 1"),
         ({"inputs": ["a"], "other": 1}, 422, "not permitted"),
     ],
 )
@@ -240,7 +265,8 @@ def test_a_model_that_generates_answers_and_one_that_cannot_route_are_served(tmp
             assert len(client.get("/v1/map").json()["prototypes"]) == (3 if kind == "t5" else 0)
             assert client.get("/v1/tasks").json()["can_route"] == (kind == "t5")
             added = client.post("/v1/tasks?wait=60", json={"name": "new", "examples": LABELLED})
-            assert (added.status_code, added.json().get("state")) == ((202, "done") if kind == "t5" else (422, None))
+            assert added.status_code == (202 if kind == "t5" else 422)
+            assert kind != "t5" or ended(client, added.json())["state"] == "done"
 
 
 def test_the_openapi_document_has_every_route_with_examples(client: TestClient) -> None:

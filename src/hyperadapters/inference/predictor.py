@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import isfinite
 from numbers import Real
@@ -90,6 +90,36 @@ def check_options(batch_size: int, route: str, decline: bool, max_error: float |
         raise DataError(f"max_error: expected a number between 0 and 1, or None; found {max_error!r}")
 
 
+def check_heads_for_errors(model: HyperAdapterModel) -> None:
+    """Check that shares of wrong answers are known for a model.
+
+    Args:
+        model: Model that is to answer with a `max_error`.
+
+    Raises:
+        TaskError: If the backbone of the model generates text.
+    """
+    if model.heads is None:
+        raise TaskError("max_error: only for models with task heads, and this one generates its answers; remove it")
+
+
+def without_uncertain_answer(model: HyperAdapterModel, prediction: Prediction, max_error: float) -> Prediction:
+    """Return a prediction, without its answer if left-out rows do not support it.
+
+    Args:
+        model: Model with task heads that made the prediction.
+        prediction: The prediction.
+        max_error: Maximum share of wrong answers among the answers of its task; see `Predictor`.
+    """
+    if prediction.task is None or model.heads is None:
+        return prediction
+    bounds = model.heads.error_bounds[model.task_id(prediction.task)]
+    confidence = max(prediction.probabilities.values()) if prediction.probabilities else 0.0
+    return (
+        prediction if confidence > confidence_for(bounds, max_error) else replace(prediction, answer=None, target=None)
+    )
+
+
 class Predictor:
     """Predicts the targets of inputs with a model.
 
@@ -138,8 +168,8 @@ class Predictor:
             raise TaskError(f"model: expected a HyperAdapterModel, found {type(model).__name__}")
         check_options(batch_size, route, decline, max_error)
         check_int("cache_bytes", cache_bytes, 0)
-        if max_error is not None and model.heads is None:
-            raise TaskError("max_error: only for models with task heads, and this one generates its answers; remove it")
+        if max_error is not None:
+            check_heads_for_errors(model)
         self.model, self.batch_size, self.route, self.decline = model, batch_size, route, decline
         self.max_error = max_error
         self.adapter_cache = AdapterCache(model, cache_bytes)
@@ -416,11 +446,9 @@ class Predictor:
             return Prediction(task.name, answer_of(task, target), None, output, routing, target, instance)
         assert self.model.heads is not None
         target, likely = _decided(task, output, thresholds)
-        if self.max_error is not None:
-            confidence = confidence_for(self.model.heads.error_bounds[task_id], self.max_error)
-            target = target if likely and max(likely) > confidence else None
         probabilities = dict(zip(task.labels, likely, strict=True)) if likely else None
-        return Prediction(task.name, answer_of(task, target), probabilities, None, routing, target, instance)
+        found = Prediction(task.name, answer_of(task, target), probabilities, None, routing, target, instance)
+        return found if self.max_error is None else without_uncertain_answer(self.model, found, self.max_error)
 
     def _route(
         self, readable: Tensor | None, instances: Tensor | None, similarity: Tensor | None, usable: Tensor

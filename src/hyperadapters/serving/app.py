@@ -221,7 +221,7 @@ def _add_routes(app: FastAPI) -> None:
         if body.task is not None and body.tasks is not None:
             raise TaskError("task and tasks: expected one of them, found both; remove one")
         tasks = tuple(body.tasks) if isinstance(body.tasks, list) else body.tasks
-        question = Question(_inputs(body.inputs), body.task, tasks)
+        question = Question(_inputs(body.inputs), body.task, tasks, max_error=body.max_error)
         answer = await _ask(services, question, body.timeout_ms)
         if body.record:
             services.record(answer)

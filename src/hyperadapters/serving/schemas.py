@@ -59,6 +59,9 @@ class PredictRequest(Schema):
         None, description="Tasks that are answered for each input, or '*' for all that read such inputs."
     )
     timeout_ms: TimeoutMs | None = Field(None, description="Deadline in milliseconds; default: that of the server.")
+    max_error: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Maximum share of wrong answers of a task; the answer of an uncertain input is null."
+    )
     include_instances: bool = Field(False, description="Whether to return the instance vectors.")
     record: bool = Field(True, description="Whether the predictions are counted and the inputs shown on the map.")
 
@@ -90,7 +93,10 @@ class Routing(Schema):
 
 
 class PredictionBody(Schema):
-    """Prediction for one input. All fields of the answer are null if the input was declined."""
+    """Prediction for one input.
+
+    All fields of the answer are null if the input was declined, and `answer` is if it is too uncertain for `max_error`.
+    """
 
     task: str | None = Field(description="Task that was given or chosen by routing.")
     answer: str | float | list[str] | None = Field(description="A list of labels for a multi-label task.")

@@ -19,7 +19,12 @@ from hyperadapters.config import Task
 from hyperadapters.errors import HyperAdaptersError
 from hyperadapters.inference.batches import best_device
 from hyperadapters.inference.inputs import read_inputs
-from hyperadapters.inference.predictor import Prediction, Predictor
+from hyperadapters.inference.predictor import (
+    Prediction,
+    Predictor,
+    check_heads_for_errors,
+    without_uncertain_answer,
+)
 from hyperadapters.inference.routing import RoutingResult, route
 from hyperadapters.methods import PHA
 from hyperadapters.model.model import HyperAdapterModel
@@ -47,12 +52,14 @@ class Question:
         task: Task of all inputs; None if they have their own or are routed.
         tasks: Tasks that are answered for each input; None for one task.
         only_routes: Whether the inputs are only routed.
+        max_error: Maximum share of wrong answers of a task; None for no limit.
     """
 
     inputs: Sequence[Any]
     task: str | None = None
     tasks: tuple[str, ...] | Literal["*"] | None = None
     only_routes: bool = False
+    max_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,10 @@ class ServedModel:
                         found[i] = list(self.predictor.predict_tasks(question.inputs, question.tasks))
                     else:
                         found[i] = route(self.model, question.inputs, self.predictor.batch_size)
+            for i, question in enumerate(questions):
+                if question.max_error is not None and not isinstance(found[i], HyperAdaptersError):
+                    with _errors_to(found, i):
+                        found[i] = _certain(self.model, found[i], question.max_error)
         return [
             found[i] if isinstance(found[i], HyperAdaptersError) else Answer(found[i], versions, digests)
             for i in range(len(questions))
@@ -235,6 +246,17 @@ class ServedModel:
                 return False
         overwrite_free_memory()
         return True
+
+
+def _certain(model: HyperAdapterModel, results: Sequence[Any], max_error: float) -> list[Any]:
+    """Remove the answers that are not certain enough from predictions, or from lists of predictions."""
+    check_heads_for_errors(model)
+    return [
+        _certain(model, found, max_error)
+        if isinstance(found, list)
+        else without_uncertain_answer(model, found, max_error)
+        for found in results
+    ]
 
 
 def _stamp(folder: Path) -> tuple[int, ...]:
