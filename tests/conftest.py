@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,12 @@ from safetensors.torch import load_file
 
 # Tiny models gain nothing from threads, and sums come out the same however busy the machine is.
 torch.set_num_threads(int(os.environ.get("HYPERADAPTERS_TEST_THREADS", "1")))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector all that was imported, through which each training would make it go again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -119,6 +119,28 @@ def test_the_core_needs_torch_only() -> None:
             assert {imported.split(".")[0] for imported in _imports(path)} <= allowed, name
 
 
+def _loaded_with(module: str) -> set[str]:
+    """All modules that are imported when a module is, as far as imports at the top of our modules tell."""
+    found, waiting = set(), [module]
+    while waiting:
+        path = _modules().get(waiting.pop())
+        for node in ast.parse(path.read_text()).body if path else ():
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            waiting += set(names) - found
+            found.update(names)
+    return found
+
+
+def test_predicting_and_serving_do_not_load_what_only_training_needs() -> None:
+    """Each of these packages takes more than half a second."""
+    slow = {"accelerate", "datasets", "pandas", "peft", "pyarrow", "ray", "scipy.optimize", "scipy.stats", "sklearn"}
+    for module in ("inference.predict_files", "serving.app", "serving.worker"):
+        loaded = _loaded_with(f"hyperadapters.{module}")
+        assert "hyperadapters.model.model" in loaded
+        assert [name for name in sorted(loaded) if name in slow or name.split(".")[0] in slow] == []
+
+
 def test_no_test_module_is_imported_by_another() -> None:
     """What several tests need is in the modules directly in tests/, such as helpers.py, and in fixtures."""
     found = [

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import multiprocessing
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_same, lived_in, make_batch, make_model, tiny_tokenizer
+from other_processes import start
 
 from hyperadapters.checkpoints import task_store, task_store_files
 from hyperadapters.checkpoints.task_store import TaskStore
@@ -238,37 +237,32 @@ def test_an_append_that_dies_anywhere_leaves_the_old_or_the_new_state(
         assert_same(_outputs(model, "bert", name + "2"), outputs)
 
 
-APPEND_FOREVER = """
-import sys
-from helpers import make_model
-from hyperadapters.checkpoints.task_store import TaskStore
-store, model = TaskStore.open(sys.argv[1]), make_model("bert")
-for number in range(10**6):
-    model.task_table.rename(model.tasks[0].name, f"other{number}")
-    store.append(model, [f"other{number}"])
-    print(number, flush=True)
-"""
+def append_forever(folder: Path, count: Any) -> None:
+    store, model = TaskStore.open(folder), make_model("bert")
+    for number in range(10**6):
+        model.task_table.rename(model.tasks[0].name, f"other{number}")
+        store.append(model, [f"other{number}"])
+        count.value = number + 1
 
 
 def test_two_writers_lose_nothing_and_a_killed_one_leaves_a_valid_store(tmp_path: Path) -> None:
     model = make_model("bert")
     store = TaskStore.create(tmp_path / "store", model)
-    command = [sys.executable, "-c", APPEND_FOREVER, str(tmp_path / "store")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "0\n"
-        for number in range(20):
-            model.task_table.rename(model.tasks[0].name, f"mine{number}")
-            store.append(model, [f"mine{number}"])
-        other.kill()
-        last = int((other.stdout.read().split() or ["0"])[-1])
+    reported = multiprocessing.Value("i", lock=False)
+    other = start(append_forever, tmp_path / "store", reported)
+    while not reported.value:
+        assert other.is_alive()
+    for number in range(20):
+        model.task_table.rename(model.tasks[0].name, f"mine{number}")
+        store.append(model, [f"mine{number}"])
+    other.kill()
+    other.join()
     store = TaskStore.open(tmp_path / "store")
     names = [task.name for task in store]
     assert [name for name in names if name.startswith("mine")] == [f"mine{number}" for number in range(20)]
     others = [name for name in names if name.startswith("other")]
     assert others == [f"other{number}" for number in range(len(others))]
-    assert last + 1 <= len(others) <= last + 2  # the last one may have been appended but not reported
+    assert reported.value <= len(others) <= reported.value + 1  # the last one may have been appended but not reported
     store.append(model, ["mood"])
     store.load(model, [names[0], names[-1], "mood"])
     assert len(model.tasks) == 3

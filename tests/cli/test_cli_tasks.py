@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 import torch
 from command_line import ROWS, Cli, assert_refused, write_recipe, write_rows
 from helpers import empty_centroids, save_backbone
+from other_processes import start_command
 
 from hyperadapters import HyperAdapterModel, Task
 
@@ -430,10 +429,8 @@ def test_a_full_disk_leaves_the_old_or_the_new_tasks(
 
 def test_commands_that_change_a_run_at_the_same_time_wait_for_each_other(run: Path, examples: Path) -> None:
     names = ["first", "second", "third"]
-    command = [sys.executable, "-m", "hyperadapters.cli", "add-task", str(run), "--examples", str(examples)]
-    processes = [
-        subprocess.Popen([*command, "--name", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for name in names
-    ]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    processes = [start_command("add-task", run, "--examples", examples, "--name", name) for name in names]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert {task.name for task in HyperAdapterModel.from_pretrained(run).tasks} == {*TASKS, *names}

@@ -95,7 +95,7 @@ def test_the_ratios_of_other_tasks_do_not_change_when_a_task_is_added() -> None:
     new = densities.project(features[:4]).mean(dim=0, keepdim=True)
     densities.replace(torch.cat([densities.means, new]), torch.cat([densities.counts, torch.tensor([4.0])]))
     after = densities(features)
-    torch.testing.assert_close(after[:, :3], before, rtol=0, atol=0)
+    torch.testing.assert_close(after[:, :3], before)  # A product with more columns adds in another order.
     assert after.shape == (60, 4)
 
 

@@ -18,7 +18,7 @@ from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.evaluation import evaluate
 from hyperadapters.training.run import train
 
-PRETRAIN_STEPS = 600
+PRETRAIN_STEPS = 300
 COPY = 3
 
 
@@ -83,12 +83,12 @@ def _recipe(folder: Path) -> Recipe:
             "model": {"adapter_dim": 16},
             "data": {"max_length": 16, "max_target_length": 4},
             "training": {
-                "max_steps": 400,
+                "max_steps": 150,
                 "batch_size": 48,
                 "learning_rate": 3e-3,
                 "warmup_steps": 20,
                 "label_smoothing": 0.1,
-                "eval_steps": 100,
+                "eval_steps": 75,
             },
             "tasks": [
                 {"name": "first", "kind": "text-to-text", "source": source("first")},

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ import pytest
 import torch
 import yaml
 from helpers import save_backbone
+from other_processes import start_command
 
 from hyperadapters import cli
 from hyperadapters.config import Recipe, load_recipe, parse
@@ -243,26 +242,15 @@ def test_a_damaged_state_is_named_and_the_one_before_is_offered(tmp_path: Path) 
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=3"])
-    command = [
-        sys.executable,
-        "-m",
-        "hyperadapters",
-        "train",
-        str(tmp_path / "recipe.yaml"),
-        "--set",
-        "training.max_steps=3",
-    ]
-    found: list[subprocess.CompletedProcess[str]] = []
-
-    def second() -> None:
-        both = [*command, "--output", str(tmp_path / "run"), "--overwrite"]
-        found.append(subprocess.run(both, capture_output=True, text=True, timeout=120))
-
-    _at_step(2, second, lambda: train(recipe, tmp_path / "run"))
-    assert found[0].returncode == 2
-    assert "another process is writing to this folder" in found[0].stderr
-    assert HyperAdapterModel.from_pretrained(tmp_path / "run").tasks
+    path, run = write_recipe(tmp_path, training={"max_steps": 40, "eval_steps": 2}), tmp_path / "run"
+    first = start_command("train", path, "--output", run)
+    while not any(run.glob("checkpoint-*")):
+        assert first.is_alive()
+    with pytest.raises(OutputError, match="another process is writing to this folder"):
+        train(load_recipe(path), run, overwrite=True)
+    first.join()
+    assert first.exitcode == 0
+    assert HyperAdapterModel.from_pretrained(run).tasks
 
 
 def test_a_batch_that_needs_too_much_memory_is_named(tmp_path: Path) -> None:
@@ -444,21 +432,14 @@ def test_a_run_that_is_killed_while_it_writes_is_resumed_to_the_same_weights(tmp
     """The process is killed as soon as a new state appears, so that one or the other file is only half there."""
     path, run = write_recipe(tmp_path, training={"max_steps": 60, "eval_steps": 5}), tmp_path / "run"
     whole = train(load_recipe(path), tmp_path / "whole")
-    command = [sys.executable, "-m", "hyperadapters", "train", str(path), "--output", str(run)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # as in this process
     seen: set[Path] = set()
     for delay in (0.0, 0.003, 0.01):
-        options = ["--resume"] if run.exists() else []
-        process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
-        deadline = time.monotonic() + 60
+        process = start_command("train", path, "--output", run, *(["--resume"] if run.exists() else []))
         while not (new := set(run.glob("checkpoint-*")) - seen):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
+            assert process.is_alive()
         time.sleep(delay)
         process.kill()
-        process.wait()
+        process.join()
         seen |= new
     resumed = train(load_recipe(path), run, resume=True)
     for name, value in whole.model.adapter_state_dict().items():

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.stats import beta
+from scipy.special import betaincinv
 from torch import Tensor
 
 from hyperadapters.config import Task
@@ -156,6 +155,8 @@ def fit_temperature(rows: LabelledLogits, others: Sequence[float]) -> float:
 
 def _log_temperature(rows: LabelledLogits, mean: float) -> float:
     """Minimise the loss of the rows plus the penalty on the distance from the mean logarithm."""
+    from scipy.optimize import minimize_scalar  # takes half a second, which predictions do not need
+
     if not len(rows.labels):
         return mean
     logits = rows.logits.double()
@@ -193,7 +194,7 @@ def error_bounds(confidences: Array, are_right: Array) -> Tensor:
         wrong, right = int((answered & ~are_right).sum()), int((answered & are_right).sum())
         found[0, level] = float(limit)
         if right:
-            found[1, level] = float(beta.ppf(1 - FAILURE_RATE / ERROR_LEVELS, wrong + 1, right))
+            found[1, level] = float(betaincinv(wrong + 1, right, 1 - FAILURE_RATE / ERROR_LEVELS))
     return found
 
 

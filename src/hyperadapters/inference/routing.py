@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -401,6 +400,8 @@ def centroids(instances: Tensor, count: int, seed: int = 0) -> Tensor:
     Raises:
         DataError: If the instance vectors are not finite.
     """
+    from sklearn.cluster import KMeans  # takes a second, which predictions do not need
+
     points = normalize(instances.float(), dim=-1).cpu().numpy()
     if not np.isfinite(points).all():
         raise DataError("the instance vectors are not finite, because training diverged; lower retriever_learning_rate")
