@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from helpers import make_model, save_backbone, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from other_processes import start
 from serving_helpers import ADDRESS, EXAMPLES, OTHER_EXAMPLES, TEXTS, ended, running_server, write_run
 from starlette.testclient import TestClient
 
@@ -385,37 +384,24 @@ def test_outdated_tensors_are_overwritten_when_the_tasks_are_switched(run_folder
     assert served.predictor.adapter_cache.num_bytes == 0
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from hyperadapters.config import Task
-from hyperadapters.serving.worker import Change, FolderEditor
-editor = FolderEditor(Path(sys.argv[1]))
-print("ready", flush=True)
-while True:
-    editor.change(Change("add", "level", Task.classification("level", ["low", "high"]), EXAMPLES), lambda *_: None)
-    editor.change(Change("remove", "level"), lambda *_: None)
-"""
+def change_forever(folder: Path) -> None:
+    editor, level = FolderEditor(folder), Task.classification("level", ["low", "high"])
+    for change in itertools.cycle([Change("add", "level", level, EXAMPLES), Change("remove", "level")]):
+        with suppress(TaskError):  # the process that was killed before may have added the task
+            editor.change(change, lambda *_: None)
 
 
 def test_a_process_that_is_killed_at_any_moment_leaves_the_old_or_the_new_tasks(run_folder: Path) -> None:
     before = HyperAdapterModel.from_pretrained(run_folder)
     expected = task_digests(before)
     draw = random.Random(0)
-    path = os.pathsep.join(sys.path)
     for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(run_folder)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        stored, process = stored_digest(run_folder), start(change_forever, run_folder)
+        while stored_digest(run_folder) == stored:
+            assert process.is_alive()
         time.sleep(draw.uniform(0.0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.kill()
+        process.join()
         model = HyperAdapterModel.from_pretrained(run_folder)
         assert [task.name for task in model.tasks] in ([*OLD_TASKS], [*OLD_TASKS, "level"])
         found = task_digests(model)

@@ -33,6 +33,8 @@ from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.run import remove_run, train
 from hyperadapters.training.trainer import Trainer
 
+SIXTY_STEPS = ["training.max_steps=60"]
+
 
 def write_tasks(folder: Path, rows: int = 96) -> list[dict[str, Any]]:
     """Three tasks that a random encoder can learn: a word decides the label, its number the size."""
@@ -187,16 +189,23 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.fixture(scope="module")
+def weights_of_60_steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    torch.manual_seed(0)
+    return train(load_recipe(write_recipe(folder), SIXTY_STEPS), folder / "run").model.adapter_state_dict()
+
+
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights_of_60_steps: dict[str, torch.Tensor]
 ) -> None:
-    recipe = load_recipe(write_recipe(tmp_path))
-    whole = train(recipe, tmp_path / "whole")
+    recipe = load_recipe(write_recipe(tmp_path), SIXTY_STEPS)
     _interrupted(recipe, tmp_path / "broken", 47, monkeypatch)
     with pytest.raises(OutputError, match="already contains a run; use --overwrite to replace it or --resume"):
         train(recipe, tmp_path / "broken")
     resumed = train(recipe, tmp_path / "broken", resume=True)
-    for name, value in whole.model.adapter_state_dict().items():
+    for name, value in weights_of_60_steps.items():
         assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
     with pytest.raises(OutputError, match="nothing to resume: the run has finished"):
         train(recipe, tmp_path / "broken", resume=True)
@@ -218,9 +227,10 @@ def test_a_signal_saves_the_state_and_the_run_is_resumed_bit_for_bit(tmp_path: P
         assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
 
 
-def test_a_damaged_state_is_named_and_the_one_before_is_offered(tmp_path: Path) -> None:
-    recipe, run = load_recipe(write_recipe(tmp_path), ["training.max_steps=60"]), tmp_path / "run"
-    whole = train(recipe, tmp_path / "whole")
+def test_a_damaged_state_is_named_and_the_one_before_is_offered(
+    tmp_path: Path, weights_of_60_steps: dict[str, torch.Tensor]
+) -> None:
+    recipe, run = load_recipe(write_recipe(tmp_path), SIXTY_STEPS), tmp_path / "run"
     with pytest.raises(InterruptionError):
         _at_step(47, lambda: signal.raise_signal(signal.SIGTERM), lambda: train(recipe, run))
     state = run / "checkpoint-47"
@@ -237,7 +247,7 @@ def test_a_damaged_state_is_named_and_the_one_before_is_offered(tmp_path: Path) 
     (state / "files.json").unlink()
     (state / "trainer_state.json").write_text("{")  # as if the process had been killed while it wrote the state
     resumed = train(recipe, run, resume=True)
-    for name, value in whole.model.adapter_state_dict().items():
+    for name, value in weights_of_60_steps.items():
         assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
 
 
@@ -415,16 +425,15 @@ def test_a_run_is_not_resumed_with_another_recipe(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("died", ["while writing a checkpoint", "before the first checkpoint"])
 def test_a_run_that_died_at_a_bad_moment_resumes_to_the_same_weights(
-    tmp_path: Path, died: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, died: str, monkeypatch: pytest.MonkeyPatch, weights_of_60_steps: dict[str, torch.Tensor]
 ) -> None:
-    recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=60"])
-    whole = train(recipe, tmp_path / "whole")
+    recipe = load_recipe(write_recipe(tmp_path), SIXTY_STEPS)
     _interrupted(recipe, tmp_path / "run", 47 if "while" in died else 5, monkeypatch)
     if "while" in died:
         for name in ("files.json", "trainer_state.json", "hyperadapter.json"):
             (tmp_path / "run" / "checkpoint-40" / name).unlink()
     resumed = train(recipe, tmp_path / "run", resume=True)
-    for name, value in whole.model.adapter_state_dict().items():
+    for name, value in weights_of_60_steps.items():
         assert torch.equal(resumed.model.adapter_state_dict()[name], value), name
 
 
