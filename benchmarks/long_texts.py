@@ -53,10 +53,9 @@ class Encoder:
 
     def windows(self, text: str, length: int, every: bool) -> list[list[int]]:
         """The token ids of the first window of a text, or of all windows one after another."""
-        size = length - self.tokenizer.num_special_tokens_to_add()
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        starts = range(0, max(len(ids), 1), size) if every else [0]
-        return [self.tokenizer.build_inputs_with_special_tokens(ids[start : start + size]) for start in starts]
+        options = {"truncation": True, "max_length": length, "return_overflowing_tokens": every, "verbose": False}
+        found = self.tokenizer(text, **options)["input_ids"]
+        return list(found) if every else [found]
 
     @torch.inference_mode()
     def directions(self, windows: Sequence[list[int]]) -> Tensor:
