@@ -7,7 +7,7 @@ regression reads the mean hidden states, normalised and for boolq compared with 
 `backbones.text_features`. It is fitted on the first N of the shuffled training rows, with the penalty that
 cross-validation chooses, and scored on the test rows. A linear head of the mean of the chunks' features has the mean of
 their logits; for `chunk_logits` it was fitted to the first chunks only. Appends a row for each task and way, with the
-scores of all seeds and the seconds that encoding took, to benchmarks/results/long_texts.jsonl; --tables prints them.
+scores of all seeds and the processor time that encoding took, to benchmarks/results/long_texts.jsonl; --tables prints them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Encoder:
-    """The frozen backbone, its tokenizer, and the time in seconds that it was used."""
+    """The frozen backbone, its tokenizer, and the processor time in seconds that it took."""
 
     def __init__(self) -> None:
         self.backbone = load_backbone(DEFAULT_BACKBONE).eval()
@@ -60,7 +60,7 @@ class Encoder:
     @torch.inference_mode()
     def directions(self, windows: Sequence[list[int]]) -> Tensor:
         """The normalised mean hidden states of each window [W, d]."""
-        started = time.perf_counter()
+        started = time.process_time()
         order = sorted(range(len(windows)), key=lambda index: len(windows[index]))
         found = torch.empty(len(windows), self.backbone.config.hidden_size)
         while order:
@@ -70,7 +70,7 @@ class Encoder:
             batch = self.tokenizer.pad({"input_ids": [windows[row] for row in rows]}, return_tensors="pt")
             hidden = self.backbone(**batch).last_hidden_state
             found[rows] = F.normalize(masked_mean(hidden, batch["attention_mask"]), dim=1)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.process_time() - started
         return found
 
     def features(self, rows: Sequence[dict[str, str]], length: int, every: bool) -> list[Tensor]:
@@ -90,7 +90,8 @@ class Encoder:
 def score(train: tuple[Array, Array], test: tuple[list[Tensor], Array], size: int, seed: int) -> float:
     """Accuracy of a logistic regression, whose logits of the windows of a test row are averaged."""
     chosen = np.random.default_rng(seed).permutation(len(train[0]))[:size]
-    classifier = LogisticRegressionCV(Cs=np.logspace(-2, 3, 6), cv=5, max_iter=2000, use_legacy_attributes=False)
+    options = {"l1_ratios": (0,), "scoring": "accuracy", "use_legacy_attributes": False}
+    classifier = LogisticRegressionCV(Cs=np.logspace(-2, 3, 6), cv=5, max_iter=2000, **options)
     classifier.fit(train[0][chosen], train[1][chosen])
     logits = np.array([classifier.decision_function(windows.numpy()).mean() for windows in test[0]])
     return 100 * float(((logits > 0) == (test[1] == classifier.classes_[1])).mean())
