@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit fuzz fuzz-atheris fuzz-server figures interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -48,6 +48,10 @@ audit: .venv/dev-installed .venv-audit/installed
 		--output-file dist/sbom.cdx.json $(BIN)/python
 	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
+# The documentation site, in site/. Its pages open from disk; the search needs a server, such as `mkdocs serve`.
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # The fuzz tests, which are part of `test`, with more inputs, which differ from run to run. Takes hours.
 fuzz: .venv/dev-installed
 	HF_HUB_OFFLINE=1 HYPERADAPTERS_FUZZ=100000 $(BIN)/python -m pytest tests/fuzz
@@ -85,7 +89,7 @@ format: .venv/dev-installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-adapterhub .venv-atheris .venv-audit .venv-schemathesis .venv-torchao runs dist
+	rm -rf .venv .venv-adapterhub .venv-atheris .venv-audit .venv-schemathesis .venv-torchao runs dist site
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -104,6 +108,10 @@ clean:
 
 .venv/dev-installed: .venv/demo-installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/docs-installed: .venv/demo-installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 .venv-adapterhub/installed: tests/interop/adapterhub.txt
