@@ -1,10 +1,12 @@
-"""Shared fixtures: folders of tiny backbones, the golden values, the seed. Nothing is downloaded."""
+"""Shared fixtures: tiny backbones, the golden values, the command line, the seed. Nothing is downloaded."""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,8 +14,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from command_line import Cli, Result
 from helpers import RECORDED, Golden, save_backbone
 from safetensors.torch import load_file
+
+from hyperadapters.cli import main
 
 # Tiny models gain nothing from threads, and sums come out the same however busy the machine is.
 torch.set_num_threads(int(os.environ.get("HYPERADAPTERS_TEST_THREADS", "1")))
@@ -44,3 +49,19 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Calls the command line in this process; any exception but an exit is a failure of the program."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["hyperadapters", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = (re.sub(r"\x1b\[[0-9;]*m", "", text) for text in capsys.readouterr())
+        return Result(int(ended.value.code or 0), out, err)
+
+    return call

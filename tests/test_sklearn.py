@@ -6,7 +6,6 @@ import gc
 import os
 import pickle
 import random
-import re
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import SPECIAL, save_backbone, tiny_backbone, tiny_tokenizer
+from helpers import save_backbone
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
@@ -29,9 +28,8 @@ from sklearn.utils.estimator_checks import check_estimator, parametrize_with_che
 from sklearn.utils.validation import validate_data
 
 from hyperadapters.errors import BackboneError, RecipeError, TaskError
-from hyperadapters.sklearn import DEFAULT_BACKBONE, HyperAdapterClassifier, HyperAdapterRegressor
+from hyperadapters.sklearn import HyperAdapterClassifier, HyperAdapterRegressor
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scikit-learn.md"
 TEXTS = [f"{mood} {rest}" for rest in ("red", "blue", "w1 w2 red", "w2 blue") for mood in ("good", "bad")]
 MOODS = np.array(["up", "down"] * 4)
 COLOURS = np.array([1, 1, 0, 0] * 2)
@@ -420,17 +418,3 @@ def test_errors_of_parameters(classifier: HyperAdapterClassifier, t5_folder: Pat
             clone(classifier).set_params(**change).fit(TEXTS, MOODS)
     with pytest.raises(TaskError, match="must not contain path separators"):
         classifier.fit(TEXTS, pd.Series(MOODS, name="good/bad"))
-
-
-# The document
-
-
-def test_the_document_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The examples of docs/scikit-learn.md run one after the other, and print what their comments say."""
-    code = "\n".join(re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL))
-    vocabulary = [*SPECIAL, *sorted(set(re.findall(r"\w+", code)))]
-    tiny_backbone("bert", vocab_size=len(vocabulary), hidden_size=64).save_pretrained(tmp_path)
-    tiny_tokenizer(vocabulary).save_pretrained(tmp_path)
-    capsys.readouterr()
-    exec(code.replace(DEFAULT_BACKBONE, str(tmp_path)), {})
-    assert capsys.readouterr().out.splitlines() == re.findall(r"^print.*  # (.*)$", code, re.MULTILINE)

@@ -1,57 +1,25 @@
-"""README.md: its Python examples run and print what it says, and its numbers are those of the result files.
-
-In an example, a line that is a comment as a whole is what the `print` calls before it print; a comment behind code is
-an explanation. The examples run in their order and share their variables, as a reader would type them. They run in an
-empty folder without a network: all-MiniLM-L6-v2 is installed as a package, and a tiny T5 stands in for t5-base, which
-a folder of that name does for `from_backbone`.
-"""
+"""README.md: its first example is short, and its numbers are those of the result files."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-import pytest
-from helpers import save_backbone
+from code_blocks import blocks_of
 
 from hyperadapters.backbones.architectures import ARCHITECTURES
 from hyperadapters.demo import run as demo
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 PROSE = " ".join(README.split())
 """The README without its line breaks."""
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def _expected_output(example: str) -> list[str]:
-    """Return the lines that an example is said to print."""
-    return [line.removeprefix("# ") for line in example.splitlines() if line.startswith("# ")]
-
-
-def _run(example: str, variables: dict[str, Any]) -> list[str]:
-    """Run an example and return the lines that it prints itself, without those of a progress bar or a log."""
-    printed: list[str] = []
-    variables["print"] = lambda *values: printed.append(" ".join(map(str, values)))
-    exec(compile(example, "README.md", "exec"), variables)
-    return printed
-
-
-def test_examples_print_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_backbone(tmp_path / "google-t5" / "t5-base", "t5")
-    monkeypatch.chdir(tmp_path)
-    variables: dict[str, Any] = {"__name__": "readme"}
-    assert EXAMPLES
-    for example in EXAMPLES:
-        assert _run(example, variables) == _expected_output(example), example
-    assert any(map(_expected_output, EXAMPLES))
-
-
 def test_the_first_example_comes_before_the_picture_and_has_ten_lines_without_its_data() -> None:
-    first = EXAMPLES[0]
+    first = next(block.text for block in blocks_of(ROOT / "README.md") if block.language == "python")
     assert README.index(first) < README.index("![")
     code = re.sub(r"^(\w+) = \{\n.*?^\}$", "", first, flags=re.DOTALL | re.MULTILINE)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10

@@ -15,7 +15,6 @@ import torch
 import transformers
 from helpers import (
     FROZEN_TEXTS,
-    SPECIAL,
     save_backbone,
     tiny_backbone,
     tiny_language_model_tokenizer,
@@ -524,23 +523,6 @@ def test_label_smoothing_and_reduction_change_the_loss() -> None:
         batch = next(iter(trainer.get_train_dataloader()))
         losses.append(trainer.compute_loss(trainer.model.eval(), dict(batch)).item())
     assert len(set(losses)) == 3
-
-
-# Documents
-
-
-def test_the_example_of_the_document_runs_and_prints_what_it_says(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    document = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
-    example = document.partition("```python\n")[2].partition("```")[0]
-    vocabulary = [*SPECIAL, *["a", "very", "good", "bad", "film", "book"]]
-    tiny_backbone("bert", vocab_size=len(vocabulary), initializer_range=0.3).save_pretrained(tmp_path)
-    tiny_tokenizer(vocabulary).save_pretrained(tmp_path)
-    assert example.count("sentence-transformers/all-MiniLM-L6-v2") == 1
-    exec(example.replace("sentence-transformers/all-MiniLM-L6-v2", str(tmp_path)), {})
-    printed = capsys.readouterr().out.splitlines()
-    assert example.splitlines()[-1] == f"# {printed[-1]}"
 
 
 # Heads that are not fitted
