@@ -24,6 +24,7 @@ from helpers import HEAD_TASKS, PAIR_TASKS, lived_in, make_model
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
+from written_runs import result_rows, run_values, write_values
 
 from hyperadapters.checkpoints.format import load_model, read_checkpoint, save_model, stored_digest
 from hyperadapters.checkpoints.task_records import set_states
@@ -36,6 +37,11 @@ from hyperadapters.data.schema import infer_schema
 from hyperadapters.data.sources import Row, iterate_file
 from hyperadapters.errors import HyperAdaptersError
 from hyperadapters.interop.peft import export_peft, import_peft
+from hyperadapters.report.charts import Report
+from hyperadapters.report.plotly_figures import plotly_figure
+from hyperadapters.report.result_rows import read_rows, rows_report
+from hyperadapters.report.run_report import run_report
+from hyperadapters.report.runs import read_run
 
 Inputs = st.SearchStrategy[Any]
 Prepared = tuple[Inputs, Callable[[Any], None]]
@@ -531,6 +537,44 @@ def _check_import(folder: Path, model: Any, where: Path) -> None:
         assert all(tensor.isfinite().all() for tensor in model.method.own_adapters.parameters())
 
 
+# Results for reports
+
+
+def run_files(folder: Path) -> Prepared:
+    values = run_values(rows=2)
+    details = values["details.json"]
+    details |= {"points": details["points"][:1], "prototypes": []}  # maps take long
+    run = write_values(folder / "run", values)
+    names = [name for name in values if name.endswith(".json")]
+
+    def check(inputs: tuple[str, Any]) -> None:
+        name, changes = inputs
+        write_values(run, {name: changed(values[name], changes)})
+        with only_own_errors(folder):
+            _draw(run_report(read_run(run)))
+        write_values(run, {name: values[name]})
+
+    _draw(run_report(read_run(run)))
+    return st.one_of(*(st.tuples(st.just(name), changes_of(values[name])) for name in names)), check
+
+
+def result_row_files(folder: Path) -> Prepared:
+    values, path = result_rows()[:2], folder / "rows.jsonl"
+
+    def check(changes: Any) -> None:
+        found = changed(values, changes)
+        path.write_text("\n".join(map(json.dumps, found if isinstance(found, list) else [found])))
+        with only_own_errors(folder):
+            _draw(rows_report(path, read_rows(path)))
+
+    return changes_of(values), check
+
+
+def _draw(report: Report) -> None:
+    for chart in report.charts:
+        json.dumps(plotly_figure(chart), allow_nan=False)
+
+
 TARGETS = {
     "recipe_of_bytes": Target(recipe_of_bytes, 500),
     "recipe_of_edits": Target(recipe_of_edits, 1000),
@@ -550,4 +594,6 @@ TARGETS = {
     "task_names": Target(task_names, 2000),
     "peft_values": Target(peft_values, 1000),
     "peft_bytes": Target(peft_bytes, 1000),
+    "run_files": Target(run_files, 400),
+    "result_row_files": Target(result_row_files, 400),
 }

@@ -8,7 +8,6 @@ import re
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -17,9 +16,7 @@ from hyperadapters.config import Recipe, load_recipe
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_tasks
 from hyperadapters.demo import run as demo
-from hyperadapters.errors import OutputError
 from hyperadapters.inference.routing import calibrate
-from hyperadapters.report.plots import task_map
 from hyperadapters.training.run import examples_of
 
 
@@ -129,12 +126,3 @@ def test_the_first_words_of_validation_rows_find_their_task(routed: HyperAdapter
             for row, result in zip(rows, routed.route(short), strict=True)
         ]
         assert sum(found) / len(found) > share
-
-
-def test_the_map_takes_many_tasks_and_few_points(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    names = [f"task {index}" for index in range(12)]
-    task_map(generator.normal(size=(12, 8)), list(range(12)), generator.normal(size=(12, 8)), names, tmp_path / "a.png")
-    assert (tmp_path / "a.png").stat().st_size > 1000
-    with pytest.raises(OutputError, match=r"gone/a.png: cannot be written"):
-        task_map(generator.normal(size=(9, 8)), [0] * 9, generator.normal(size=(1, 8)), ["a"], tmp_path / "gone/a.png")

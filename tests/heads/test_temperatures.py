@@ -9,10 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperadapters.heads.calibration import (
+    BINS,
+    RISK_POINTS,
     LabelledLogits,
     brier_score,
     calibration_error,
     fit_temperatures,
+    reliability,
+    risk_coverage,
     with_temperature,
 )
 
@@ -80,3 +84,35 @@ def test_the_inverse_of_a_temperature_undoes_it(temperature: float, logits: list
 def test_probabilities_of_zero_stay_numbers() -> None:
     assert with_temperature(np.array([[1.0, 0.0]]), 0.5).tolist() == [[1.0, 0.0]]
     assert np.isfinite(with_temperature(np.array([[1.0, 0.0]]), 1000.0)).all()
+
+
+def test_reliability_counts_rows_by_the_probability_of_their_answer() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [1.0, 0.0]])
+    found = reliability(probabilities, np.array([0, 1, 1, 0]))
+    assert found.shape == (BINS, 3)
+    assert {place: row.tolist() for place, row in enumerate(found) if row[0]} == {
+        13: [2, 1.8, 1],
+        9: [1, 0.6, 1],
+        14: [1, 1.0, 1],
+    }
+
+
+def test_risk_and_coverage_answer_the_most_confident_rows_first_and_equal_ones_together() -> None:
+    confidences, are_right = np.array([0.5, 0.9, 0.7, 0.7]), np.array([False, True, False, True])
+    coverage, risk = risk_coverage(confidences, are_right)
+    assert coverage.tolist() == [0.25, 0.75, 1.0]
+    assert risk.tolist() == [0, 1 / 3, 0.5]
+
+
+def test_risk_and_coverage_of_many_rows_have_few_points_that_end_with_all_rows() -> None:
+    generator = np.random.default_rng(0)
+    confidences = generator.uniform(size=1000)
+    are_right = generator.uniform(size=1000) < confidences
+    coverage, risk = risk_coverage(confidences, are_right)
+    assert len(coverage) == len(risk) == RISK_POINTS
+    assert coverage[-1] == 1
+    assert risk[-1] == 1 - are_right.mean()
+    assert (np.diff(coverage) > 0).all()
+    for share, wrong in zip(coverage, risk, strict=True):
+        answered = confidences >= np.sort(confidences)[1000 - round(1000 * share)]
+        assert wrong == pytest.approx(1 - are_right[answered].mean())

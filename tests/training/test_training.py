@@ -30,6 +30,8 @@ from hyperadapters.errors import (
     RecipeError,
 )
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.report.runs import read_run
+from hyperadapters.training.details_file import read_details
 from hyperadapters.training.run import remove_run, train
 from hyperadapters.training.trainer import Trainer
 
@@ -111,7 +113,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_writes_the_checkpoint_the_recipe_and_the_metrics_and_nothing_else(trained: Path) -> None:
     names = {path.name.split("-")[0] for path in (trained / "run").iterdir()}
-    assert names == {"README.md", "adapters", "hyperadapter.json", "metrics.json", "resolved_recipe.yaml"}
+    files = {"README.md", "adapters", "details.json", "hyperadapter.json", "metrics.json", "resolved_recipe.yaml"}
+    assert names == files
 
 
 def test_metrics_have_their_documented_shape_and_show_that_it_learned(trained: Path) -> None:
@@ -129,6 +132,43 @@ def test_metrics_have_their_documented_shape_and_show_that_it_learned(trained: P
     assert metrics["routing_accuracy"] > 0.8
     model = HyperAdapterModel.from_pretrained(trained / "run")
     assert metrics["trainable_parameters"] == model.num_trainable_parameters()
+
+
+def test_the_details_agree_with_the_metrics_and_the_data(trained: Path) -> None:
+    metrics = json.loads((trained / "run" / "metrics.json").read_text())
+    details = read_details(trained / "run")
+    rows = {"train": 96, "validation": 12, "test": 20}
+    assert [(task.name, task.rows) for task in details.tasks] == [(name, rows) for name in ("colour", "mood", "size")]
+    assert details.split == "test"
+    for task in details.tasks:
+        for name, bins in (("", task.reliability), ("_before", task.reliability_before)):
+            if task.name == "size":
+                assert bins == ()
+                continue
+            error = sum(found.rows * abs(found.confidence - found.accuracy) for found in bins) / 20
+            expected = metrics["calibration"][task.name]["test"][f"calibration_error{name}"]
+            assert error == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            accuracy = metrics["tasks"][task.name]["test"]["accuracy"]
+            assert (task.risk.x[-1], task.risk.y[-1]) == pytest.approx((1.0, 1 - accuracy))
+    assert sum(count for _, _, count in details.confusion) == 60
+    right = sum(count for own, nearest, count in details.confusion if own == nearest)
+    assert right / 60 == pytest.approx(metrics["routing_accuracy"])
+    written = [json.loads(line) for line in (trained / "colour-test.jsonl").read_text().splitlines()]
+    assert [(point.text, point.target) for point in details.points[:20]] == [(r["text"], r["label"]) for r in written]
+    assert details.points[20].text.count(" / ") == 1  # of a pair
+    lengths = [sum(value**2 for value in vector) for vector in (details.points[0].vector, details.prototypes[0])]
+    assert lengths == pytest.approx([1, 1], abs=1e-3)
+    assert details.losses["total"].x == tuple(map(float, range(10, 201, 10)))
+    terms = [details.losses[name].y[-1] for name in ("task", "instance", "prototype")]
+    assert details.losses["total"].y[-1] == pytest.approx(sum(terms), rel=1e-4)
+    assert details.validation_mean.x == tuple(map(float, range(20, 201, 20)))
+    best = details.validation_mean.y[details.validation_mean.x.index(float(details.best_step or 0))]
+    assert best == max(details.validation_mean.y)
+    assert details.validation["mood"].y[-1] <= 1
+    trainable = sum(count for part, count in details.parameters.items() if part != "backbone")
+    assert trainable == metrics["trainable_parameters"]
+    assert sum(details.seconds.values()) >= details.seconds["training steps"] > 0
+    assert read_run(trained / "run").metrics.tasks == metrics["tasks"]
 
 
 def test_evaluate_gives_the_scores_that_train_wrote(

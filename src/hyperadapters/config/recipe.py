@@ -135,6 +135,8 @@ class DataConfig(StrictModel):
         max_length: Maximum number of tokens of an input; longer ones are truncated. Default: 128.
         max_target_length: Maximum number of tokens of a target text and of a generated text. Default: 32.
         on_bad_row: What is done with a row that cannot be read (see `data.bad_rows`): "error" (default) or "skip".
+        report_texts: Maximum number of evaluated rows whose texts and instance vectors are kept in the folder of the
+            run for `hyperadapters report`; 0 for none. Default: 1000.
     """
 
     n_train: Int | None = Field(None, ge=1)
@@ -147,6 +149,7 @@ class DataConfig(StrictModel):
     max_length: Int = Field(128, ge=4)
     max_target_length: Int = Field(32, ge=2)
     on_bad_row: Literal["error", "skip"] = "error"
+    report_texts: Int = Field(1000, ge=0)
 
     @property
     def lengths(self) -> Lengths:

@@ -7,20 +7,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from hyperadapters.config import load_recipe
 from hyperadapters.data.examples import Example
 from hyperadapters.inference.predictor import Predictor
-from hyperadapters.report.plots import task_map
+from hyperadapters.report.maps import maps_of
+from hyperadapters.report.matplotlib_figures import figure_bytes
+from hyperadapters.report.runs import COMPARISON_FILE
+from hyperadapters.training.details_file import read_details
 from hyperadapters.training.probes import linear_probe, majority
-from hyperadapters.training.run import Run, examples_of, train
+from hyperadapters.training.run import Run, train
 from hyperadapters.utils.files import write_atomically
 from hyperadapters.utils.optional import require
 
-COMPARISON_FILE = "comparison.json"
 MAP_FILE = "task_map.png"
 
 NEW_INPUTS = (
@@ -50,7 +51,7 @@ def run_demo(output: Path, overwrite: bool, console: Console) -> Run:
     run = train(load_recipe(recipe_path()), output, overwrite=overwrite)
     comparison = compare(run)
     write_atomically(output / COMPARISON_FILE, (json.dumps(comparison, indent=2, allow_nan=False) + "\n").encode())
-    _draw_map(run, output / MAP_FILE)
+    _draw_map(output)
     _print_comparison(comparison, console)
     _print_answers(run, console)
     console.print(f"\nCheckpoint, metrics.json and {MAP_FILE} are in {output}/")
@@ -87,15 +88,9 @@ def compare(run: Run) -> dict[str, Any]:
     }
 
 
-def _draw_map(run: Run, path: Path) -> None:
-    examples = examples_of(run.tasks, "test")
-    task_map(
-        np.array([prediction.instance for prediction in run.evaluations["test"].predictions]),
-        [example.task_id for example in examples if example.task_id is not None],
-        run.model.pha.prototypes.weight.detach().cpu().numpy(),
-        [data.task.name for data in run.tasks],
-        path,
-    )
+def _draw_map(folder: Path) -> None:
+    *_, by_t_sne = maps_of(read_details(folder))
+    write_atomically(folder / MAP_FILE, figure_bytes(by_t_sne, ".png"))
 
 
 def _print_comparison(comparison: dict[str, Any], console: Console) -> None:

@@ -27,7 +27,9 @@ from hyperadapters.heads.task_heads import ERROR_LEVELS, target_losses
 Array = np.ndarray[Any, Any]
 
 BINS = 15
-"""Number of bins of equal width in `calibration_error`."""
+"""Number of bins of equal width in `calibration_error` and `reliability`."""
+RISK_POINTS = 50
+"""Maximum number of points in `risk_coverage`."""
 LOG_TEMPERATURES = (math.log(1 / 16), math.log(64))
 """Smallest and largest logarithm of a temperature."""
 PRIOR_STRENGTH = 2.0
@@ -54,10 +56,45 @@ def calibration_error(probabilities: Array, labels: Array) -> float:
     Returns:
         The error, from 0 to 1. With few rows it is above 0 for calibrated probabilities, too.
     """
+    _, confidence, right = reliability(probabilities, labels).T
+    return float(np.abs(confidence - right).sum() / len(labels))
+
+
+def reliability(probabilities: Array, labels: Array) -> Array:
+    """Sum up the rows in bins of equal width of the probability of the most probable label, for a reliability diagram.
+
+    Args:
+        probabilities: Probabilities of shape [N, C], with N at least 1.
+        labels: Label indices of shape [N].
+
+    Returns:
+        For each of the `BINS` bins the number of rows, the sum of these probabilities, and the number of rows for which
+        the label is right, of shape [`BINS`, 3].
+    """
     confidence, is_right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    differences = np.bincount(bins, confidence - is_right, minlength=BINS)
-    return float(np.abs(differences).sum() / len(labels))
+    weights = (np.ones(len(labels)), confidence, is_right)
+    return np.stack([np.bincount(bins, of_rows, minlength=BINS) for of_rows in weights], axis=1)
+
+
+def risk_coverage(confidences: Array, are_right: Array) -> tuple[Array, Array]:
+    """Compute the share of wrong answers among the most confident rows, for several shares of rows.
+
+    Rows of the same confidence are answered together.
+
+    Args:
+        confidences: Probability of the most probable label of each row, of shape [N], with N at least 1.
+        are_right: Whether this label is right, of shape [N].
+
+    Returns:
+        Shares of answered rows in ascending order, at most `RISK_POINTS` of them evenly chosen with the last one 1, and
+        the shares of wrong answers among them.
+    """
+    order = np.argsort(-confidences, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(confidences[order])), len(order) - 1)  # of the rows of a confidence
+    last = last[np.unique(np.linspace(0, len(last) - 1, RISK_POINTS).round().astype(int))]
+    wrong = np.cumsum(~are_right[order])[last]
+    return (last + 1) / len(order), wrong / (last + 1)
 
 
 def brier_score(probabilities: Array, labels: Array) -> float:

@@ -29,6 +29,8 @@ from hyperadapters.errors import CheckpointError, DataError, OutputError, Recipe
 from hyperadapters.inference.batches import best_device
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.arguments import NAMED_AS_IN_RECIPES, TrainingArguments, settings_without_effect
+from hyperadapters.training.details import details_of
+from hyperadapters.training.details_file import DETAILS_FILE
 from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.interruption import Interruption
 from hyperadapters.training.prefix_cache import FrozenPrefix
@@ -63,10 +65,11 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
 
     If several processes call this function together (see docs/scaling.md), the first of them writes all files.
 
-    The folder contains the checkpoint and its model card, `metrics.json`, `resolved_recipe.yaml` and the logs that the
-    recipe specifies. Until the run ends it also contains the checkpoints of `transformers.Trainer`. At the end, routing
-    is calibrated if the method can route (see `inference.routing.calibrate`). The recipe, the data and the backbone are
-    checked before any file is written. For a resumed run, `seconds` in the metrics is the time since it was resumed.
+    The folder contains the checkpoint and its model card, `metrics.json`, `details.json` for reports (see
+    `training.details_file`), `resolved_recipe.yaml` and the logs that the recipe specifies. Until the run ends it also
+    contains the checkpoints of `transformers.Trainer`. At the end, routing is calibrated if the method can route (see
+    `inference.routing.calibrate`). The recipe, the data and the backbone are checked before any file is written. For a
+    resumed run, `seconds` in the metrics is the time since it was resumed.
 
     Args:
         recipe: Recipe of the run.
@@ -155,6 +158,7 @@ def _finished(
     recipe: Recipe, model: HyperAdapterModel, tasks: list[TaskData], trainer: Trainer, output: Path, seconds: float
 ) -> Run:
     """Evaluate a trained model, and write the results."""
+    started = time.monotonic()
     prefixes: dict[Split, FrozenPrefix] = {}
     if trainer.validation_prefix is not None:
         prefixes["validation"] = trainer.validation_prefix
@@ -163,12 +167,34 @@ def _finished(
     if skipped := {data.task.name: data.num_skipped for data in tasks if data.num_skipped}:
         metrics["skipped_rows"] = skipped
     if process_index() == 0:
+        durations = _durations(trainer, seconds, time.monotonic() - started)
+        details = details_of(
+            model,
+            tasks,
+            evaluations,
+            trainer.state.log_history,
+            trainer.state.best_global_step,
+            durations,
+            recipe.data.report_texts,
+        )
         model.save_pretrained(output, scores=scores_in(metrics))
         write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())  # the folder may have been removed
+        write_atomically(output / DETAILS_FILE, details.model_dump_json().encode())
         write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
         _remove_checkpoints(output)
     wait_for_all()
     return Run(model, tasks, evaluations, metrics)
+
+
+def _durations(trainer: Trainer, training: float, evaluation: float) -> dict[str, float]:
+    """Return the duration of each part of a run in seconds."""
+    steps = next(entry["train_runtime"] for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
+    return {
+        "training steps": steps - trainer.evaluation_seconds,
+        "evaluations during training": trainer.evaluation_seconds,
+        "heads and calibration": training - steps,
+        "final evaluation": evaluation,
+    }
 
 
 def load_run(folder: Path) -> tuple[HyperAdapterModel, Recipe]:
@@ -406,7 +432,7 @@ def remove_run(folder: Path) -> None:
     _remove_checkpoints(folder)
     shutil.rmtree(folder / LOGS_FOLDER, ignore_errors=True)
     remove_checkpoint(folder)
-    for name in (METRICS_FILE, RECIPE_FILE):
+    for name in (METRICS_FILE, DETAILS_FILE, RECIPE_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -145,6 +146,7 @@ class Trainer(transformers.Trainer):
     Attributes:
         validation_prefix: States of frozen layers for the evaluation examples; None without evaluation data or without
             frozen layers.
+        evaluation_seconds: Time that the evaluations of `evaluate` have taken.
     """
 
     model: HyperAdapterModel
@@ -223,6 +225,7 @@ class Trainer(transformers.Trainer):
         self._instances_of_step: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._what_is_not_finite: str | None = None
         self._skipped_steps = 0
+        self.evaluation_seconds = 0.0
         self._best_state: dict[str, torch.Tensor] | None = None
         self._lengths = self.data_collator.lengths(train_examples, with_targets=True)
         self._prefix: FrozenPrefix | None = None
@@ -588,11 +591,13 @@ class Trainer(transformers.Trainer):
         if not examples:
             raise DataError("evaluate: expected evaluation data, found none; pass them here or to the constructor")
         prefix = self.validation_prefix if examples is self.eval_dataset else None
+        started = time.monotonic()
         try:
             result = evaluate(self.model, examples, self.args.per_device_eval_batch_size, prefix)
         except NotFiniteError as error:
             step = self.state.global_step
             raise NotFiniteError(f"evaluation after training step {step}: {error}. {DIVERGED}") from error
+        self.evaluation_seconds += time.monotonic() - started
         values = _flat(result, metric_key_prefix)
         self.log(values)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)

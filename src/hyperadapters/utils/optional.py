@@ -16,6 +16,7 @@ _EXTRA_OF = {
     "onnxruntime": "runtime",
     "onnxscript": "onnx",
     "peft": "peft",
+    "plotly": "report",
     "prometheus_client": "serve",
     "py3langid": "check",
     "ray": "ray",

@@ -1,0 +1,162 @@
+"""What a report shows, without saying how it is drawn: figures of a few shapes, tables and texts.
+
+The figures are drawn by `plotly_figures.py` for the page, and by `matplotlib_figures.py` for files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Values = tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What all figures have.
+
+    Attributes:
+        name: Name for files and anchors, of lower-case letters, digits and hyphens.
+        title: Title.
+        caption: What is shown and how to read it.
+    """
+
+    name: str
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Categories(Figure):
+    """Values of categories, one below the other, by series.
+
+    Attributes:
+        categories: Names of the categories.
+        series: A value of each category, or None without one, by the name of the series.
+        axis: Title of the axis of values.
+        mark: "dots" for points on a line, or "bars", for values that start at 0.
+        errors: Half the length of error bars in the same form, for some series.
+    """
+
+    categories: tuple[str, ...]
+    series: dict[str, Values]
+    axis: str
+    mark: Literal["dots", "bars"] = "dots"
+    errors: dict[str, Values] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lines(Figure):
+    """Lines by name.
+
+    Attributes:
+        lines: Horizontal and vertical coordinates of the points of each line.
+        x_axis: Title of the horizontal axis.
+        y_axis: Title of the vertical axis.
+        diagonal: Whether the line of equal coordinates is drawn, from 0 to 1.
+        log_x: Whether the horizontal axis is logarithmic.
+    """
+
+    lines: dict[str, tuple[Values, Values]]
+    x_axis: str
+    y_axis: str
+    diagonal: bool = False
+    log_x: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix(Figure):
+    """A matrix of values as colours.
+
+    Attributes:
+        rows: Names of the rows.
+        columns: Names of the columns.
+        values: Values of each row.
+        labels: Text of each value.
+        limits: Values of the first and the last colour.
+        x_axis: Title of the columns.
+        y_axis: Title of the rows.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[Values, ...]
+    labels: tuple[tuple[str, ...], ...]
+    limits: tuple[float, float]
+    x_axis: str
+    y_axis: str
+
+
+@dataclass(frozen=True)
+class Map(Figure):
+    """Points and one mark for each group, in a plane without units.
+
+    Attributes:
+        groups: Coordinates and texts of the points of each group.
+        marks: Coordinates of the mark of some groups.
+        mark_name: What a mark is.
+    """
+
+    groups: dict[str, tuple[Values, Values, tuple[str, ...]]]
+    marks: dict[str, tuple[float, float]]
+    mark_name: str
+
+
+Chart = Categories | Lines | Matrix | Map
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: Title.
+        header: Titles of the columns.
+        rows: Cells of each row.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        title: Title.
+        content: Figures, tables and texts, which are shown as they are in a font of fixed width.
+    """
+
+    title: str
+    content: tuple[Chart | Table | str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report.
+
+    Attributes:
+        title: Title.
+        facts: Short facts with their names, for the head of the page.
+        sections: Parts of the report.
+    """
+
+    title: str
+    facts: dict[str, str]
+    sections: tuple[Section, ...]
+
+    @property
+    def charts(self) -> list[Chart]:
+        """All figures."""
+        return [item for section in self.sections for item in section.content if isinstance(item, Figure)]
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a number of per cent; empty for None.
+
+    Args:
+        value: Share from 0 to 1.
+    """
+    return "" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,27 @@
+"use strict";
+(() => {
+  const { templates, figures } = JSON.parse(document.getElementById("charts").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 40rem)");
+  const config = {
+    displaylogo: false,
+    responsive: true,
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  };
+
+  const layoutOf = (layout) => {
+    const below = { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom" };
+    const legend = narrow.matches ? below : {};
+    return { ...layout, legend, template: templates[dark.matches ? "dark" : "light"] };
+  };
+  const draw = () => {
+    for (const [name, figure] of Object.entries(figures)) {
+      // Copies, because Plotly writes what it computes into its arguments.
+      const { data, layout } = structuredClone(figure);
+      Plotly.react(document.getElementById(`chart-${name}`), data, layoutOf(layout), config);
+    }
+    document.documentElement.dataset.drawn = dark.matches ? "dark" : "light";
+  };
+  for (const query of [dark, narrow]) query.addEventListener("change", draw);
+  draw();
+})();

@@ -1,0 +1,207 @@
+"""Figures as Plotly reads them. It needs no package: they are dictionaries that become JSON.
+
+Plotly reads some HTML in names and texts, so those from outside are escaped. Names of categories are tick labels of
+numbered places, because Plotly would merge equal names and read some as numbers or dates.
+"""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from functools import singledispatch
+from typing import Any
+
+from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix
+from hyperadapters.report.styles import MAX_LABELLED, SHADES, label_of, style_of
+from hyperadapters.utils.texts import printable
+
+PlotlyFigure = dict[str, Any]
+
+LINE_HEIGHT = 26
+"""Pixels of a category."""
+MARGIN = 90
+"""Pixels of a figure above and below what it shows."""
+HEIGHT = 440
+"""Pixels of a figure whose height does not depend on its contents."""
+MAX_HEIGHT = 1000
+"""Maximum height of a matrix in pixels."""
+HOVER_WIDTH = 60
+"""Number of characters in a line of a text that is shown on hover."""
+INVISIBLE = "rgba(0,0,0,0)"
+NEUTRAL = "#808080"
+"""Colour of outlines and reference lines, which is visible on light and dark backgrounds."""
+
+
+def plotly_figure(chart: Chart) -> PlotlyFigure:
+    """Return a figure with the keys "data" and "layout", without colours that depend on the background.
+
+    Args:
+        chart: What is drawn.
+    """
+    figure: PlotlyFigure = _figure_of(chart)
+    figure["layout"] = {"margin": {"l": 8, "r": 8, "t": 32, "b": 8}, "hovermode": "closest", **figure["layout"]}
+    return figure
+
+
+def template_of(text: str, grid: str, background: str) -> dict[str, Any]:
+    """Return a template with the colours for one background.
+
+    Args:
+        text: Colour of texts.
+        grid: Colour of grid lines.
+        background: Colour behind texts that are shown on hover.
+    """
+    axis = {"gridcolor": grid, "zerolinecolor": grid, "linecolor": grid, "automargin": True}
+    layout = {
+        "font": {"color": text, "family": "system-ui, sans-serif", "size": 13},
+        "paper_bgcolor": INVISIBLE,
+        "plot_bgcolor": INVISIBLE,
+        "xaxis": axis,
+        "yaxis": axis,
+        "hoverlabel": {"bgcolor": background, "bordercolor": NEUTRAL, "font": {"color": text}, "align": "left"},
+        "modebar": {"bgcolor": INVISIBLE, "color": NEUTRAL, "activecolor": text},
+    }
+    return {"layout": layout}
+
+
+@singledispatch
+def _figure_of(chart: Chart) -> PlotlyFigure:
+    raise TypeError(type(chart).__name__)
+
+
+@_figure_of.register
+def _(chart: Categories) -> PlotlyFigure:
+    places = list(range(len(chart.categories)))
+    data = []
+    for index, (name, values) in enumerate(chart.series.items()):
+        style = style_of(index)
+        trace: dict[str, Any] = {
+            "name": _label(name),
+            "x": list(values),
+            "y": places,
+            "hovertext": [
+                _lines(f"{category}\n{name}: {value:,.6g}") if value is not None else ""
+                for category, value in zip(chart.categories, values, strict=True)
+            ],
+            "hoverinfo": "text",
+        }
+        if chart.mark == "bars":
+            trace |= {"type": "bar", "orientation": "h", "marker": {"color": style.colour}}
+        else:
+            marker = {"color": style.colour, "symbol": style.mark[0], "size": 11}
+            trace |= {"type": "scatter", "mode": "markers", "marker": marker}
+        if deviations := chart.errors.get(name):
+            trace["error_x"] = {"type": "data", "array": [value or 0 for value in deviations], "color": style.colour}
+        data.append(trace)
+    layout = {
+        "height": MARGIN + LINE_HEIGHT * max(2, len(places) * (len(data) if chart.mark == "bars" else 1)),
+        "xaxis": {"title": {"text": chart.axis}, "rangemode": "tozero" if chart.mark == "bars" else "normal"},
+        "yaxis": {**_ticks(chart.categories), "autorange": "reversed"},
+        "showlegend": len(data) > 1,
+    }
+    return {"data": data, "layout": layout}
+
+
+@_figure_of.register
+def _(chart: Lines) -> PlotlyFigure:
+    data = []
+    for index, (name, (x, y)) in enumerate(chart.lines.items()):
+        style = style_of(index)
+        hover = [
+            _lines(f"{name}\n{chart.x_axis}: {_number(a)}\n{chart.y_axis}: {_number(b)}")
+            for a, b in zip(x, y, strict=True)
+        ]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": _label(name),
+                "x": list(x),
+                "y": list(y),
+                "line": {"color": style.colour, "dash": style.dash[0]},
+                "marker": {"color": style.colour, "symbol": style.mark[0], "size": 7},
+                "hovertext": hover,
+                "hoverinfo": "text",
+            }
+        )
+    layout: dict[str, Any] = {
+        "height": HEIGHT,
+        "xaxis": {"title": {"text": chart.x_axis}, "type": "log" if chart.log_x else "linear"},
+        "yaxis": {"title": {"text": chart.y_axis}},
+        "showlegend": len(data) > 1,
+    }
+    if chart.diagonal:
+        end = max((value or 0 for x, y in chart.lines.values() for value in (*x, *y)), default=1)
+        line = {"color": NEUTRAL, "dash": "dot", "width": 1.5}
+        layout["shapes"] = [{"type": "line", "x0": 0, "y0": 0, "x1": end, "y1": end, "line": line, "layer": "below"}]
+        layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
+    return {"data": data, "layout": layout}
+
+
+@_figure_of.register
+def _(chart: Matrix) -> PlotlyFigure:
+    hover = [
+        [
+            _lines(f"{chart.y_axis}: {row}\n{chart.x_axis}: {column}\n{label}")
+            for column, label in zip(chart.columns, labels, strict=True)
+        ]
+        for row, labels in zip(chart.rows, chart.labels, strict=True)
+    ]
+    trace = {
+        "type": "heatmap",
+        "z": [list(row) for row in chart.values],
+        "zmin": chart.limits[0],
+        "zmax": chart.limits[1],
+        "colorscale": [[place / (len(SHADES) - 1), colour] for place, colour in enumerate(SHADES)],
+        "hovertext": hover,
+        "hoverinfo": "text",
+        "colorbar": {"thickness": 12, "outlinewidth": 0},
+        "xgap": 1,
+        "ygap": 1,
+    }
+    if len(chart.columns) <= MAX_LABELLED:
+        trace |= {"text": [list(row) for row in chart.labels], "texttemplate": "%{text}"}
+    angle = -45 if len(chart.columns) <= MAX_LABELLED else -90
+    layout = {
+        "height": min(MAX_HEIGHT, MARGIN + 120 + LINE_HEIGHT * len(chart.rows)),
+        "xaxis": {**_ticks(chart.columns), "title": {"text": chart.x_axis}, "showgrid": False, "tickangle": angle},
+        "yaxis": {**_ticks(chart.rows), "title": {"text": chart.y_axis}, "showgrid": False, "autorange": "reversed"},
+    }
+    return {"data": [trace], "layout": layout}
+
+
+@_figure_of.register
+def _(chart: Map) -> PlotlyFigure:
+    data: list[dict[str, Any]] = []
+    for index, (name, (x, y, texts)) in enumerate(chart.groups.items()):
+        style, group = style_of(index), {"name": _label(name), "legendgroup": str(index), "hoverinfo": "text"}
+        marker: dict[str, Any] = {"color": style.colour, "symbol": style.mark[0], "size": 7, "opacity": 0.75}
+        points = {"type": "scatter", "mode": "markers", "x": list(x), "y": list(y), "marker": marker}
+        data.append({**group, **points, "hovertext": [_lines(text) for text in texts]})
+        if name in chart.marks:
+            outline = {"color": NEUTRAL, "width": 1.5}
+            marker = {"color": style.colour, "symbol": "star", "size": 18, "line": outline}
+            (mark_x, mark_y), hover = chart.marks[name], _lines(f"{chart.mark_name} of {name}")
+            star = {"type": "scatter", "mode": "markers", "x": [mark_x], "y": [mark_y], "marker": marker}
+            data.append({**group, **star, "hovertext": [hover], "showlegend": False})
+    axis = {"showticklabels": False, "zeroline": False, "showgrid": False}
+    layout = {"height": HEIGHT + MARGIN, "xaxis": axis, "yaxis": axis, "showlegend": True}
+    return {"data": data, "layout": layout}
+
+
+def _ticks(names: tuple[str, ...]) -> dict[str, Any]:
+    return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [_label(name) for name in names]}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _label(name: str) -> str:
+    return html.escape(label_of(name))
+
+
+def _lines(text: str) -> str:
+    """Return a text for hovering, in lines of limited width."""
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(printable(line), HOVER_WIDTH) or [""]]
+    return "<br>".join(html.escape(line) for line in lines)

@@ -1,0 +1,296 @@
+"""The report on one finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from hyperadapters.report.charts import Categories, Chart, Lines, Matrix, Report, Section, Table, Values, percent
+from hyperadapters.report.maps import MAX_MATRIX, maps_of, similarity_of
+from hyperadapters.report.runs import FinishedRun
+from hyperadapters.training.details_file import BACKBONE, Bin, Curve, RunDetails, TaskDetails
+
+MEAN = "mean of the tasks"
+Line = tuple[Values, Values]
+
+
+def run_report(run: FinishedRun) -> Report:
+    """Return the report on a run.
+
+    Args:
+        run: What the files of the run say.
+    """
+    details = run.details
+    sections = (
+        Section("Scores", (scores(run), _score_table(run))),
+        Section("Learning curves", (*learning_curves(details),)),
+        Section("Map of the tasks", (*maps_of(details), *_present(similarity_of(details)))),
+        Section("Routing", (*_present(confusion(details)), *_present(declined(details)))),
+        Section("Certainty", (*certainty(details), *_present(_calibration_table(run)))),
+        Section("Parameters and time", (parameters(details), durations(details))),
+        Section("Recipe and versions", (run.recipe, Table("Versions", ("package", "version"), _versions(details)))),
+    )
+    shown = tuple(section for section in sections if section.content)
+    return Report(f"Report on {run.folder.resolve().name}", facts(run), shown)
+
+
+def facts(run: FinishedRun) -> dict[str, str]:
+    """Return the short facts of a run.
+
+    Args:
+        run: The run.
+    """
+    metrics, details = run.metrics, run.details
+    found = {f"mean score, {split}": f"{value:.4f}" for split, value in metrics.mean.items()}
+    if metrics.routing_accuracy is not None:
+        found[f"routing accuracy, {details.split}"] = percent(metrics.routing_accuracy)
+    found |= {
+        "tasks": str(len(details.tasks)),
+        "trained parameters": f"{metrics.trainable_parameters:,}",
+        "training": f"{metrics.seconds:,.0f} s on {details.device}",
+        "backbone": str(run.settings["backbone"]),
+    }
+    return found
+
+
+def scores(run: FinishedRun) -> Categories:
+    """Return the main metric of each task with the model and with each baseline, and the means.
+
+    Args:
+        run: The run.
+    """
+    tasks = [task for task in run.details.tasks if run.metrics.tasks.get(task.name)]
+    split = run.details.split
+    model = {
+        task.name: of_split[task.metric] for task in tasks if (of_split := run.metrics.tasks[task.name].get(split))
+    }
+    series = {"model": model, **(run.baselines if split == "test" else {})}
+    return Categories(
+        "scores",
+        f"Scores on {split} rows" if split else "Scores",
+        "Main metric of each task with the trained model"
+        + (", and with baselines that need no training of the model." if len(series) > 1 else "."),
+        (*(f"{task.name} ({task.metric})" for task in tasks), MEAN),
+        {name: _with_mean([found.get(task.name) for task in tasks]) for name, found in series.items()},
+        "score",
+    )
+
+
+def _with_mean(values: list[float | None]) -> Values:
+    known = [value for value in values if value is not None]
+    return (*values, sum(known) / len(known) if known and len(known) == len(values) else None)
+
+
+def _score_table(run: FinishedRun) -> Table:
+    rows = []
+    splits = tuple(run.metrics.mean)
+    for task, of_splits in run.metrics.tasks.items():
+        for metric in dict.fromkeys(metric for found in of_splits.values() for metric in found):
+            values = [of_splits.get(split, {}).get(metric) for split in splits]
+            rows.append((task, metric, *("" if value is None else f"{value:.4f}" for value in values)))
+    return Table("All metrics", ("task", "metric", *splits), tuple(rows))
+
+
+def learning_curves(details: RunDetails) -> list[Chart]:
+    """Return the losses and the validation scores by step.
+
+    Args:
+        details: Details of the run.
+    """
+    found: list[Chart] = []
+    losses = {name: _line(curve) for name, curve in details.losses.items() if name != "total"}
+    if losses:
+        caption = "Mean of each term of the objective since the previous entry of the log, weighted as in their sum."
+        found.append(Lines("losses", "Losses", caption, losses, "step", "loss"))
+    validation = {MEAN: _line(details.validation_mean)} if details.validation_mean.x else {}
+    validation |= {name: _line(curve) for name, curve in details.validation.items()}
+    if validation:
+        kept = "the last one" if details.best_step is None else f"that of step {details.best_step}"
+        caption = f"Main metric of each task on its validation rows. The state that was kept is {kept}."
+        found.append(Lines("validation", "Validation scores", caption, validation, "step", "score"))
+    return found
+
+
+def _line(curve: Curve) -> Line:
+    return curve.x, curve.y
+
+
+def confusion(details: RunDetails) -> Matrix | None:
+    """Return the share of each task's rows whose most similar task is each of the tasks.
+
+    Args:
+        details: Details of the run.
+
+    Returns:
+        The matrix; None if the method cannot route, or there are more than `MAX_MATRIX` tasks.
+    """
+    size = len(details.tasks)
+    if not details.confusion or size > MAX_MATRIX:
+        return None
+    counts = [[0] * size for _ in range(size)]
+    for own, nearest, count in details.confusion:
+        counts[own][nearest] += count
+    names = tuple(task.name for task in details.tasks)
+    return Matrix(
+        "routing-confusion",
+        "Routing confusion",
+        f"Most similar task of the {details.split} rows of each task. The numbers are rows, the colours their share of "
+        "the task.",
+        names,
+        names,
+        tuple(tuple(count / max(1, sum(row)) for count in row) for row in counts),
+        tuple(tuple(map(str, row)) for row in counts),
+        (0.0, 1.0),
+        "most similar task",
+        "own task",
+    )
+
+
+def declined(details: RunDetails) -> Lines | None:
+    """Return the shares of declined rows against the bounds that conformal thresholds guarantee.
+
+    Args:
+        details: Details of the run.
+
+    Returns:
+        The figure; None without validation and test rows, or if the method cannot route.
+    """
+    lines = _of_tasks(
+        details,
+        lambda task: ([rate.bound for rate in task.decline_rates], [rate.declined for rate in task.decline_rates]),
+    )
+    if not lines:
+        return None
+    return Lines(
+        "coverage",
+        "Declined rows against the bound",
+        f"Share of the {details.split} rows most similar to a task that conformal thresholds from its validation rows "
+        "decline, against the share that they guarantee on average. A share p of n rows has a standard error of the "
+        "square root of p (1 - p) / n.",
+        lines,
+        "guaranteed bound",
+        "declined share",
+        diagonal=True,
+    )
+
+
+def certainty(details: RunDetails) -> list[Chart]:
+    """Return reliability diagrams, risk-coverage curves, and answers with a limit of errors.
+
+    Args:
+        details: Details of the run.
+
+    Returns:
+        The figures; none without classification tasks with heads.
+    """
+    if not (risk := _of_tasks(details, lambda task: (task.risk.x, task.risk.y))):
+        return []
+    bins = "Share of right answers against the mean probability of the answer, in bins of equal width"
+    confidence, accuracy = "probability of the answer", "share of right answers"
+
+    def reliability(name: str, title: str, end: str, of_task: Callable[[TaskDetails], Iterable[Bin]]) -> Lines:
+        lines = _of_tasks(
+            details, lambda task: ([b.confidence for b in of_task(task)], [b.accuracy for b in of_task(task)])
+        )
+        return Lines(name, title, bins + end, lines, confidence, accuracy, diagonal=True)
+
+    limits = _of_tasks(details, lambda task: _limits(task, lambda limit: limit.answered))
+    wrong = _of_tasks(details, lambda task: _limits(task, lambda limit: limit.wrong))
+    return [
+        reliability("reliability", "Reliability", ", with the fitted temperatures.", lambda task: task.reliability),
+        reliability(
+            "reliability-before",
+            "Reliability without temperatures",
+            ", with a temperature of 1.",
+            lambda task: task.reliability_before,
+        ),
+        Lines(
+            "risk-coverage",
+            "Risk and coverage",
+            "Share of wrong answers if only the most certain share of rows is answered.",
+            risk,
+            "answered share of rows",
+            "share of wrong answers",
+        ),
+        Lines(
+            "answered",
+            "Answers with a limit of errors",
+            "Share of rows that are answered with max_error, for which the validation rows have to show that at most "
+            "this share of answers is wrong.",
+            limits,
+            "max_error",
+            "answered share of rows",
+        ),
+        Lines(
+            "wrong-answers",
+            "Errors with a limit of errors",
+            "Share of wrong answers among those given with max_error, which is to stay below the diagonal.",
+            wrong,
+            "max_error",
+            "share of wrong answers",
+            diagonal=True,
+        ),
+    ]
+
+
+def _limits(task: TaskDetails, value: Callable[..., float | None]) -> tuple[list[float], list[float]]:
+    found = [(limit.max_error, shown) for limit in task.error_limits if (shown := value(limit)) is not None]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def _of_tasks(
+    details: RunDetails, points: Callable[[TaskDetails], tuple[Iterable[float], Iterable[float]]]
+) -> dict[str, Line]:
+    """Return the lines of those tasks that have points."""
+    found = {task.name: points(task) for task in details.tasks}
+    return {name: (x, y) for name, (xs, ys) in found.items() if (x := tuple(xs)) and (y := tuple(ys))}
+
+
+def _calibration_table(run: FinishedRun) -> Table | None:
+    rows = tuple(
+        (
+            task,
+            split,
+            *(
+                f"{found[name]:.4f}" if name in found else ""
+                for name in ("temperature", "calibration_error_before", "calibration_error", "brier_score")
+            ),
+        )
+        for task, splits in run.metrics.calibration.items()
+        for split, found in splits.items()
+    )
+    header = ("task", "split", "temperature", "calibration error before", "calibration error", "Brier score")
+    return Table("Calibration", header, rows) if rows else None
+
+
+def parameters(details: RunDetails) -> Categories:
+    """Return the numbers of parameters of the trained parts of the model.
+
+    Args:
+        details: Details of the run.
+    """
+    trained = {part: count for part, count in details.parameters.items() if part != BACKBONE}
+    frozen = details.parameters.get(BACKBONE, 0)
+    caption = f"Parameters of each trained part. The frozen backbone has {frozen:,}."
+    return _bars("parameters", "Trained parameters", caption, trained, "parameters")
+
+
+def durations(details: RunDetails) -> Categories:
+    """Return the durations of the parts of the run.
+
+    Args:
+        details: Details of the run.
+    """
+    caption = f"Duration of each part of the run on {details.device}."
+    return _bars("time", "Time", caption, details.seconds, "seconds")
+
+
+def _bars(name: str, title: str, caption: str, found: dict[str, float] | dict[str, int], axis: str) -> Categories:
+    return Categories(name, title, caption, tuple(found), {axis: tuple(map(float, found.values()))}, axis, "bars")
+
+
+def _versions(details: RunDetails) -> tuple[tuple[str, str], ...]:
+    return tuple(details.versions.items())
+
+
+def _present(item: Chart | Table | None) -> tuple[Chart | Table, ...]:
+    return () if item is None else (item,)

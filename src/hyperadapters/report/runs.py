@@ -1,0 +1,132 @@
+"""The files of a finished run that a report reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Split, load_recipe, parse
+from hyperadapters.errors import DataError
+from hyperadapters.training.details_file import DETAILS_FILE, Count, Number, RunDetails, read_details
+from hyperadapters.utils.reading import is_folder, parse_json
+
+COMPARISON_FILE = "comparison.json"
+"""File of the demo with the scores of its baselines."""
+Scores = dict[str, Number]
+
+
+class Metrics(BaseModel):
+    """Contents of `metrics.json`, without what reports do not show.
+
+    Attributes:
+        tasks: Scores by task, split and metric.
+        calibration: Measures of calibration by task, split and name.
+        mean: Mean of the main metrics by split.
+        routing_accuracy: Share of rows whose most similar task is their own; None if the method cannot route.
+        trainable_parameters: Number of trained parameters.
+        seconds: Duration of the training in seconds.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tasks: dict[str, dict[Split, Scores]]
+    calibration: dict[str, dict[Split, Scores]] = {}
+    mean: dict[Split, Number]
+    routing_accuracy: Number | None
+    trainable_parameters: Count
+    seconds: Number
+
+
+class Comparison(BaseModel):
+    """Contents of the demo's `comparison.json`, without what reports do not show.
+
+    Attributes:
+        test: Main metric by method and task.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    test: dict[str, Scores] = {}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the files of a finished run say.
+
+    Attributes:
+        folder: Folder of the run.
+        metrics: Contents of `metrics.json`.
+        details: Contents of `details.json`.
+        recipe: Text of the recipe.
+        settings: All settings of the recipe with their defaults, nested as in the file.
+        baselines: Main metric by the name of a baseline and the task, on the test rows.
+    """
+
+    folder: Path
+    metrics: Metrics
+    details: RunDetails
+    recipe: str
+    settings: dict[str, Any]
+    baselines: dict[str, dict[str, float]]
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read the files of a finished run.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        Their contents.
+
+    Raises:
+        DataError: If the folder does not exist or a file in it is missing or has other contents.
+        RecipeError: If the recipe of the run is not valid.
+    """
+    if not is_folder(folder):
+        raise DataError(f"{folder}: expected the folder of a finished run, found no folder")
+    metrics = parse(Metrics, _json(folder / METRICS_FILE), DataError, str(folder / METRICS_FILE))
+    details = read_details(folder)
+    _check_same_tasks(folder, metrics, details)
+    settings = load_recipe(folder / RECIPE_FILE).model_dump(mode="json", by_alias=True)
+    recipe = (folder / RECIPE_FILE).read_text(encoding="utf-8")
+    return FinishedRun(folder, metrics, details, recipe, settings, _baselines(folder, details))
+
+
+def _check_same_tasks(folder: Path, metrics: Metrics, details: RunDetails) -> None:
+    """Raise DataError unless the two files have the same tasks with their main metrics."""
+    for task in details.tasks:
+        scores = metrics.tasks.get(task.name, {})
+        if any(task.metric not in of_split for of_split in scores.values()):
+            raise DataError(
+                f"{folder}: {METRICS_FILE} has no {task.metric} of task '{task.name}', which {DETAILS_FILE} has; "
+                "the files are not of the same run, so train the recipe again"
+            )
+    if unknown := metrics.tasks.keys() - {task.name for task in details.tasks}:
+        raise DataError(
+            f"{folder}: {METRICS_FILE} has a task '{min(unknown)}', which {DETAILS_FILE} has not; the files are not of "
+            "the same run, so train the recipe again"
+        )
+
+
+def _baselines(folder: Path, details: RunDetails) -> dict[str, dict[str, float]]:
+    found = {"majority class": {task.name: task.majority for task in details.tasks if task.majority is not None}}
+    path = folder / COMPARISON_FILE
+    if path.exists():
+        scores = parse(Comparison, _json(path), DataError, str(path)).test
+        found |= {
+            name.replace("_", " "): of_tasks for name, of_tasks in scores.items() if name not in ("majority", "pha")
+        }
+    return {name: of_tasks for name, of_tasks in found.items() if of_tasks}
+
+
+def _json(path: Path) -> Any:
+    try:
+        return parse_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; give the folder of a finished run, or train the recipe again") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected JSON, which cannot be read: {error}") from error

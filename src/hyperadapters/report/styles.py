@@ -1,0 +1,55 @@
+"""What both kinds of figures share: colours, marks, and how names are shown."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hyperadapters.utils.texts import printable
+
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+"""Colours of Okabe and Ito that can be told apart with each kind of colour blindness, and are visible on light and dark
+backgrounds."""
+SHADES = ("#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b")
+"""Colours of matrices from the lowest to the highest value, which differ in lightness."""
+MARKS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("cross", "P"), ("triangle-up", "^"), ("x", "X"))
+"""Marks of points, by their names in Plotly and in matplotlib."""
+DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
+"""Styles of lines, by their names in Plotly and in matplotlib."""
+MAX_LABEL = 32
+"""Number of characters of a name that axes and legends show."""
+MAX_LABELLED = 12
+"""Number of columns up to which the values of a matrix are written into it."""
+
+
+class Style(NamedTuple):
+    """How a series is drawn. Up to 36 series differ by colour and mark together.
+
+    Attributes:
+        colour: Colour.
+        mark: Mark of points in Plotly and in matplotlib.
+        dash: Style of lines in Plotly and in matplotlib.
+    """
+
+    colour: str
+    mark: tuple[str, str]
+    dash: tuple[str, str]
+
+
+def style_of(index: int) -> Style:
+    """Return the style of a series.
+
+    Args:
+        index: Index of the series.
+    """
+    turn = index // len(COLOURS)
+    return Style(COLOURS[index % len(COLOURS)], MARKS[(index + turn) % len(MARKS)], DASHES[turn % len(DASHES)])
+
+
+def label_of(name: str) -> str:
+    """Return a name as axes and legends show it, on one line and shortened.
+
+    Args:
+        name: Name from outside.
+    """
+    shown = printable(name)
+    return shown if len(shown) <= MAX_LABEL else shown[: MAX_LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,98 @@
+"""The page of a report in a real browser, opened from disk: it is drawn, in light and dark, and nothing bad happens."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from written_runs import HOSTILE, run_values, write_values
+
+from hyperadapters.report.page import as_page
+from hyperadapters.report.run_report import run_report
+from hyperadapters.report.runs import read_run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
+pytest.importorskip("plotly", reason="the page needs the extra 'report'")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need chromium on the path")
+expect = playwright_api.expect
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report on a run whose names and texts would do harm if they were not escaped."""
+    folder = tmp_path_factory.mktemp("report")
+    values = run_values(HOSTILE)
+    for point, text in zip(values["details.json"]["points"], HOSTILE, strict=False):
+        point["text"] = text
+    page = folder / "report.html"
+    page.write_text(as_page(run_report(read_run(write_values(folder / "run", values)))), encoding="utf-8")
+    return page.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright_api.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@contextmanager
+def opened(browser: Any, address: str, **options: Any) -> Iterator[Any]:
+    """The page, in which no message of the console, no error, no dialog and no request may occur."""
+    context = browser.new_context(**options)
+    page, found = context.new_page(), []
+    page.on("dialog", lambda dialog: (found.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("console", lambda message: found.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: found.append(f"error: {error}"))
+    page.on("request", lambda request: request.url.startswith((address, "data:", "blob:")) or found.append(request.url))
+    page.goto(address)
+    expect(page.locator("html")).to_have_attribute("data-drawn", options["color_scheme"])
+    yield page
+    context.close()
+    assert found == []
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 360)])
+def test_the_page_is_drawn_in_light_and_dark_and_fits_the_screen(
+    browser: Any, address: str, scheme: str, width: int
+) -> None:
+    with opened(browser, address, color_scheme=scheme, viewport={"width": width, "height": 800}) as page:
+        charts = page.locator(".chart")
+        assert charts.count() == page.locator(".chart svg.main-svg:first-of-type").count() == 15
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        text = page.locator("#chart-scores .ytick text").first
+        assert text.text_content() == HOSTILE[0][:31] + "\N{HORIZONTAL ELLIPSIS}"
+        colours = page.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, "
+            "getComputedStyle(document.querySelector('.ytick text')).fill]"
+        )
+        background, foreground = (sum(map(int, colour[4:-1].split(","))) for colour in colours)
+        assert (background > foreground) == (scheme == "light")
+        assert page.locator("img, b, script:not([id]):not(:nth-last-of-type(-n+2))").count() == 0
+
+
+def test_the_theme_follows_the_system_and_hover_shows_the_text(browser: Any, address: str) -> None:
+    with opened(browser, address, color_scheme="light", viewport={"width": 1200, "height": 900}) as page:
+        page.emulate_media(color_scheme="dark")
+        expect(page.locator("html")).to_have_attribute("data-drawn", "dark")
+        chart = page.locator("#chart-map-pca")
+        chart.scroll_into_view_if_needed()
+        chart.locator(".scatterlayer .point").first.hover(force=True)
+        expect(chart.locator(".hoverlayer")).to_contain_text(HOSTILE[0])
+        assert page.locator(".hoverlayer img").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violations(browser: Any, address: str, scheme: str) -> None:
+    pytest.importorskip("axe_playwright_python", reason="this test needs the package axe-playwright-python")
+    axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+    with opened(browser, address, color_scheme=scheme, bypass_csp=True) as page:
+        page.evaluate(axe)
+        found = page.evaluate("axe.run({ exclude: ['.chart'] }, { resultTypes: ['violations'] })")["violations"]
+        assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []

@@ -1,0 +1,305 @@
+"""Reports: each figure has the numbers of the files, in the page and in the figures for papers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from written_runs import HOSTILE, NAMES, result_rows, run_values, write_values
+
+from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix, Report
+from hyperadapters.report.compare_report import compare_report
+from hyperadapters.report.maps import clustered
+from hyperadapters.report.matplotlib_figures import draw, figure_bytes
+from hyperadapters.report.page import as_page
+from hyperadapters.report.plotly_figures import plotly_figure
+from hyperadapters.report.result_rows import read_rows, rows_report
+from hyperadapters.report.run_report import MEAN, run_report
+from hyperadapters.report.runs import read_run
+
+Charts = dict[str, Any]
+
+
+def by_name(report: Report) -> Charts:
+    return {chart.name: chart for chart in report.charts}
+
+
+@pytest.fixture(scope="module")
+def values() -> dict[str, Any]:
+    return run_values()
+
+
+@pytest.fixture(scope="module")
+def report(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return run_report(read_run(write_values(tmp_path_factory.mktemp("runs") / "first", values)))
+
+
+@pytest.fixture(scope="module")
+def charts(report: Report) -> Charts:
+    return by_name(report)
+
+
+def test_a_report_has_all_figures_and_says_what_it_is_of(report: Report, charts: Charts, values: Any) -> None:
+    assert list(charts) == [
+        *("scores", "losses", "validation", "map-pca", "map-t-sne", "prototype-similarity"),
+        *("routing-confusion", "coverage", "reliability", "reliability-before", "risk-coverage"),
+        *("answered", "wrong-answers", "parameters", "time"),
+    ]
+    assert report.title == "Report on first"
+    assert report.facts["trained parameters"] == "62,000"
+    assert report.facts["mean score, test"] == f"{values['metrics.json']['mean']['test']:.4f}"
+    recipe, versions = report.sections[-1].content
+    assert "backbone: some/model" in recipe
+    assert ("torch", "2.13.0") in versions.rows
+
+
+def test_scores_and_baselines_are_those_of_the_files(charts: Charts, values: Any) -> None:
+    chart, metrics = charts["scores"], values["metrics.json"]
+    assert chart.categories == ("intent (accuracy)", "mood (accuracy)", "size (pearson)", MEAN)
+    expected = {
+        "model": [metrics["tasks"][name]["test"]["pearson" if name == "size" else "accuracy"] for name in NAMES],
+        "majority class": [task["majority"] for task in values["details.json"]["tasks"]],
+        "linear probe": [values["comparison.json"]["test"]["linear_probe"][name] for name in NAMES],
+    }
+    assert {name: list(found[:-1]) for name, found in chart.series.items()} == expected
+    assert chart.series["model"][-1] == pytest.approx(metrics["mean"]["test"])
+
+
+def test_curves_are_those_of_the_files(charts: Charts, values: Any) -> None:
+    details = values["details.json"]
+
+    def xy(curve: dict[str, list[float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return tuple(curve["x"]), tuple(curve["y"])
+
+    tasks = {task["name"]: task for task in details["tasks"]}
+    classified = NAMES[:2]
+    assert charts["losses"].lines == {name: xy(details["losses"][name]) for name in ("task", "instance", "prototype")}
+    validation = {MEAN: details["validation_mean"], **details["validation"]}
+    assert charts["validation"].lines == {name: xy(curve) for name, curve in validation.items()}
+    assert "step 100" in charts["validation"].caption
+    assert charts["risk-coverage"].lines == {name: xy(tasks[name]["risk"]) for name in classified}
+    for chart, key in (("reliability", "reliability"), ("reliability-before", "reliability_before")):
+        bins = {name: tasks[name][key] for name in classified}
+        assert charts[chart].lines == {
+            name: tuple(tuple(one[axis] for one in found) for axis in ("confidence", "accuracy"))
+            for name, found in bins.items()
+        }
+    assert charts["coverage"].lines == {
+        name: tuple(tuple(rate[axis] for rate in tasks[name]["decline_rates"]) for axis in ("bound", "declined"))
+        for name in NAMES
+    }
+    limits = {name: tasks[name]["error_limits"] for name in classified}
+    assert charts["answered"].lines == {
+        name: ((0.05, 0.2), (0.0, found[1]["answered"])) for name, found in limits.items()
+    }
+    assert charts["wrong-answers"].lines == {name: ((0.2,), (found[1]["wrong"],)) for name, found in limits.items()}
+
+
+def test_the_routing_confusion_has_counts_and_shares(charts: Charts) -> None:
+    chart = charts["routing-confusion"]
+    assert chart.labels == (("10", "2", "0"), ("0", "12", "0"), ("0", "1", "11"))
+    np.testing.assert_allclose(chart.values, np.array([[10, 2, 0], [0, 12, 0], [0, 1, 11]]) / 12, rtol=1e-12)
+
+
+def test_similar_prototypes_are_neighbours_and_their_similarities_are_cosines(charts: Charts, values: Any) -> None:
+    chart = charts["prototype-similarity"]
+    vectors = dict(zip(NAMES, np.array(values["details.json"]["prototypes"]), strict=True))
+    expected = [
+        [vectors[a] @ vectors[b] / np.linalg.norm(vectors[a]) / np.linalg.norm(vectors[b]) for b in chart.columns]
+        for a in chart.rows
+    ]
+    np.testing.assert_allclose(chart.values, expected, atol=1e-12)
+    blocks = np.kron(np.eye(3), np.full((2, 2), 0.9))[:, [0, 2, 4, 1, 3, 5]][[0, 2, 4, 1, 3, 5]]
+    order = clustered(np.maximum(blocks, np.eye(6)))
+    assert sorted(sorted(order[place : place + 2]) for place in (0, 2, 4)) == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_the_maps_show_each_text_where_its_vector_is(charts: Charts, values: Any) -> None:
+    points = values["details.json"]["points"]
+    for name in ("map-pca", "map-t-sne"):
+        chart = charts[name]
+        assert list(chart.groups) == list(chart.marks) == list(NAMES)
+        texts = [text for _, _, of_group in chart.groups.values() for text in of_group]
+        assert [text.split("\n")[0] for text in texts] == [point["text"] for point in points]
+        assert texts[0].split("\n")[1:] == ["task: intent", "right: yes", "answer: none"]
+        for group, (x, y, _) in chart.groups.items():
+            far = {mark: np.hypot(np.array(x) - a, np.array(y) - b).mean() for mark, (a, b) in chart.marks.items()}
+            assert min(far, key=lambda mark: far[mark]) == group
+    x, y = (np.concatenate([group[axis] for group in charts["map-pca"].groups.values()]) for axis in (0, 1))
+    vectors = np.array([point["vector"] for point in points] + values["details.json"]["prototypes"])
+    centred = vectors - vectors.mean(axis=0)
+    singular = np.linalg.svd(centred)[1][:2]
+    marks = np.array(list(charts["map-pca"].marks.values()))
+    found = np.concatenate([np.stack([x, y], axis=1), marks])
+    np.testing.assert_allclose(np.linalg.norm(found, axis=0), singular, rtol=1e-9)
+
+
+def test_parameters_and_time_are_those_of_the_files(charts: Charts) -> None:
+    assert charts["parameters"].categories == ("heads", "hypernetwork")
+    assert charts["parameters"].series == {"parameters": (2000, 60_000)}
+    assert "22,000,000" in charts["parameters"].caption
+    assert charts["time"].categories == ("training steps", "final evaluation")
+    assert charts["time"].series == {"seconds": (40.5, 1.25)}
+
+
+def test_a_run_without_routing_heads_and_texts_has_the_other_figures(tmp_path: Path) -> None:
+    values = run_values()
+    details = values["details.json"]
+    details |= {"prototypes": [], "confusion": [], "points": []}
+    for task in details["tasks"]:
+        task |= {"declined": None, "decline_rates": [], "reliability": [], "reliability_before": []}
+        task |= {"risk": {}, "error_limits": []}
+    values["metrics.json"] |= {"calibration": {}, "routing_accuracy": None}
+    del values["comparison.json"]
+    report = run_report(read_run(write_values(tmp_path, values)))
+    assert list(by_name(report)) == ["scores", "losses", "validation", "parameters", "time"]
+    assert "Routing" not in [section.title for section in report.sections]
+
+
+# Result rows and comparisons
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Charts:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, result_rows())) + "\n")
+    return by_name(rows_report(path, read_rows(path)))
+
+
+def test_result_rows_are_shown_as_means_and_deviations_over_seeds(rows: Charts) -> None:
+    assert list(rows) == ["scores-1", "tasks-1-1", "tasks-1-2", "parameters-1", "time-1"]
+    scores = rows["scores-1"]
+    assert scores.categories == ("pha", "probe")
+    assert scores.series == {"n = 16": (66.0, 65.5), "n = 100": (66.0, 65.5)}
+    assert scores.errors["n = 16"] == pytest.approx((2**-0.5, 2**-0.5))
+    assert rows["tasks-1-2"].values == ((61.5, 70.5), (60.5, 70.5))
+    assert rows["parameters-1"].lines == {"pha": ((2000, 2000), (66.0, 66.0)), "probe": ((1000, 1000), (65.5, 65.5))}
+    assert rows["time-1"].series["n = 100"] == (4.0, 4.0)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    folder = tmp_path_factory.mktemp("compared")
+    first, second = run_values(), run_values(("size", "mood", "other"), seed=1)
+    return compare_report([read_run(write_values(folder / name, v)) for name, v in (("a", first), ("b", second))])
+
+
+def test_a_comparison_has_the_common_tasks_of_each_run_and_the_settings_that_differ(compared: Report) -> None:
+    charts = by_name(compared)
+    assert list(charts) == [
+        *("scores", "loss-task", "loss-instance", "loss-prototype", "validation", "calibration", "parameters", "time")
+    ]
+    assert charts["scores"].categories == ("mood", "size", MEAN)
+    first, second = (run_values(), run_values(("size", "mood", "other"), seed=1))
+    mood = [values["metrics.json"]["tasks"]["mood"]["test"]["accuracy"] for values in (first, second)]
+    assert [charts["scores"].series[run][0] for run in "ab"] == mood
+    curves = [values["details.json"]["losses"]["task"] for values in (first, second)]
+    assert charts["loss-task"].lines == {
+        run: (tuple(curve["x"]), tuple(curve["y"])) for run, curve in zip("ab", curves, strict=True)
+    }
+    errors = [values["metrics.json"]["calibration"]["mood"]["test"]["calibration_error"] for values in (first, second)]
+    assert [charts["calibration"].series[run][0] for run in "ab"] == errors
+    assert charts["parameters"].series == {"trained parameters": (62_000, 62_001)}
+    table = compared.sections[-1].content[0]
+    assert table.rows == (("seed", "0", "1"),)  # type: ignore[union-attr]
+
+
+# Both kinds of figures
+
+
+def all_charts(charts: Charts, rows: Charts) -> list[Chart]:
+    return [*charts.values(), *rows.values()]
+
+
+def test_plotly_figures_are_valid_and_have_the_numbers_of_the_charts(charts: Charts, rows: Charts) -> None:
+    graph_objects = pytest.importorskip("plotly.graph_objects", reason="the page needs the extra 'report'")
+    for chart in all_charts(charts, rows):
+        figure = plotly_figure(chart)
+        graph_objects.Figure(figure)  # refuses unknown attributes
+        data = figure["data"]
+        if isinstance(chart, Categories):
+            assert [tuple(trace["x"]) for trace in data] == list(chart.series.values())
+            assert all(trace["y"] == list(range(len(chart.categories))) for trace in data)
+            assert figure["layout"]["yaxis"]["ticktext"] == list(chart.categories)
+        elif isinstance(chart, Lines):
+            assert {trace["name"]: (tuple(trace["x"]), tuple(trace["y"])) for trace in data} == chart.lines
+        elif isinstance(chart, Matrix):
+            assert tuple(map(tuple, data[0]["z"])) == chart.values
+            assert (data[0]["zmin"], data[0]["zmax"]) == chart.limits
+        else:
+            points = [trace for trace in data if trace["marker"]["symbol"] != "star"]
+            assert [(tuple(trace["x"]), tuple(trace["y"])) for trace in points] == [
+                (x, y) for x, y, _ in chart.groups.values()
+            ]
+            stars = [trace for trace in data if trace["marker"]["symbol"] == "star"]
+            assert [(trace["x"][0], trace["y"][0]) for trace in stars] == list(chart.marks.values())
+
+
+def test_figures_for_papers_have_the_numbers_of_the_charts(charts: Charts, rows: Charts) -> None:
+    for chart in all_charts(charts, rows):
+        axes = draw(chart).axes[0]
+        if isinstance(chart, Lines):
+            drawn = [tuple(map(tuple, line.get_data())) for line in axes.lines if line.get_linestyle() != ":"]
+            assert drawn == list(chart.lines.values())[: len(drawn)]
+            assert len(drawn) == len(chart.lines)
+        elif isinstance(chart, Matrix):
+            assert axes.images[0].get_array().tolist() == [list(row) for row in chart.values]
+        elif isinstance(chart, Map):
+            drawn = [tuple(map(tuple, one.get_offsets().T.tolist())) for one in axes.collections][:-1:2]
+            assert drawn == [(x, y) for x, y, _ in chart.groups.values()]
+        elif chart.mark == "bars":
+            assert [bar.get_width() for bar in axes.patches] == [v for of in chart.series.values() for v in of]
+        else:
+            assert [tuple(one.lines[0].get_xdata()) for one in axes.containers] == list(chart.series.values())
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg"])
+def test_the_same_figure_is_the_same_file(charts: Charts, ending: str) -> None:
+    content = figure_bytes(charts["scores"], ending)
+    assert content.startswith(b"\x89PNG" if ending == ".png" else b"<?xml")
+    assert content == figure_bytes(charts["scores"], ending)
+
+
+def test_the_page_contains_the_figures_and_nothing_from_elsewhere(report: Report) -> None:
+    pytest.importorskip("plotly", reason="the page needs the extra 'report'")
+    page = as_page(report)
+    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page)
+    assert found is not None
+    figures = json.loads(found[1])["figures"]
+    assert figures == {chart.name: plotly_figure(chart) for chart in report.charts}
+    outside = page[: found.start()]
+    assert re.findall(r"""(?:src|href)\s*=\s*["']?(?!#)|url\(|@import""", outside) == []
+    assert "default-src 'none'" in outside
+
+
+def test_hostile_names_and_texts_stay_texts(tmp_path: Path) -> None:
+    pytest.importorskip("plotly", reason="the page needs the extra 'report'")
+    values = run_values(HOSTILE)
+    for point, text in zip(values["details.json"]["points"], HOSTILE, strict=False):
+        point |= {"text": text, "answer": text}
+    report = run_report(read_run(write_values(tmp_path, values)))
+    page = as_page(report)
+    assert len(re.findall("<script", page)) == len(re.findall("</script>", page)) == 3
+    assert "<img" not in page.replace('<img src="', "")  # the one of Plotly's own code
+    assert "\u2028" not in page
+    assert "\u202e" not in page
+    for chart in report.charts:
+        figure = plotly_figure(chart)
+        texts = re.findall(r'"((?:[^"\\]|\\.)*)"', json.dumps(figure).replace("<br>", " "))
+        assert [text for text in texts if "<" in text] == []
+        assert figure_bytes(chart, ".svg").startswith(b"<?xml")  # no mathematics in "$x^2$"
+    hover = plotly_figure(by_name(report)["map-pca"])["data"][0]["hovertext"][0]
+    assert hover.startswith("&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;<br>task: &lt;/script&gt;")
+
+
+def test_names_that_are_equal_when_they_are_shortened_stay_apart(tmp_path: Path) -> None:
+    names = ("x" * 90 + "1", "x" * 90 + "2", "2024-01-01")
+    charts = by_name(run_report(read_run(write_values(tmp_path, run_values(names)))))
+    figure = plotly_figure(charts["scores"])
+    assert figure["data"][0]["y"] == [0, 1, 2, 3]
+    assert len(figure["layout"]["yaxis"]["ticktext"]) == 4
+    assert len(draw(charts["scores"]).axes[0].get_yticklabels()) == 4
