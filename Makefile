@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures report-figures interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -68,6 +68,11 @@ fuzz-server: .venv/dev-installed .venv-schemathesis/installed
 
 figures: .venv/bench-installed
 	$(BIN)/python benchmarks/efficiency_figures.py
+
+report-figures: .venv/bench-installed
+	$(BIN)/hyperadapters report benchmarks/results/demo-report --output runs/report/report.html --figures runs/report
+	cp runs/report/map-t-sne.svg docs/images/report_map.svg
+	cp runs/report/risk-coverage.svg docs/images/report_risk_coverage.svg
 
 # Not part of `test`: the package adapters needs another transformers, so it has an environment of its own.
 interop-adapterhub: .venv/dev-installed .venv-adapterhub/installed

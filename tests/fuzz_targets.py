@@ -594,6 +594,6 @@ TARGETS = {
     "task_names": Target(task_names, 2000),
     "peft_values": Target(peft_values, 1000),
     "peft_bytes": Target(peft_bytes, 1000),
-    "run_files": Target(run_files, 400),
+    "run_files": Target(run_files, 200),
     "result_row_files": Target(result_row_files, 400),
 }

@@ -109,7 +109,7 @@ def run_values(names: tuple[str, ...] = NAMES, seed: int = 0, rows: int = 12) ->
             "backbone": "some/model",
             "seed": seed,
             "training": {"max_steps": 150},
-            "tasks": [{"name": f"task {index}", "source": {"path": "rows.csv"}} for index in range(len(names))],
+            "tasks": [{"name": f"task {index}", "source": {"path": "/rows.csv"}} for index in range(len(names))],
         },
     }
 

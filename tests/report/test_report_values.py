@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from written_runs import HOSTILE, NAMES, result_rows, run_values, write_values
 
-from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix, Report
+from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix, Report, Table
 from hyperadapters.report.compare_report import compare_report
 from hyperadapters.report.maps import clustered
 from hyperadapters.report.matplotlib_figures import draw, figure_bytes
@@ -52,8 +52,15 @@ def test_a_report_has_all_figures_and_says_what_it_is_of(report: Report, charts:
     assert report.title == "Report on first"
     assert report.facts["trained parameters"] == "62,000"
     assert report.facts["mean score, test"] == f"{values['metrics.json']['mean']['test']:.4f}"
+    table = next(item for item in report.sections[3].content if isinstance(item, Table))
+    assert [row[:3] for row in table.rows] == [
+        ("intent", "12", "83.3%"),
+        ("mood", "12", "100.0%"),
+        ("size", "12", "91.7%"),
+    ]
+    assert table.rows[0][3] == f"{100 * values['details.json']['tasks'][0]['declined']:.1f}%"
     recipe, versions = report.sections[-1].content
-    assert "backbone: some/model" in recipe
+    assert "backbone: some/model" in recipe.text
     assert ("torch", "2.13.0") in versions.rows
 
 
@@ -88,6 +95,7 @@ def test_curves_are_those_of_the_files(charts: Charts, values: Any) -> None:
             name: tuple(tuple(one[axis] for one in found) for axis in ("confidence", "accuracy"))
             for name, found in bins.items()
         }
+        assert charts[chart].rows == dict.fromkeys(classified, (4, 4, 4, 4))
     assert charts["coverage"].lines == {
         name: tuple(tuple(rate[axis] for rate in tasks[name]["decline_rates"]) for axis in ("bound", "declined"))
         for name in NAMES
@@ -125,7 +133,7 @@ def test_the_maps_show_each_text_where_its_vector_is(charts: Charts, values: Any
         assert list(chart.groups) == list(chart.marks) == list(NAMES)
         texts = [text for _, _, of_group in chart.groups.values() for text in of_group]
         assert [text.split("\n")[0] for text in texts] == [point["text"] for point in points]
-        assert texts[0].split("\n")[1:] == ["task: intent", "right: yes", "answer: none"]
+        assert texts[0].split("\n")[1:] == ["task: intent", "target: yes", "answer: none"]
         for group, (x, y, _) in chart.groups.items():
             far = {mark: np.hypot(np.array(x) - a, np.array(y) - b).mean() for mark, (a, b) in chart.marks.items()}
             assert min(far, key=lambda mark: far[mark]) == group
@@ -208,6 +216,11 @@ def test_a_comparison_has_the_common_tasks_of_each_run_and_the_settings_that_dif
     assert table.rows == (("seed", "0", "1"),)  # type: ignore[union-attr]
 
 
+def test_runs_of_the_same_name_are_told_apart_by_the_folders_above(tmp_path: Path) -> None:
+    runs = [read_run(write_values(tmp_path / name / "run", run_values())) for name in ("a", "b")]
+    assert list(by_name(compare_report(runs))["scores"].series) == ["a/run", "b/run"]
+
+
 # Both kinds of figures
 
 
@@ -242,7 +255,10 @@ def test_plotly_figures_are_valid_and_have_the_numbers_of_the_charts(charts: Cha
 def test_figures_for_papers_have_the_numbers_of_the_charts(charts: Charts, rows: Charts) -> None:
     for chart in all_charts(charts, rows):
         axes = draw(chart).axes[0]
-        if isinstance(chart, Lines):
+        if isinstance(chart, Lines) and chart.rows:
+            drawn = [tuple(map(tuple, one.get_offsets().T.tolist())) for one in axes.collections]
+            assert drawn == list(chart.lines.values())
+        elif isinstance(chart, Lines):
             drawn = [tuple(map(tuple, line.get_data())) for line in axes.lines if line.get_linestyle() != ":"]
             assert drawn == list(chart.lines.values())[: len(drawn)]
             assert len(drawn) == len(chart.lines)
@@ -272,7 +288,7 @@ def test_the_page_contains_the_figures_and_nothing_from_elsewhere(report: Report
     figures = json.loads(found[1])["figures"]
     assert figures == {chart.name: plotly_figure(chart) for chart in report.charts}
     outside = page[: found.start()]
-    assert re.findall(r"""(?:src|href)\s*=\s*["']?(?!#)|url\(|@import""", outside) == []
+    assert re.findall(r"""(?:src|href)\s*=\s*["'](?!#)|url\(|@import""", outside) == []
     assert "default-src 'none'" in outside
 
 
@@ -291,7 +307,8 @@ def test_hostile_names_and_texts_stay_texts(tmp_path: Path) -> None:
         figure = plotly_figure(chart)
         texts = re.findall(r'"((?:[^"\\]|\\.)*)"', json.dumps(figure).replace("<br>", " "))
         assert [text for text in texts if "<" in text] == []
-        assert figure_bytes(chart, ".svg").startswith(b"<?xml")  # no mathematics in "$x^2$"
+        draw(chart)
+    assert figure_bytes(by_name(report)["scores"], ".svg").startswith(b"<?xml")  # no mathematics in "$x^2$"
     hover = plotly_figure(by_name(report)["map-pca"])["data"][0]["hovertext"][0]
     assert hover.startswith("&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;<br>task: &lt;/script&gt;")
 

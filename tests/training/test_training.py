@@ -18,6 +18,7 @@ from helpers import save_backbone
 from other_processes import start_command
 
 from hyperadapters import cli
+from hyperadapters.checkpoints.details_file import read_details
 from hyperadapters.config import Recipe, load_recipe, parse
 from hyperadapters.data.loading import load_tasks
 from hyperadapters.errors import (
@@ -31,7 +32,6 @@ from hyperadapters.errors import (
 )
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.report.runs import read_run
-from hyperadapters.training.details_file import read_details
 from hyperadapters.training.run import remove_run, train
 from hyperadapters.training.trainer import Trainer
 

@@ -43,6 +43,7 @@ from hyperadapters.checkpoints.conversion import (
     make_room,
     stored_state,
 )
+from hyperadapters.checkpoints.details_file import forget_tasks
 from hyperadapters.config import Dtype, Lengths, ModelConfig, StrictModel, Task, drop_settings_without_effect, parse
 from hyperadapters.config.model import GENERATING
 from hyperadapters.errors import (
@@ -202,6 +203,8 @@ def is_checkpoint(folder: Path) -> bool:
 def save_model(model: HyperAdapterModel, folder: Path, replaces: str | None = None) -> str:
     """Write a checkpoint of a model. An existing checkpoint in the folder is replaced.
 
+    If the folder is that of a run, what it keeps of tasks that the model does not have any more is removed.
+
     Args:
         model: The model.
         folder: Folder to write to.
@@ -242,6 +245,7 @@ def save_model(model: HyperAdapterModel, folder: Path, replaces: str | None = No
         write_atomically(folder / name, weights)
         write_atomically(folder / CONFIG_FILE, _text(values).encode())
         _remove_old(folder, {name, config.tokenizer.folder if config.tokenizer else ""})
+        forget_tasks(folder, {config.renamed.get(task.name, task.name) for task in config.tasks})
     return sha256
 
 

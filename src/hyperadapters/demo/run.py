@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hyperadapters.checkpoints.details_file import read_details
 from hyperadapters.config import load_recipe
 from hyperadapters.data.examples import Example
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.report.maps import maps_of
 from hyperadapters.report.matplotlib_figures import figure_bytes
 from hyperadapters.report.runs import COMPARISON_FILE
-from hyperadapters.training.details_file import read_details
 from hyperadapters.training.probes import linear_probe, majority
 from hyperadapters.training.run import Run, train
 from hyperadapters.utils.files import write_atomically

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Values = tuple[float | None, ...]
+Line = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Categories(Figure):
 
 @dataclass(frozen=True)
 class Lines(Figure):
-    """Lines by name.
+    """Lines by name, or points of different sizes.
 
     Attributes:
         lines: Horizontal and vertical coordinates of the points of each line.
@@ -55,13 +56,15 @@ class Lines(Figure):
         y_axis: Title of the vertical axis.
         diagonal: Whether the line of equal coordinates is drawn, from 0 to 1.
         log_x: Whether the horizontal axis is logarithmic.
+        rows: Number of rows behind each point. If given, the areas of the points show it, and no lines are drawn.
     """
 
-    lines: dict[str, tuple[Values, Values]]
+    lines: dict[str, Line]
     x_axis: str
     y_axis: str
     diagonal: bool = False
     log_x: bool = False
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Map(Figure):
         mark_name: What a mark is.
     """
 
-    groups: dict[str, tuple[Values, Values, tuple[str, ...]]]
+    groups: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]]
     marks: dict[str, tuple[float, float]]
     mark_name: str
 
@@ -121,16 +124,29 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text that is shown as it is, in a font of fixed width.
+
+    Attributes:
+        title: Title.
+        text: The text.
+    """
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a report.
 
     Attributes:
         title: Title.
-        content: Figures, tables and texts, which are shown as they are in a font of fixed width.
+        content: Figures, tables and texts.
     """
 
     title: str
-    content: tuple[Chart | Table | str, ...]
+    content: tuple[Chart | Table | Text, ...]
 
 
 @dataclass(frozen=True)
@@ -154,9 +170,9 @@ class Report:
 
 
 def percent(value: float | None) -> str:
-    """Return a share as a number of per cent; empty for None.
+    """Return a share in per cent; empty for None.
 
     Args:
         value: Share from 0 to 1.
     """
-    return "" if value is None else f"{100 * value:.1f} %"
+    return "" if value is None else f"{100 * value:.1f}%"

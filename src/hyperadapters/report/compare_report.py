@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from hyperadapters.errors import DataError
-from hyperadapters.report.charts import Categories, Chart, Lines, Report, Section, Table, Values
-from hyperadapters.report.run_report import MEAN
+from hyperadapters.report.charts import Categories, Chart, Lines, Report, Section, Table
+from hyperadapters.report.run_report import MEAN, lines_of, with_mean
 from hyperadapters.report.runs import FinishedRun
-from hyperadapters.training.details_file import Curve
 
 Runs = Mapping[str, FinishedRun]
 
@@ -29,9 +29,9 @@ def compare_report(runs: Sequence[FinishedRun]) -> Report:
     if len(runs) < 2:
         raise DataError(f"--compare: expected two or more runs, found {len(runs)}; give their folders")
     named = _named(runs)
-    common = [task.name for task in runs[0].details.tasks if all(task.name in run.metrics.tasks for run in runs)]
+    common = [name for name in runs[0].main_scores if all(name in run.main_scores for run in runs)]
     if not common:
-        raise DataError("--compare: the runs have no task in common, so there is nothing to compare; give other runs")
+        raise DataError("--compare: expected runs with scores of a common task, found none; give other runs")
     sections = (
         Section("Scores", (scores(named, common),)),
         Section("Learning curves", tuple(_curves(named))),
@@ -44,14 +44,16 @@ def compare_report(runs: Sequence[FinishedRun]) -> Report:
 
 
 def _named(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
-    """Return the runs by the names of their folders, or by their paths if names are not unique."""
+    """Return the runs by the ends of their paths, as short as they differ."""
     folders = [run.folder.resolve() for run in runs]
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise DataError(f"--compare: {twice} is given twice; give different runs")
-    names = [folder.name for folder in folders]
-    unique = len(set(names)) == len(names)
-    return dict(zip(names if unique else map(str, folders), runs, strict=True))
+    for depth in count(1):
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, runs, strict=True))
 
 
 def scores(runs: Runs, tasks: Sequence[str]) -> Categories:
@@ -61,14 +63,6 @@ def scores(runs: Runs, tasks: Sequence[str]) -> Categories:
         runs: Runs by name.
         tasks: Names of the tasks.
     """
-
-    def of_run(run: FinishedRun) -> Values:
-        metrics = {task.name: task.metric for task in run.details.tasks}
-        split = run.details.split
-        found = [run.metrics.tasks[name].get(split, {}).get(metrics[name]) for name in tasks]
-        known = [value for value in found if value is not None]
-        return (*found, sum(known) / len(known) if len(known) == len(found) else None)
-
     splits = sorted({str(run.details.split) for run in runs.values()})
     return Categories(
         "scores",
@@ -76,34 +70,27 @@ def scores(runs: Runs, tasks: Sequence[str]) -> Categories:
         "Main metric of each task that all runs have. Each run is evaluated on its own rows, which are the same if the "
         "recipes have the same data and seed.",
         (*tasks, MEAN),
-        {name: of_run(run) for name, run in runs.items()},
+        {name: with_mean([run.main_scores[task] for task in tasks]) for name, run in runs.items()},
         "score",
     )
 
 
 def _curves(runs: Runs) -> list[Chart]:
-    def lines(curve: Callable[[FinishedRun], Curve]) -> dict[str, tuple[Values, Values]]:
-        found = {name: curve(run) for name, run in runs.items()}
-        return {name: (of_run.x, of_run.y) for name, of_run in found.items() if of_run.x}
-
     charts: list[Chart] = []
     for term in ("task", "instance", "prototype"):
-        caption = f"The {term} loss by step, a mean since the previous entry of the log."
-        if found := lines(lambda run, term=term: run.details.losses.get(term, Curve())):  # type: ignore[misc]
-            charts.append(Lines(f"loss-{term}", f"Loss: {term}", caption, found, "step", "loss"))
-    if found := lines(lambda run: run.details.validation_mean):
+        curves = {name: run.details.losses[term] for name, run in runs.items() if term in run.details.losses}
+        if curves:
+            caption = f"The {term} loss by step, a mean since the previous entry of the log."
+            charts.append(Lines(f"loss-{term}", f"Loss: {term}", caption, lines_of(curves), "step", "loss"))
+    curves = {name: run.details.validation_mean for name, run in runs.items() if run.details.validation_mean.x}
+    if curves:
         caption = "Mean of the main metrics on the validation rows of each run."
-        charts.append(Lines("validation", "Validation scores", caption, found, "step", "score"))
+        charts.append(Lines("validation", "Validation scores", caption, lines_of(curves), "step", "score"))
     return charts
 
 
 def _calibration(runs: Runs, tasks: Sequence[str]) -> list[Chart]:
-    def errors(run: FinishedRun) -> dict[str, float]:
-        split = run.details.split
-        found = {name: run.metrics.calibration.get(name, {}).get(split, {}) for name in tasks}
-        return {name: of_task["calibration_error"] for name, of_task in found.items() if "calibration_error" in of_task}
-
-    found = {name: errors(run) for name, run in runs.items()}
+    found = {name: run.calibration_errors for name, run in runs.items()}
     shown = tuple(name for name in tasks if any(name in of_run for of_run in found.values()))
     if not shown:
         return []
@@ -135,9 +122,7 @@ def _settings(runs: Runs) -> Table:
     flat = {name: dict(_flat(run.settings)) for name, run in runs.items()}
     keys = dict.fromkeys(key for settings in flat.values() for key in settings)
     rows = tuple(
-        (key, *values)
-        for key in keys
-        if len(set(values := [settings.get(key, "") for settings in flat.values()])) > 1  # type: ignore[assignment]
+        (key, *values) for key in keys if len(set(values := [settings.get(key, "") for settings in flat.values()])) > 1
     )
     versions = dict.fromkeys(name for run in runs.values() for name in run.details.versions)
     for name in versions:

@@ -11,8 +11,8 @@ from scipy.spatial.distance import squareform
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from hyperadapters.checkpoints.details_file import Point, RunDetails
 from hyperadapters.report.charts import Map, Matrix
-from hyperadapters.training.details_file import Point, RunDetails
 
 Array = np.ndarray[Any, Any]
 
@@ -84,7 +84,7 @@ def _map(details: RunDetails, name: str, title: str, caption: str, places: Array
 
 
 def _described(details: RunDetails, point: Point) -> str:
-    lines = [point.text, f"task: {details.tasks[point.task].name}", f"right: {point.target}"]
+    lines = [point.text, f"task: {details.tasks[point.task].name}", f"target: {point.target}"]
     lines += [f"answer: {'none' if point.answer is None else point.answer}"]
     if point.nearest is not None and point.nearest != point.task:
         lines.append(f"most similar task: {details.tasks[point.nearest].name}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix
-from hyperadapters.report.styles import MAX_LABELLED, SHADES, label_of, style_of
+from hyperadapters.report.styles import MAX_LABELLED, SHADES, label_of, sizes_of, style_of
 from hyperadapters.utils.files import write_atomically
 from hyperadapters.utils.optional import require
 
@@ -84,7 +84,10 @@ def draw(chart: Chart) -> Any:
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
         columns = 1 + len(handles) // 40
-        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize="small", ncols=columns)
+        options = {"frameon": False, "fontsize": "small", "ncols": columns}
+        legend = figure.legend(handles, labels, loc="outside right upper", **options)
+        for handle in legend.legend_handles if isinstance(chart, Lines) and chart.rows else ():
+            handle.set_sizes([40.0])
     return figure
 
 
@@ -120,10 +123,14 @@ def _(chart: Categories, axes: Any) -> None:
 
 @_draw.register
 def _(chart: Lines, axes: Any) -> None:
+    sizes = sizes_of(chart.rows)
     for index, (name, (x, y)) in enumerate(chart.lines.items()):
         style = style_of(index)
-        options = {"color": style.colour, "marker": style.mark[1], "linestyle": style.dash[1], "markersize": 4}
-        axes.plot(x, y, label=_label(name), **options)
+        options = {"color": style.colour, "marker": style.mark[1], "label": _label(name)}
+        if name in chart.rows:
+            axes.scatter(x, y, [size**2 for size in sizes[name]], alpha=0.7, linewidths=0, **options)
+        else:
+            axes.plot(x, y, linestyle=style.dash[1], markersize=4, **options)
     if chart.diagonal:
         axes.axline((0, 0), slope=1, color="grey", linestyle=":", zorder=0)
     axes.set(xlabel=chart.x_axis, ylabel=chart.y_axis, xscale="log" if chart.log_x else "linear")

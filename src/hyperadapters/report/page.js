@@ -6,12 +6,13 @@
   const config = {
     displaylogo: false,
     responsive: true,
+    typesetMath: false, // names may contain dollar signs
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
 
   const layoutOf = (layout) => {
     const below = { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom" };
-    const legend = narrow.matches ? below : {};
+    const legend = { ...layout.legend, ...(narrow.matches ? below : {}) };
     return { ...layout, legend, template: templates[dark.matches ? "dark" : "light"] };
   };
   const draw = () => {

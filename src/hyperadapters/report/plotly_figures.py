@@ -12,7 +12,7 @@ from functools import singledispatch
 from typing import Any
 
 from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix
-from hyperadapters.report.styles import MAX_LABELLED, SHADES, label_of, style_of
+from hyperadapters.report.styles import MAX_LABELLED, SHADES, label_of, sizes_of, style_of
 from hyperadapters.utils.texts import printable
 
 PlotlyFigure = dict[str, Any]
@@ -105,33 +105,34 @@ def _(chart: Categories) -> PlotlyFigure:
 @_figure_of.register
 def _(chart: Lines) -> PlotlyFigure:
     data = []
+    sizes = sizes_of(chart.rows)
     for index, (name, (x, y)) in enumerate(chart.lines.items()):
         style = style_of(index)
-        hover = [
-            _lines(f"{name}\n{chart.x_axis}: {_number(a)}\n{chart.y_axis}: {_number(b)}")
-            for a, b in zip(x, y, strict=True)
-        ]
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": _label(name),
-                "x": list(x),
-                "y": list(y),
-                "line": {"color": style.colour, "dash": style.dash[0]},
-                "marker": {"color": style.colour, "symbol": style.mark[0], "size": 7},
-                "hovertext": hover,
-                "hoverinfo": "text",
-            }
-        )
+        hover = [f"{name}\n{chart.x_axis}: {a:.6g}\n{chart.y_axis}: {b:.6g}" for a, b in zip(x, y, strict=True)]
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": _label(name),
+            "x": list(x),
+            "y": list(y),
+            "line": {"color": style.colour, "dash": style.dash[0]},
+            "marker": {"color": style.colour, "symbol": style.mark[0], "size": 7},
+            "hoverinfo": "text",
+        }
+        if rows := chart.rows.get(name):
+            trace["mode"] = "markers"
+            trace["marker"] |= {"size": sizes[name], "opacity": 0.7}
+            hover = [f"{text}\nrows: {count}" for text, count in zip(hover, rows, strict=True)]
+        data.append(trace | {"hovertext": [_lines(text) for text in hover]})
     layout: dict[str, Any] = {
         "height": HEIGHT,
         "xaxis": {"title": {"text": chart.x_axis}, "type": "log" if chart.log_x else "linear"},
         "yaxis": {"title": {"text": chart.y_axis}},
         "showlegend": len(data) > 1,
+        "legend": {"itemsizing": "constant" if chart.rows else "trace"},
     }
     if chart.diagonal:
-        end = max((value or 0 for x, y in chart.lines.values() for value in (*x, *y)), default=1)
+        end = max((value for x, y in chart.lines.values() for value in (*x, *y)), default=1)
         line = {"color": NEUTRAL, "dash": "dot", "width": 1.5}
         layout["shapes"] = [{"type": "line", "x0": 0, "y0": 0, "x1": end, "y1": end, "line": line, "layer": "below"}]
         layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
@@ -191,10 +192,6 @@ def _(chart: Map) -> PlotlyFigure:
 
 def _ticks(names: tuple[str, ...]) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [_label(name) for name in names]}
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
 
 
 def _label(name: str) -> str:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hyperadapters.checkpoints.details_file import Count, Number
 from hyperadapters.config import parse
 from hyperadapters.errors import DataError
-from hyperadapters.report.charts import Categories, Chart, Lines, Matrix, Report, Section, Values
+from hyperadapters.report.charts import Categories, Chart, Line, Lines, Matrix, Report, Section, Values
 from hyperadapters.report.maps import labels_of
-from hyperadapters.training.details_file import Count, Number
 from hyperadapters.utils.reading import parse_json
 
 Size = Annotated[Number, Field(ge=0)]
@@ -164,7 +164,7 @@ def _tasks(end: str, n: int | str, arms: Sequence[str], rows: Sequence[ResultRow
     )
 
 
-def _by_parameters(arms: Sequence[str], rows: Sequence[ResultRow]) -> dict[str, tuple[Values, Values]]:
+def _by_parameters(arms: Sequence[str], rows: Sequence[ResultRow]) -> dict[str, Line]:
     found = {}
     for arm in arms:
         points = [

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from hyperadapters.report.charts import Categories, Chart, Lines, Matrix, Report, Section, Table, Values, percent
+from hyperadapters.checkpoints.details_file import BACKBONE, Bin, Curve, RunDetails, TaskDetails
+from hyperadapters.report.charts import (
+    Categories,
+    Chart,
+    Line,
+    Lines,
+    Matrix,
+    Report,
+    Section,
+    Table,
+    Text,
+    Values,
+    percent,
+)
 from hyperadapters.report.maps import MAX_MATRIX, maps_of, similarity_of
 from hyperadapters.report.runs import FinishedRun
-from hyperadapters.training.details_file import BACKBONE, Bin, Curve, RunDetails, TaskDetails
 
 MEAN = "mean of the tasks"
-Line = tuple[Values, Values]
 
 
 def run_report(run: FinishedRun) -> Report:
@@ -20,14 +31,15 @@ def run_report(run: FinishedRun) -> Report:
         run: What the files of the run say.
     """
     details = run.details
+    versions = Table("Versions", ("package", "version"), tuple(details.versions.items()))
     sections = (
-        Section("Scores", (scores(run), _score_table(run))),
-        Section("Learning curves", (*learning_curves(details),)),
+        Section("Scores", (scores(run), _score_table(run)) if run.main_scores else ()),
+        Section("Learning curves", tuple(learning_curves(details))),
         Section("Map of the tasks", (*maps_of(details), *_present(similarity_of(details)))),
-        Section("Routing", (*_present(confusion(details)), *_present(declined(details)))),
+        Section("Routing", _present(confusion(details), _routing_table(details), declined(details))),
         Section("Certainty", (*certainty(details), *_present(_calibration_table(run)))),
         Section("Parameters and time", (parameters(details), durations(details))),
-        Section("Recipe and versions", (run.recipe, Table("Versions", ("package", "version"), _versions(details)))),
+        Section("Recipe and versions", (Text("Recipe", run.recipe), versions)),
     )
     shown = tuple(section for section in sections if section.content)
     return Report(f"Report on {run.folder.resolve().name}", facts(run), shown)
@@ -56,26 +68,28 @@ def scores(run: FinishedRun) -> Categories:
     """Return the main metric of each task with the model and with each baseline, and the means.
 
     Args:
-        run: The run.
+        run: The run, which has scores.
     """
-    tasks = [task for task in run.details.tasks if run.metrics.tasks.get(task.name)]
-    split = run.details.split
-    model = {
-        task.name: of_split[task.metric] for task in tasks if (of_split := run.metrics.tasks[task.name].get(split))
-    }
+    split, model = run.details.split, run.main_scores
+    tasks = [task for task in run.details.tasks if task.name in model]
     series = {"model": model, **(run.baselines if split == "test" else {})}
     return Categories(
         "scores",
-        f"Scores on {split} rows" if split else "Scores",
+        f"Scores on {split} rows",
         "Main metric of each task with the trained model"
         + (", and with baselines that need no training of the model." if len(series) > 1 else "."),
         (*(f"{task.name} ({task.metric})" for task in tasks), MEAN),
-        {name: _with_mean([found.get(task.name) for task in tasks]) for name, found in series.items()},
+        {name: with_mean([found.get(task.name) for task in tasks]) for name, found in series.items()},
         "score",
     )
 
 
-def _with_mean(values: list[float | None]) -> Values:
+def with_mean(values: Sequence[float | None]) -> Values:
+    """Return values with their mean at the end, which is None if one of them is missing.
+
+    Args:
+        values: Values of categories.
+    """
     known = [value for value in values if value is not None]
     return (*values, sum(known) / len(known) if known and len(known) == len(values) else None)
 
@@ -97,21 +111,25 @@ def learning_curves(details: RunDetails) -> list[Chart]:
         details: Details of the run.
     """
     found: list[Chart] = []
-    losses = {name: _line(curve) for name, curve in details.losses.items() if name != "total"}
+    losses = {name: curve for name, curve in details.losses.items() if name != "total"}
     if losses:
         caption = "Mean of each term of the objective since the previous entry of the log, weighted as in their sum."
-        found.append(Lines("losses", "Losses", caption, losses, "step", "loss"))
-    validation = {MEAN: _line(details.validation_mean)} if details.validation_mean.x else {}
-    validation |= {name: _line(curve) for name, curve in details.validation.items()}
-    if validation:
+        found.append(Lines("losses", "Losses", caption, lines_of(losses), "step", "loss"))
+    if details.validation_mean.x:
         kept = "the last one" if details.best_step is None else f"that of step {details.best_step}"
         caption = f"Main metric of each task on its validation rows. The state that was kept is {kept}."
-        found.append(Lines("validation", "Validation scores", caption, validation, "step", "score"))
+        curves = lines_of({MEAN: details.validation_mean, **details.validation})
+        found.append(Lines("validation", "Validation scores", caption, curves, "step", "score"))
     return found
 
 
-def _line(curve: Curve) -> Line:
-    return curve.x, curve.y
+def lines_of(curves: Mapping[str, Curve]) -> dict[str, Line]:
+    """Return curves as lines.
+
+    Args:
+        curves: Curves by name.
+    """
+    return {name: (curve.x, curve.y) for name, curve in curves.items()}
 
 
 def confusion(details: RunDetails) -> Matrix | None:
@@ -145,6 +163,21 @@ def confusion(details: RunDetails) -> Matrix | None:
     )
 
 
+def _routing_table(details: RunDetails) -> Table | None:
+    counts = [0] * len(details.tasks)
+    right = list(counts)
+    for own, nearest, count in details.confusion:
+        counts[own] += count
+        right[own] += count if own == nearest else 0
+    rows = tuple(
+        (task.name, str(count), percent(found / count), percent(task.declined))
+        for task, count, found in zip(details.tasks, counts, right, strict=True)
+        if count
+    )
+    header = ("task", "rows", "routed right", "declined")
+    return Table("Routing of each task", header, rows) if rows else None
+
+
 def declined(details: RunDetails) -> Lines | None:
     """Return the shares of declined rows against the bounds that conformal thresholds guarantee.
 
@@ -173,7 +206,7 @@ def declined(details: RunDetails) -> Lines | None:
     )
 
 
-def certainty(details: RunDetails) -> list[Chart]:
+def certainty(details: RunDetails) -> list[Lines]:
     """Return reliability diagrams, risk-coverage curves, and answers with a limit of errors.
 
     Args:
@@ -182,25 +215,34 @@ def certainty(details: RunDetails) -> list[Chart]:
     Returns:
         The figures; none without classification tasks with heads.
     """
-    if not (risk := _of_tasks(details, lambda task: (task.risk.x, task.risk.y))):
-        return []
-    bins = "Share of right answers against the mean probability of the answer, in bins of equal width"
-    confidence, accuracy = "probability of the answer", "share of right answers"
+    risk = lines_of({task.name: task.risk for task in details.tasks if task.risk.x})
+    bins = "Share of right answers against the mean probability of the answer in bins of equal width, with "
+    area = ". The area of a point shows the number of rows."
 
-    def reliability(name: str, title: str, end: str, of_task: Callable[[TaskDetails], Iterable[Bin]]) -> Lines:
-        lines = _of_tasks(
-            details, lambda task: ([b.confidence for b in of_task(task)], [b.accuracy for b in of_task(task)])
+    def reliability(name: str, title: str, what: str, bins_of: Callable[[TaskDetails], tuple[Bin, ...]]) -> Lines:
+        found = {task.name: of_task for task in details.tasks if (of_task := bins_of(task))}
+        return Lines(
+            name,
+            title,
+            bins + what + area,
+            {
+                task: (tuple(one.confidence for one in of_task), tuple(one.accuracy for one in of_task))
+                for task, of_task in found.items()
+            },
+            "probability of the answer",
+            "share of right answers",
+            diagonal=True,
+            rows={task: tuple(one.rows for one in of_task) for task, of_task in found.items()},
         )
-        return Lines(name, title, bins + end, lines, confidence, accuracy, diagonal=True)
 
-    limits = _of_tasks(details, lambda task: _limits(task, lambda limit: limit.answered))
+    answered = _of_tasks(details, lambda task: _limits(task, lambda limit: limit.answered))
     wrong = _of_tasks(details, lambda task: _limits(task, lambda limit: limit.wrong))
-    return [
-        reliability("reliability", "Reliability", ", with the fitted temperatures.", lambda task: task.reliability),
+    found = [
+        reliability("reliability", "Reliability", "the fitted temperatures", lambda task: task.reliability),
         reliability(
             "reliability-before",
             "Reliability without temperatures",
-            ", with a temperature of 1.",
+            "a temperature of 1",
             lambda task: task.reliability_before,
         ),
         Lines(
@@ -216,7 +258,7 @@ def certainty(details: RunDetails) -> list[Chart]:
             "Answers with a limit of errors",
             "Share of rows that are answered with max_error, for which the validation rows have to show that at most "
             "this share of answers is wrong.",
-            limits,
+            answered,
             "max_error",
             "answered share of rows",
         ),
@@ -230,6 +272,7 @@ def certainty(details: RunDetails) -> list[Chart]:
             diagonal=True,
         ),
     ]
+    return [figure for figure in found if figure.lines]  # with few rows, nothing is answered
 
 
 def _limits(task: TaskDetails, value: Callable[..., float | None]) -> tuple[list[float], list[float]]:
@@ -288,9 +331,5 @@ def _bars(name: str, title: str, caption: str, found: dict[str, float] | dict[st
     return Categories(name, title, caption, tuple(found), {axis: tuple(map(float, found.values()))}, axis, "bars")
 
 
-def _versions(details: RunDetails) -> tuple[tuple[str, str], ...]:
-    return tuple(details.versions.items())
-
-
-def _present(item: Chart | Table | None) -> tuple[Chart | Table, ...]:
-    return () if item is None else (item,)
+def _present(*items: Chart | Table | None) -> tuple[Chart | Table, ...]:
+    return tuple(item for item in items if item is not None)

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from hyperadapters.checkpoints.details_file import DETAILS_FILE, Count, Number, RunDetails, read_details
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Split, load_recipe, parse
 from hyperadapters.errors import DataError
-from hyperadapters.training.details_file import DETAILS_FILE, Count, Number, RunDetails, read_details
 from hyperadapters.utils.reading import is_folder, parse_json
 
 COMPARISON_FILE = "comparison.json"
@@ -72,6 +72,26 @@ class FinishedRun:
     settings: dict[str, Any]
     baselines: dict[str, dict[str, float]]
 
+    @property
+    def main_scores(self) -> dict[str, float]:
+        """Main metric of each task that has rows in the evaluated split."""
+        split = self.details.split
+        return {
+            task.name: of_splits[split][task.metric]
+            for task in self.details.tasks
+            if split is not None and split in (of_splits := self.metrics.tasks.get(task.name, {}))
+        }
+
+    @property
+    def calibration_errors(self) -> dict[str, float]:
+        """Expected calibration error of each task that has one on the evaluated split."""
+        split, name = self.details.split, "calibration_error"
+        return {
+            task: of_splits[split][name]
+            for task, of_splits in self.metrics.calibration.items()
+            if split is not None and name in of_splits.get(split, {})
+        }
+
 
 def read_run(folder: Path) -> FinishedRun:
     """Read the files of a finished run.
@@ -90,14 +110,14 @@ def read_run(folder: Path) -> FinishedRun:
         raise DataError(f"{folder}: expected the folder of a finished run, found no folder")
     metrics = parse(Metrics, _json(folder / METRICS_FILE), DataError, str(folder / METRICS_FILE))
     details = read_details(folder)
-    _check_same_tasks(folder, metrics, details)
+    _check_scores(folder, metrics, details)
     settings = load_recipe(folder / RECIPE_FILE).model_dump(mode="json", by_alias=True)
     recipe = (folder / RECIPE_FILE).read_text(encoding="utf-8")
     return FinishedRun(folder, metrics, details, recipe, settings, _baselines(folder, details))
 
 
-def _check_same_tasks(folder: Path, metrics: Metrics, details: RunDetails) -> None:
-    """Raise DataError unless the two files have the same tasks with their main metrics."""
+def _check_scores(folder: Path, metrics: Metrics, details: RunDetails) -> None:
+    """Raise DataError unless the scores of each task contain its main metric. A task without rows has no scores."""
     for task in details.tasks:
         scores = metrics.tasks.get(task.name, {})
         if any(task.metric not in of_split for of_split in scores.values()):
@@ -105,11 +125,6 @@ def _check_same_tasks(folder: Path, metrics: Metrics, details: RunDetails) -> No
                 f"{folder}: {METRICS_FILE} has no {task.metric} of task '{task.name}', which {DETAILS_FILE} has; "
                 "the files are not of the same run, so train the recipe again"
             )
-    if unknown := metrics.tasks.keys() - {task.name for task in details.tasks}:
-        raise DataError(
-            f"{folder}: {METRICS_FILE} has a task '{min(unknown)}', which {DETAILS_FILE} has not; the files are not of "
-            "the same run, so train the recipe again"
-        )
 
 
 def _baselines(folder: Path, details: RunDetails) -> dict[str, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from hyperadapters.utils.texts import printable
@@ -19,6 +20,10 @@ MAX_LABEL = 32
 """Number of characters of a name that axes and legends show."""
 MAX_LABELLED = 12
 """Number of columns up to which the values of a matrix are written into it."""
+
+
+MIN_SIZE, MAX_SIZE = 4.0, 26.0
+"""Diameters of points whose areas show numbers of rows."""
 
 
 class Style(NamedTuple):
@@ -43,6 +48,19 @@ def style_of(index: int) -> Style:
     """
     turn = index // len(COLOURS)
     return Style(COLOURS[index % len(COLOURS)], MARKS[(index + turn) % len(MARKS)], DASHES[turn % len(DASHES)])
+
+
+def sizes_of(rows: dict[str, tuple[int, ...]]) -> dict[str, list[float]]:
+    """Return the diameters of points whose areas are proportional to their numbers of rows, at least `MIN_SIZE`.
+
+    Args:
+        rows: Number of rows behind each point by series.
+    """
+    most = max((count for counts in rows.values() for count in counts), default=1)
+    return {
+        name: [max(MIN_SIZE, MAX_SIZE * math.sqrt(count / max(1, most))) for count in counts]
+        for name, counts in rows.items()
+    }
 
 
 def label_of(name: str) -> str:

@@ -12,15 +12,7 @@ import torch
 import transformers
 
 from hyperadapters._version import __version__
-from hyperadapters.config import Split, Task
-from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.data.targets import label_indices
-from hyperadapters.heads.calibration import confidence_for, reliability, risk_coverage, with_temperature
-from hyperadapters.inference.conformal import conformal_threshold
-from hyperadapters.inference.predictor import Prediction
-from hyperadapters.inference.routing import ROUNDING
-from hyperadapters.model.model import HyperAdapterModel
-from hyperadapters.training.details_file import (
+from hyperadapters.checkpoints.details_file import (
     BACKBONE,
     FORMAT,
     Bin,
@@ -31,6 +23,14 @@ from hyperadapters.training.details_file import (
     RunDetails,
     TaskDetails,
 )
+from hyperadapters.config import Split, Task
+from hyperadapters.data.examples import Example, TaskData
+from hyperadapters.data.targets import label_indices
+from hyperadapters.heads.calibration import confidence_for, reliability, risk_coverage, with_temperature
+from hyperadapters.inference.conformal import conformal_threshold
+from hyperadapters.inference.predictor import Prediction
+from hyperadapters.inference.routing import ROUNDING
+from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.evaluation import Evaluation, probabilities_of
 from hyperadapters.training.probes import majority
 
@@ -258,7 +258,7 @@ def points_of(
     nearest: Sequence[int | None],
     max_texts: int,
 ) -> tuple[Point, ...]:
-    """Choose evenly spaced rows of each task, as many of each as possible, and return them as points of the map.
+    """Choose evenly spaced rows, about as many of each task, for the map.
 
     Args:
         tasks: Tasks of the model.
@@ -266,6 +266,9 @@ def points_of(
         predictions: Their predictions.
         nearest: Indices of their most similar tasks.
         max_texts: Maximum number of points.
+
+    Returns:
+        Points of the chosen rows, ordered by task; none if the predictions have no instance vectors.
     """
     of_task: dict[int, list[int]] = {}
     for place, row in enumerate(rows):

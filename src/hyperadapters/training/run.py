@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from hyperadapters.backbones.loading import load_backbone
 from hyperadapters.checkpoints.card import scores_in
+from hyperadapters.checkpoints.details_file import DETAILS_FILE
 from hyperadapters.checkpoints.format import is_checkpoint, remove_checkpoint
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Recipe, Split, TrainingConfig, load_recipe, resolve_paths
 from hyperadapters.config.model import Dtype, ModuleNames
@@ -30,7 +31,6 @@ from hyperadapters.inference.batches import best_device
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.arguments import NAMED_AS_IN_RECIPES, TrainingArguments, settings_without_effect
 from hyperadapters.training.details import details_of
-from hyperadapters.training.details_file import DETAILS_FILE
 from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.interruption import Interruption
 from hyperadapters.training.prefix_cache import FrozenPrefix
@@ -66,10 +66,10 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     If several processes call this function together (see docs/scaling.md), the first of them writes all files.
 
     The folder contains the checkpoint and its model card, `metrics.json`, `details.json` for reports (see
-    `training.details_file`), `resolved_recipe.yaml` and the logs that the recipe specifies. Until the run ends it also
-    contains the checkpoints of `transformers.Trainer`. At the end, routing is calibrated if the method can route (see
-    `inference.routing.calibrate`). The recipe, the data and the backbone are checked before any file is written. For a
-    resumed run, `seconds` in the metrics is the time since it was resumed.
+    `checkpoints.details_file`), `resolved_recipe.yaml` and the logs that the recipe specifies. Until the run ends it
+    also contains the checkpoints of `transformers.Trainer`. At the end, routing is calibrated if the method can route
+    (see `inference.routing.calibrate`). The recipe, the data and the backbone are checked before any file is written.
+    For a resumed run, `seconds` in the metrics is the time since it was resumed.
 
     Args:
         recipe: Recipe of the run.

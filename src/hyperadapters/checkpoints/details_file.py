@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -9,6 +10,7 @@ from pydantic import AllowInfNan, Field, Strict, model_validator
 
 from hyperadapters.config import Int, Split, StrictModel, parse
 from hyperadapters.errors import DataError
+from hyperadapters.utils.files import write_atomically
 from hyperadapters.utils.reading import parse_json
 
 DETAILS_FILE = "details.json"
@@ -118,7 +120,7 @@ class Point(StrictModel):
 
     Attributes:
         task: Index of its task.
-        nearest: Index of the most similar task; None if the method cannot route.
+        nearest: Index of the most similar task; None if the method cannot route, or this task was removed.
         vector: Instance vector of unit length, rounded.
         text: The text, or both texts of a pair, shortened.
         target: The label, number or text that is right, shortened.
@@ -175,6 +177,8 @@ class RunDetails(StrictModel):
         used += [index for point in self.points for index in (point.task, point.nearest) if index is not None]
         if len(self.prototypes) > size or any(index >= size for index in used):
             raise ValueError(f"expected indices of {size} tasks, found others")
+        if len({task.name for task in self.tasks}) < size:
+            raise ValueError("expected tasks of different names, found a name twice")
         if len({len(vector) for vector in (*self.prototypes, *(point.vector for point in self.points))}) > 1:
             raise ValueError("expected prototypes and instance vectors of the same size, found several sizes")
         return self
@@ -206,3 +210,46 @@ def read_details(folder: Path) -> RunDetails:
             f"{path}: expected format {FORMAT}, found {values['format']!r:.100}; use the version that wrote it"
         )
     return parse(RunDetails, values, DataError, str(path))
+
+
+def forget_tasks(folder: Path, kept: Collection[str]) -> None:
+    """Remove everything about other tasks from the details of a run, and the whole file if it cannot be read.
+
+    Args:
+        folder: Folder that may contain such a file.
+        kept: Names of the tasks that are kept, under which they were trained.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    path = folder / DETAILS_FILE
+    if not path.exists():
+        return
+    try:
+        details = read_details(folder)
+    except DataError:
+        path.unlink()
+        return
+    if not all(task.name in kept for task in details.tasks):
+        write_atomically(path, _only(details, kept).model_dump_json().encode())
+
+
+def _only(details: RunDetails, kept: Collection[str]) -> RunDetails:
+    old = [index for index, task in enumerate(details.tasks) if task.name in kept]
+    new = {index: place for place, index in enumerate(old)}
+    points = []
+    for point in details.points:
+        if point.task in new:
+            nearest = None if point.nearest is None else new.get(point.nearest)
+            points.append(point.model_copy(update={"task": new[point.task], "nearest": nearest}))
+    return details.model_copy(
+        update={
+            "validation": {name: curve for name, curve in details.validation.items() if name in kept},
+            "tasks": tuple(details.tasks[index] for index in old),
+            "prototypes": tuple(details.prototypes[index] for index in old if index < len(details.prototypes)),
+            "confusion": tuple(
+                (new[own], new[near], count) for own, near, count in details.confusion if {own, near} <= new.keys()
+            ),
+            "points": tuple(points),
+        }
+    )
