@@ -1,4 +1,4 @@
-"""The details of a run, which forget a task when it is removed."""
+"""The details of a run, which forget a task when it is removed. Promise 10."""
 
 from __future__ import annotations
 

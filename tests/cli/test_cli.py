@@ -20,7 +20,7 @@ from transformers import OPTConfig
 from hyperadapters import HyperAdapterModel, Task, __version__
 from hyperadapters.runtime import Runtime
 
-COMMANDS = ("train", "evaluate", "predict", "export", "validate", "plan", "check", "quickstart", "demo")
+COMMANDS = ("train", "evaluate", "report", "predict", "export", "validate", "plan", "check", "quickstart", "demo")
 # `hyperadapters.config` stands for pydantic, which typer itself loads where it is installed
 HEAVY = ("torch", "transformers", "datasets", "hyperadapters.config", "yaml", "sklearn", "scipy", "numpy")
 

@@ -1,4 +1,4 @@
-"""Reports: each figure has the numbers of the files, in the page and in the figures for papers."""
+"""Reports: each figure has the numbers of the files, in the page and in the figures for papers. Promise 11."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ def maps_of(details: RunDetails) -> list[Map]:
         details: Details of the run.
 
     Returns:
-        Two figures; none if fewer than three vectors are kept.
+        Two figures; none if no rows are kept, or fewer than three vectors.
     """
     vectors = np.array([*(point.vector for point in details.points), *details.prototypes], dtype=np.float64)
-    if len(vectors) < 3 or vectors.shape[1] < 2:
+    if not details.points or len(vectors) < 3 or vectors.shape[1] < 2:
         return []
     what = f"Instance vectors of {details.split} rows, and prototypes of the tasks as stars, "
     return [

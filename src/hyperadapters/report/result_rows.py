@@ -88,16 +88,15 @@ def rows_report(path: Path, rows: Sequence[ResultRow]) -> Report:
         "seeds": str(len({row.seed for row in rows})),
     }
     sections = tuple(
-        Section(f"Suite {suite}", tuple(_charts(suite, number, [row for row in rows if row.suite == suite])))
+        Section(f"Suite {suite}", tuple(_charts(str(number), [row for row in rows if row.suite == suite])))
         for number, suite in enumerate(suites, start=1)
     )
     return Report(f"Report on {path.name}", facts, sections)
 
 
-def _charts(suite: str, number: int, rows: Sequence[ResultRow]) -> list[Chart]:
+def _charts(end: str, rows: Sequence[ResultRow]) -> list[Chart]:
     sizes = sorted({row.n for row in rows}, key=lambda n: (isinstance(n, str), n if isinstance(n, int) else 0, str(n)))
     arms = _ranked(rows)
-    end = f"{number}"
     charts: list[Chart] = [_scores(end, arms, sizes, rows)]
     charts += [_tasks(f"{end}-{place}", n, arms, rows) for place, n in enumerate(sizes, start=1)]
     if found := _by_parameters(arms, rows):
