@@ -168,16 +168,9 @@ def _finished(
         metrics["skipped_rows"] = skipped
     if process_index() == 0:
         durations = _durations(trainer, seconds, time.monotonic() - started)
-        details = details_of(
-            model,
-            tasks,
-            evaluations,
-            trainer.state.log_history,
-            trainer.state.best_global_step,
-            durations,
-            recipe.data.report_texts,
-        )
         model.save_pretrained(output, scores=scores_in(metrics))
+        state, max_texts = trainer.state, recipe.data.report_texts
+        details = details_of(model, tasks, evaluations, state.log_history, state.best_global_step, durations, max_texts)
         write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())  # the folder may have been removed
         write_atomically(output / DETAILS_FILE, details.model_dump_json().encode())
         write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
