@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import hyperadapters
@@ -60,6 +61,7 @@ def _unit(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
+@cache
 def _imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -70,6 +72,7 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def _modules() -> dict[str, Path]:
     return {
         ".".join(["hyperadapters", *path.relative_to(PACKAGE).with_suffix("").parts]): path
