@@ -1,13 +1,13 @@
 """Long texts: truncated at a number of tokens, or cut into chunks whose logits are averaged.
 
-    python benchmarks/long_texts.py --data DATA [--sizes 100 1000] [--seeds 0 1 2]
+    python benchmarks/long_texts.py --data DATA [--sizes 100 400] [--seeds 0 1 2]
 
 The texts of boolq (a question and a passage) and imdb are encoded by the frozen default backbone, and a logistic
 regression reads the mean hidden states, normalised and for boolq compared with those of the question as in
 `backbones.text_features`. It is fitted on the first N of the shuffled training rows, with the penalty that
 cross-validation chooses, and scored on the test rows. A linear head of the mean of the chunks' features has the mean of
 their logits; for `chunk_logits` it was fitted to the first chunks only. Appends a row for each task and way, with the
-scores of all seeds and the processor time that encoding took, to benchmarks/results/long_texts.jsonl; --tables prints them.
+scores of all seeds and the processor time of encoding, to benchmarks/results/long_texts.jsonl; --tables prints them.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def print_tables() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Folder with the tasks of the comparison.")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 400])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tables", action="store_true", help="Print the tables of the result file.")
     arguments = parser.parse_args()
