@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures report-figures interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures report-figures packages interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -85,6 +85,10 @@ interop-adapterhub: .venv/dev-installed .venv-adapterhub/installed
 interop-torchao: .venv-torchao/installed
 	HF_HUB_OFFLINE=1 .venv-torchao/bin/python -m pytest tests/backbones/test_backbones.py -k int8
 
+# Builds the distributions, and tries the wheel and each extra in environments of their own. Not part of `test`.
+packages: .venv-packages/installed
+	.venv-packages/bin/python tests/packaging/check_wheel.py
+
 # Every comparison of floats with a margin of less than ten, see tests/margins.py.
 margins: .venv/dev-installed
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p margins --margins runs/margins.tsv
@@ -94,7 +98,7 @@ format: .venv/dev-installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-adapterhub .venv-atheris .venv-audit .venv-schemathesis .venv-torchao runs dist site
+	rm -rf .venv .venv-adapterhub .venv-atheris .venv-audit .venv-packages .venv-schemathesis .venv-torchao runs dist site
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -127,6 +131,11 @@ clean:
 .venv-torchao/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torchao
 	.venv-torchao/bin/python -m pip install --quiet --constraint constraints.txt --editable . pytest pytest-randomly torchao
+	touch $@
+
+.venv-packages/installed:
+	$(PYTHON) -m venv .venv-packages
+	.venv-packages/bin/python -m pip install --quiet 'build>=1.2,<2'
 	touch $@
 
 .venv-audit/installed:
