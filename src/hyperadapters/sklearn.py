@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from transformers import PrinterCallback, set_seed
+from transformers import set_seed
 
 from hyperadapters.config import DEFAULT_BACKBONE, Task, TrainingConfig, parse
 from hyperadapters.data.examples import read_label
@@ -201,12 +201,9 @@ class _HyperAdapterEstimator(BaseEstimator, ABC):
             per_device_eval_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             seed=seed,
-            disable_tqdm=None if self.verbose else True,
+            progress="auto" if self.verbose else "none",
         )
-        trainer = Trainer(self.model_, train_data, args=arguments)
-        if not self.verbose:
-            trainer.pop_callback(PrinterCallback)
-        trainer.train()
+        Trainer(self.model_, train_data, args=arguments).train()
 
     def _training_settings(self) -> TrainingConfig:
         """Check the parameters of the training; those that a search has drawn may be scalars of NumPy."""

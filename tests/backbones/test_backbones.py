@@ -262,7 +262,7 @@ def test_the_retriever_of_a_language_model_reads_the_prompt_and_the_loss_is_of_t
         -first.logits[row, place - 1].log_softmax(-1)[batch["labels"][row, place]] for row, place in answers.nonzero()
     ]
     assert_same(first.losses.task, torch.stack(by_hand).mean().float())
-    assert_same(text_loss(first.logits, batch["labels"], predicts_next=True), first.losses.task)
+    assert_same(text_loss(first.logits, batch["labels"], predicts_next=True).value, first.losses.task)
 
 
 def test_labels_of_another_shape_than_the_input_are_refused() -> None:

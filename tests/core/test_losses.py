@@ -36,11 +36,11 @@ def test_sequence_loss_equals_torchs_label_smoothing_over_real_tokens() -> None:
     logits, labels = torch.randn(3, 4, 7), torch.randint(0, 7, (3, 4))
     labels[0, 2:] = -100
     expected = F.cross_entropy(logits.reshape(-1, 7), labels.reshape(-1), ignore_index=-100, label_smoothing=0.1)
-    assert sequence_loss(logits, labels, 0.1).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert sequence_loss(logits, labels, 0.1).value.item() == pytest.approx(expected.item(), rel=1e-6)
     total = sequence_loss(logits, labels, 0.1, reduction="sum")
-    assert total.item() == pytest.approx(expected.item() * 10, rel=1e-6)
+    assert total.value.item() == pytest.approx(expected.item() * 10, rel=1e-6)
     counted = sequence_loss(logits, labels, 0.1, count_ignored=True)
-    assert counted.item() == pytest.approx(expected.item() * 10 / 12, rel=1e-6)
+    assert counted.value.item() == pytest.approx(expected.item() * 10 / 12, rel=1e-6)
 
 
 def test_total_is_task_plus_weighted_contrast() -> None:
@@ -109,7 +109,7 @@ def test_one_task_has_nothing_to_be_told_from() -> None:
 
 
 def test_sequence_loss_of_nothing_but_padding_is_zero() -> None:
-    assert sequence_loss(torch.randn(1, 2, 5), torch.full((1, 2), -100), 0.1).item() == 0.0
+    assert sequence_loss(torch.randn(1, 2, 5), torch.full((1, 2), -100), 0.1).value.item() == 0.0
 
 
 def test_well_separated_prototypes_keep_their_precision() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import sys
 import time
@@ -394,15 +395,20 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path: Path) ->
 
 
 def test_the_log_goes_to_tensorboard_by_report_to_and_stays(tmp_path: Path) -> None:
-    recipe = load_recipe(
-        write_recipe(tmp_path), ["training.max_steps=4", "training.eval_steps=2", "training.report_to=[tensorboard]"]
-    )
+    settings = ["max_steps=4", "eval_steps=2", "logging_steps=2", "report_to=[tensorboard]"]
+    recipe = load_recipe(write_recipe(tmp_path), [f"training.{setting}" for setting in settings])
     train(recipe, tmp_path / "run")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (log,) = (tmp_path / "run" / "runs").iterdir()
     events = EventAccumulator(str(log)).Reload()
-    assert {"eval/mean", "eval/colour_accuracy", "eval/routing_accuracy"} <= set(events.Tags()["scalars"])
+    names = {name for name in events.Tags()["scalars"] if not re.match(r"(train|eval)/(train_|total_|epoch)", name)}
+    losses = {"loss", *(f"loss_{term}" for term in ("task", "instance", "prototype"))}
+    losses |= {f"task_loss_{task}" for task in ("colour", "mood", "size")}
+    scores = {"mean", "routing_accuracy", "colour_accuracy", "mood_accuracy", "size_pearson"}
+    expected = {f"train/{name}" for name in (*losses, "learning_rate", "grad_norm")}
+    assert names == expected | {f"eval/{name}" for name in scores}
+    assert [event.step for event in events.Scalars("train/task_loss_mood")] == [2, 4]
     train(recipe, tmp_path / "run", overwrite=True)
     assert len(list((tmp_path / "run" / "runs").iterdir())) == 1
 

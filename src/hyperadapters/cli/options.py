@@ -33,6 +33,10 @@ KindOption = Annotated[
         "--kind", help="Kind: classification, multi-label, regression or text-to-text. Default: it is guessed."
     ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+JsonLog = Annotated[
+    bool, typer.Option("--json-log", help="Print progress and results as JSON objects, one in each line.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; can be repeated."),

@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from hyperadapters.training.plan import MemoryPlan
 
 
+def print_result(metrics: dict[str, Any]) -> None:
+    """Print the metrics of a finished run as the last line of a JSON log.
+
+    Args:
+        metrics: The content of metrics.json.
+    """
+    from hyperadapters.inference.predict_files import as_json
+
+    typer.echo(as_json({"event": "result", **metrics}, ensure_ascii=True))
+
+
 def print_scores(metrics: dict[str, Any]) -> None:
     """Print the scores of each task as a table, and their mean.
 

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import warnings
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from hyperadapters.cli.app import TRAINING, app
-from hyperadapters.cli.options import Delimiter, KindOption, LabelColumn, Overrides, RecipeFile, RunFolder, TextColumns
-from hyperadapters.cli.tables import print_plan, print_scores
+from hyperadapters.cli.options import (
+    Delimiter,
+    JsonLog,
+    KindOption,
+    LabelColumn,
+    Overrides,
+    Quiet,
+    RecipeFile,
+    RunFolder,
+    TextColumns,
+)
+from hyperadapters.cli.tables import print_plan, print_result, print_scores
+
+if TYPE_CHECKING:
+    from hyperadapters.training.views import View
 
 
 @app.command(
@@ -26,22 +41,26 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint and metrics.json.")],
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+    quiet: Quiet = False,
+    json_log: JsonLog = False,
     overrides: Overrides = None,
 ) -> None:
     """Train a model on the tasks of a recipe and evaluate it."""
     from hyperadapters.config import load_recipe
 
+    view = _view(quiet, json_log)
     loaded = load_recipe(recipe, overrides or ())
     from hyperadapters.training.run import train as train_run
     from hyperadapters.training.sharding import process_index
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("hyperadapters").setLevel(logging.INFO)
-    run = train_run(loaded, output, resume=resume, overwrite=overwrite)
+    run = train_run(loaded, output, resume=resume, overwrite=overwrite, progress=view)
     if process_index() > 0:
         return
-    print_scores(run.metrics)
-    typer.echo(f"Checkpoint and metrics.json are in {output}/")
+    if view == "auto":
+        print_scores(run.metrics)
+        typer.echo(f"Checkpoint and metrics.json are in {output}/")
+    elif view == "json":
+        print_result(run.metrics)
 
 
 @app.command(
@@ -112,6 +131,8 @@ def quickstart(
         str | None, typer.Option(help="Name of the backbone on the Hub, or its folder. Default: all-MiniLM-L6-v2.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+    quiet: Quiet = False,
+    json_log: JsonLog = False,
 ) -> None:
     """Train a model on data files without a recipe, and write the recipe that does the same again."""
     from rich.console import Console
@@ -122,27 +143,37 @@ def quickstart(
     from hyperadapters.training.run import train as train_run
     from hyperadapters.utils.files import write_atomically
 
+    view = _view(quiet, json_log)
     check_output(output, resume=False, overwrite=overwrite)
     planned = plan_quickstart(
         data, output, backbone or DEFAULT_BACKBONE, texts or (), label, cast(Any, kind), delimiter
     )
-    typer.echo(planned.text)
-    run = train_run(planned.recipe, output, overwrite=overwrite)
+    if view == "auto":
+        typer.echo(planned.text)
+    run = train_run(planned.recipe, output, overwrite=overwrite, progress=view)
     write_atomically(output / "recipe.yaml", planned.text.encode())
-    print_results(run, output, Console())
+    if view == "auto":
+        print_results(run, output, Console())
+    elif view == "json":
+        print_result(run.metrics)
 
 
 @app.command(rich_help_panel=TRAINING, epilog="[bold]Example[/bold]\n\nhyperadapters demo --output runs/demo")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")] = Path("runs/demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
+    quiet: Quiet = False,
+    json_log: JsonLog = False,
 ) -> None:
     """Train a model on six small tasks that come with the package, and show the results."""
     from rich.console import Console
 
+    view = _view(quiet, json_log)
     from hyperadapters.demo.run import run_demo
 
-    run_demo(output, overwrite, Console())
+    run = run_demo(output, overwrite, Console(quiet=view != "auto"), view)
+    if view == "json":
+        print_result(run.metrics)
 
 
 @app.command(
@@ -196,3 +227,19 @@ def validate(
             labels = f", {len(found.task.labels)} labels" if found.task.labels else ""
             typer.echo(f"  {found.task.name}: {sizes}{labels}")
     typer.echo("valid")
+
+
+def _view(quiet: bool, json_log: bool) -> View:
+    """Return the view of a training, and set up the log. Of several processes only the first one prints anything."""
+    from hyperadapters.errors import OutputError
+
+    if quiet and json_log:
+        raise OutputError("--quiet and --json-log exclude each other: one prints nothing, the other prints JSON")
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s")
+    level = logging.WARNING if quiet or json_log else logging.INFO
+    logging.getLogger("hyperadapters").setLevel(level if is_first else logging.ERROR)
+    if not is_first:
+        warnings.simplefilter("ignore")
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+    return "none" if quiet else "json" if json_log else "auto"

@@ -23,6 +23,7 @@ from hyperadapters.core.hypernetwork import Hypernetwork, OrthogonalHypernetwork
 from hyperadapters.core.losses import (
     Losses,
     Reduction,
+    TaskLoss,
     instance_contrastive_loss,
     prototype_contrastive_loss,
     sequence_loss,
@@ -51,6 +52,7 @@ __all__ = [
     "PrototypicalHypernetwork",
     "Reduction",
     "TaskDensities",
+    "TaskLoss",
     "bottleneck",
     "bottleneck_tensors",
     "cosine_similarity",

@@ -17,6 +17,20 @@ from hyperadapters.core.prototypes import cosine_similarity
 Reduction = Literal["mean", "sum"]
 
 
+class TaskLoss(NamedTuple):
+    """The task loss of a batch, and what it consists of.
+
+    Attributes:
+        value: Task loss, a scalar.
+        row_sums: Loss of each row with its head, or sum of the losses of its target tokens [B], without gradients.
+        row_counts: Number of losses in each sum [B].
+    """
+
+    value: Tensor
+    row_sums: Tensor
+    row_counts: Tensor
+
+
 class Losses(NamedTuple):
     """The objective and its terms, which are scalars.
 
@@ -113,7 +127,7 @@ def sequence_loss(
     reduction: Reduction = "mean",
     ignored_labels: tuple[int, ...] = (-100,),
     count_ignored: bool = False,
-) -> Tensor:
+) -> TaskLoss:
     """Compute the cross-entropy of target tokens with label smoothing.
 
     With lp the log-probabilities, e the label smoothing and R the reduction over positions:
@@ -132,7 +146,7 @@ def sequence_loss(
         count_ignored: If True, the mean also counts the ignored positions. Default: False.
 
     Returns:
-        Loss, a scalar in float32. It is 0 if every position is ignored.
+        The loss in float32, and its sums for each row. It is 0 if every position is ignored.
 
     Raises:
         RuntimeError: If a label that is not ignored is out of range (raised by PyTorch).
@@ -144,10 +158,10 @@ def sequence_loss(
     nll = -log_probability.gather(-1, labels.masked_fill(~real, 0)[..., None])[..., 0]
     smooth = -log_probability.mean(dim=-1)
     positions = ((1.0 - label_smoothing) * nll + label_smoothing * smooth).masked_fill(~real, 0.0)
-    if reduction == "sum":
-        return positions.sum()
-    count = labels.numel() if count_ignored else real.sum().clamp(min=1)
-    return positions.sum() / count
+    value = positions.sum()
+    if reduction == "mean":
+        value = value / (labels.numel() if count_ignored else real.sum().clamp(min=1))
+    return TaskLoss(value, positions.detach().sum(dim=1), real.sum(dim=1))
 
 
 def total_loss(task: Tensor, instance: Tensor, prototype: Tensor, weight: float = 0.1) -> Losses:

@@ -19,6 +19,7 @@ from hyperadapters.report.matplotlib_figures import figure_bytes
 from hyperadapters.report.runs import COMPARISON_FILE
 from hyperadapters.training.probes import linear_probe, majority
 from hyperadapters.training.run import Run, train
+from hyperadapters.training.views import View
 from hyperadapters.utils.files import write_atomically
 from hyperadapters.utils.optional import require
 
@@ -36,19 +37,20 @@ NEW_INPUTS = (
 )
 
 
-def run_demo(output: Path, overwrite: bool, console: Console) -> Run:
+def run_demo(output: Path, overwrite: bool, console: Console, progress: View = "auto") -> Run:
     """Train the demo recipe, print a comparison and predictions for new inputs, and draw a map of the tasks.
 
     Args:
         output: Folder of the run.
         overwrite: Whether to replace an earlier run in the folder.
         console: Console to print to.
+        progress: What is shown during the training; see `TrainingArguments`. Default: "auto".
 
     Returns:
         The run.
     """
     require("matplotlib")
-    run = train(load_recipe(recipe_path()), output, overwrite=overwrite)
+    run = train(load_recipe(recipe_path()), output, overwrite=overwrite, progress=progress)
     comparison = compare(run)
     write_atomically(output / COMPARISON_FILE, (json.dumps(comparison, indent=2, allow_nan=False) + "\n").encode())
     _draw_map(output)

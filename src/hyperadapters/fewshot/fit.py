@@ -280,7 +280,7 @@ class _Student(nn.Module):
         """Compute the mean loss of some examples."""
         outputs, labels = data.outputs(rows, self.weights())
         if self.head is None:
-            return data.model.task_loss(outputs, labels, labels)
+            return data.model.task_loss(outputs, labels, labels).value
         values = F.linear(data.head_inputs(outputs, rows), self.head[0], self.head[1])
         if data.task.kind == "regression":
             mean, std = self.scale

@@ -344,7 +344,7 @@ class TaskHeads(nn.Module):
         labels: Tensor,
         task_ids: Tensor,
         label_smoothing: float = 0.0,
-        reduction: Reduction = "mean",
+        reduction: Reduction | Literal["none"] = "mean",
     ) -> Tensor:
         """Compute the loss of a batch.
 
@@ -358,10 +358,10 @@ class TaskHeads(nn.Module):
                 of multi-label tasks, as `data.collate.EncoderCollator` makes them.
             task_ids: Task id of each row, of shape [B].
             label_smoothing: Label smoothing of the cross-entropies, in [0, 1].
-            reduction: Whether to return the "mean" or the "sum" of the losses of the rows.
+            reduction: Whether to return the "mean" or the "sum" of the losses of the rows, or all of them ("none").
 
         Returns:
-            The loss, a scalar.
+            The loss, a scalar, or the losses of the rows [B].
 
         Raises:
             RuntimeError: If a label index is not one of its task's.
@@ -384,6 +384,8 @@ class TaskHeads(nn.Module):
             losses = torch.where(
                 self._is_multi_label[task_ids], _set_losses(logits, sets, sizes, label_smoothing), losses
             )
+        if reduction == "none":
+            return losses
         return losses.mean() if reduction == "mean" else losses.sum()
 
 

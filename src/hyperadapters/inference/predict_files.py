@@ -255,13 +255,14 @@ def as_cell(value: Any) -> Any:
     return as_json(value) if isinstance(value, (dict, list)) else value
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Any, ensure_ascii: bool = False) -> str:
     """Return a value as JSON. Numbers that JSON cannot represent become null, and values of other types strings.
 
     Args:
         value: Value of a column, or all values of a row.
+        ensure_ascii: Whether other characters are escaped. Default: False.
     """
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
+    return json.dumps(_finite(value), ensure_ascii=ensure_ascii, allow_nan=False, default=str)
 
 
 def _finite(value: Any) -> Any:

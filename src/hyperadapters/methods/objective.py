@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hyperadapters.core import ONE_PROCESS, Losses, Processes, Reduction, sequence_loss, total_loss
+from hyperadapters.core import ONE_PROCESS, Losses, Processes, Reduction, TaskLoss, sequence_loss, total_loss
 from hyperadapters.methods.base import Method
 
 
@@ -36,8 +36,8 @@ def text_loss(
     predicts_next: bool = False,
     padding_id: int | None = None,
     processes: Processes = ONE_PROCESS,
-) -> Tensor:
-    """Compute the task loss of a text-to-text backbone, a scalar; see `core.sequence_loss`.
+) -> TaskLoss:
+    """Compute the task loss of a text-to-text backbone; see `core.sequence_loss`.
 
     Args:
         logits: Logits [B, S, V].
@@ -56,9 +56,9 @@ def text_loss(
     ignored = (-100,) if padding_id is None else (-100, padding_id)
     loss = sequence_loss(logits, labels, label_smoothing, reduction, ignored, count_ignored=is_official)
     if reduction == "sum":
-        return processes.sum(loss)
+        return loss._replace(value=processes.sum(loss.value))
     if is_official:  # one process would pad all rows to the same length
         rows, width = labels.shape
         longest = processes.maximum(width, labels.device)
-        return processes.mean(loss * (width / longest), rows * longest)
-    return processes.mean(loss, (labels != -100).sum())
+        return loss._replace(value=processes.mean(loss.value * (width / longest), rows * longest))
+    return loss._replace(value=processes.mean(loss.value, (labels != -100).sum()))

@@ -26,7 +26,7 @@ from hyperadapters.backbones.passes import AdaptedLinear, FrozenOutput, Inputs, 
 from hyperadapters.backbones.runners import make_runner
 from hyperadapters.backbones.text_features import compare_texts, separate_texts, sequence_ids_of, sequence_rows
 from hyperadapters.config import BackboneKind, DataConfig, Dtype, Lengths, ModelConfig, Task, parse
-from hyperadapters.core import ONE_PROCESS, AdapterWeights, Grouping, Losses, Processes, Reduction
+from hyperadapters.core import ONE_PROCESS, AdapterWeights, Grouping, Losses, Processes, Reduction, TaskLoss
 from hyperadapters.data.collate import Collator, make_collator
 from hyperadapters.errors import BackboneError, TaskError
 from hyperadapters.heads.unfitted import warn_of_unfitted_heads
@@ -428,14 +428,15 @@ class HyperAdapterModel(nn.Module):
             known = None if lower_output is None else lower_output.head_features
             features = self.read_features(inputs, selector.features, task_ids) if known is None else known
             logits = self.heads(self._plain_head_inputs(output, inputs), features, task_ids)
-        losses = None
+        losses = task_loss = None
         if labels is not None:
             task_loss = self.task_loss(logits, labels, task_ids, label_smoothing, reduction, processes)
-            losses = objective(self.method, task_loss, selector.instances, task_ids, processes)
+            losses = objective(self.method, task_loss.value, selector.instances, task_ids, processes)
         own_states = getattr(output, "hidden_states", None)
         return HyperAdapterOutput(
             loss=None if losses is None else losses.total,
             losses=losses,
+            task_loss=task_loss,
             logits=logits,
             instances=selector.instances,
             similarity=selector.similarity,
@@ -452,8 +453,8 @@ class HyperAdapterModel(nn.Module):
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
         processes: Processes = ONE_PROCESS,
-    ) -> Tensor:
-        """Compute the task loss, a scalar.
+    ) -> TaskLoss:
+        """Compute the task loss.
 
         Args:
             logits: Logits as returned by `forward`.
@@ -464,8 +465,9 @@ class HyperAdapterModel(nn.Module):
             processes: Processes that share the batch. Default: this one only.
         """
         if self.heads is not None:
-            loss = self.heads.loss(logits, labels, task_ids, label_smoothing, reduction)
-            return processes.sum(loss) if reduction == "sum" else processes.mean(loss, len(task_ids))
+            rows = self.heads.loss(logits, labels, task_ids, label_smoothing, reduction="none")
+            value = processes.sum(rows.sum()) if reduction == "sum" else processes.mean(rows.mean(), len(rows))
+            return TaskLoss(value, rows.detach(), torch.ones_like(task_ids))
         config: Any = self.backbone.config
         padding_id = config.pad_token_id if self.adapter_config.preset == "official" else None
         predicts_next = self.kind == "decoder"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from hyperadapters.core import Losses
+from hyperadapters.core import Losses, TaskLoss
 
 
 @dataclass
@@ -18,6 +18,7 @@ class HyperAdapterOutput(ModelOutput):
     Attributes:
         loss: Total loss, a scalar; None without labels.
         losses: Total loss and its terms; None without labels.
+        task_loss: Task loss with its sums for each row; None without labels.
         logits: Logits [B, S, V] of text-to-text backbones, or [B, C] of task heads (see `TaskHeads.forward`).
         instances: Instance vectors [B, p]; None for a method without a retriever.
         similarity: Similarity to each task [B, T], by which inputs are routed; None for a method that cannot route.
@@ -29,6 +30,7 @@ class HyperAdapterOutput(ModelOutput):
 
     loss: Tensor | None = None
     losses: Losses | None = None
+    task_loss: TaskLoss | None = None
     logits: Tensor | None = None
     instances: Tensor | None = None
     similarity: Tensor | None = None

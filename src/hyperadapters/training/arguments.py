@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import transformers
@@ -22,6 +22,7 @@ from hyperadapters.data.sampling import Strategy
 from hyperadapters.errors import MissingPackageError, RecipeError, unknown_name
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.prefix_cache import PrefixPlace, StoredDtype
+from hyperadapters.training.views import View
 
 NAMED_AS_IN_RECIPES = (
     "learning_rate",
@@ -85,6 +86,9 @@ class TrainingArguments(transformers.TrainingArguments):
             is counted anew when a training is resumed.
         contrast_batch: Rows that the instance contrast compares with gradient accumulation: those of a "micro-batch",
             or those of the whole "step", for which instance vectors are computed twice.
+        progress: What is shown during the training: "auto", a live table in a terminal, the table of transformers in a
+            notebook and lines elsewhere; "lines", one line for each evaluation; "json", JSON objects on standard
+            output; or "none". With `disable_tqdm` "auto" shows lines.
     """
 
     per_device_train_batch_size: int = 32
@@ -116,6 +120,7 @@ class TrainingArguments(transformers.TrainingArguments):
     false_decline_rate: float = 0.05
     skip_nonfinite: int = 0
     contrast_batch: Literal["micro-batch", "step"] = "micro-batch"
+    progress: View = "auto"
 
     def __post_init__(self) -> None:
         """Check the settings, and resolve those that depend on the machine.
@@ -168,6 +173,8 @@ class TrainingArguments(transformers.TrainingArguments):
             raise RecipeError(
                 f"sampling_temperature: is for sampling 'temperature', found sampling '{self.sampling}'; remove it"
             )
+        if self.progress not in get_args(View):
+            raise RecipeError("progress: " + unknown_name("view", self.progress, get_args(View)))
         if self.train_sampling_strategy != _default("train_sampling_strategy"):
             raise RecipeError(
                 f"train_sampling_strategy: '{self.train_sampling_strategy}' has no effect, because batches mix tasks; "

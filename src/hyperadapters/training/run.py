@@ -37,6 +37,7 @@ from hyperadapters.training.prefix_cache import FrozenPrefix
 from hyperadapters.training.sharding import num_processes, process_index, wait_for_all
 from hyperadapters.training.states import last_checkpoint, trainer_checkpoints
 from hyperadapters.training.trainer import Trainer
+from hyperadapters.training.views import View
 from hyperadapters.utils.files import check_folder, locked, making_folder, write_atomically
 
 LOGS_FOLDER = "runs"
@@ -60,7 +61,9 @@ class Run:
     metrics: dict[str, Any]
 
 
-def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: bool = False) -> Run:
+def train(
+    recipe: Recipe, output: str | Path, resume: bool = False, overwrite: bool = False, progress: View = "auto"
+) -> Run:
     """Train a model, evaluate its best state on the validation and test rows, and write the results to a folder.
 
     If several processes call this function together (see docs/scaling.md), the first of them writes all files.
@@ -77,6 +80,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
         resume: Whether to continue from the last complete checkpoint in the folder, or from the beginning if there is
             none. Default: False.
         overwrite: Whether to remove the files of an earlier run from the folder. Default: False.
+        progress: What is shown during the training; see `TrainingArguments`. Default: "auto".
 
     Returns:
         Model, data and scores of the run.
@@ -101,7 +105,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool = False, overwrite: b
     set_seed(recipe.seed)
     model = model_of(recipe, tasks, load_backbone)
     train_rows, validation_rows = rows_by_task(tasks, "train"), rows_by_task(tasks, "validation")
-    arguments = training_arguments(recipe, output)
+    arguments = training_arguments(recipe, output, progress)
     check_settings(recipe, arguments, model, bool(validation_rows))
 
     started = time.monotonic()
@@ -241,12 +245,13 @@ def load_run_tasks(model: HyperAdapterModel, recipe: Recipe) -> list[TaskData]:
     return tasks
 
 
-def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
+def training_arguments(recipe: Recipe, folder: str | Path, progress: View = "auto") -> TrainingArguments:
     """Return the settings of a `Trainer` for a recipe.
 
     Args:
         recipe: Recipe whose `training`, `seed` and sampling of the data are used.
         folder: Folder for checkpoints and logs.
+        progress: What is shown during the training; see `TrainingArguments`. Default: "auto".
 
     Raises:
         RecipeError: If the batch size is not a multiple of the number of processes, a logger is unknown, or the device
@@ -281,6 +286,7 @@ def training_arguments(recipe: Recipe, folder: str | Path) -> TrainingArguments:
             sampling=data.sampling,
             sampling_temperature=data.temperature,
             group_by_length=data.group_by_length,
+            progress=progress,
             **{name: getattr(training, name) for name in NAMED_AS_IN_RECIPES},
         )
     except (ValueError, RuntimeError) as error:

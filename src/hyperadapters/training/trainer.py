@@ -5,24 +5,29 @@ from __future__ import annotations
 import copy
 import logging
 import math
+<<<<<<< HEAD
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+=======
+from collections.abc import Mapping, Sequence
+>>>>>>> 5f17130 (A live table while a training runs, lines elsewhere, --quiet and --json-log; training losses of tasks in the log)
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 import transformers
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerControl
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, PredictionOutput, TrainOutput
+from transformers.utils.import_utils import is_in_notebook
 
 from hyperadapters.backbones.passes import FrozenOutput
 from hyperadapters.checkpoints.format import load_state, save_model
-from hyperadapters.core import ONE_PROCESS, DataParallelProcesses, Losses, MicroBatches, Processes
+from hyperadapters.core import ONE_PROCESS, DataParallelProcesses, MicroBatches, Processes
 from hyperadapters.data.collate import Collator
 from hyperadapters.data.examples import Example
 from hyperadapters.data.memory import read_examples, read_train_and_eval_data
@@ -45,11 +50,13 @@ from hyperadapters.training.arguments import TrainingArguments, settings_without
 from hyperadapters.training.calibration import calibrate_heads
 from hyperadapters.training.evaluation import Evaluation, evaluate, predict_together, score_predictions
 from hyperadapters.training.interruption import Interruption
+from hyperadapters.training.loss_means import LossMeans
 from hyperadapters.training.optimizers import OfficialAdamW, learning_rates
 from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
 from hyperadapters.training.sharding import num_processes, process_index, wait_for_all
 from hyperadapters.training.states import check_intact, is_complete, last_checkpoint, write_files
 from hyperadapters.training.text_heads import check_not_fitted, fit_text_heads
+from hyperadapters.training.views import TASK_LOSS, make_view
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "prompt_mask", "sequence_ids")
 
@@ -60,52 +67,6 @@ DIVERGED = (
     "Either training diverged: lower learning_rate or the rates of single parts, such as head_learning_rate; or the "
     "backbone exceeds the range of float16: set backbone_dtype to bfloat16 or float32, and bf16 instead of fp16"
 )
-
-
-class _TolerantLog(TrainerCallback):
-    """Writes the log of the Trainer. An error of the output stream does not end the training."""
-
-    def on_log(self, *arguments: Any, **options: Any) -> None:
-        """Write a line to the log, and ignore errors of the output stream."""
-        with suppress(OSError, UnicodeError):
-            super().on_log(*arguments, **options)
-
-
-class TolerantProgress(_TolerantLog, ProgressCallback):
-    """Progress bar and log of the Trainer, for terminals. The bar ends without an error when the terminal is closed."""
-
-    training_bar: Any
-
-    def on_train_begin(self, *arguments: Any, **options: Any) -> None:
-        """Show the bar. The arguments are those of `transformers.TrainerCallback.on_train_begin`."""
-        self.current_step = 0
-        with self._until_gone():
-            super().on_train_begin(*arguments, **options)
-
-    def on_step_end(self, *arguments: Any, **options: Any) -> None:
-        """Advance the bar. The arguments are those of `transformers.TrainerCallback.on_step_end`."""
-        with self._until_gone():
-            if self.training_bar is not None:
-                super().on_step_end(*arguments, **options)
-
-    def on_train_end(self, *arguments: Any, **options: Any) -> None:
-        """Close the bar. The arguments are those of `transformers.TrainerCallback.on_train_end`."""
-        with self._until_gone():
-            if self.training_bar is not None:
-                super().on_train_end(*arguments, **options)
-
-    @contextmanager
-    def _until_gone(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            if self.training_bar is not None:
-                self.training_bar.disable = True  # prevents output when it is deleted
-            self.training_bar = None
-
-
-class TolerantPrinter(_TolerantLog, PrinterCallback):
-    """Log of the Trainer without a progress bar, for files and pipes."""
 
 
 class _Rows:
@@ -198,7 +159,10 @@ class Trainer(transformers.Trainer):
         if eval_examples:
             _check_metric(args.metric_for_best_model, model, eval_examples)
         self._interruption = next((item for item in callbacks or () if isinstance(item, Interruption)), None)
-        callbacks = [_Finish(self), *(callbacks or ())]
+        shows_notebook = args.progress == "auto" and not args.disable_tqdm and is_in_notebook()
+        is_shown = process_index() == 0 and not shows_notebook
+        self._view = make_view(args.progress if is_shown else "none", model.tasks, not args.disable_tqdm)
+        callbacks = [self._view, _Finish(self), *(callbacks or ())]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
         own_args = _adjusted(args, model, bool(eval_examples))
@@ -213,13 +177,11 @@ class Trainer(transformers.Trainer):
             optimizers=optimizers,
         )
         own_args.label_smoothing_factor = args.label_smoothing_factor
-        for callback, tolerant in ((ProgressCallback, TolerantProgress), (PrinterCallback, TolerantPrinter)):
-            if self.pop_callback(callback) is not None:  # notebooks have another callback
-                self.add_callback(tolerant)
+        if not shows_notebook:
+            self.pop_callback(PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
         # The loss is a mean over the micro-batch, so the Trainer has to divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
-        self._terms: list[torch.Tensor] = []
-        self._terms_of_step: list[torch.Tensor] = []
+        self._losses = LossMeans(len(model.tasks))
         self._rows_of_step: list[int] = []
         self._batches_of_step: list[Any] = []
         self._instances_of_step: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -288,7 +250,7 @@ class Trainer(transformers.Trainer):
             self.model.task_table.reset_calibration()
         if self.model.method.can_change_tasks:
             self.model.task_table.reset_adapter_scales()
-        with expecting_unfitted_heads(heads):
+        with self._view.showing(), expecting_unfitted_heads(heads):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _resume_from(self, checkpoint: str | bool | None) -> str | None:
@@ -406,7 +368,7 @@ class Trainer(transformers.Trainer):
         args, rows = self.args, inputs.pop("rows", None)
         processes = _processes(rows)
         if self._instances_of_step:
-            number = len(self._terms_of_step)  # of this micro-batch in its step
+            number = self._losses.micro_batches  # of this micro-batch in its step
             processes = MicroBatches(
                 processes, self._instances_of_step[:number] + self._instances_of_step[number + 1 :]
             )
@@ -417,7 +379,7 @@ class Trainer(transformers.Trainer):
             reduction=args.reduction,
             processes=processes,
         )
-        self._terms_of_step.append(torch.stack([term.detach() for term in output.losses]))
+        self._losses.add(output.losses, output.task_loss, output.task_ids, rows is None or rows[0] >= 0)
         if rows is not None:
             rows = torch.maximum(rows, -1 - rows)
             self._rows_of_step += rows.tolist()
@@ -452,8 +414,9 @@ class Trainer(transformers.Trainer):
             The micro-batches, and the number of their target tokens if the Trainer needs it.
         """
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        for of_step in (self._terms_of_step, self._rows_of_step, self._instances_of_step):
-            of_step.clear()
+        self._losses.discard_step()
+        self._rows_of_step.clear()
+        self._instances_of_step.clear()
         self._what_is_not_finite = None
         self._batches_of_step = batches if self.args.contrast_batch == "step" and len(batches) > 1 else []
         return batches, num_items
@@ -508,13 +471,13 @@ class Trainer(transformers.Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         scales_gradients = self.accelerator.scaler is not None  # and skips steps with infinite gradients
         if scales_gradients or math.isfinite(float(norm)):
-            self._terms += self._terms_of_step
+            self._losses.keep_step()
         else:
             what = f"the norm of the gradients is {float(norm)}"
             self._skip_step(self._what_is_not_finite or self._described(what, self._rows_of_step))
             norm = 0.0  # of the gradients that are left
         self._what_is_not_finite = None
-        self._terms_of_step.clear()
+        self._losses.discard_step()
         self._rows_of_step.clear()
         return norm
 
@@ -550,20 +513,16 @@ class Trainer(transformers.Trainer):
         return ", ".join(named) + (f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else "")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log values, and with the loss also the mean of each term of the objective since the last time.
+        """Log values, and with the loss also the means of its terms and of each task's loss since the last time.
 
         Args:
             logs: Values to log.
             start_time: Start of the training; see `transformers.Trainer`.
         """
-        if "loss" in logs and self._terms:
-            average = torch.stack(self._terms).mean(dim=0)
-            if num_processes() > 1:
-                dist.all_reduce(average)
-            means = (average / num_processes()).tolist()
-            logs["loss"] = means[0]  # the sum of the terms, also if the Trainer counts steps that were skipped
-            logs.update({f"loss_{name}": mean for name, mean in zip(Losses._fields[1:], means[1:], strict=True)})
-            self._terms.clear()
+        if "loss" in logs and (means := self._losses.read()) is not None:
+            logs["loss"] = means.objective.pop("total")  # also if the Trainer counts steps that were skipped
+            logs.update({f"loss_{name}": mean for name, mean in means.objective.items()})
+            logs.update({TASK_LOSS + self.model.tasks[task].name: mean for task, mean in means.tasks.items()})
         if "loss" in logs and self._skipped_steps:
             logs["skipped_steps"] = self._skipped_steps
         super().log(logs, start_time)
@@ -642,6 +601,7 @@ class Trainer(transformers.Trainer):
         if is_best and self.args.load_best_model_at_end and not self.args.should_save_checkpoints:
             state = self.model.adapter_state_dict()
             self._best_state = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        self._view.evaluated(metrics, bool(is_best))
         return bool(is_best)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

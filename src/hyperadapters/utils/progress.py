@@ -22,14 +22,21 @@ def show_progress(items: Iterable[T], description: str, total: int | None = None
         total: Number of items, with those that are completed. Default: unknown.
         completed: Number of items that are completed already. Default: 0.
     """
-    console = Console(file=cast(IO[str], _Tolerant(sys.stderr)))
+    console = Console(file=tolerant(sys.stderr))
     hidden = not console.is_terminal
     return iter(track(items, description, total, completed, console=console, transient=True, disable=hidden))
 
 
-class _Tolerant:
-    """A stream that ignores errors in writing, for example because the terminal was closed."""
+def tolerant(stream: IO[str]) -> IO[str]:
+    """Return a stream that ignores errors in writing, for example because the terminal was closed.
 
+    Args:
+        stream: Stream to write to.
+    """
+    return cast(IO[str], _Tolerant(stream))
+
+
+class _Tolerant:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
@@ -38,7 +45,7 @@ class _Tolerant:
 
     def write(self, text: str) -> int:
         """Write a text if possible."""
-        with suppress(OSError):
+        with suppress(OSError, UnicodeError):
             self._stream.write(text)
         return len(text)
 
