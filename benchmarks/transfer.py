@@ -1,14 +1,16 @@
 """New tasks from a few examples, against LoRA and a logistic regression that get the same examples.
 
     python benchmarks/transfer.py RUN    # a run of recipes/local-transfer-plus.yaml
+    python benchmarks/transfer.py RUN --catalogue super_glue/cb pairs/scitail    # a run of recipes/paper/transfer.yaml
     python benchmarks/transfer.py --suite fdu --methods probe_texts lora_texts pha plus
 
 The first adds four held-out tasks to the run with k examples a label, for each seed, and scores them on (500 rows of)
 their test files. It appends one JSON object a cell to benchmarks/results/transfer.jsonl. The logistic regression reads
 the frozen backbone's features of a row ("probe"), or what the heads of `plus` read of it ("probe_texts"). LoRA is
-PEFT's, in the layers above the third, at the rate that the sample-efficiency benchmark chose.
+PEFT's, in the layers above the third, at the rate that the sample-efficiency benchmark chose. With --catalogue, tasks
+of the catalogue are added instead, without LoRA, and on backbones that generate text without a regression.
 
-The second holds every fourth task of a suite out and trains the models on the others, as the arms of the
+The last holds every fourth task of a suite out and trains the models on the others, as the arms of the
 sample-efficiency benchmark at their first learning rates. Its rows are in suite_transfer.jsonl. The logistic regression
 reads frozen features of the texts ("probe_names": with the names of labels as examples), and LoRA has the heads of
 `plus`.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,9 @@ from efficiency.suite_transfer import DRAWS, TransferRunner
 from efficiency.training_loop import BUDGETS
 
 from hyperadapters import HyperAdapterModel, Task, __version__
-from hyperadapters.config import DataConfig
+from hyperadapters.config import DataConfig, TaskEntry, parse
 from hyperadapters.data.examples import Example, read_fields, read_target
-from hyperadapters.data.loading import subset
+from hyperadapters.data.loading import load_task, subset
 from hyperadapters.data.sources import read_file
 from hyperadapters.heads.regression import few_shot_probe
 from hyperadapters.inference.predictor import Predictor
@@ -46,6 +48,7 @@ from hyperadapters.training.probes import frozen_features
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "transfer.jsonl"
+CATALOGUE_RESULTS = HERE / "results" / "transfer_catalogue.jsonl"
 SUITE_RESULTS = HERE / "results" / "suite_transfer.jsonl"
 HELD_OUT = {
     "cb": {"fields": ["text", "text_pair"]},
@@ -69,6 +72,14 @@ def load(name: str, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
     }
 
 
+def load_from_catalogue(name: str, generates: bool) -> tuple[Task, dict[str, list[Example]]]:
+    """A task of the catalogue and its examples by split; its texts are only for backbones that generate text."""
+    texts = {} if generates else {"template": None, "verbalizer": None, "step": None}
+    data = load_task(parse(TaskEntry, {"catalogue": name, **texts}), 0, DataConfig(), seed=0)
+    rows = {split: [Example(None, *row[1:]) for row in map(astuple, found)] for split, found in data.splits.items()}
+    return data.task, rows  # type: ignore[return-value]
+
+
 @torch.no_grad()
 def text_features(model: HyperAdapterModel, examples: list[Example]) -> np.ndarray[Any, Any]:
     """What the heads of `plus` read of examples besides the adapted hidden states [N, F]."""
@@ -78,7 +89,7 @@ def text_features(model: HyperAdapterModel, examples: list[Example]) -> np.ndarr
 
 def cell(
     model: HyperAdapterModel,
-    setting: Setting,
+    setting: Setting | None,
     task: Task,
     splits: dict[str, list[Example]],
     features: dict[str, Any],
@@ -97,6 +108,7 @@ def cell(
         answers = few_shot_probe(make(model, few), labels, known)
         report: dict[str, Any] = {"seconds": time.monotonic() - started}
     elif method == "lora":
+        assert setting is not None
         answers = list(lora(setting, task, few, splits["test"], seed))
         report = {"seconds": time.monotonic() - started}
     else:
@@ -119,33 +131,36 @@ def cell(
         "preset": model.adapter_config.preset,
         "examples": len(few),
         "test_rows": len(targets),
-        "score": score(task, targets, answers)["accuracy"],
+        "score": score(task, targets, answers)[task.main_metric],
         **report,
         "threads": torch.get_num_threads(),
         "version": __version__,
     }
 
 
-def transfer_to_held_out(run: Path, folder: Path, output: Path, test_rows: int) -> None:
-    """Add the four held-out tasks to a run."""
+def transfer_to_new(run: Path, folder: Path, names: list[str] | None, output: Path, test_rows: int) -> None:
+    """Add the four held-out tasks, or tasks of the catalogue, to a run."""
     done = set()
     if output.is_file():
         rows = [json.loads(line) for line in output.read_text().splitlines()]
         done = {(row["task"], row["k"], row["seed"], row["method"]) for row in rows}
     model = HyperAdapterModel.from_pretrained(run).eval()
-    setting = Setting(folder)
+    setting = None if names else Setting(folder)
+    new = [load_from_catalogue(name, model.text_to_text) for name in names or ()]
+    new = new or [load(name, folder) for name in HELD_OUT]
     known = [task.name for task in model.tasks]
-    assert not set(known) & set(HELD_OUT), f"the run was trained on held-out tasks: {known}"
-    for name in HELD_OUT:
-        task, splits = load(name, folder)
+    assert not set(known) & {task.name for task, _ in new}, f"the run was trained on held-out tasks: {known}"
+    for task, splits in new:
         splits["test"] = splits["test"][:test_rows]
-        features = {"probe": (frozen_features, frozen_features(model, splits["test"]))}
+        features = {}
+        if not model.text_to_text:
+            features["probe"] = (frozen_features, frozen_features(model, splits["test"]))
         if model.adapter_config.head_inputs != "adapted":
             features["probe_texts"] = (text_features, text_features(model, splits["test"]))
         for k in SHOTS:
             for seed in SEEDS:
-                for method in (*features, "lora", *FITS):
-                    if (name, k, seed, method) in done:
+                for method in (*features, *(() if setting is None else ("lora",)), *FITS):
+                    if (task.name, k, seed, method) in done:
                         continue
                     row = cell(model, setting, task, splits, features, method, k, seed)
                     with output.open("a") as file:
@@ -156,6 +171,7 @@ def transfer_to_held_out(run: Path, folder: Path, output: Path, test_rows: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("run", type=Path, nargs="?", help="to which the four held-out tasks are added")
+    parser.add_argument("--catalogue", nargs="+", metavar="NAME", help="tasks of the catalogue to add instead")
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name}, or {SUITE_RESULTS.name} with --suite")
     parser.add_argument("--test-rows", type=int, default=500, help="at most, the first of the test file")
@@ -177,7 +193,8 @@ def main() -> None:
     if (arguments.run is None) == (arguments.suite is None):
         parser.error("give either a RUN or --suite")
     if arguments.run is not None:
-        transfer_to_held_out(arguments.run, arguments.data, arguments.output or RESULTS, arguments.test_rows)
+        results = arguments.output or (CATALOGUE_RESULTS if arguments.catalogue else RESULTS)
+        transfer_to_new(arguments.run, arguments.data, arguments.catalogue, results, arguments.test_rows)
         return
     output = arguments.output or SUITE_RESULTS
     if arguments.steps and output == SUITE_RESULTS:

@@ -33,6 +33,7 @@ RANKS = {
     "quickstart": 10,
     "serving": 10,
     "sklearn": 10,
+    "sweep": 10,
     "client": 11,
     "__main__": 12,
     "cli": 11,

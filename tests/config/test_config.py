@@ -686,20 +686,18 @@ def test_wrong_override_is_refused(recipe_file: Path, override: str, message: st
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipe_of_this_repository_loads(path: Path) -> None:
-    family = "glue-t5-base" if path.stem.startswith("glue-t5-base") else path.stem
     sizes = {
         "demo": 6,
         "local-glue": 12,
         "local-plus": 12,
         "local-transfer": 10,
         "local-transfer-plus": 10,
-        "glue-t5-base": 8,
     }
-    assert len(load_recipe(path).tasks) == sizes[family]
+    assert len(load_recipe(path).tasks) == sizes[path.stem]
 
 
 def test_repository_has_recipes() -> None:
-    assert {"demo.yaml", "glue-t5-base.yaml"} <= {path.name for path in RECIPES.glob("*.yaml")}
+    assert {"demo.yaml", "local-glue.yaml"} <= {path.name for path in RECIPES.glob("*.yaml")}
 
 
 def test_enumerated_values_get_a_suggestion() -> None:

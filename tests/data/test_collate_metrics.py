@@ -329,6 +329,29 @@ def test_exact_match_ignores_spaces_around_the_target_and_nothing_else() -> None
     assert score(TEXT, ["red ", " blue", "red", "red"], ["red", "blue", "Red", None]) == {"exact_match": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("target", "answer", "value"),
+    [
+        ("the Eiffel Tower", "Eiffel tower.", 1.0),
+        ("a red house", "red red car", 0.4),  # one of two and of three words
+        ("red", "blue", 0.0),
+        ("red", "", 0.0),
+        ("the", "a", 1.0),
+        ("red", None, 0.0),
+    ],
+)
+def test_token_f1_compares_words_without_articles_and_punctuation(target: str, answer: str, value: float) -> None:
+    task = Task.text_to_text("question", metrics=["token_f1"])
+    assert score(task, [target], [answer]) == pytest.approx({"token_f1": value})
+
+
+def test_rouge_compares_words_pairs_of_words_and_the_longest_common_subsequence() -> None:
+    task = Task.text_to_text("summary", metrics=["rouge_1", "rouge_2", "rouge_l"])
+    found = score(task, ["the cat sat down", "one"], ["the cat down sat", None])
+    # Of four words each, all are common; one of three pairs; and a subsequence of three. The second row counts as 0.
+    assert found == pytest.approx({"rouge_1": 0.5, "rouge_2": 1 / 6, "rouge_l": 0.375})
+
+
 def test_scores_are_in_the_order_of_the_metrics() -> None:
     task = Task.classification("mood", ["no", "yes"], metrics=["macro_f1", "accuracy"])
     assert list(score(task, [0, 1], [0, 1])) == ["macro_f1", "accuracy"]

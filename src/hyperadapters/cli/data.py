@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -9,6 +10,7 @@ import typer
 
 from hyperadapters.cli.app import DATA, app
 from hyperadapters.cli.options import Delimiter, KindOption, LabelColumn, Overrides, TextColumns
+from hyperadapters.cli.tables import catalogue_facts, print_catalogue
 
 FAIL_ON = {"error": ("error",), "warning": ("error", "warning"), "never": ()}
 """Severities of findings with which a check fails, by the option --fail-on."""
@@ -76,3 +78,29 @@ def check(
         print_report(report, Console())
     if report.worst() in FAIL_ON[fail_on]:
         raise typer.Exit(FOUND_FAULTS)
+
+
+@app.command(
+    rich_help_panel=DATA,
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters tasks\n\n"
+    "hyperadapters tasks --show glue/mnli\n\n"
+    "A task of a recipe that says `catalogue: glue/mnli` has everything else from the entry.",
+)
+def tasks(
+    show: Annotated[str | None, typer.Option(metavar="NAME", help="Task to describe, such as glue/mnli.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table or YAML.")] = False,
+) -> None:
+    """List the catalogue of known tasks with their data, metrics and splits."""
+    from hyperadapters.config.catalogue import catalogue, find_entry
+
+    entries = [find_entry(show)] if show is not None else list(catalogue().values())
+    facts = {entry.name: catalogue_facts(entry) for entry in entries} if as_json or show is not None else {}
+    if as_json:
+        typer.echo(json.dumps(facts if show is None else facts[show], indent=2, ensure_ascii=False))
+    elif show is not None:
+        import yaml
+
+        typer.echo(yaml.safe_dump(facts[show], sort_keys=False, allow_unicode=True, width=100).rstrip())
+    else:
+        print_catalogue(entries)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from hyperadapters.config.catalogue import CatalogueEntry
     from hyperadapters.fewshot.add_task import FitReport
     from hyperadapters.training.calibration import CalibrationReport
     from hyperadapters.training.plan import MemoryPlan
@@ -95,6 +98,69 @@ def print_plan(plan: MemoryPlan) -> None:
     if plan.file_bytes:
         typer.echo(f"In a file of each machine: {_size(plan.file_bytes)} of states of frozen layers.")
     typer.echo(f"Largest part that the recipe can change: {plan.advice}.")
+
+
+def print_trials(rows: list[dict[str, Any]]) -> None:
+    """Print the settings and scores of the trials of a sweep, the best of them in bold.
+
+    Args:
+        rows: The rows of the trials.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    best = max((row["validation"] for row in rows if "error" not in row), default=None)
+    table = Table("trial", "settings")
+    for title in ("validation", "test"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in row["settings"].items())
+        if "error" in row:
+            cells = [escape(row["error"]), ""]
+        else:
+            cells = ["" if row[name] is None else f"{row[name]:.4f}" for name in ("validation", "score")]
+        style = "bold" if row.get("validation") == best is not None else None
+        table.add_row(str(row["trial"]), escape(settings), *cells, style=style)
+    Console().print(table)
+
+
+def print_catalogue(entries: Sequence[CatalogueEntry]) -> None:
+    """Print the tasks of the catalogue.
+
+    Args:
+        entries: Entries of the catalogue.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from hyperadapters.config import TaskEntry, parse
+
+    table = Table("name", "task", "kind", "metric", "data")
+    for entry in entries:
+        task = parse(TaskEntry, {"catalogue": entry.name})
+        data = " ".join(filter(None, (task.source.dataset, task.source.subset))) or "local files"
+        table.add_row(entry.name, entry.summary, task.kind, ", ".join(task.metrics), data)
+    Console().print(table)
+    typer.echo("hyperadapters tasks --show NAME describes one of them.")
+
+
+def catalogue_facts(entry: CatalogueEntry) -> dict[str, Any]:
+    """Return what the catalogue says of a task.
+
+    Args:
+        entry: Entry of the catalogue.
+
+    Returns:
+        The values of the task in a recipe, its label words in order, and a description of its splits.
+    """
+    from hyperadapters.config import TaskEntry, parse
+
+    task = parse(TaskEntry, {"catalogue": entry.name})
+    values = task.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"verbalizer", "catalogue"})
+    words = {label: (task.verbalizer or {}).get(label, label) for label in task.labels}
+    facts = {"summary": entry.summary, "note": entry.note, **values, "label_words": words}
+    return {key: value for key, value in facts.items() if value} | {"splits": task.source.describe_splits()}
 
 
 def print_fit(report: FitReport) -> None:

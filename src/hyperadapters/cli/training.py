@@ -23,7 +23,7 @@ from hyperadapters.cli.options import (
     RunFolder,
     TextColumns,
 )
-from hyperadapters.cli.tables import print_plan, print_result, print_scores
+from hyperadapters.cli.tables import print_plan, print_result, print_scores, print_trials
 
 if TYPE_CHECKING:
     from hyperadapters.training.views import View
@@ -158,6 +158,32 @@ def quickstart(
         print_result(run.metrics)
 
 
+@app.command(
+    rich_help_panel=TRAINING,
+    epilog="[bold]Examples[/bold]\n\n"
+    "hyperadapters sweep recipes/paper/low-data.yaml --output runs/low-data\n\n"
+    "hyperadapters sweep recipes/paper/low-data.yaml --output runs/low-data --resume\n\n"
+    "The section sweep of the recipe has the settings to try (docs/catalogue.md).",
+)
+def sweep(
+    recipe: RecipeFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for results.jsonl and the runs of all trials.")
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted sweep in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier sweep in the folder.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train a recipe with several settings, and write a row with the scores of each."""
+    from hyperadapters.sweep import RESULTS_FILE
+    from hyperadapters.sweep import sweep as run_sweep
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hyperadapters").setLevel(logging.INFO)
+    print_trials(run_sweep(recipe, output, overrides or (), resume=resume, overwrite=overwrite))
+    typer.echo(f"The rows are in {output / RESULTS_FILE}")
+
+
 @app.command(rich_help_panel=TRAINING, epilog="[bold]Example[/bold]\n\nhyperadapters demo --output runs/demo")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")] = Path("runs/demo"),
@@ -218,7 +244,8 @@ def validate(
     from hyperadapters.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    typer.echo(f"{recipe}: {len(loaded.tasks)} tasks on {loaded.backbone}")
+    trials = f", {loaded.sweep.num_trials} trials" if loaded.sweep else ""
+    typer.echo(f"{recipe}: {len(loaded.tasks)} tasks on {loaded.backbone}{trials}")
     if data:
         from hyperadapters.data.loading import load_tasks
 

@@ -17,17 +17,13 @@ from hyperadapters.config.recipe import (
     DEFAULT_BACKBONE,
     METRICS_FILE,
     RECIPE_FILE,
-    SPLITS,
     DataConfig,
-    HeldOut,
     Recipe,
-    Source,
-    Split,
-    TaskEntry,
     TrainingConfig,
     load_recipe,
     resolve_paths,
 )
+from hyperadapters.config.sources import SPLITS, HeldOut, Source, Split, TaskEntry
 from hyperadapters.config.tasks import (
     LABEL_SEPARATOR,
     METRICS_OF_KIND,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, Strict, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from hyperadapters.config.catalogue import expand
 from hyperadapters.config.model import GENERATING, RETRIEVING, ROUTING, Dtype, Lengths, ModelConfig
-from hyperadapters.config.tasks import Task, check_task_names
+from hyperadapters.config.sources import TaskEntry
+from hyperadapters.config.sweep import SweepConfig
+from hyperadapters.config.tasks import check_task_names
 from hyperadapters.config.validation import Float, Int, StrictModel, parse
 from hyperadapters.errors import RecipeError, did_you_mean, shown
 from hyperadapters.utils.reading import is_file, is_folder
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 """Backbone where none is named."""
@@ -27,92 +27,6 @@ METRICS_FILE = "metrics.json"
 def _is_set(config: StrictModel, name: str) -> bool:
     """Return whether a setting has a value other than its default."""
     return bool(getattr(config, name) != type(config).model_fields[name].default)
-
-
-class HeldOut(StrictModel, populate_by_name=True):
-    """A split that consists of rows held out from another split.
-
-    Attributes:
-        from_split: Split from which the rows are held out; the key is `from`. Default: "train".
-        size: Number of rows, or their fraction if it is below 1.
-    """
-
-    from_split: Split = Field("train", alias="from")
-    size: Int | Annotated[float, Strict()] = Field(gt=0, allow_inf_nan=False)
-
-    @field_validator("size")
-    @classmethod
-    def _check_whole(cls, size: float) -> float:
-        if size >= 1 and size != int(size):
-            raise ValueError(f"expected a whole number of rows, or a fraction below 1; found {size}")
-        return size
-
-
-class Source(StrictModel):
-    """Origin of the rows of a task: files, a data set of the Hugging Face Hub, or the demo data of this package.
-
-    Exactly one of `path`, `dataset` and `demo` is required.
-
-    Attributes:
-        path: JSON-lines, CSV, TSV or Parquet files: a path that contains `{split}`, where the files of all splits that
-            are not held out must exist; one file, from which the other splits are held out; or a file for each split.
-            Relative paths are relative to the recipe.
-        dataset: Name of a data set on the Hub, or a folder that `datasets.load_dataset` reads.
-        subset: Configuration name of the data set, for example "sst2" of "nyu-mll/glue".
-        splits: Name of the data set's split for each split, for example `{train: train, test: validation_matched}`.
-        demo: Name of a task of the demo data.
-        columns: Names of the columns for text, text_pair and label, if they differ from these.
-        label_names: New names of the labels in the data, for example `{"0": negative, "1": positive}`.
-        held_out: Splits that are held out from other splits, at random with the seed of the recipe.
-        delimiter: Delimiter of CSV and TSV files. Default: a comma for CSV and a tab for TSV.
-    """
-
-    path: str | dict[Split, str] | None = None
-    dataset: str | None = None
-    subset: str | None = None
-    splits: dict[Split, str] | None = None
-    demo: str | None = None
-    columns: dict[Literal["text", "text_pair", "label"], str] = {}
-    label_names: dict[str, str] | None = None
-    held_out: dict[Literal["validation", "test"], HeldOut] = {}
-    delimiter: str | None = Field(None, min_length=1, max_length=1)
-
-    @field_validator("label_names", mode="before")
-    @classmethod
-    def _name_as_in_data(cls, names: object) -> object:
-        """Convert keys such as 0 and true, which YAML does not read as strings, to strings as they are in the data."""
-        if not isinstance(names, dict):
-            return names
-        return {str(key).lower() if isinstance(key, bool) else str(key): name for key, name in names.items()}
-
-    @model_validator(mode="after")
-    def _check_one_origin(self) -> Self:
-        given = [name for name in ("path", "dataset", "demo") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"expected exactly one of path, dataset, demo; found {given or 'none'}")
-        if self.dataset is None and (self.subset is not None or self.splits is not None):
-            raise ValueError("subset and splits are only for dataset, which is not given; remove them")
-        paths = self.path.values() if isinstance(self.path, dict) else [self.path or ""]
-        if self.delimiter is not None and not all(path.lower().endswith((".csv", ".tsv")) for path in paths):
-            raise ValueError("delimiter is only for a path that ends in .csv or .tsv, which is not given; remove it")
-        if self.delimiter is not None and self.delimiter in '"\r\n':
-            raise ValueError(f"delimiter must not be a quotation mark or a line end, found {self.delimiter!r}")
-        return self
-
-
-class TaskEntry(Task):
-    """A task of a recipe, which has a source in addition to the attributes of `Task`.
-
-    Attributes:
-        source: Origin of the rows.
-    """
-
-    source: Source
-
-    @property
-    def task(self) -> Task:
-        """Definition of the task, without its source."""
-        return Task(**{name: getattr(self, name) for name in Task.model_fields})
 
 
 class DataConfig(StrictModel):
@@ -279,6 +193,7 @@ class Recipe(StrictModel):
         data: Settings of the data.
         training: Settings of training.
         tasks: Tasks with their sources.
+        sweep: Settings that `hyperadapters sweep` tries instead of those of the recipe.
     """
 
     backbone: str
@@ -288,6 +203,7 @@ class Recipe(StrictModel):
     data: DataConfig = DataConfig()
     training: TrainingConfig
     tasks: tuple[TaskEntry, ...]
+    sweep: SweepConfig | None = None
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -370,6 +286,8 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
     if isinstance(backbone := values.get("backbone"), str):
         values["backbone"] = _name_or_path(backbone, folder)
     tasks = values.get("tasks")
+    if isinstance(tasks, list):
+        tasks = values["tasks"] = [expand(task) if isinstance(task, dict) else task for task in tasks]
     for task in tasks if isinstance(tasks, list) else ():
         source = task.get("source") if isinstance(task, dict) else None
         if not isinstance(source, dict):

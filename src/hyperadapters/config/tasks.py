@@ -22,7 +22,7 @@ METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "balanced_accuracy", "f1", "macro_f1", "matthews_correlation"),
     "multi-label": ("micro_f1", "macro_f1", "subset_accuracy"),
     "regression": ("pearson", "spearman"),
-    "text-to-text": ("exact_match",),
+    "text-to-text": ("exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l"),
 }
 
 
@@ -50,7 +50,9 @@ class Task(StrictModel):
             "macro_f1" is the mean over the labels that occur among the targets or the predictions, and
             "balanced_accuracy" is the mean recall of the labels among the targets. If one of these two is the first
             metric of a classification task, the fits of heads give all labels the same total weight (preset "plus").
-            "subset_accuracy" is the share of rows whose labels are all right. Default: "accuracy", "micro_f1",
+            "subset_accuracy" is the share of rows whose labels are all right. "token_f1" is the mean F1 of the words of
+            an answer, as in SQuAD, and "rouge_1", "rouge_2" and "rouge_l" are F1 of words, pairs of words and the
+            longest common subsequence (extra `rouge`). Default: "accuracy", "micro_f1",
             "pearson" or "exact_match", depending on the kind.
         template: Prompt of a text-to-text backbone, for example "premise: {text} hypothesis: {text_pair}". Default: the
             fields separated by a space, which is always the prompt of an input whose task is not given.

@@ -20,6 +20,8 @@ from typing import Any
 
 from hyperadapters.config import SPLITS, Source, Split, normalize_label
 from hyperadapters.data.bad_rows import BadRows
+from hyperadapters.data.columns import is_taken, rename, used_columns
+from hyperadapters.data.rows import is_absent
 from hyperadapters.errors import DataError, did_you_mean, shown, unknown_name
 from hyperadapters.utils.reading import is_file, is_folder, parse_json
 
@@ -59,8 +61,9 @@ def read_splits(source: Source, bad_rows: BadRows | None = None) -> dict[Split, 
         Rows of each split, whose columns have been renamed to text, text_pair and label.
 
     Raises:
-        DataError: If a file is missing, empty or unreadable, or does not have a column in `source.columns`, or a key of
-            `source.label_names` is not a label in any split.
+        DataError: If a file is missing, empty or unreadable, or does not have a column in `source.columns` or
+            `source.where`, or a split has no row that is taken, or a key of `source.label_names` is not a label in any
+            split.
     """
     found = {split: rows for split in SPLITS if (rows := _read_columns(source, split, bad_rows)) is not None}
     labels = {_label_key(label) for rows in found.values() for row in rows for label in _labels_of(row)}
@@ -140,10 +143,17 @@ def _read_columns(source: Source, split: Split, bad_rows: BadRows | None) -> lis
     rows = _read_dataset(source, split) if source.dataset else _read_path(source, split, bad_rows)
     if rows is None:
         return None
-    if not rows:
+    taken = (row for row in rows if is_taken(row.values, source.where, row.place))
+    found = [Row(rename(row.values, source.columns, row.place), row.place) for row in taken]
+    if source.skip_unlabelled:
+        labelled = [row for row in found if not is_absent(row.values.get("label"))]
+        logger.info(f"{_describe(source)}: {len(found) - len(labelled)} {split} rows have no label and are left out")
+        found = labelled
+    if not found:
+        wanted = "".join(f" with {column} '{text}'" for column, text in source.where.items())
         note = "" if bad_rows is None else bad_rows.note()
-        raise DataError(f"{_describe(source)}: expected at least one row in the {split} data, found none{note}")
-    return [_rename(row, source) for row in rows]
+        raise DataError(f"{_describe(source)}: expected at least one row{wanted} in the {split} data, found none{note}")
+    return found
 
 
 def _read_path(source: Source, split: Split, bad_rows: BadRows | None) -> list[Row] | None:
@@ -163,7 +173,7 @@ def _read_path(source: Source, split: Split, bad_rows: BadRows | None) -> list[R
     return None if is_missing else read_file(path, source.delimiter, bad_rows)
 
 
-def _read_dataset(source: Source, split: Split) -> list[Row] | None:
+def _read_dataset(source: Source, split: Split) -> Iterator[Row] | None:
     import datasets
 
     splits = source.splits or {name: name for name in SPLITS}
@@ -179,11 +189,12 @@ def _read_dataset(source: Source, split: Split) -> list[Row] | None:
         raise DataError(f"{name}: cannot be loaded: {error}") from error
     except Exception as error:  # `datasets` raises many unrelated types, all of which mean that the source is invalid
         raise DataError(f"{name}: cannot be loaded: {type(error).__name__}: {error}") from error
+    table = table.select_columns(used_columns(source, table.column_names))  # the others may be much larger
     names = class_names(table)
-    return [
+    return (
         Row(name_classes(values, names), f"{name}, {splits[split]} row {number}")
         for number, values in enumerate(table, start=1)
-    ]
+    )
 
 
 def _as_text(builder: Any) -> dict[str, Any]:
@@ -225,18 +236,6 @@ def name_classes(values: dict[str, Any], names: dict[str, list[str]]) -> dict[st
         return None if value is None or value < 0 else known[value]
 
     return {**values, **{column: named(values[column], known) for column, known in names.items()}}
-
-
-def _rename(row: Row, source: Source) -> Row:
-    values = dict(row.values)
-    for name, column in source.columns.items():
-        if column not in row.values:
-            raise DataError(
-                f"{row.place}: no column '{column}' (for {name}).{did_you_mean(column, row.values)} "
-                f"Found: {', '.join(row.values)}"
-            )
-        values[name] = row.values[column]
-    return Row(values, row.place)
 
 
 def _name_label(row: Row, names: dict[str, str] | None) -> Row:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import string
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from sklearn import metrics as sk
 from hyperadapters.config import Task
 from hyperadapters.data.targets import multi_hot
 from hyperadapters.errors import DataError
+from hyperadapters.utils.optional import require
 
 NO_ANSWER = -1
 
@@ -39,14 +43,58 @@ def score(task: Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[st
     if not len(targets):
         raise DataError(f"task '{task.name}': expected at least one row to score, found none")
     if task.kind == "text-to-text":
-        hits = [str(target).strip() == answer for target, answer in zip(targets, answers, strict=True)]
-        return {"exact_match": float(np.mean(hits))}
+        texts = list(zip(targets, answers, strict=True))
+        return {name: float(np.mean([_similarity(name, *pair) for pair in texts])) for name in task.metrics}
     if task.kind == "regression":
         return {name: _correlation(name, targets, answers) for name in task.metrics}
     if task.is_multi_label:
         return {name: _multi_label(name, task, targets, answers) for name in task.metrics}
     guesses = [NO_ANSWER if answer is None or np.isnan(answer) else answer for answer in answers]
     return {name: _classification(name, task, targets, guesses) for name in task.metrics}
+
+
+def check_packages(tasks: Iterable[Task]) -> None:
+    """Check that the packages that compute the metrics of tasks are installed.
+
+    Args:
+        tasks: The tasks.
+
+    Raises:
+        MissingPackageError: If one is not installed.
+    """
+    if any(metric.startswith("rouge_") for task in tasks for metric in task.metrics):
+        require("rouge_score.rouge_scorer")
+
+
+def _similarity(name: str, target: str, answer: str | None) -> float:
+    """Return how similar a text is to the target, from 0 to 1."""
+    if answer is None:
+        return 0.0
+    if name == "exact_match":
+        return float(target.strip() == answer)
+    if name == "token_f1":
+        return _token_f1(_words(answer), _words(target))
+    scorer = _rouge_scorer({"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}[name])
+    [found] = scorer.score(target, answer).values()
+    return float(found.fmeasure)
+
+
+@cache
+def _rouge_scorer(name: str) -> Any:
+    return require("rouge_score.rouge_scorer").RougeScorer([name], use_stemmer=True)
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text as SQuAD compares them: in lower case, without punctuation and articles."""
+    plain = "".join(char for char in text.lower() if char not in string.punctuation)
+    return [word for word in plain.split() if word not in ("a", "an", "the")]
+
+
+def _token_f1(answer: list[str], target: list[str]) -> float:
+    if not answer or not target:
+        return float(answer == target)
+    common = (Counter(answer) & Counter(target)).total()
+    return 2 * common / (len(answer) + len(target))
 
 
 def _classification(name: str, task: Task, targets: Sequence[int], guesses: Sequence[int]) -> float:

@@ -33,6 +33,7 @@ from hyperadapters.training.arguments import NAMED_AS_IN_RECIPES, TrainingArgume
 from hyperadapters.training.details import details_of
 from hyperadapters.training.evaluation import Evaluation, evaluate
 from hyperadapters.training.interruption import Interruption
+from hyperadapters.training.metrics import check_packages
 from hyperadapters.training.prefix_cache import FrozenPrefix
 from hyperadapters.training.sharding import num_processes, process_index, wait_for_all
 from hyperadapters.training.states import last_checkpoint, trainer_checkpoints
@@ -86,6 +87,7 @@ def train(
         Model, data and scores of the run.
 
     Raises:
+        RecipeError: If the recipe has a section `sweep`.
         OutputError: If the folder contains a run and neither `resume` nor `overwrite` is True, or if it contains other
             files.
         InterruptionError: If the process gets SIGINT or SIGTERM. The state is saved, and the run can be resumed.
@@ -94,6 +96,8 @@ def train(
             finished: there is no `metrics.json` and no checkpoint of its result.
         HyperAdaptersError: If the recipe, the data or the backbone are invalid.
     """
+    if recipe.sweep is not None:
+        raise RecipeError("sweep: is for `hyperadapters sweep`; use that command, or remove this section")
     output = Path(output)
     is_writer = PartialState(**({} if torch.accelerator.is_available() else {"cpu": True})).is_main_process
     if is_writer:
@@ -118,7 +122,7 @@ def train(
             if is_writer:
                 if overwrite:
                     remove_run(output)
-                write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())
+                write_atomically(output / RECIPE_FILE, recipe_text(recipe).encode())
         wait_for_all()
         with interruption.watching():
             trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
@@ -175,7 +179,7 @@ def _finished(
         model.save_pretrained(output, scores=scores_in(metrics))
         state, max_texts = trainer.state, recipe.data.report_texts
         details = details_of(model, tasks, evaluations, state.log_history, state.best_global_step, durations, max_texts)
-        write_atomically(output / RECIPE_FILE, _recipe_text(recipe).encode())  # the folder may have been removed
+        write_atomically(output / RECIPE_FILE, recipe_text(recipe).encode())  # the folder may have been removed
         write_atomically(output / DETAILS_FILE, details.model_dump_json().encode())
         write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
         _remove_checkpoints(output)
@@ -442,7 +446,7 @@ def _remove_checkpoints(folder: Path) -> None:
 
 def _check_same_recipe(recipe: Recipe, output: Path) -> None:
     path = output / RECIPE_FILE
-    now = load_yaml(_recipe_text(recipe))
+    now = load_yaml(recipe_text(recipe))
     try:
         before = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -457,8 +461,16 @@ def _check_same_recipe(recipe: Recipe, output: Path) -> None:
         )
 
 
-def _recipe_text(recipe: Recipe) -> str:
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe in YAML, with absolute paths and without settings that have their defaults.
+
+    Args:
+        recipe: The recipe.
+    """
     values = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    for task, entry in zip(values["tasks"], recipe.tasks, strict=True):
+        if entry.catalogue is not None:  # a default may differ from the value in the catalogue
+            task |= entry.model_dump(mode="json", by_alias=True)
     if "model" in values:  # a default may differ from the value of the preset
         values["model"] = recipe.model.model_dump(mode="json", exclude_unset=True)
     resolve_paths(values, Path.cwd())
@@ -478,12 +490,14 @@ def check_settings(
 
     Raises:
         RecipeError: If a setting has no effect.
+        MissingPackageError: If the package of a metric is not installed.
     """
     useless = [
         (f"training.{name}", reason) for name, reason in settings_without_effect(arguments, model, has_validation)
     ]
     if recipe.data.n_validation is not None and not has_validation:
         useless.append(("data.n_validation", "there are no validation rows"))
+    check_packages(recipe.tasks)
     for setting, reason in useless:
         raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
     for task in recipe.tasks:

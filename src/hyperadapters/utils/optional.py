@@ -15,11 +15,13 @@ _EXTRA_OF = {
     "matplotlib": "plot",
     "onnxruntime": "runtime",
     "onnxscript": "onnx",
+    "optuna": "sweep",
     "peft": "peft",
     "plotly": "report",
     "prometheus_client": "serve",
     "py3langid": "check",
     "ray": "ray",
+    "rouge_score": "rouge",
     "tokenizers": "runtime",
     "uvicorn": "serve",
 }

@@ -1,0 +1,86 @@
+"""Settings of a sweep, which trains a recipe several times with different settings."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hyperadapters.config.validation import Float, Int, StrictModel
+from hyperadapters.errors import shown
+
+Scalar = bool | int | float | str | None
+Values = Annotated[tuple[Scalar, ...], Field(min_length=1)]
+"""Values of one setting, each tried as it is written."""
+
+
+class Range(StrictModel):
+    """Numbers from which a setting is drawn; whole numbers if both bounds are.
+
+    Attributes:
+        low: Lower bound.
+        high: Upper bound, which may be drawn.
+        log: Whether the logarithm of the number is uniformly distributed. Default: False.
+    """
+
+    low: Int | Float
+    high: Int | Float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"expected low below high, found {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"expected a positive low with log, found {self.low}")
+        return self
+
+
+class SweepConfig(StrictModel):
+    """Settings that a sweep tries, each named as on the command line, such as "training.learning_rate".
+
+    A sweep either trains each combination of `cases` and `grid` once, or draws `trials` combinations from `ranges`.
+
+    Attributes:
+        cases: Settings that are changed together, such as `[{model.contrast: none}, {model.contrast: instance}]`.
+        grid: Values of settings of which every combination is tried, such as `{seed: [0, 1, 2]}`.
+        ranges: Range, or list of values, from which each setting is drawn.
+        trials: Number of trials. For `ranges`.
+        sampler: Sampler of Optuna for `ranges`: "tpe" (default), which learns from earlier trials, or "random".
+    """
+
+    cases: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] = ({},)
+    grid: dict[str, Values] = {}
+    ranges: dict[str, Range | Values] = {}
+    trials: Int | None = Field(None, ge=1)
+    sampler: Literal["tpe", "random"] = "tpe"
+
+    @model_validator(mode="after")
+    def _check_one_kind(self) -> Self:
+        has_grid = bool(self.grid) or self.cases != ({},)
+        if has_grid == bool(self.ranges):
+            raise ValueError("expected either ranges, or cases and grid; found " + ("both" if has_grid else "neither"))
+        if bool(self.ranges) != (self.trials is not None):
+            raise ValueError("trials is the number of draws from ranges: give both or neither of them")
+        if self.sampler != "tpe" and not self.ranges:
+            raise ValueError("sampler is only for ranges, which are not given; remove it")
+        both = [key for case in self.cases for key in case if key in self.grid]
+        if both:
+            raise ValueError(f"'{both[0]}' is in cases and in grid; remove one of them")
+        combinations = self.combinations
+        if any(settings in combinations[:place] for place, settings in enumerate(combinations)):
+            raise ValueError(f"the same settings occur twice in cases and grid: {shown(self.grid or self.cases)}")
+        return self
+
+    @property
+    def combinations(self) -> list[dict[str, Any]]:
+        """The settings of each trial of a grid, in order; those of the last key change first."""
+        values = product(*self.grid.values())
+        grid = [dict(zip(self.grid, chosen, strict=True)) for chosen in values]
+        return [{**case, **chosen} for case in self.cases for chosen in grid]
+
+    @property
+    def num_trials(self) -> int:
+        """Number of trials."""
+        return self.trials or len(self.combinations)
