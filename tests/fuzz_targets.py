@@ -81,6 +81,8 @@ tasks:
       delimiter: ";"
   - {name: size, kind: regression, step: 0.5, source: {path: {train: a.jsonl, test: b.jsonl}}}
   - {name: topic, fields: [text, text_pair], source: {dataset: ./data, subset: en, splits: {train: train}}}
+  - {catalogue: glue/rte, source: {where: {genre: news}, columns: {text: "{parts[0]} of {sentence1}"}}}
+sweep: {cases: [{model.codes: trunk}, {}], grid: {seed: [1, 2]}}
 """
 RECIPE_VALUES: dict[str, Any] = {
     "backbone": "some/model",
@@ -101,7 +103,9 @@ RECIPE_VALUES: dict[str, Any] = {
             "step": 0.5,
             "source": {"path": "a.jsonl", "held_out": {"test": {"size": 2}}},
         },
+        {"catalogue": "glue/rte", "source": {"where": {"genre": "news"}}},
     ],
+    "sweep": {"ranges": {"seed": {"low": 1, "high": 9}, "model.codes": ["trunk"]}, "trials": 2},
 }
 SETTINGS = st.sampled_from(
     ["seed", "model", "model.adapter_dim", "tasks", "training.max_steps", "a.b.c", "data", "..", ""]

@@ -173,8 +173,8 @@ def _distributions(config: SweepConfig) -> dict[str, Any]:
     for name, values in config.ranges.items():
         if isinstance(values, Range):
             is_whole = isinstance(values.low, int) and isinstance(values.high, int)
-            distribution = IntDistribution if is_whole else FloatDistribution
-            found[name] = distribution(values.low, values.high, log=values.log)
+            make = IntDistribution if is_whole else FloatDistribution
+            found[name] = make(values.low, values.high, log=values.log)  # type: ignore[arg-type]
         else:
             found[name] = CategoricalDistribution(values)
     return found
@@ -218,5 +218,5 @@ def _check_output(output: Path, described: str, resume: bool, overwrite: bool) -
 
 def _remove(output: Path) -> None:
     shutil.rmtree(output / TRIALS_FOLDER, ignore_errors=True)
-    for name in (STORAGE_FILE, RESULTS_FILE):
+    for name in (STORAGE_FILE, f"{STORAGE_FILE}-journal", RESULTS_FILE):
         (output / name).unlink(missing_ok=True)

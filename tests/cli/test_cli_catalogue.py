@@ -21,9 +21,9 @@ def test_task_is_shown_with_its_label_words_splits_and_source(cli: Cli) -> None:
     shown = yaml.safe_load(cli("tasks", "--show", "texts/trec").out)
     assert shown["label_words"]["HUM"] == "human"
     assert shown["splits"] == {
-        "train": "split 'train' of the data set",
-        "validation": "10 % of the rows held out from train",
-        "test": "split 'test' of the data set",
+        "train": "split train of the data set",
+        "validation": "10 % of the rows of train",
+        "test": "split test of the data set",
     }
     assert shown["source"]["dataset"] == "tasksource/trec"
     assert shown == json.loads(cli("tasks", "--show", "texts/trec", "--json").out)

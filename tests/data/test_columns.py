@@ -34,7 +34,7 @@ ROW: dict[str, Any] = {
     ],
 )
 def test_column_is_a_name_or_a_text_with_values_of_columns(column: str, text: object) -> None:
-    assert rename(ROW, {"text": column}, "row 1") == {**ROW, "text": text}
+    assert rename(ROW, Source(demo="any", columns={"text": column}), "row 1") == {**ROW, "text": text}
 
 
 @pytest.mark.parametrize(
@@ -49,20 +49,20 @@ def test_column_is_a_name_or_a_text_with_values_of_columns(column: str, text: ob
 )
 def test_missing_column_or_part_is_reported(column: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        rename(ROW, {"text": column}, "row 1")
+        rename(ROW, Source(demo="any", columns={"text": column}), "row 1")
 
 
 def test_attributes_of_values_are_not_read() -> None:
     with pytest.raises(DataError, match=r"no column 'premise\.__class__'"):
-        rename(ROW, {"text": "{premise.__class__}"}, "row 1")
+        rename(ROW, Source(demo="any", columns={"text": "{premise.__class__}"}), "row 1")
 
 
 def test_rows_are_chosen_by_their_values() -> None:
-    assert is_taken(ROW, {}, "row 1")
-    assert is_taken(ROW, {"start": "3", "premise": "It rains."}, "row 1")
-    assert not is_taken(ROW, {"start": "3", "premise": "It snows."}, "row 1")
+    assert is_taken(ROW, Source(demo="any", where={}), "row 1")
+    assert is_taken(ROW, Source(demo="any", where={"start": "3", "premise": "It rains."}), "row 1")
+    assert not is_taken(ROW, Source(demo="any", where={"start": "3", "premise": "It snows."}), "row 1")
     with pytest.raises(DataError, match=r"row 1: no column 'stat' \(for where\)\. Did you mean 'start'"):
-        is_taken(ROW, {"stat": "3"}, "row 1")
+        is_taken(ROW, Source(demo="any", where={"stat": "3"}), "row 1")
 
 
 def test_only_columns_that_are_used_are_read_unless_one_is_missing() -> None:

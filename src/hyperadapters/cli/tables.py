@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from hyperadapters.config import Source
     from hyperadapters.config.catalogue import CatalogueEntry
     from hyperadapters.fewshot.add_task import FitReport
     from hyperadapters.training.calibration import CalibrationReport
@@ -104,13 +105,13 @@ def print_trials(rows: list[dict[str, Any]]) -> None:
     """Print the settings and scores of the trials of a sweep, the best of them in bold.
 
     Args:
-        rows: The rows of the trials.
+        rows: The rows of the trials, of which at least one has not failed.
     """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    best = max((row["validation"] for row in rows if "error" not in row), default=None)
+    best = max(row["validation"] for row in rows if "error" not in row)
     table = Table("trial", "settings")
     for title in ("validation", "test"):
         table.add_column(title, justify="right")
@@ -120,7 +121,7 @@ def print_trials(rows: list[dict[str, Any]]) -> None:
             cells = [escape(row["error"]), ""]
         else:
             cells = ["" if row[name] is None else f"{row[name]:.4f}" for name in ("validation", "score")]
-        style = "bold" if row.get("validation") == best is not None else None
+        style = "bold" if row.get("validation") == best else None
         table.add_row(str(row["trial"]), escape(settings), *cells, style=style)
     Console().print(table)
 
@@ -154,13 +155,24 @@ def catalogue_facts(entry: CatalogueEntry) -> dict[str, Any]:
     Returns:
         The values of the task in a recipe, its label words in order, and a description of its splits.
     """
-    from hyperadapters.config import TaskEntry, parse
+    from hyperadapters.config import SPLITS, TaskEntry, parse
 
     task = parse(TaskEntry, {"catalogue": entry.name})
     values = task.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"verbalizer", "catalogue"})
     words = {label: (task.verbalizer or {}).get(label, label) for label in task.labels}
     facts = {"summary": entry.summary, "note": entry.note, **values, "label_words": words}
-    return {key: value for key, value in facts.items() if value} | {"splits": task.source.describe_splits()}
+    splits = {split: _origin(task.source, split) for split in SPLITS}
+    return {key: value for key, value in facts.items() if value} | {"splits": splits}
+
+
+def _origin(source: Source, split: Any) -> str:
+    """Return where the rows of a split of a task of the catalogue come from."""
+    if split in source.held_out:
+        size, origin = source.held_out[split].size, source.held_out[split].from_split
+        return f"{f'{size:,}' if size >= 1 else f'{100 * size:g} %'} of the rows of {origin}"
+    if source.dataset is None:
+        return f"file {str(source.path).replace('{split}', split)}"
+    return f"split {(source.splits or {}).get(split, split)} of the data set"
 
 
 def print_fit(report: FitReport) -> None:

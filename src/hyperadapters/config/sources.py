@@ -68,23 +68,6 @@ class Source(StrictModel):
     held_out: dict[Literal["validation", "test"], HeldOut] = {}
     delimiter: str | None = Field(None, min_length=1, max_length=1)
 
-    def describe_splits(self) -> dict[Split, str]:
-        """Return where the rows of each split come from, in words."""
-        return {split: text for split in SPLITS if (text := self._describe_split(split))}
-
-    def _describe_split(self, split: Split) -> str:
-        held_out = self.held_out.get(split) if split != "train" else None
-        if held_out is not None:
-            size = f"{held_out.size:,} rows" if held_out.size >= 1 else f"{100 * held_out.size:g} % of the rows"
-            return f"{size} held out from {held_out.from_split}"
-        if self.dataset is not None:
-            name = (self.splits or {name: name for name in SPLITS}).get(split)
-            return f"split '{name}' of the data set" if name else ""
-        if isinstance(self.path, dict):
-            return f"file {self.path[split]}" if split in self.path else ""
-        is_one_file = self.path is not None and "{split}" not in self.path
-        return "" if is_one_file and split != "train" else f"file {(self.path or '{split}.jsonl').format(split=split)}"
-
     @field_validator("label_names", mode="before")
     @classmethod
     def _name_as_in_data(cls, names: object) -> object:

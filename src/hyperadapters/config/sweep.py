@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +14,7 @@ from hyperadapters.errors import shown
 Scalar = bool | int | float | str | None
 Values = Annotated[tuple[Scalar, ...], Field(min_length=1)]
 """Values of one setting, each tried as it is written."""
+MAX_TRIALS = 10_000
 
 
 class Range(StrictModel):
@@ -68,9 +70,12 @@ class SweepConfig(StrictModel):
         both = [key for case in self.cases for key in case if key in self.grid]
         if both:
             raise ValueError(f"'{both[0]}' is in cases and in grid; remove one of them")
-        combinations = self.combinations
-        if any(settings in combinations[:place] for place, settings in enumerate(combinations)):
-            raise ValueError(f"the same settings occur twice in cases and grid: {shown(self.grid or self.cases)}")
+        if self.num_trials > MAX_TRIALS:
+            raise ValueError(f"expected at most {MAX_TRIALS} trials, found {self.num_trials}; try fewer values")
+        lists = {**self.grid, **{key: v for key, v in self.ranges.items() if isinstance(v, tuple)}, "cases": self.cases}
+        for name, values in lists.items():
+            if any(value in values[:place] for place, value in enumerate(values)):
+                raise ValueError(f"{name}: expected different values, found one twice in {shown(list(values))}")
         return self
 
     @property
@@ -83,4 +88,4 @@ class SweepConfig(StrictModel):
     @property
     def num_trials(self) -> int:
         """Number of trials."""
-        return self.trials or len(self.combinations)
+        return self.trials or math.prod(map(len, (self.cases, *self.grid.values())))

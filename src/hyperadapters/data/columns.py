@@ -14,32 +14,32 @@ FIELD = re.compile(r"\{([^{}\[\]]+)((?:\[[^{}\[\]]+\])*)\}")
 PART = re.compile(r"\[([^\[\]]+)\]")
 
 
-def is_taken(values: Mapping[str, Any], where: Mapping[str, str], place: str) -> bool:
-    """Return whether a row has given values.
+def is_taken(values: Mapping[str, Any], source: Source, place: str) -> bool:
+    """Return whether a row has the values that its source asks for.
 
     Args:
         values: Values of the row by column.
-        where: Values that the columns of a row are to have, as texts.
+        source: Origin of the row.
         place: Location of the row, for messages.
 
     Raises:
         DataError: If there is no such column.
     """
-    return all(_as_text(_value(values, column, "where", place)) == text for column, text in where.items())
+    return all(_as_text(_value(values, column, "where", place)) == text for column, text in source.where.items())
 
 
-def rename(values: Mapping[str, Any], columns: Mapping[str, str], place: str) -> dict[str, Any]:
-    """Return the values of a row with those of renamed columns.
+def rename(values: Mapping[str, Any], source: Source, place: str) -> dict[str, Any]:
+    """Return the values of a row, with its texts and its label under the names of the fields of a task.
 
     Args:
         values: Values of the row by column.
-        columns: New names and columns, or texts with columns in braces, as in `Source.columns`.
+        source: Origin of the row.
         place: Location of the row, for messages.
 
     Raises:
         DataError: If there is no such column, or a value has no such part.
     """
-    return {**values, **{name: _read(values, column, name, place) for name, column in columns.items()}}
+    return {**values, **{name: _read(values, column, name, place) for name, column in source.columns.items()}}
 
 
 def used_columns(source: Source, known: Collection[str]) -> list[str]:

@@ -143,8 +143,8 @@ def _read_columns(source: Source, split: Split, bad_rows: BadRows | None) -> lis
     rows = _read_dataset(source, split) if source.dataset else _read_path(source, split, bad_rows)
     if rows is None:
         return None
-    taken = (row for row in rows if is_taken(row.values, source.where, row.place))
-    found = [Row(rename(row.values, source.columns, row.place), row.place) for row in taken]
+    taken = (row for row in rows if is_taken(row.values, source, row.place))
+    found = [Row(rename(row.values, source, row.place), row.place) for row in taken]
     if source.skip_unlabelled:
         labelled = [row for row in found if not is_absent(row.values.get("label"))]
         logger.info(f"{_describe(source)}: {len(found) - len(labelled)} {split} rows have no label and are left out")
