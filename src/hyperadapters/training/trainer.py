@@ -5,13 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-<<<<<<< HEAD
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-=======
 from collections.abc import Mapping, Sequence
->>>>>>> 5f17130 (A live table while a training runs, lines elsewhere, --quiet and --json-log; training losses of tasks in the log)
 from pathlib import Path
 from typing import Any, cast
 
