@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import random
+import re
 import tempfile
 from collections.abc import Iterator
 from functools import partial

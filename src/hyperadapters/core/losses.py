@@ -158,10 +158,10 @@ def sequence_loss(
     nll = -log_probability.gather(-1, labels.masked_fill(~real, 0)[..., None])[..., 0]
     smooth = -log_probability.mean(dim=-1)
     positions = ((1.0 - label_smoothing) * nll + label_smoothing * smooth).masked_fill(~real, 0.0)
-    value = positions.sum()
+    loss = positions.sum()
     if reduction == "mean":
-        value = value / (labels.numel() if count_ignored else real.sum().clamp(min=1))
-    return TaskLoss(value, positions.detach().sum(dim=1), real.sum(dim=1))
+        loss = loss / (labels.numel() if count_ignored else real.sum().clamp(min=1))
+    return TaskLoss(loss, positions.detach().sum(dim=1), real.sum(dim=1))
 
 
 def total_loss(task: Tensor, instance: Tensor, prototype: Tensor, weight: float = 0.1) -> Losses:

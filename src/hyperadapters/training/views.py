@@ -286,8 +286,8 @@ class JsonView(TrainingView):
             names = {metric: f"eval_{task.name}_{metric}" for metric in task.metrics}
             if found := {metric: self.scores[name] for metric, name in names.items() if name in self.scores}:
                 tasks[task.name] = found
-        names = ("mean", "routing_accuracy")
-        others = {name: self.scores[f"eval_{name}"] for name in names if f"eval_{name}" in self.scores}
+        of_all = ("mean", "routing_accuracy")
+        others = {name: self.scores[f"eval_{name}"] for name in of_all if f"eval_{name}" in self.scores}
         self._write("evaluation", {**others, "is_best": self.best is self.scores, "tasks": tasks})
 
     def _write(self, event: str, values: Mapping[str, Any]) -> None:
