@@ -1,7 +1,8 @@
-"""The documentation site: its navigation and the overview, which is also its llms.txt, have every page once."""
+"""The documentation site: navigation and overview (its llms.txt) have every page, and the reference what exists."""
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,11 @@ def test_the_overview_describes_every_other_page_once_in_the_form_of_llms_txt() 
     items = re.findall(r"^- (.*)$", OVERVIEW, flags=re.MULTILINE)
     described = [re.fullmatch(r"\[[^\]]+\]\(([^)]+)\): \S.*\.", item) for item in items]
     assert sorted(item[1] for item in described if item) == sorted({*PAGES} - {"index.md"})
+
+
+def test_the_reference_names_what_exists() -> None:
+    reference = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: (\S+)$", reference, flags=re.MULTILINE)
+    assert named
+    for name in named:
+        pkgutil.resolve_name(name)
