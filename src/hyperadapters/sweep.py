@@ -13,7 +13,7 @@ from typing import Any
 from accelerate.utils.memory import clear_device_cache
 
 from hyperadapters._version import __version__
-from hyperadapters.config import METRICS_FILE, Recipe, load_recipe
+from hyperadapters.config import METRICS_FILE, DataConfig, Recipe, load_recipe
 from hyperadapters.config.sweep import Range, SweepConfig
 from hyperadapters.errors import HyperAdaptersError, InterruptionError, OutputError, RecipeError
 from hyperadapters.inference.batches import best_device
@@ -29,6 +29,8 @@ TRIALS_FOLDER = "trials"
 """Names in the folder of a sweep: its recipe, Optuna's storage, a row for each trial, and the runs of the trials."""
 CASE = "case"
 """Name of the parameter in Optuna's storage that says which of `cases` a trial has."""
+NO_ARM = ("seed", "data.n_train", "data.fraction", "data.k_per_label")
+"""Settings that are columns of the rows of their own, and no part of the name of what is compared."""
 MAX_SEED = 2**32
 
 logger = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ def _train_all(
     for number in range(len(study.trials), config.num_trials):
         parameters, settings = _chosen(study, config, distributions, seed)
         logger.info(f"trial {number + 1} of {config.num_trials}: {_described(settings)}")
-        scores = _trained(partial(recipe_of, settings), output / TRIALS_FOLDER / f"{number:04d}")
+        scores = _trained(partial(recipe_of, settings), settings, output / TRIALS_FOLDER / f"{number:04d}")
         state = optuna.trial.TrialState.FAIL if "error" in scores else optuna.trial.TrialState.COMPLETE
         trial = optuna.trial.create_trial(
             state=state,
@@ -112,8 +114,8 @@ def _train_all(
     return [trial.user_attrs["row"] for trial in study.trials]
 
 
-def _trained(make_recipe: Callable[[], Recipe], folder: Path) -> dict[str, Any]:
-    """Train a trial, or continue its training, and return its scores, or its error."""
+def _trained(make_recipe: Callable[[], Recipe], settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train a trial, or continue its training, and return its scores in per cent, or its error."""
     try:
         recipe = make_recipe()
         if not (folder / METRICS_FILE).is_file():
@@ -131,16 +133,25 @@ def _trained(make_recipe: Callable[[], Recipe], folder: Path) -> dict[str, Any]:
         raise RecipeError("a sweep compares trials by their validation rows, and the recipe has none; hold some out")
     split = "test" if "test" in metrics["mean"] else "validation"
     return {
+        "arm": _described({key: value for key, value in settings.items() if key not in NO_ARM}) or "recipe",
+        "n": _size(recipe.data),
         "seed": recipe.seed,
-        "validation": metrics["mean"]["validation"],
-        "score": metrics["mean"].get("test"),
-        "scores": {name: next(iter(found[split].values())) for name, found in metrics["tasks"].items()},
+        "validation": 100 * metrics["mean"]["validation"],
+        "score": 100 * metrics["mean"][split],
+        "scores": {name: 100 * next(iter(found[split].values())) for name, found in metrics["tasks"].items()},
         "routing_accuracy": metrics["routing_accuracy"],
-        "trainable": metrics["trainable_parameters"],
+        "trainable_per_task": metrics["trainable_parameters"] / len(recipe.tasks),
         "seconds": metrics["seconds"],
         "device": best_device().type,
         "version": __version__,
     }
+
+
+def _size(data: DataConfig) -> int | str:
+    """Return the number of training rows of each task, or the setting that it depends on."""
+    if data.fraction is not None:
+        return f"{100 * data.fraction:g} %"
+    return data.n_train or ("all" if data.k_per_label is None else f"{data.k_per_label} of each label")
 
 
 def _chosen(

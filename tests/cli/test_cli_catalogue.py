@@ -49,6 +49,6 @@ def test_sweep_prints_the_scores_of_its_trials(cli: Cli, tmp_path: Path, bert_fo
     result = cli("sweep", recipe, "--output", tmp_path / "out")
     assert result.code == 0
     first, second = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert f"{first['validation']:.4f}" in result.out
+    assert f"{first['validation']:.1f}" in result.out
     assert "RecipeError: training.attention: 'flash_attention_2' cannot be used" in second["error"]
     assert_refused(cli("sweep", recipe, "--output", tmp_path / "out"), "already contains a sweep")

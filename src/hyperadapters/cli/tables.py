@@ -112,7 +112,7 @@ def print_trials(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     best = max(row["validation"] for row in rows if "error" not in row)
-    table = Table("trial", "settings")
+    table = Table("trial", "settings", title="Mean scores, per cent")
     for title in ("validation", "test"):
         table.add_column(title, justify="right")
     for row in rows:
@@ -120,7 +120,7 @@ def print_trials(rows: list[dict[str, Any]]) -> None:
         if "error" in row:
             cells = [escape(row["error"]), ""]
         else:
-            cells = ["" if row[name] is None else f"{row[name]:.4f}" for name in ("validation", "score")]
+            cells = [f"{row[name]:.1f}" for name in ("validation", "score")]
         style = "bold" if row.get("validation") == best else None
         table.add_row(str(row["trial"]), escape(settings), *cells, style=style)
     Console().print(table)

@@ -68,6 +68,8 @@ def read_rows(path: Path) -> list[ResultRow]:
                 values = parse_json(line)
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: expected a JSON object: {error}") from error
+            if isinstance(values, dict) and "error" in values:  # a trial of a sweep that failed
+                continue
             rows.append(parse(ResultRow, values, DataError, f"{path}, line {number}"))
     if not rows:
         raise DataError(f"{path}: expected result rows, found none")
