@@ -54,7 +54,6 @@ def main() -> None:
         while not server.started:
             time.sleep(0.05)
         port = server.servers[0].sockets[0].getsockname()[1]
-
         with Client(f"http://127.0.0.1:{port}") as client:
             for row in client.predict(["Has my parcel been sent?", "A dull and boring story"]):
                 print(f"{row.task}: {row.answer}")
@@ -62,7 +61,6 @@ def main() -> None:
             print("tasks now:", ", ".join(task.name for task in client.tasks()))
             [answer] = client.predict(["The repair cannot wait until tomorrow"], task="urgent")
             print(f"urgent: {answer.answer}")
-
         server.should_exit = True
         thread.join()
 
