@@ -338,7 +338,7 @@ def test_a_fit_prints_and_leaves_nothing(
     classifier.fit(TEXTS, MOODS).predict(TEXTS)
     assert capfd.readouterr() == ("", "")
     assert os.listdir(folder) == os.listdir(temporary) == []
-    classifier.set_params(verbose=True).fit(TEXTS, MOODS)
+    classifier.set_params(verbose=True, max_steps=50).fit(TEXTS, MOODS)
     assert re.search(r"step \d+/\d+: loss", capfd.readouterr().err)
 
 

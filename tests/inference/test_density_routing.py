@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import PAIR_TASKS, make_frozen_texts_model, make_model, make_plus_model, save_backbone, tiny_tokenizer
+from tolerance import rounding
 
 from hyperadapters.config import Task
 from hyperadapters.data.examples import Example
@@ -124,7 +125,8 @@ def test_an_added_task_gets_its_texts_and_the_others_keep_their_similarities() -
     before = model.task_similarity(model.collator.inputs(rows))
     model.add_task(NEW, NEW_ROWS, fit="none")
     after = model.task_similarity(model.collator.inputs(rows))
-    assert torch.equal(after[:, :3], before)
+    # A product with another column adds in another order.
+    torch.testing.assert_close(after[:, :3], before, rtol=rounding(64), atol=rounding(64, largest=100))
     assert nearest(model, [Example(None, "w33 w32"), rows[0], rows[1]]) == ["new", *nearest(model, rows[:2])]
     assert all(result.accepted for result in model.route(NEW_TEXTS))
     model.remove_task("new")

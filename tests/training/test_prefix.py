@@ -84,7 +84,7 @@ def test_kept_states_train_to_the_same_weights_bit_for_bit(recipe: dict[str, Any
     assert len(losses) == 18
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert [path.suffix for path in sorted((tmp_path / place).iterdir())] == [
-        *(".md", ".safetensors", ".json", ".json", ".yaml")
+        *(".md", ".safetensors", ".json", ".json", ".json", ".yaml")
     ]
 
 
