@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures report-figures packages interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures report-figures packages lowest notebooks interop-adapterhub interop-torchao margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -89,6 +89,16 @@ interop-torchao: .venv-torchao/installed
 packages: .venv-packages/installed
 	.venv-packages/bin/python tests/packaging/check_wheel.py
 
+# Tests of the lowest versions that pyproject.toml accepts. Not part of `test`: torch alone takes gigabytes.
+lowest: .venv-lowest/installed
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest tests/config tests/core tests/data tests/heads tests/methods tests/model
+
+# Runs the notebooks of examples/ from top to bottom, and writes them with their output to runs/notebooks.
+notebooks: .venv/notebooks-installed
+	mkdir -p runs/notebooks
+	HF_HUB_OFFLINE=1 $(BIN)/jupyter-execute --timeout=300 --output=../../runs/notebooks/{notebook_name} \
+		examples/notebooks/*.ipynb
+
 # Every comparison of floats with a margin of less than ten, see tests/margins.py.
 margins: .venv/dev-installed
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p margins --margins runs/margins.tsv
@@ -98,7 +108,7 @@ format: .venv/dev-installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-adapterhub .venv-atheris .venv-audit .venv-packages .venv-schemathesis .venv-torchao runs dist site
+	rm -rf .venv .venv-adapterhub .venv-atheris .venv-audit .venv-lowest .venv-packages .venv-schemathesis .venv-torchao runs dist site
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -123,6 +133,10 @@ clean:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
+.venv/notebooks-installed: .venv/demo-installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	touch $@
+
 .venv-adapterhub/installed: tests/interop/adapterhub.txt
 	$(PYTHON) -m venv .venv-adapterhub
 	.venv-adapterhub/bin/python -m pip install --quiet --requirement $<
@@ -136,6 +150,12 @@ clean:
 .venv-packages/installed:
 	$(PYTHON) -m venv .venv-packages
 	.venv-packages/bin/python -m pip install --quiet 'build>=1.2,<2'
+	touch $@
+
+.venv-lowest/installed: pyproject.toml tests/packaging/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint tests/packaging/lowest.txt --editable . \
+		hypothesis pytest pytest-randomly
 	touch $@
 
 .venv-audit/installed:

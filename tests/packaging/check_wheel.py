@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DEVELOPMENT = {"bench", "browser", "dev", "docs"}
+DEVELOPMENT = {"bench", "browser", "dev", "docs", "notebooks"}
 """Extras for work on this package, which the Makefile installs."""
 REQUIRE = """
 import sys
