@@ -193,6 +193,12 @@ def test_without_evaluations_there_is_a_line_for_each_entry_of_the_log(log: list
     assert output.getvalue().splitlines() == lines
 
 
+def test_a_training_without_evaluations_that_ends_before_its_first_entry_of_the_log_has_a_line() -> None:
+    output = io.StringIO()
+    replay(LineView([], output), [{"step": STEPS, "train_loss": 0.5, "train_runtime": 2.0}], eval_strategy="no")
+    assert output.getvalue() == "step 6/6: loss 0.5000\n"
+
+
 # The live table
 
 

@@ -224,6 +224,15 @@ class LineView(TrainingView):
         super().on_train_begin(args, state, control)
         self._has_evaluations = args.eval_strategy != "no"
 
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **options: Any) -> None:
+        """Keep the losses, or that of a whole training that ends before its first entry of the log.
+
+        The arguments are those of `TrainerCallback`.
+        """
+        if "train_loss" in logs and not self.losses:
+            logs = {"loss": logs["train_loss"]}
+        super().on_log(args, state, control, logs)
+
     def show_losses(self) -> None:
         """Write a line, if there are no evaluations."""
         if not self._has_evaluations:
