@@ -117,24 +117,9 @@ clean:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
-.venv/bench-installed: .venv/demo-installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	touch $@
-
-.venv/serve-installed: .venv/demo-installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve]'
-	touch $@
-
-.venv/dev-installed: .venv/demo-installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
-
-.venv/docs-installed: .venv/demo-installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	touch $@
-
-.venv/notebooks-installed: .venv/demo-installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+# Further extras, each into the same environment.
+.venv/%-installed: .venv/demo-installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
 .venv-adapterhub/installed: tests/interop/adapterhub.txt

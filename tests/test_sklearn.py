@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import random
 import re
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,15 +41,6 @@ BOTH = pd.DataFrame({"mood": MOODS, "colour": COLOURS})
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_backbone(tmp_path_factory.mktemp("backbone") / "bert", "bert"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_garbage_collection() -> Iterator[None]:
-    """The Trainer collects garbage after each training; what the imports have made takes longer than the training."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

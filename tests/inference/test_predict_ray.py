@@ -163,14 +163,16 @@ def test_a_killed_prediction_is_continued_without_predicting_a_shard_again(
     source: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    output, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.shards"
+    output, parts, messages = tmp_path / "out.jsonl", tmp_path / "out.jsonl.shards", tmp_path / "messages.txt"
     options = ("--input", source, "--output", output, "--engine", "ray", "--shard-rows", 1)
-    started = subprocess.Popen(
-        [sys.executable, "-m", "hyperadapters.cli", "predict", *map(str, (run, *options)), "--workers", "1"],
-        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-    )
+    with messages.open("w") as stream:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "hyperadapters.cli", "predict", *map(str, (run, *options)), "--workers", "1"],
+            env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
     try:
         deadline = time.monotonic() + 120
         while not list(parts.glob("*.output.jsonl")) and time.monotonic() < deadline:
@@ -195,9 +197,8 @@ def test_a_killed_prediction_is_continued_without_predicting_a_shard_again(
         join(*arguments)
 
     monkeypatch.setattr(Shards, "join", watched_join)
-    capfd.readouterr()
     assert command(monkeypatch, run, *options, "--workers", 2) == 0
-    assert capfd.readouterr() == ("", "")
+    assert messages.read_text() == ""
     assert {name: after[0][name] for name in before} == before
     assert len(after[0]) == len(ROWS)
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -15,10 +14,8 @@ from hyperadapters.report.page import as_page
 from hyperadapters.report.run_report import run_report
 from hyperadapters.report.runs import read_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
 pytest.importorskip("plotly", reason="the page needs the extra 'report'")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need chromium on the path")
 expect = playwright_api.expect
 
 
@@ -32,14 +29,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     page = folder / "report.html"
     page.write_text(as_page(run_report(read_run(write_values(folder / "run", values)))), encoding="utf-8")
     return page.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @contextmanager

@@ -23,10 +23,8 @@ from helpers import SIZES, save_backbone
 import hyperadapters
 from hyperadapters import HyperAdapterModel, Task
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
 pytest.importorskip("uvicorn", reason="the server needs the extra 'serve'")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need chromium on the path")
 expect = playwright_api.expect
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -92,14 +90,6 @@ def call(address: str, method: str, path: str, body: Any = None) -> Any:
 
 
 # Browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @contextmanager

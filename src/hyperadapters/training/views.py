@@ -205,8 +205,8 @@ class LiveView(TrainingView):
         return table
 
 
-class LineView(TrainingView):
-    """Writes one line for each evaluation, or for each entry of the log where there are no evaluations."""
+class _StreamView(TrainingView):
+    """Writes lines to a stream, each as soon as it is complete."""
 
     def __init__(self, tasks: Sequence[Task], stream: IO[str]) -> None:
         """Store the stream.
@@ -217,7 +217,16 @@ class LineView(TrainingView):
         """
         super().__init__(tasks)
         self._stream = stream
-        self._has_evaluations = False
+
+    def _write_line(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+class LineView(_StreamView):
+    """Writes one line for each evaluation, or for each entry of the log where there are no evaluations."""
+
+    _has_evaluations = False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **options: Any) -> None:
         """Find out whether there are evaluations. The arguments are those of `TrainerCallback`."""
@@ -252,23 +261,13 @@ class LineView(TrainingView):
 
     def _write(self, parts: Sequence[str]) -> None:
         parts = [f"loss {_cell(self.losses.get('loss'))}", *parts] if self.losses else parts
-        self._stream.write(f"step {self.state.global_step}/{self.state.max_steps}: {', '.join(parts)}\n")
-        self._stream.flush()
+        self._write_line(f"step {self.state.global_step}/{self.state.max_steps}: {', '.join(parts)}")
 
 
-class JsonView(TrainingView):
+class JsonView(_StreamView):
     """Writes JSON objects, one in each line, with the names of the log."""
 
-    def __init__(self, tasks: Sequence[Task], stream: IO[str]) -> None:
-        """Store the stream.
-
-        Args:
-            tasks: Tasks of the model.
-            stream: Stream to write to.
-        """
-        super().__init__(tasks)
-        self._stream = stream
-        self._started = time.monotonic()
+    _started = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **options: Any) -> None:
         """Write the length of the training. The arguments are those of `TrainerCallback`."""
@@ -300,9 +299,7 @@ class JsonView(TrainingView):
         self._write("evaluation", {**others, "is_best": self.best is self.scores, "tasks": tasks})
 
     def _write(self, event: str, values: Mapping[str, Any]) -> None:
-        line = as_json({"event": event, "step": self.state.global_step, **values}, ensure_ascii=True)
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        self._write_line(as_json({"event": event, "step": self.state.global_step, **values}, ensure_ascii=True))
 
 
 def make_view(name: View, tasks: Sequence[Task], has_bars: bool = True) -> TrainingView:
