@@ -164,15 +164,14 @@ def test_a_killed_prediction_is_continued_without_predicting_a_shard_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output, parts, messages = tmp_path / "out.jsonl", tmp_path / "out.jsonl.shards", tmp_path / "messages.txt"
+    output, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.shards"
     options = ("--input", source, "--output", output, "--engine", "ray", "--shard-rows", 1)
-    with messages.open("w") as stream:
-        started = subprocess.Popen(
-            [sys.executable, "-m", "hyperadapters.cli", "predict", *map(str, (run, *options)), "--workers", "1"],
-            env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
+    started = subprocess.Popen(
+        [sys.executable, "-m", "hyperadapters.cli", "predict", *map(str, (run, *options)), "--workers", "1"],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         deadline = time.monotonic() + 120
         while not list(parts.glob("*.output.jsonl")) and time.monotonic() < deadline:
@@ -180,7 +179,8 @@ def test_a_killed_prediction_is_continued_without_predicting_a_shard_again(
             time.sleep(0.005)
     finally:
         started.send_signal(signal.SIGKILL)
-        started.wait()
+        messages, _ = started.communicate()
+    assert messages == b""
 
     def found() -> dict[str, tuple[int, int]]:
         stats = {path.name: path.stat() for path in parts.glob("*.output.jsonl")}
@@ -198,7 +198,6 @@ def test_a_killed_prediction_is_continued_without_predicting_a_shard_again(
 
     monkeypatch.setattr(Shards, "join", watched_join)
     assert command(monkeypatch, run, *options, "--workers", 2) == 0
-    assert messages.read_text() == ""
     assert {name: after[0][name] for name in before} == before
     assert len(after[0]) == len(ROWS)
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,17 @@ from serving_helpers import ADDRESS, write_run
 from starlette.testclient import TestClient
 
 from hyperadapters.serving.app import create_app
+
+
+@pytest.fixture(autouse=True)
+def _quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of servers in this process are copies of a process that has imported what they need.
+
+    Servers in other processes start theirs as users' servers do.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_forkserver_preload(["hyperadapters.serving.worker", "hyperadapters.fewshot.add_task"])
+        monkeypatch.setattr("hyperadapters.serving.jobs.START_METHOD", "forkserver")
 
 
 @pytest.fixture
