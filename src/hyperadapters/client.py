@@ -176,12 +176,15 @@ class Client:
         """
         return self._send("GET", _path(name), TaskInfo)
 
-    def add_task(self, name: str, examples: Iterable[Mapping[str, Any]], wait: bool = True, **options: Any) -> JobInfo:
-        """Add a task from labelled examples.
+    def add_task(
+        self, name: str, examples: Iterable[Mapping[str, Any]] = (), wait: bool = True, **options: Any
+    ) -> JobInfo:
+        """Add a task from labelled examples, or from the descriptions of its labels.
 
         Args:
             name: Name of the task.
-            examples: Mappings with `text`, `label` and optionally `text_pair`.
+            examples: Mappings with `text`, `label` and optionally `text_pair`. Default: none, if `labels` says what the
+                labels mean; see `fewshot.add_task.add_task`.
             wait: Whether to wait until the task can be used. Default: True.
             **options: Other fields of `serving.schemas.AddTaskRequest`, such as `labels`, `kind` and `fit`.
 

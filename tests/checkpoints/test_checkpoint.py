@@ -98,7 +98,7 @@ def test_a_checkpoint_is_two_files_and_a_card_without_backbone_weights_or_pickle
     assert names == {name for name in model.state_dict() if not name.startswith("backbone.")} - left_out
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert config["backbone"]["fingerprint"] == model.fingerprint.bfloat16
-    assert config["format_version"] == 9
+    assert config["format_version"] == 10
 
 
 def test_saving_again_replaces_the_old_weights(tmp_path: Path) -> None:
@@ -244,14 +244,14 @@ def test_a_tokenizer_that_was_changed_is_saved_and_loaded(kind: str, tmp_path: P
     loaded = HyperAdapterModel.from_pretrained(tmp_path / "run")
     assert loaded.tokenizer("neu")["input_ids"] == model.tokenizer("neu")["input_ids"]
     assert _answers(loaded) == expected
-    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 9
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 10
     before = contents(tmp_path / "run")
     loaded.save_pretrained(tmp_path / "run")
     assert contents(tmp_path / "run") == before
     del loaded.tokenizer
     loaded.save_pretrained(tmp_path / "run")
     assert not list((tmp_path / "run").glob("tokenizer*"))
-    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 9
+    assert json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["format_version"] == 10
 
 
 def test_a_tokenizer_that_was_used_but_not_changed_is_not_saved(tmp_path: Path) -> None:
@@ -480,7 +480,7 @@ def test_missing_parts_are_named(run: Path, tmp_path: Path) -> None:
     [
         ("{", "not readable.*damaged"),
         ("[]", "fault"),
-        ('{"format_version": 99}', r"has format 99, this library .* reads up to 9; upgrade"),
+        ('{"format_version": 99}', r"has format 99, this library .* reads up to 10; upgrade"),
         ('{"format_version": 1, "tsks": []}', "tsks: unknown key. Did you mean 'tasks'"),
     ],
 )
@@ -671,7 +671,7 @@ def _with_parts_of_their_own(kind: str) -> HyperAdapterModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 7, 8, 9])
 def test_checkpoints_of_earlier_versions_of_the_library_answer_as_they_did(version: int, tmp_path: Path) -> None:
     """The files were written by the last version of the library that had each format."""
     folder = RECORDED / "checkpoints" / f"format{version}"
@@ -688,7 +688,7 @@ def test_checkpoints_of_earlier_versions_of_the_library_answer_as_they_did(versi
     if version == 4:
         assert model.tokenizer(["a", "b"])["input_ids"] == [[2], [3]]
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / CONFIG_FILE).read_text())["format_version"] == 9
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["format_version"] == 10
     again = HyperAdapterModel.from_pretrained(tmp_path, backbone=model.detach())
     assert again.adapter_state_dict().keys() == model.adapter_state_dict().keys()
 

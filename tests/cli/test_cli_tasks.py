@@ -97,6 +97,38 @@ def test_an_added_task_is_reported_saved_and_answers(
     assert all(record["probabilities"].keys() == {"in", "out"} for record in records)
 
 
+@pytest.mark.parametrize("labels", [["red", "blue"], ["red=red red", "blue=the text is blue"]])
+def test_a_task_is_added_from_its_labels_alone(cli: Cli, run: Path, labels: list[str]) -> None:
+    result = cli("add-task", run, "--name", "shade", *(part for label in labels for part in ("--label", label)))
+    assert result.code == 0
+    assert "'shade': 0 examples" in result.out
+    assert "the name or description of a label counts as " in result.out
+    added = HyperAdapterModel.from_pretrained(run).tasks[-1]
+    assert added.labels == ("red", "blue")
+    assert added.descriptions == (dict(label.split("=") for label in labels) if "=" in labels[0] else None)
+
+
+def test_labels_with_descriptions_are_given_beside_examples(cli: Cli, run: Path, examples: Path) -> None:
+    labels = ("--label", "out=bad", "--label", "other=something else", "--label", "in=good")
+    assert cli("add-task", run, "--name", "place", "--examples", examples, *labels).code == 0
+    assert HyperAdapterModel.from_pretrained(run).tasks[-1].labels == ("out", "other", "in")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "expected --examples, or labels with --label; found neither"),
+        (["--label", "a=b", "--label", "c"], "expected a description of each label or of none, found none of 'c'"),
+        (["--label", "a=b", "--label", "a=c"], "labels must be different from each other"),
+        (["--label", "a=b", "--label", "c="], "descriptions must have letters"),
+        (["--label", "1", "--label", "2"], "no examples; expected at least one of each label; only a new"),
+        (["--label", "a", "--label", "b", "--kind", "multi-label"], "no examples; expected at least one; only a new"),
+    ],
+)
+def test_labels_that_do_not_suffice_are_refused(cli: Cli, run: Path, options: list[object], message: str) -> None:
+    refused(cli, run, ["add-task", "--name", "x", *options], message)
+
+
 def test_the_other_tasks_answer_as_before(cli: Cli, tmp_path: Path, run: Path, examples: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "good w1", "task": "mood"}\n{"text": "red w2 w3", "task": "colour"}\n')

@@ -783,3 +783,28 @@ def test_recipe_is_the_same_when_dumped_and_parsed(mode: Literal["python", "json
 def test_delimiter_that_does_not_fit_is_refused(source: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse(Recipe, values_of(tasks=[one_task(source=source)]))
+
+
+# Tasks without rows
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"name": "new", "labels": ["1", "2"]}, "'new': expected a classification task of single texts with labels"),
+        ({"name": "new", "kind": "multi-label", "labels": ["a", "b"]}, "'new': expected a classification task"),
+        ({"name": "new", "kind": "regression"}, "'new': expected a classification task"),
+        ({"name": "mood", "labels": ["a", "b"]}, "task names must be different from each other, found 'mood' 2 times"),
+    ],
+)
+def test_described_tasks_that_cannot_be_added_are_refused(task: dict[str, Any], message: str) -> None:
+    assert message in faults_of(described_tasks=[task])[1]
+
+
+def test_labels_with_descriptions_are_read_from_a_recipe(tmp_path: Path) -> None:
+    labels = {"no": "something else", "yes": "the customer wants the money back"}
+    values = values_of(tasks=[one_task(labels=labels)], described_tasks=[{"name": "refunds", "labels": labels}])
+    found = load_recipe(write(tmp_path / "recipe.yaml", **values))
+    assert [task.descriptions for task in (*found.tasks, *found.described_tasks)] == [labels, labels]
+    assert found.tasks[0].task.labels == ("no", "yes")
+    assert recipe(**found.model_dump(mode="json")) == found

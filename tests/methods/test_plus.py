@@ -85,11 +85,15 @@ def test_heads_of_a_fresh_model_read_the_directions_of_the_backbone(kind: str) -
 
 @pytest.mark.parametrize("has_validation", [True, False])
 def test_training_ends_with_heads_that_compare_the_texts_of_a_pair(has_validation: bool, tmp_path: Path) -> None:
-    run = train(pair_recipe(tmp_path, {"preset": "plus", **SIZES}, has_validation), tmp_path / "run")
+    recipe = pair_recipe(tmp_path, {"preset": "plus", **SIZES}, has_validation)
+    described = Task.classification("colour", {"red": "it is red", "blue": "it is blue"})
+    run = train(recipe.model_copy(update={"described_tasks": (described,)}), tmp_path / "run")
+    assert run.model.tasks[1:] == (described,)
     assert run.model.heads is not None
     assert run.model.heads.head(0).weight[:, HIDDEN_SIZE:].any()
     assert run.evaluations["test"].mean > 0.9  # equal or different texts, which the backbone represents already
-    loaded, _ = load_run(tmp_path / "run")
+    loaded, stored = load_run(tmp_path / "run")
+    assert stored.described_tasks == (described,)
     rows = [Example(0, e.text, e.text_pair, e.target) for e in pair_examples(4)[::3]]
     answers = [[prediction.target for prediction in Predictor(model)(rows)] for model in (loaded, run.model)]
     assert answers[0] == answers[1]

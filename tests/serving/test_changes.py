@@ -118,6 +118,18 @@ def test_a_task_with_several_labels_for_a_text_is_added_and_answers_with_lists(
     changed(client, "DELETE", "/v1/tasks/levels")
 
 
+def test_labels_may_have_descriptions_which_alone_do_not_suffice_for_this_model(
+    changing: tuple[TestClient, Path],
+) -> None:
+    client, folder = changing
+    described = {"name": "grade", "labels": {"low": "a bad one", "high": "a good one"}}
+    failed = changed(client, "POST", "/v1/tasks", described)
+    assert (failed["state"], "no examples; expected at least one" in failed["error"]) == ("failed", True)
+    assert changed(client, "POST", "/v1/tasks", {**described, "examples": EXAMPLES})["state"] == "done"
+    assert HyperAdapterModel.from_pretrained(folder).tasks[-1].descriptions == described["labels"]
+    changed(client, "DELETE", "/v1/tasks/grade")
+
+
 def own(row: dict[str, Any]) -> dict[str, Any]:
     """What does not depend on the other tasks: routing compares with all of them."""
     return {name: value for name, value in row.items() if name != "routing"}
@@ -129,6 +141,8 @@ def own(row: dict[str, Any]) -> dict[str, Any]:
         ("POST", "/v1/tasks", {"name": "mood", "examples": EXAMPLES}, 409),
         ("POST", "/v1/tasks", {"name": "a/b", "examples": EXAMPLES}, 422),
         ("POST", "/v1/tasks", {"name": "new", "examples": []}, 422),
+        ("POST", "/v1/tasks", {"name": "new", "kind": "multi-label", "labels": {"a": "b", "c": "d"}}, 422),
+        ("POST", "/v1/tasks", {"name": "new", "labels": {"a": "same", "b": "same"}}, 422),
         ("POST", "/v1/tasks", {"name": "new", "examples": [{"text": "w1", "label": True}]}, 422),
         ("POST", "/v1/tasks", {"name": "new", "examples": [{"text": "w1", "label": ["a", "b"]}]}, 422),
         ("POST", "/v1/tasks", {"name": "new", "examples": EXAMPLES, "fit": "shared"}, 422),

@@ -260,7 +260,9 @@ def _before_and_after(scores: Mapping[str, float], name: str) -> str:
 
 
 def _labels(task: Task) -> str:
-    shown = ", ".join(_cell(label) for label in task.labels[:LISTED_LABELS])
+    described = task.descriptions or {}
+    listed = task.labels[:LISTED_LABELS]
+    shown = ", ".join(_cell(label) + (f" ({_cell(described[label])})" if described else "") for label in listed)
     return f"{shown}, … ({len(task.labels)} in all)" if len(task.labels) > LISTED_LABELS else shown
 
 

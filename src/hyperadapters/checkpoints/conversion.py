@@ -10,6 +10,7 @@ format 6   may contain a common adapter and densities of the tasks' texts; the p
 format 7   may contain scales of the generated adapters
 format 8   the JSON file contains the revision of the tasks
 format 9   may contain temperatures and error bounds of the heads, and thresholds of the labels of multi-label tasks
+format 10  tasks may contain descriptions of their labels
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.utils.files import locked, make_folder, making_folder, new_folder, write_atomically
 from hyperadapters.utils.reading import is_file, is_folder, leads_outside, parse_json
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 OLDEST_RESUMABLE_FORMAT = 2
 """Oldest format of checkpoints from which training can be resumed."""
 FIRST_WITH_PRESENT_NAMES = 5

@@ -185,6 +185,8 @@ def print_fit(report: FitReport) -> None:
     typer.echo(f"'{report.task}': {report.examples} examples, initialised with {report.init}")
     typer.echo(f"  most similar tasks: {similar or 'none'}")
     typer.echo(f"  fit {report.fit}: {report.steps} steps ({report.stopping}), {report.seconds:.1f} s")
+    if report.name_weight is not None:
+        typer.echo(f"  the name or description of a label counts as {report.name_weight:g} examples")
     for name, change in report.changes.items():
         typer.echo(f"  changed '{name}': adapter by {change.adapter:.2%}, its logits by {change.output:.4f} on average")
 

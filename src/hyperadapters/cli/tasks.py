@@ -22,12 +22,25 @@ if TYPE_CHECKING:
     epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters add-task runs/helpdesk --name refunds --examples refunds.csv\n\n"
     "hyperadapters add-task runs/helpdesk --name refunds --examples all.jsonl --k-per-label 16 --fit prototype\n\n"
+    "hyperadapters add-task runs/helpdesk --name refunds --label 'yes=the customer wants the money back' "
+    "--label 'no=the customer asks about something else'\n\n"
     "The examples have the columns 'text' (and 'text_pair' for pairs) and 'label'.",
 )
 def add_task(
     folder: RunFolder,
     name: Annotated[str, typer.Option(help="Name of the new task.")],
-    examples: ExamplesFile,
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="JSON-lines, CSV, TSV or Parquet file; needed unless the labels are given with --label."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL[=DESCRIPTION]",
+            help="Label of the task, with a description in one line; can be repeated. Default: the labels of the "
+            "examples, in alphabetical order.",
+        ),
+    ] = None,
     kind: Annotated[
         str, typer.Option(help="Kind of the task: classification, multi-label, regression or text-to-text.")
     ] = "classification",
@@ -43,16 +56,18 @@ def add_task(
     seed: Seed = 0,
     delimiter: Delimiter = None,
 ) -> None:
-    """Add a task to a run from a few examples. Other tasks only change with --fit shared."""
+    """Add a task to a run from a few examples or its labels alone. Other tasks only change with --fit shared."""
     from hyperadapters.config import Task, parse
     from hyperadapters.data.sources import read_file
     from hyperadapters.errors import TaskError
     from hyperadapters.inference.batches import best_device
 
-    rows = read_file(examples, delimiter)
+    if examples is None and not label:
+        raise TaskError(f"task '{name}': expected --examples, or labels with --label; found neither")
+    rows = [] if examples is None else read_file(examples, delimiter)
     fields = ["text", "text_pair"] if any(row.values.get("text_pair") for row in rows) else ["text"]
     described = {"name": name, "kind": kind, "fields": fields, "metrics": metric or [], "template": template}
-    task = parse(Task, described, TaskError)
+    task = parse(Task, {**described, "labels": _labels(label or [])}, TaskError)
     _announce(fit)
     with _changed_model(folder) as model:
         model.to(best_device())
@@ -236,6 +251,21 @@ def _changed_model(folder: Path) -> Iterator[HyperAdapterModel]:
         model = HyperAdapterModel.from_pretrained(folder)
         yield model
         model.save_pretrained(folder)
+
+
+def _labels(given: list[str]) -> list[str] | dict[str, str]:
+    """Return the labels of the option --label, with their descriptions if they have some."""
+    from hyperadapters.errors import TaskError
+
+    found = [label.partition("=") for label in given]
+    names = [name for name, _, _ in found]
+    if not any(equals for _, equals, _ in found):
+        return names
+    if bare := [name for name, equals, _ in found if not equals]:
+        raise TaskError(f"--label: expected a description of each label or of none, found none of '{bare[0]}'")
+    if len(set(names)) < len(names):
+        raise TaskError(f"--label: labels must be different from each other, found {names}")
+    return {name: description for name, _, description in found}
 
 
 def _announce(fit: str | None) -> None:

@@ -12,7 +12,7 @@ from hyperadapters.config.catalogue import expand
 from hyperadapters.config.model import GENERATING, RETRIEVING, ROUTING, Dtype, Lengths, ModelConfig
 from hyperadapters.config.sources import TaskEntry
 from hyperadapters.config.sweep import SweepConfig
-from hyperadapters.config.tasks import check_task_names
+from hyperadapters.config.tasks import Task, check_task_names
 from hyperadapters.config.validation import Float, Int, StrictModel, parse
 from hyperadapters.errors import RecipeError, did_you_mean, shown
 from hyperadapters.utils.reading import is_file, is_folder
@@ -194,6 +194,8 @@ class Recipe(StrictModel):
         training: Settings of training.
         tasks: Tasks with their sources.
         sweep: Settings that `hyperadapters sweep` tries instead of those of the recipe.
+        described_tasks: Classification tasks of single texts without rows, which are added after the training from the
+            descriptions or names of their labels (see `fewshot.add_task`). Default: none.
     """
 
     backbone: str
@@ -204,10 +206,18 @@ class Recipe(StrictModel):
     training: TrainingConfig
     tasks: tuple[TaskEntry, ...]
     sweep: SweepConfig | None = None
+    described_tasks: tuple[Task, ...] = ()
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         check_task_names(self.tasks)
+        check_task_names((*self.tasks, *self.described_tasks))
+        for task in self.described_tasks:
+            if task.kind != "classification" or not task.label_texts:
+                raise ValueError(
+                    f"described_tasks: '{task.name}': expected a classification task of single texts with labels whose "
+                    "names or descriptions have letters; correct it, or give it a source and move it to tasks"
+                )
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, Self
 
@@ -44,8 +45,10 @@ class Task(StrictModel):
         kind: "classification" (default) to predict one of `labels`, "multi-label" to predict any number of them,
             "regression" to predict a number, or "text-to-text" to generate any text.
         fields: Fields of an input, `("text",)` (default) or `("text", "text_pair")`.
-        labels: Labels of a classification or multi-label task in the order of the head's outputs. In a recipe the
-            default is the sorted labels of the training rows.
+        labels: Labels of a classification or multi-label task in the order of the head's outputs, or a mapping of
+            labels to `descriptions`. In a recipe the default is the sorted labels of the training rows.
+        descriptions: Description of each label in one line, for tasks whose inputs are single texts. It is an example
+            of its label, in the place of the name of the label. Default: none.
         metrics: Metrics, of which the first is the score of the task. "f1" is that of the second of two labels.
             "macro_f1" is the mean over the labels that occur among the targets or the predictions, and
             "balanced_accuracy" is the mean recall of the labels among the targets. If one of these two is the first
@@ -65,18 +68,19 @@ class Task(StrictModel):
     kind: Kind = "classification"
     fields: tuple[Literal["text", "text_pair"], ...] = ("text",)
     labels: tuple[str, ...] = ()
+    descriptions: dict[str, str] | None = None
     metrics: tuple[str, ...] = ()
     template: str | None = None
     verbalizer: dict[str, str] | None = None
     step: Float | None = Field(None, gt=0)
 
     @classmethod
-    def classification(cls, name: str, labels: list[str] | tuple[str, ...], **options: Any) -> Task:
+    def classification(cls, name: str, labels: Sequence[str] | Mapping[str, str], **options: Any) -> Task:
         """Return the definition of a classification task.
 
         Args:
             name: Name of the task.
-            labels: Labels in the order of the head's outputs.
+            labels: Labels in the order of the head's outputs, or a mapping of labels to their descriptions.
             **options: Further attributes of the task.
 
         Raises:
@@ -85,12 +89,13 @@ class Task(StrictModel):
         return parse(cls, {"name": name, "kind": "classification", "labels": labels, **options}, TaskError)
 
     @classmethod
-    def multi_label(cls, name: str, labels: list[str] | tuple[str, ...], **options: Any) -> Task:
+    def multi_label(cls, name: str, labels: Sequence[str] | Mapping[str, str], **options: Any) -> Task:
         """Return the definition of a multi-label task, in which an input has any number of labels.
 
         Args:
             name: Name of the task.
-            labels: Labels in the order of the head's outputs; at least one.
+            labels: Labels in the order of the head's outputs, at least one, or a mapping of labels to their
+                descriptions.
             **options: Further attributes of the task.
 
         Raises:
@@ -140,6 +145,15 @@ class Task(StrictModel):
         return self.kind == "multi-label"
 
     @property
+    def label_texts(self) -> list[str]:
+        """Text of each label that is an example of it: its description, or its name with spaces for underscores.
+
+        Empty if the inputs are pairs of texts, or a label has neither a description nor a name with letters.
+        """
+        texts = [(self.descriptions or {}).get(label, label.replace("_", " ")) for label in self.labels]
+        return texts if not self.is_pair and all(any(map(str.isalpha, text)) for text in texts) else []
+
+    @property
     def main_metric(self) -> str:
         """Metric that is the score of the task."""
         return self.metrics[0]
@@ -147,6 +161,17 @@ class Task(StrictModel):
     def settings_of_texts(self) -> list[str]:
         """Return the names of the given settings that only have an effect with backbones that generate text."""
         return [name for name in ("template", "verbalizer", "step") if getattr(self, name) is not None]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _separate_descriptions(cls, values: Any) -> Any:
+        """Split a mapping of labels to descriptions into two fields."""
+        if not isinstance(values, dict) or not isinstance(values.get("labels"), Mapping):
+            return values
+        if values.get("descriptions") is not None:
+            raise ValueError("descriptions: found labels with descriptions as well; remove one of them")
+        labels = values["labels"]
+        return {**values, "labels": list(labels), "descriptions": dict(labels)}
 
     @field_validator("name")
     @classmethod
@@ -177,10 +202,10 @@ class Task(StrictModel):
                 raise ValueError(f"labels must be different from each other, found {found}")
         return names
 
-    @field_validator("verbalizer", mode="after")
+    @field_validator("verbalizer", "descriptions", mode="after")
     @classmethod
-    def _normalize_keys(cls, words: dict[str, str] | None) -> dict[str, str] | None:
-        return None if words is None else {normalize_label(label): word for label, word in words.items()}
+    def _normalize_keys(cls, texts: dict[str, str] | None) -> dict[str, str] | None:
+        return None if texts is None else {normalize_label(label): text for label, text in texts.items()}
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -198,6 +223,8 @@ class Task(StrictModel):
                 f"labels of a multi-label task must not contain '{LABEL_SEPARATOR}', which separates labels in cells; "
                 f"found '{joined[0]}'"
             )
+        if self.descriptions is not None:
+            self._check_descriptions(self.descriptions)
         if self.verbalizer is not None and self.kind != "classification":
             raise ValueError(f"a verbalizer is only for classification tasks, found kind '{self.kind}'; remove it")
         if self.step is not None and self.kind != "regression":
@@ -223,6 +250,22 @@ class Task(StrictModel):
         if type(self) is Task:  # a subclass has further fields
             object.__setattr__(self, "__pydantic_fields_set__", _FIELDS)
         return self
+
+    def _check_descriptions(self, descriptions: dict[str, str]) -> None:
+        if not self.is_labelled or self.is_pair:
+            raise ValueError(
+                "descriptions of labels are only for classification and multi-label tasks of single texts, found kind "
+                f"'{self.kind}' and fields {list(self.fields)}; remove them"
+            )
+        if set(descriptions) != set(self.labels):
+            raise ValueError(
+                f"descriptions must have one text for each of {list(self.labels)}, found {list(descriptions)}"
+            )
+        if not self.label_texts:
+            raise ValueError(f"descriptions must have letters, found {list(descriptions.values())}")
+        texts = [" ".join(text.split()) for text in descriptions.values()]
+        if len(set(texts)) != len(texts):
+            raise ValueError(f"descriptions must be different from each other, found {texts}")
 
 
 _FIELDS = set(Task.model_fields)

@@ -274,20 +274,18 @@ def _folded(label: str) -> str:
 
 
 def label_examples(tasks: Sequence[Task]) -> list[Example]:
-    """Return the names of labels as additional examples of these labels.
+    """Return the descriptions or names of labels as additional examples of these labels (see `Task.label_texts`).
 
     Args:
-        tasks: Tasks in the order of their ids. Only classification and multi-label tasks with single texts, whose label
-            names all contain letters, have such examples.
+        tasks: Tasks in the order of their ids.
 
     Returns:
         The examples. In a multi-label task, each of them has that label only.
     """
     return [
-        Example(task_id, name.replace("_", " "), None, (label,) if task.is_multi_label else label)
+        Example(task_id, text, None, (label,) if task.is_multi_label else label)
         for task_id, task in enumerate(tasks)
-        if not task.is_pair and all(any(map(str.isalpha, name)) for name in task.labels)
-        for label, name in enumerate(task.labels)
+        for label, text in enumerate(task.label_texts)
     ]
 
 

@@ -93,6 +93,8 @@ class FitReport:
         seconds: Duration of the whole call in seconds.
         adapter_scale: Factor on the effect of the initial adapter that left-out examples chose, with 0 for the frozen
             backbone; None unless `fit` is "head".
+        name_weight: Weight of the name or description of a label that left-out examples chose, where an example has the
+            weight 1; None unless `fit` is "head" and these are examples.
         changes: Changes of the other tasks by name. Empty unless the hypernetwork was trained.
     """
 
@@ -105,20 +107,21 @@ class FitReport:
     stopping: Stopping
     seconds: float
     adapter_scale: float | None = None
+    name_weight: float | None = None
     changes: dict[str, TaskChange] = field(default_factory=dict)
 
 
 def add_task(
     model: HyperAdapterModel,
     task: Task,
-    examples: Examples,
+    examples: Examples = (),
     fit: Fit | None = None,
     init: Init = "nearest",
     k_per_label: int | None = None,
     max_steps: int | None = None,
     seed: int = 0,
 ) -> FitReport:
-    """Add a task to a trained model from a few examples.
+    """Add a task to a trained model from a few examples, or from the names or descriptions of its labels alone.
 
     The prototype is initialised from those of similar known tasks, and the head by a regularised regression on the
     examples. With `fit` "head", the default of the preset "plus", this is all, and the head also learns from those of
@@ -133,7 +136,9 @@ def add_task(
         model: Trained model of the method "pha"; it is changed in place.
         task: The new task. A classification or multi-label task without labels gets the sorted labels of the examples.
         examples: Examples with targets. Their hidden states are held in memory, which takes
-            examples * tokens * hidden_size * 4 bytes.
+            examples * tokens * hidden_size * 4 bytes. Default: none, for a classification task of single texts and the
+            fit "head". The descriptions of its labels, or else their names, then take the place of examples. A label
+            with a description needs no example with this fit.
         fit: Which parameters are trained besides the head. Default: "head" for a model with `head_inputs`
             "adapted_texts", otherwise "adapter".
 
@@ -178,7 +183,7 @@ def add_task(
         )
     fit = _checked_fit(model, fit)
     _check_choice("init", init, INITS)
-    task, rows = _read_examples(task, examples, len(model.tasks))
+    task, rows = _read_examples(task, examples, len(model.tasks), fit, is_new=True)
     model.check_tasks((*model.tasks, task))
     model.collator.check_targets(task, rows)
     return _fit(model, task, rows, fit, init, k_per_label, max_steps, seed, task_id=None)
@@ -225,7 +230,7 @@ def refit_task(
     fit = _checked_fit(model, fit)
     _check_choice("init", init, (*INITS, "current"))
     task_id = model.task_id(name)
-    task, rows = _read_examples(model.tasks[task_id], examples, task_id)
+    task, rows = _read_examples(model.tasks[task_id], examples, task_id, fit, is_new=False)
     model.collator.check_targets(task, rows)
     return _fit(model, task, rows, fit, init, k_per_label, max_steps, seed, task_id)
 
@@ -253,10 +258,11 @@ def _fit(
         examples = subset(examples, task, DataConfig(k_per_label=int(k_per_label)), seed)
     no_autocast = torch.autocast(model.device.type, enabled=False)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad(), no_autocast:
-        names = label_examples([task]) if model.adapter_config.label_names else []
+        names = label_examples([task]) if model.adapter_config.label_names or task.descriptions or not examples else []
         data = FitExamples(model, task, [*examples, *names])
-        instances = data.instance_vectors(len(examples)) if fit == "head" else instance_vectors(model, examples)
-        points = density_points(model, examples) if model.pha.routes_by_densities else torch.empty(0)
+        routed = examples or names
+        instances = data.instance_vectors(len(routed)) if fit == "head" else instance_vectors(model, routed)
+        points = density_points(model, routed) if model.pha.routes_by_densities else torch.empty(0)
         similarity = model.pha.prototypes.similarity(instances).mean(dim=0).detach()
         start = _start(model, init, fit, instances, similarity, task_id, seed)
         if fit == "head":
@@ -270,8 +276,9 @@ def _fit(
             centroids=centroids(instances, model.adapter_config.centroids_per_task, seed).to(
                 model.pha.prototypes.centroids
             ),
-            threshold=_density_threshold(model, points) if len(points) else _threshold(model, instances),
-            density=_density(model, examples, seed),
+            threshold=_threshold(model, instances, points) if examples else _mean_threshold(model),
+            # Descriptions are not written like the inputs, so all of them together count as a single text.
+            density=_density(model, routed, len(examples) or 1, seed),
             head=None if fitted.head is None else fitted.head.rounded(),
             own_adapter=fitted.adapter,
             adapter_scale=1.0 if fitted.adapter else start.scale * fitted.adapter_scale,
@@ -298,6 +305,7 @@ def _fit(
         fitted.stopping,
         seconds,
         start.scale * fitted.adapter_scale if fit == "head" else None,
+        fitted.name_weight,
         changes,
     )
 
@@ -362,14 +370,21 @@ def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
         raise TaskError(unknown_name(what, str(value), known))
 
 
-def _read_examples(task: Task, examples: Examples, task_id: int) -> tuple[Task, list[Example]]:
+def _read_examples(task: Task, examples: Examples, task_id: int, fit: Fit, is_new: bool) -> tuple[Task, list[Example]]:
     """Validate the examples, and infer the labels of a classification or multi-label task that has none."""
     given = iterate_rows(examples, "examples")
     rows = [example_row(example, f"example {number}", task) for number, example in enumerate(given, start=1)]
     if not rows:
+        if is_new and fit == "head" and task.kind == "classification" and task.label_texts:
+            return task, []
         raise DataError(
             f"task '{task.name}': no examples; expected at least one"
             + " of each label" * bool(task.labels and task.kind == "classification")
+            + (
+                "; only a new classification task of single texts can do without, with labels whose names or "
+                "descriptions have letters and the fit 'head'"
+            )
+            * is_new
         )
     if task.is_labelled and not task.labels:
         labels = infer_labels(rows, task)
@@ -377,7 +392,7 @@ def _read_examples(task: Task, examples: Examples, task_id: int) -> tuple[Task, 
     read = [Example(task_id, *read_fields(row, task), read_target(row, task)) for row in rows]
     seen = {example.target for example in read}
     unseen = [label for index, label in enumerate(task.labels) if index not in seen]
-    if unseen and task.kind == "classification":
+    if unseen and task.kind == "classification" and not (fit == "head" and task.descriptions):
         raise DataError(
             f"task '{task.name}': no example of label(s) {', '.join(unseen)}; expected at least one of each label"
         )
@@ -443,12 +458,14 @@ def _damped(model: HyperAdapterModel, weights: AdapterWeights) -> AdapterWeights
     return weights.scaled(DAMPING)
 
 
-def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
+def _threshold(model: HyperAdapterModel, instances: Tensor, points: Tensor) -> float:
     """Compute the similarity below which an input that is routed to the task is declined.
 
-    It is the lowest cosine similarity between an example and the centroid of all other examples. A single example gets
-    the mean threshold of the known tasks.
+    It is the lowest cosine similarity between an example and the centroid of all other examples, or with densities that
+    of `_density_threshold`. A single example gets the mean threshold of the known tasks.
     """
+    if len(points):
+        return _density_threshold(model, points)
     if len(instances) < 2:
         return _mean_threshold(model)
     directions = normalize(instances.float(), dim=1)
@@ -456,8 +473,8 @@ def _threshold(model: HyperAdapterModel, instances: Tensor) -> float:
     return float((directions * others).sum(dim=1).min()) - ROUNDING
 
 
-def _density(model: HyperAdapterModel, examples: Sequence[Example], seed: int) -> Tensor:
-    """Return the mean and number of the examples for the task's density; the mean is also that of short forms."""
+def _density(model: HyperAdapterModel, examples: Sequence[Example], count: int, seed: int) -> Tensor:
+    """Return the mean of the examples and a number of them for the task's density; the mean is also of short forms."""
     densities = model.pha.densities
     if densities is None:
         return torch.empty(0)
@@ -466,7 +483,7 @@ def _density(model: HyperAdapterModel, examples: Sequence[Example], seed: int) -
     points = density_points(model, with_short_forms(examples, seed))
     weights = points.new_tensor(weights_with_short_forms(len(examples)))
     mean = (points * weights[:, None]).sum(dim=0) / weights.sum()
-    return torch.cat([mean, mean.new_tensor([float(len(examples))])])
+    return torch.cat([mean, mean.new_tensor([float(count)])])
 
 
 def _density_threshold(model: HyperAdapterModel, points: Tensor) -> float:

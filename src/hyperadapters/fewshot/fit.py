@@ -79,6 +79,7 @@ class Fitted:
         steps: Number of training steps.
         stopping: How the number of steps was chosen (see `fewshot.add_task.FitReport`).
         adapter_scale: Factor on the effect of the initial adapter (see `fewshot.head_fit`).
+        name_weight: Weight of the names of labels (see `heads.name_weights`), or None if they are no rows.
     """
 
     prototype: Tensor
@@ -88,6 +89,7 @@ class Fitted:
     steps: int
     stopping: Stopping
     adapter_scale: float = 1.0
+    name_weight: float | None = None
 
 
 class _Batch(NamedTuple):

@@ -4,6 +4,9 @@ The features of the examples are computed with the adapter of a similar task and
 examples decide between the two. A few examples say little, so the decision is regularised: if there are known tasks
 with the same labels, the adapter is kept unless the frozen features are clearly better; otherwise the frozen features
 are kept unless the adapter is clearly better.
+
+The names or descriptions of labels are rows of their own. Left-out examples choose their weight on the frozen features
+(`heads.name_weights`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor
 from hyperadapters.config import Task
 from hyperadapters.fewshot.fit import DAMPING, FitExamples, Fitted, Start, initial_adapter
 from hyperadapters.heads.calibration import LabelledLogits, fit_temperature, no_rows
+from hyperadapters.heads.name_weights import choose_name_weight
 from hyperadapters.heads.regression import MIN_VARIANCE, TaskRows, fit_new_head, head_losses, left_out_fits
 from hyperadapters.heads.task_heads import Head, target_scale
 from hyperadapters.heads.thresholds import fit_thresholds
@@ -61,10 +65,11 @@ def fit_head(
         NotFiniteError: If the input of the head is not finite for an example.
     """
     adapter, scale = initial_adapter(model, start), 1.0 if is_own else DAMPING
-    adapted = TaskRows(data.task, data.all_head_inputs(adapter.scaled(scale)), data.targets)
-    frozen = TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), data.targets)
+    frozen, name_weight, of_frozen = choose_name_weight(
+        TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), data.targets), num_examples, seed
+    )
+    adapted = frozen._replace(inputs=data.all_head_inputs(adapter.scaled(scale)))
     of_adapted = left_out_fits(adapted, num_examples, related, seed)
-    of_frozen = left_out_fits(frozen, num_examples, None, seed)
     gains = _gains(of_frozen, of_adapted)
     if not _is_clear(-gains) if related is not None or is_own else _is_clear(gains):
         head, left_out = fit_new_head(adapted, related), of_adapted
@@ -72,7 +77,8 @@ def fit_head(
         scale, head, left_out = 0.0, fit_new_head(frozen), of_frozen
     head = _calibrated(model, data.task, head, left_out)
     own = start.adapter.scaled(scale).detach() if start.adapter is not None and scale else None
-    return Fitted(start.prototype.detach(), own, head, None, 0, "none", scale)
+    has_names = num_examples < len(data)
+    return Fitted(start.prototype.detach(), own, head, None, 0, "none", scale, name_weight if has_names else None)
 
 
 LeftOutFits = Sequence[tuple[Head, TaskRows]]

@@ -98,11 +98,13 @@ class TaskRows(NamedTuple):
         task: A task other than text-to-text.
         inputs: Inputs of the head, of shape [N, F], in float32.
         targets: Target of each row, of length N; see `data.examples.Example`.
+        weights: Factor of the loss of each row [N] in `fit_new_head`. Default: 1.
     """
 
     task: Task
     inputs: Tensor
     targets: Sequence[Any]
+    weights: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -115,7 +117,8 @@ class TaskRows(NamedTuple):
         Args:
             indices: Indices of the rows.
         """
-        return TaskRows(self.task, self.inputs[list(indices)], [self.targets[index] for index in indices])
+        weights = None if self.weights is None else self.weights[list(indices)]
+        return TaskRows(self.task, self.inputs[list(indices)], [self.targets[index] for index in indices], weights)
 
 
 def label_tensor(task: Task, targets: Sequence[Any]) -> Tensor:
@@ -308,15 +311,16 @@ def _reordered(labels: Tensor, indices: Tensor) -> Tensor:
     return indices[labels] if labels.ndim == 1 else labels[:, indices.argsort()]
 
 
-def _label_weights(labels: Tensor, tasks: Sequence[Task]) -> Tensor | None:
+def _label_weights(labels: Tensor, tasks: Sequence[Task], factors: Tensor | None = None) -> Tensor | None:
     """Weights of the labels [C] with equal totals over rows [N], or None if no task has a balanced first metric.
 
-    The mean weight of a row is 1. Multi-label tasks have thresholds for each label instead.
+    The mean weight of a row is 1, where rows count with their factors [N], if these are given. Multi-label tasks have
+    thresholds for each label instead.
     """
     if labels.ndim == 2 or not any(task.main_metric in BALANCED_METRICS for task in tasks):
         return None
-    counts = torch.bincount(labels, minlength=len(tasks[0].labels))
-    return len(labels) / (len(counts) * counts.float())
+    counts = torch.bincount(labels, factors, minlength=len(tasks[0].labels))
+    return counts.sum() / (len(counts) * counts.clamp(min=1e-6))  # rows may all have the factor 0
 
 
 def _fixed_ridge_head(inputs: Tensor, targets: Sequence[float]) -> Head:
@@ -479,7 +483,8 @@ def fit_new_head(rows: TaskRows, related: Head | None = None) -> Head:
 
     A multi-label task gets the same with the binary cross-entropies of its labels and one factor for all of them.
 
-    A regression task gets the ridge regression of `fit_related_heads`.
+    The loss of a row is multiplied by its weight. A regression task gets the ridge regression of `fit_related_heads`,
+    in which all rows weigh the same.
 
     Args:
         rows: Rows of the task; at least one of each label of a classification task.
@@ -502,21 +507,27 @@ def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> 
     inputs, labels, num_labels = rows.inputs, rows.labels, len(rows.task.labels)
     if related is None:  # The factor is multiplied by zero and stays at its start.
         related = Head(inputs.new_zeros(num_labels, inputs.shape[1]), inputs.new_zeros(num_labels))
-    known, label_weights = F.linear(inputs, related.weight, related.bias), _label_weights(labels, [rows.task])
-    label_weights = None if label_weights is None else label_weights.to(inputs)
+    known, factors = F.linear(inputs, related.weight, related.bias), _row_factors(rows)
     weight = inputs.new_zeros(num_labels, inputs.shape[1]).requires_grad_()
     bias = inputs.new_zeros(num_labels).requires_grad_()
     scale = inputs.new_full((), RELATED_SCALE).requires_grad_()
 
     def cost() -> Tensor:
         logits = F.linear(inputs, weight, bias) + scale * known
-        loss = target_losses(logits, labels, label_weights, "sum")
+        loss = (factors * target_losses(logits, labels)).sum()
         distance = RELATED_SCALE_PENALTY * (scale - RELATED_SCALE).square()
         return loss + penalty / 2 * (weight.square().sum() + bias.square().sum()) + distance / 2
 
     minimize(cost, [weight, bias, scale])
     factor = scale.detach()
     return Head(weight.detach() + factor * related.weight, bias.detach() + factor * related.bias), float(factor)
+
+
+def _row_factors(rows: TaskRows) -> Tensor:
+    """Factors of the losses of rows [N]: their weights, and those of their labels if labels are to weigh the same."""
+    factors = rows.inputs.new_ones(len(rows.inputs)) if rows.weights is None else rows.weights.to(rows.inputs)
+    of_labels = _label_weights(rows.labels, [rows.task], factors)
+    return factors if of_labels is None else factors * of_labels[rows.labels]
 
 
 def left_out_fits(

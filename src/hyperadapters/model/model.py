@@ -899,14 +899,14 @@ class HyperAdapterModel(nn.Module):
     def add_task(
         self,
         task: Task,
-        examples: Iterable[Any],
+        examples: Iterable[Any] = (),
         fit: Fit | None = None,
         init: Literal["nearest", "mixture", "mean_instance", "random"] = "nearest",
         k_per_label: int | None = None,
         max_steps: int | None = None,
         seed: int = 0,
     ) -> FitReport:
-        """Add a task to a trained model from a few examples.
+        """Add a task to a trained model from a few examples, or from its labels alone.
 
         The arguments, result and errors are those of `fewshot.add_task.add_task`.
         """

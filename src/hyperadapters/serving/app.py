@@ -250,14 +250,19 @@ def _add_routes(app: FastAPI) -> None:
 
     @app.post("/v1/tasks", status_code=202, response_model=JobInfo, dependencies=[_may("admin")], tags=["tasks"])
     async def add_task(body: AddTaskRequest, services: _Services, wait: _Wait = 0.0) -> Response:
-        """Add a task from labelled examples."""
+        """Add a task from labelled examples, or from its labels alone."""
         if body.name in services.served.snapshot.versions:
             raise HTTPException(409, f"task '{body.name}' exists; choose another name, or use PUT to fit it again")
         if body.kind != "multi-label" and any(isinstance(row.label, list) for row in body.examples):
             raise DataError("examples: a list of labels is only for tasks of the kind multi-label; give one label")
+        if not body.examples and body.kind != "classification":
+            raise DataError("examples: expected at least one; only a classification task can do without")
         labels = {*(body.labels or ()), *(row.label for row in body.examples if not isinstance(row.label, list))}
         if body.kind == "classification" and len(labels) < 2:
-            raise DataError("examples: expected examples of at least two labels, found one; add some of another label")
+            raise DataError(
+                f"examples: expected at least two labels in the examples or in 'labels', found {len(labels)}; add some "
+                "of another label"
+            )
         fields = ["text", "text_pair"] if any(row.text_pair is not None for row in body.examples) else ["text"]
         values = {"name": body.name, "kind": body.kind, "fields": fields, "template": body.template}
         task = parse(Task, {**values, "labels": body.labels or []}, TaskError)

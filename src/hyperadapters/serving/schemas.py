@@ -156,7 +156,7 @@ Examples = Annotated[list[ExampleRow], Field(min_length=1, max_length=MAX_EXAMPL
 
 
 class AddTaskRequest(Schema):
-    """A new task with its examples."""
+    """A new task with its examples, or with labels whose names or descriptions take their place."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -167,16 +167,25 @@ class AddTaskRequest(Schema):
                         {"text": "My parcel has to be here today", "label": "yes"},
                         {"text": "Take your time with my order", "label": "no"},
                     ],
-                }
+                },
+                {
+                    "name": "refunds",
+                    "labels": {
+                        "yes": "The customer wants the money back.",
+                        "no": "The customer asks about something else.",
+                    },
+                },
             ]
         }
     )
 
     name: Name
     kind: Literal["classification", "multi-label", "regression", "text-to-text"] = "classification"
-    labels: list[Name] | None = Field(None, description="Labels; default: those of the examples.")
+    labels: list[Name] | dict[Name, Text] | None = Field(
+        None, description="Labels, or an object of labels and their descriptions; default: labels of the examples."
+    )
     template: Annotated[str, Field(max_length=MAX_CHARACTERS)] | None = None
-    examples: Examples
+    examples: Annotated[list[ExampleRow], Field(max_length=MAX_EXAMPLES)] = []
     fit: Literal["prototype", "adapter", "none", "head"] | None = Field(
         None, description="Parameters to train; see `HyperAdapterModel.add_task`."
     )

@@ -171,6 +171,7 @@ def _fit(model: HyperAdapterModel, change: Change) -> Report:
         "nearest_task": found.neighbours[0].task if found.neighbours else None,
         "similarity": found.neighbours[0].similarity if found.neighbours else None,
         "adapter_scale": found.adapter_scale,
+        "name_weight": found.name_weight,
         "steps": found.steps,
         "stopping": found.stopping,
         "seconds": round(found.seconds, 3),

@@ -165,7 +165,7 @@ def model_of(
 def _finished(
     recipe: Recipe, model: HyperAdapterModel, tasks: list[TaskData], trainer: Trainer, output: Path, seconds: float
 ) -> Run:
-    """Evaluate a trained model, and write the results."""
+    """Evaluate a trained model, add the described tasks to it, and write the results."""
     started = time.monotonic()
     prefixes: dict[Split, FrozenPrefix] = {}
     if trainer.validation_prefix is not None:
@@ -174,11 +174,13 @@ def _finished(
     metrics = metrics_of(evaluations, model.num_trainable_parameters(), seconds)
     if skipped := {data.task.name: data.num_skipped for data in tasks if data.num_skipped}:
         metrics["skipped_rows"] = skipped
+    durations = _durations(trainer, seconds, time.monotonic() - started)
+    state, max_texts = trainer.state, recipe.data.report_texts
+    details = details_of(model, tasks, evaluations, state.log_history, state.best_global_step, durations, max_texts)
+    for task in recipe.described_tasks:
+        model.add_task(task, seed=recipe.seed)
     if process_index() == 0:
-        durations = _durations(trainer, seconds, time.monotonic() - started)
         model.save_pretrained(output, scores=scores_in(metrics))
-        state, max_texts = trainer.state, recipe.data.report_texts
-        details = details_of(model, tasks, evaluations, state.log_history, state.best_global_step, durations, max_texts)
         write_atomically(output / RECIPE_FILE, recipe_text(recipe).encode())  # the folder may have been removed
         write_atomically(output / DETAILS_FILE, details.model_dump_json().encode())
         write_atomically(output / METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
@@ -489,9 +491,14 @@ def check_settings(
         has_validation: Whether there are validation rows.
 
     Raises:
-        RecipeError: If a setting has no effect.
+        RecipeError: If a setting has no effect, or the model cannot have tasks without examples.
         MissingPackageError: If the package of a metric is not installed.
     """
+    if recipe.described_tasks and not (model.adapter_config.separates_texts and model.method.can_change_tasks):
+        raise RecipeError(
+            "described_tasks: expected method 'pha' and head_inputs 'adapted_texts', as the preset 'plus' has them; "
+            "remove described_tasks, or change model"
+        )
     useless = [
         (f"training.{name}", reason) for name, reason in settings_without_effect(arguments, model, has_validation)
     ]
@@ -500,7 +507,7 @@ def check_settings(
     check_packages(recipe.tasks)
     for setting, reason in useless:
         raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
-    for task in recipe.tasks:
+    for task in (*recipe.tasks, *recipe.described_tasks):
         if not model.text_to_text and (unread := task.settings_of_texts()):
             raise RecipeError(
                 f"task '{task.name}', {unread[0]}: is for backbones that generate their answers, and this one "
