@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from helpers import RECORDED, Golden, save_backbone
 from safetensors.torch import load_file
 
 from hyperadapters.cli import main
+
+# The handler of absl, which TensorBoard and rouge-score import, closes what standard error was when absl was imported,
+# which is pytest's own stream, as soon as a library configures logging while a test has another one.
+with suppress(ImportError):
+    from absl.logging import get_absl_handler
+
+    get_absl_handler().python_handler.stream = sys.__stderr__
 
 # Tiny models gain nothing from threads, and sums come out the same however busy the machine is.
 torch.set_num_threads(int(os.environ.get("HYPERADAPTERS_TEST_THREADS", "1")))

@@ -21,7 +21,7 @@ def _quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
         multiprocessing.set_forkserver_preload(["hyperadapters.serving.worker", "hyperadapters.fewshot.add_task"])
-        monkeypatch.setattr("hyperadapters.serving.jobs.START_METHOD", "forkserver")
+        monkeypatch.setattr("hyperadapters.serving.jobs.PROCESSES", multiprocessing.get_context("forkserver"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from hyperadapters.errors import HyperAdaptersError, OutputError
 from hyperadapters.serving.batching import RefusedError
@@ -27,8 +27,8 @@ CANCELLATION_SECONDS = 5.0
 """Time for which the cancellation of a job of another server is waited for."""
 IDLE_SECONDS = 10.0
 """Time after the removal of a task after which an idle worker process is ended."""
-START_METHOD: Literal["spawn", "forkserver"] = "spawn"
-"""How the worker process is started: it is no copy of the server, which has threads."""
+PROCESSES = multiprocessing.get_context("spawn")
+"""Where the worker process comes from. It is no copy of the server, which has threads."""
 
 logger = logging.getLogger(__name__)
 
@@ -324,9 +324,8 @@ class JobRunner:
             return "ended", "the worker process ended unexpectedly; the log of the server may say why"
 
     def _start_process(self) -> tuple[Any, Connection]:
-        context = multiprocessing.get_context(START_METHOD)
-        connection, other = context.Pipe()
-        process = context.Process(target=run_worker, args=(self._folder, other), name="worker", daemon=True)
+        connection, other = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=run_worker, args=(self._folder, other), name="worker", daemon=True)
         process.start()
         other.close()
         return process, connection
