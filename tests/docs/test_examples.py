@@ -12,7 +12,8 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LINES = {
-    "support_desk": r"WINNER!!.*\n  intent: \w+ \(\d\.\d\d\).*\n  spam: (spam|ham) \(.*\n  urgent: (yes|no) \(.*\n",
+    "support_desk": r"Where is my refund\? -> (accepted|declined)\n(.* -> .*\n){2}(.*\n)*"
+    r"WINNER!!.*\n  intent: \w+ \(\d\.\d\d\).*\n  spam: (spam|ham) \(.*\n  urgent: (yes|no) \(.*\n",
     "customer_classifiers": r"3 customers, \d+ KiB each; tasks in the model: 2\nbakery: (order|complaint) <- (.*\n)*"
     r"left: bakery, library\n",
     "matching_pairs": r"accuracy on other pairs: [01]\.\d\d\n(.* -> .* \([01]\.\d\d\)\n){3}",
