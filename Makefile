@@ -139,7 +139,7 @@ clean:
 
 .venv-lowest/installed: pyproject.toml tests/packaging/lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --constraint tests/packaging/lowest.txt --editable . \
+	.venv-lowest/bin/python -m pip install --quiet --constraint tests/packaging/lowest.txt --editable '.[rouge]' \
 		hypothesis pytest pytest-randomly
 	touch $@
 

@@ -696,7 +696,10 @@ def test_parquet_value_that_python_cannot_represent_is_named_with_its_row(tmp_pa
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
 def test_each_arrow_type_of_text_is_a_text(tmp_path: Path, kind: pa.DataType) -> None:
     array = pa.array(["a", None]).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(["a", None], kind)
-    pq.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
+    try:
+        pq.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this version of PyArrow does not write the type")
     assert values(tmp_path / "a.parquet") == [{"text": "a"}, {"text": None}]
 
 

@@ -226,7 +226,7 @@ def test_the_temperature_is_that_of_the_binary_cross_entropies() -> None:
 
 def best_f1(values: Tensor, is_target: Tensor) -> float:
     return max(
-        f1_score(is_target.flatten(), (values > limit).flatten(), zero_division=0.0)
+        f1_score(is_target.flatten().numpy(), (values > limit).flatten().numpy(), zero_division=0.0)
         for limit in [*values.flatten().tolist(), 0.0]
     )
 
@@ -242,7 +242,8 @@ def test_with_many_rows_the_thresholds_have_the_best_f1_of_each_label(
     sets[0] = 1
     thresholds = fit_thresholds(TOPICS, values, sets)
     for label in range(3):
-        found = f1_score(sets[:, label], values[:, label] > thresholds[label], zero_division=0.0)
+        above = values[:, label] > thresholds[label]
+        found = f1_score(sets[:, label].numpy(), above.numpy(), zero_division=0.0)
         assert found == pytest.approx(best_f1(values[:, label], sets[:, label]))
 
 
