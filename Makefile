@@ -91,7 +91,8 @@ packages: .venv-packages/installed
 
 # Tests of the lowest versions that pyproject.toml accepts. Not part of `test`: torch alone takes gigabytes.
 lowest: .venv-lowest/installed
-	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest tests/config tests/core tests/data tests/heads tests/methods tests/model
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest tests/checkpoints tests/config tests/core tests/data tests/fewshot \
+		tests/heads tests/methods tests/model
 
 # Runs the notebooks of examples/ from top to bottom, and writes them with their output to runs/notebooks.
 notebooks: .venv/notebooks-installed
