@@ -43,6 +43,7 @@ from efficiency.code_digest import code_digest
 from efficiency.data import MAX_LENGTHS, Suite, load, numbered
 from scipy.linalg import subspace_angles
 from scipy.stats import spearmanr
+from tables import read
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -210,7 +211,7 @@ def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
 
 def print_tables() -> None:
     """Print the table of docs/decisions.md, with means of gains and predictions over the seeds."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    rows = read(RESULTS)
     print("| tasks | mean gain | between seeds | predictor | rank correlation | interval | within a target |")
     print("|---" * 7 + "|")
     for suite in dict.fromkeys(row["suite"] for row in rows):

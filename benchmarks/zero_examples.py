@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from efficiency.code_digest import code_digest
 from efficiency.data import MAX_LENGTHS, Suite, load, numbered, rows_of
+from tables import read
 from torch import Tensor
 
 from hyperadapters import HyperAdapterModel, Task, __version__
@@ -173,7 +174,7 @@ def routing_cells(folder: Path, suite: Suite, seeds: Sequence[int]) -> list[dict
 
 def print_tables() -> None:
     """Print the tables of docs/tasks.md: means over tasks and seeds, in per cent."""
-    every = _results()
+    every = read(RESULTS)
     rows = [row for row in every if "scores" in row]
     print(f"| tasks | names | {' | '.join(f'k = {k}' for k in SHOTS)} |\n{'|---' * (2 + len(SHOTS))}|")
     for row in rows:
@@ -222,7 +223,7 @@ def main() -> None:
     facts = {"version": __version__, "code": code_digest(), "backbone": DEFAULT_BACKBONE}
     for suite in [suite for suite in options.suites if suite in HELD_OUT] if options.routing else []:
         _append(routing_cells(options.data, suite, options.seeds), facts)
-    done = {(row["suite"], row["task"]) for row in _results() if "scores" in row}
+    done = {(row["suite"], row["task"]) for row in read(RESULTS) if "scores" in row}
     for suite in [] if options.routing else options.suites:
         encode = Encoder(MAX_LENGTHS[suite])
         tasks = load(options.data, suite, "all", 0)
@@ -231,10 +232,6 @@ def main() -> None:
                 continue
             _append(cells(encode, suite, data, options.seeds), facts)
             print(suite, data.task.name, flush=True)
-
-
-def _results() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def _append(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:

@@ -163,14 +163,13 @@ def test_a_killed_prediction_is_continued_without_predicting_a_shard_again(
     source: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     output, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.shards"
     options = ("--input", source, "--output", output, "--engine", "ray", "--shard-rows", 1)
     started = subprocess.Popen(
         [sys.executable, "-m", "hyperadapters.cli", "predict", *map(str, (run, *options)), "--workers", "1"],
         env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
     )
     try:
         deadline = time.monotonic() + 120
@@ -179,8 +178,7 @@ def test_a_killed_prediction_is_continued_without_predicting_a_shard_again(
             time.sleep(0.005)
     finally:
         started.send_signal(signal.SIGKILL)
-        messages, _ = started.communicate()
-    assert messages == b""
+        started.wait()
 
     def found() -> dict[str, tuple[int, int]]:
         stats = {path.name: path.stat() for path in parts.glob("*.output.jsonl")}
@@ -197,7 +195,9 @@ def test_a_killed_prediction_is_continued_without_predicting_a_shard_again(
         join(*arguments)
 
     monkeypatch.setattr(Shards, "join", watched_join)
+    capfd.readouterr()
     assert command(monkeypatch, run, *options, "--workers", 2) == 0
+    assert capfd.readouterr() == ("", "")
     assert {name: after[0][name] for name in before} == before
     assert len(after[0]) == len(ROWS)
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
