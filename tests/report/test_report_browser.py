@@ -24,7 +24,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A report on a run whose names and texts would do harm if they were not escaped."""
     folder = tmp_path_factory.mktemp("report")
     values = run_values(HOSTILE)
-    for point, text in zip(values["details.json"]["points"], HOSTILE, strict=False):
+    for point, text in zip(values["details.json"]["points"], (HOSTILE[0], QUOTED), strict=False):
         point["text"] = text
     page = folder / "report.html"
     page.write_text(as_page(run_report(read_run(write_values(folder / "run", values)))), encoding="utf-8")
@@ -45,6 +45,10 @@ def opened(browser: Any, address: str, **options: Any) -> Iterator[Any]:
     yield page
     context.close()
     assert found == []
+
+
+QUOTED = 'He said "stop" & it\'s <b>done</b> &quot;'
+"""A text with each character that HTML treats specially."""
 
 
 def assert_drawn(page: Any, scheme: str, width: int) -> None:
@@ -68,8 +72,9 @@ def test_the_page_is_drawn_follows_the_theme_and_shows_texts_on_hover(browser: A
         assert_drawn(page, "dark", 1200)
         chart = page.locator("#chart-map-pca")
         chart.scroll_into_view_if_needed()
-        chart.locator(".scatterlayer .point").first.hover(force=True)
-        expect(chart.locator(".hoverlayer")).to_contain_text(HOSTILE[0])
+        for place, text in enumerate((HOSTILE[0], QUOTED)):
+            chart.locator(".scatterlayer .point").nth(place).hover(force=True)
+            expect(chart.locator(".hoverlayer")).to_contain_text(text)
         assert page.locator("img").count() == 0
 
 

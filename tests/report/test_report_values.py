@@ -313,6 +313,15 @@ def test_hostile_names_and_texts_stay_texts(tmp_path: Path) -> None:
     assert hover.startswith("&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;<br>task: &lt;/script&gt;")
 
 
+def test_quotation_marks_are_shown_as_they_are(tmp_path: Path) -> None:
+    values = run_values(('a "b"', "it's", "size"))
+    values["details.json"]["points"][0]["text"] = 'He said "stop" & left'
+    report = run_report(read_run(write_values(tmp_path, values)))
+    data = plotly_figure(by_name(report)["map-pca"])["data"]
+    assert data[0]["hovertext"][0].startswith('He said "stop" &amp; left<br>task: a "b"<br>')
+    assert [data[0]["name"], data[2]["name"]] == ['a "b"', "it's"]
+
+
 def test_names_that_are_equal_when_they_are_shortened_stay_apart(tmp_path: Path) -> None:
     names = ("x" * 90 + "1", "x" * 90 + "2", "2024-01-01")
     charts = by_name(run_report(read_run(write_values(tmp_path, run_values(names)))))

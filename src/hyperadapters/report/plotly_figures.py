@@ -1,7 +1,8 @@
 """Figures as Plotly reads them. It needs no package: they are dictionaries that become JSON.
 
-Plotly reads some HTML in names and texts, so those from outside are escaped. Names of categories are tick labels of
-numbered places, because Plotly would merge equal names and read some as numbers or dates.
+Plotly reads some HTML in names and texts, so those from outside are escaped, except for quotation marks, which Plotly
+does not read. Names of categories are tick labels of numbered places, because Plotly would merge equal names and read
+some as numbers or dates.
 """
 
 from __future__ import annotations
@@ -195,10 +196,10 @@ def _ticks(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _label(name: str) -> str:
-    return html.escape(label_of(name))
+    return html.escape(label_of(name), quote=False)
 
 
 def _lines(text: str) -> str:
     """Return a text for hovering, in lines of limited width."""
     lines = [part for line in text.split("\n") for part in textwrap.wrap(printable(line), HOVER_WIDTH) or [""]]
-    return "<br>".join(html.escape(line) for line in lines)
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
