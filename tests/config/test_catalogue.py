@@ -38,6 +38,14 @@ def test_entry_is_a_task_with_training_validation_and_test_rows(name: str) -> No
     assert catalogue()[name].summary
 
 
+@pytest.mark.parametrize("name", [name for name in catalogue() if "labels" in catalogue()[name].values])
+def test_entry_says_which_class_an_index_is(name: str) -> None:
+    entry = parse(TaskEntry, {"catalogue": name})
+    names = entry.source.label_names or {}
+    classes = entry.source.class_names or tuple(names)
+    assert tuple(names.get(label, label) for label in classes) == entry.labels
+
+
 def test_catalogue_has_the_tasks_of_the_literature() -> None:
     for group, names in TASKS.items():
         assert {f"{group}/{name}" for name in names.split()} == {n for n in catalogue() if n.startswith(f"{group}/")}

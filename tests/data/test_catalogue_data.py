@@ -8,13 +8,14 @@ from pathlib import Path
 
 import datasets
 import pytest
-from hub_repositories import BOOL, NLI, RTE, SCHEMAS, Schema, row_of, write_repository
+from hub_repositories import BOOL, NLI, RTE, SCHEMAS, Classes, Schema, has_label, row_of, write_repository
 
 from hyperadapters.config import DataConfig, TaskEntry, parse
 from hyperadapters.config.catalogue import catalogue
 from hyperadapters.data.examples import TaskData
 from hyperadapters.data.loading import load_task
 from hyperadapters.data.targets import target_text
+from hyperadapters.errors import DataError
 
 ROWS = 20
 
@@ -140,3 +141,57 @@ def test_catalogue_task_reads_files_instead_if_the_recipe_gives_them(tmp_path: P
     data = load_task(parse(TaskEntry, {"catalogue": "glue/mnli", "source": source}), 0, DataConfig(), seed=0)
     assert {split: len(found) for split, found in data.splits.items()} == {"train": 6, "test": 3}
     assert {row.text_pair for row in data.splits["train"]} == {"h"}
+
+
+INDEXED = [
+    name
+    for name in LOADED
+    if "labels" in catalogue()[name].values
+    and any(isinstance(values, Classes) for values in getattr(schema_of(name), "label", {}).values())
+]
+"""Entries whose repositories have indices of classes, which a file that is exported from them has without the names."""
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+@pytest.mark.parametrize("name", INDEXED)
+def test_indices_of_classes_in_an_exported_file_are_those_of_the_repository(
+    name: str, ending: str, tmp_path: Path
+) -> None:
+    schema, repository = schema_of(name), catalogue()[name].values["source"]["dataset"]
+    assert schema is not None
+    rows = [row_of(repository, schema, schema.splits[0], number) for number in range(ROWS)]
+    exported, path = datasets.Dataset.from_list(rows), tmp_path / f"train{ending}"
+    exported.to_csv(path) if ending == ".csv" else exported.to_json(path)
+    source = {"path": str(path), "held_out": {"test": {"size": 0.2}}}
+    read = load_task(parse(TaskEntry, {"catalogue": name, "source": source}), 0, DataConfig(), seed=0)
+    found, expected = (
+        {(row.text, row.text_pair): row.target for rows in data.splits.values() for row in rows}
+        for data in (read, load(name))
+    )
+    assert len(found) == sum(has_label(repository, schema.splits[0], number) for number in range(ROWS))
+    assert found.items() <= expected.items()
+
+
+def test_recipe_that_names_the_numbers_in_its_data_decides_what_they_are(tmp_path: Path) -> None:
+    rows = [{"sentence": f"s{number}", "label": number % 2} for number in range(6)]
+    (tmp_path / "sst2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(tmp_path / "sst2.jsonl"), "label_names": {0: "positive", 1: "negative"}, "held_out": {}}
+    data = load_task(parse(TaskEntry, {"catalogue": "glue/sst2", "source": source}), 0, DataConfig(), seed=0)
+    assert {row.text: data.task.labels[int(str(row.target))] for row in data.splits["train"]} == {
+        f"s{number}": ("positive", "negative")[number % 2] for number in range(6)
+    }
+
+
+def test_file_without_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sst2.jsonl").write_text('{"sentence": "s"}\n')
+    source = {"path": str(tmp_path / "sst2.jsonl"), "held_out": {}}
+    with pytest.raises(DataError, match="line 1: no column 'label'"):
+        load_task(parse(TaskEntry, {"catalogue": "glue/sst2", "source": source}), 0, DataConfig(), seed=0)
+
+
+def test_index_that_no_class_has_is_refused(tmp_path: Path) -> None:
+    rows = [{"sentence": f"s{number}", "label": number} for number in range(3)]
+    (tmp_path / "sst2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(tmp_path / "sst2.jsonl"), "held_out": {}}
+    with pytest.raises(DataError, match="line 3: unknown label '2' of task 'sst2'"):
+        load_task(parse(TaskEntry, {"catalogue": "glue/sst2", "source": source}), 0, DataConfig(), seed=0)

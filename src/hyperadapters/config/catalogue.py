@@ -13,8 +13,9 @@ REPLACED = {
     "path": ("dataset", "subset", "splits", "demo"),
     "demo": ("path", "dataset", "subset", "splits", "delimiter"),
     "dataset": ("path", "demo", "delimiter"),
+    "label_names": ("class_names",),
 }
-"""For each origin of rows, the settings of an entry's source that do not apply if a recipe gives this origin."""
+"""For each setting of a source, the settings of an entry's source that do not apply if a recipe gives this one."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def expand(values: dict[str, Any]) -> dict[str, Any]:
     source, own = entry["source"], values.get("source", {})
     if not isinstance(own, dict):
         return {**entry, **values}
-    replaced = {key for origin, keys in REPLACED.items() if own.get(origin) is not None for key in keys}
+    replaced = {key for setting, keys in REPLACED.items() if own.get(setting) is not None for key in keys}
     kept = {key: value for key, value in source.items() if key not in replaced}
     return {**entry, **values, "source": {**kept, **own}}
 
@@ -96,5 +97,7 @@ def _read_group(group: str) -> dict[str, CatalogueEntry]:
     for short, values in load_yaml(text)["tasks"].items():
         name = f"{group}/{short}"
         summary, note = values.pop("summary"), values.pop("note", None)
+        if "labels" in values and "label_names" not in values["source"]:
+            values["source"] = {**values["source"], "class_names": values["labels"]}
         entries[name] = CatalogueEntry(name, summary, note, {"name": short, **values})
     return entries

@@ -49,6 +49,9 @@ class Source(StrictModel):
         columns: Names of the columns for text, text_pair and label, if they differ from these. A name with braces is a
             text that contains values of columns, such as "premise: {premise} question: {question}". The parts of nested
             values are in brackets, such as "{answers[0]}" or "{choices[text][0]}", and a list is written with commas.
+        class_names: Names of the classes in order, for data that have the index of a class as label: 0 is the first
+            name, and a negative number is no label. Other labels are not changed, and neither are the labels of a data
+            set that names its classes. Default: no label is an index.
         label_names: New names of the labels in the data, for example `{"0": negative, "1": positive}`.
         where: Values of columns, such as `{subset: SQuAD}`: all rows with other values are left out.
         skip_unlabelled: Whether rows without a label are left out. Default: they are errors.
@@ -62,6 +65,7 @@ class Source(StrictModel):
     splits: dict[Split, str] | None = None
     demo: str | None = None
     columns: dict[Literal["text", "text_pair", "label"], str] = {}
+    class_names: tuple[str, ...] = ()
     label_names: dict[str, str] | None = None
     where: dict[str, str] = {}
     skip_unlabelled: bool = False

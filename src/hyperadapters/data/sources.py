@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,8 @@ MAX_CELL = 2**31 - 1
 """Maximum number of characters of a CSV cell, the largest value of a C long on every platform."""
 MAX_DATASET_COLUMNS = 10_000
 """Number of columns of a CSV file read by `datasets` whose cells are kept as strings."""
+INDEX = re.compile("-?[0-9]{1,9}")
+"""An index of a class, or a negative number where there is no label."""
 BLOCK = 8192
 """Bytes of lines that are decoded together, so that a wrong encoding is reported before an unreadable row."""
 PARQUET_ROWS = 1024
@@ -145,6 +148,8 @@ def _read_columns(source: Source, split: Split, bad_rows: BadRows | None) -> lis
         return None
     taken = (row for row in rows if is_taken(row.values, source, row.place))
     found = [Row(rename(row.values, source, row.place), row.place) for row in taken]
+    if source.class_names and all("label" in row.values for row in found):
+        found = [_name_class(row, source) for row in found]
     if source.skip_unlabelled:
         labelled = [row for row in found if not is_absent(row.values.get("label"))]
         logger.info(f"{_describe(source)}: {len(found) - len(labelled)} {split} rows have no label and are left out")
@@ -236,6 +241,21 @@ def name_classes(values: dict[str, Any], names: dict[str, list[str]]) -> dict[st
         return None if value is None or value < 0 else known[value]
 
     return {**values, **{column: named(values[column], known) for column, known in names.items()}}
+
+
+def _name_class(row: Row, source: Source) -> Row:
+    """Return a row with the name of a class in the place of its index, and None for a negative index."""
+
+    def named(label: Any) -> Any:
+        if isinstance(label, list):
+            return [named(item) for item in label]
+        is_name = source.dataset is not None and isinstance(label, str)  # a class may be named by a number
+        index = _label_key(label)
+        if is_name or not INDEX.fullmatch(index) or int(index) >= len(source.class_names):
+            return label
+        return None if int(index) < 0 else source.class_names[int(index)]
+
+    return Row({**row.values, "label": named(row.values.get("label"))}, row.place)
 
 
 def _name_label(row: Row, names: dict[str, str] | None) -> Row:
