@@ -18,9 +18,11 @@ FORMAT = 1
 BACKBONE = "backbone"
 """Name of the frozen part of a model among its parameters."""
 
-Number = Annotated[float, Strict(), AllowInfNan(False)]
+Number = Annotated[float, Strict(), AllowInfNan(False), Field(ge=-1e100, le=1e100)]
+"""A number whose square is finite, far above those of float32, in which models compute."""
 Share = Annotated[Number, Field(ge=0, le=1)]
-Count = Annotated[Int, Field(ge=0)]
+Count = Annotated[Int, Field(ge=0, le=2**53)]
+"""A count that a float represents exactly, as figures need it."""
 
 
 class Curve(StrictModel):
