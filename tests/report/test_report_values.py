@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from written_runs import HOSTILE, NAMES, result_rows, run_values, write_values
 
 from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix, Report, Table
@@ -20,6 +21,7 @@ from hyperadapters.report.plotly_figures import plotly_figure
 from hyperadapters.report.result_rows import read_rows, rows_report
 from hyperadapters.report.run_report import MEAN, run_report
 from hyperadapters.report.runs import read_run
+from hyperadapters.report.styles import NEUTRAL, style_of
 
 Charts = dict[str, Any]
 
@@ -271,6 +273,23 @@ def test_figures_for_papers_have_the_numbers_of_the_charts(charts: Charts, rows:
             assert [bar.get_width() for bar in axes.patches] == [v for of in chart.series.values() for v in of]
         else:
             assert [tuple(one.lines[0].get_xdata()) for one in axes.containers] == list(chart.series.values())
+
+
+def test_a_task_has_the_same_colour_in_all_figures_and_the_mean_that_of_no_task(tmp_path: Path) -> None:
+    values = run_values()
+    values["details.json"]["tasks"][0]["risk"] = {}  # so that the other tasks have other places in this figure
+    charts = by_name(run_report(read_run(write_values(tmp_path, values))))
+    of_page: dict[str, set[str]] = {}
+    of_files: dict[str, set[str]] = {}
+    for name in ("validation", "map-pca", "risk-coverage", "coverage"):
+        for trace in plotly_figure(charts[name])["data"]:
+            of_page.setdefault(trace["name"], set()).add(trace["marker"]["color"])
+        for handle, label in zip(*draw(charts[name]).axes[0].get_legend_handles_labels(), strict=True):
+            colour = handle.get_facecolor()[0] if hasattr(handle, "get_facecolor") else handle.get_color()
+            of_files.setdefault(label, set()).add(to_hex(colour))
+    del of_files["prototype"]  # the star of the legend
+    colours = {name: {style_of(index).colour} for index, name in enumerate(NAMES)}
+    assert of_page == of_files == {**colours, MEAN: {NEUTRAL}}
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg"])

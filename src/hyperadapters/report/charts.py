@@ -57,6 +57,8 @@ class Lines(Figure):
         diagonal: Whether the line of equal coordinates is drawn, from 0 to 1.
         log_x: Whether the horizontal axis is logarithmic.
         rows: Number of rows behind each point. If given, the areas of the points show it, and no lines are drawn.
+        order: Names whose places determine the colours, so that a task has the same one in all figures. A line with
+            another name is grey. Default: the names of the lines.
     """
 
     lines: dict[str, Line]
@@ -65,6 +67,7 @@ class Lines(Figure):
     diagonal: bool = False
     log_x: bool = False
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

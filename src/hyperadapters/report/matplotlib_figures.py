@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix
-from hyperadapters.report.styles import MAX_LABELLED, SHADES, label_of, sizes_of, style_of
+from hyperadapters.report.styles import MAX_LABELLED, SHADES, label_of, sizes_of, style_of, styles_of
 from hyperadapters.utils.files import write_atomically
 from hyperadapters.utils.optional import require
 
@@ -124,8 +124,7 @@ def _(chart: Categories, axes: Any) -> None:
 @_draw.register
 def _(chart: Lines, axes: Any) -> None:
     sizes = sizes_of(chart.rows)
-    for index, (name, (x, y)) in enumerate(chart.lines.items()):
-        style = style_of(index)
+    for style, (name, (x, y)) in zip(styles_of(chart.lines, chart.order), chart.lines.items(), strict=True):
         options = {"color": style.colour, "marker": style.mark[1], "label": _label(name)}
         if name in chart.rows:
             axes.scatter(x, y, [size**2 for size in sizes[name]], alpha=0.7, linewidths=0, **options)

@@ -13,7 +13,7 @@ from functools import singledispatch
 from typing import Any
 
 from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix
-from hyperadapters.report.styles import MAX_LABELLED, SHADES, label_of, sizes_of, style_of
+from hyperadapters.report.styles import MAX_LABELLED, NEUTRAL, SHADES, label_of, sizes_of, style_of, styles_of
 from hyperadapters.utils.texts import printable
 
 PlotlyFigure = dict[str, Any]
@@ -29,8 +29,6 @@ MAX_HEIGHT = 1000
 HOVER_WIDTH = 60
 """Number of characters in a line of a text that is shown on hover."""
 INVISIBLE = "rgba(0,0,0,0)"
-NEUTRAL = "#808080"
-"""Colour of outlines and reference lines, which is visible on light and dark backgrounds."""
 
 
 def plotly_figure(chart: Chart) -> PlotlyFigure:
@@ -107,8 +105,7 @@ def _(chart: Categories) -> PlotlyFigure:
 def _(chart: Lines) -> PlotlyFigure:
     data = []
     sizes = sizes_of(chart.rows)
-    for index, (name, (x, y)) in enumerate(chart.lines.items()):
-        style = style_of(index)
+    for style, (name, (x, y)) in zip(styles_of(chart.lines, chart.order), chart.lines.items(), strict=True):
         hover = [f"{name}\n{chart.x_axis}: {a:.6g}\n{chart.y_axis}: {b:.6g}" for a, b in zip(x, y, strict=True)]
         trace: dict[str, Any] = {
             "type": "scatter",

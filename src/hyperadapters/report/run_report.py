@@ -119,7 +119,7 @@ def learning_curves(details: RunDetails) -> list[Chart]:
         kept = "the last one" if details.best_step is None else f"that of step {details.best_step}"
         caption = f"Main metric of each task on its validation rows. The state that was kept is {kept}."
         curves = lines_of({MEAN: details.validation_mean, **details.validation})
-        found.append(Lines("validation", "Validation scores", caption, curves, "step", "score"))
+        found.append(Lines("validation", "Validation scores", caption, curves, "step", "score", order=_names(details)))
     return found
 
 
@@ -147,7 +147,7 @@ def confusion(details: RunDetails) -> Matrix | None:
     counts = [[0] * size for _ in range(size)]
     for own, nearest, count in details.confusion:
         counts[own][nearest] += count
-    names = tuple(task.name for task in details.tasks)
+    names = _names(details)
     return Matrix(
         "routing-confusion",
         "Routing confusion",
@@ -203,6 +203,7 @@ def declined(details: RunDetails) -> Lines | None:
         "guaranteed bound",
         "declined share",
         diagonal=True,
+        order=_names(details),
     )
 
 
@@ -233,6 +234,7 @@ def certainty(details: RunDetails) -> list[Lines]:
             "share of right answers",
             diagonal=True,
             rows={task: tuple(one.rows for one in of_task) for task, of_task in found.items()},
+            order=_names(details),
         )
 
     answered = _of_tasks(details, lambda task: _limits(task, lambda limit: limit.answered))
@@ -252,6 +254,7 @@ def certainty(details: RunDetails) -> list[Lines]:
             risk,
             "answered share of rows",
             "share of wrong answers",
+            order=_names(details),
         ),
         Lines(
             "answered",
@@ -261,6 +264,7 @@ def certainty(details: RunDetails) -> list[Lines]:
             answered,
             "max_error",
             "answered share of rows",
+            order=_names(details),
         ),
         Lines(
             "wrong-answers",
@@ -270,6 +274,7 @@ def certainty(details: RunDetails) -> list[Lines]:
             "max_error",
             "share of wrong answers",
             diagonal=True,
+            order=_names(details),
         ),
     ]
     return [figure for figure in found if figure.lines]  # with few rows, nothing is answered
@@ -325,6 +330,10 @@ def durations(details: RunDetails) -> Categories:
     """
     caption = f"Duration of each part of the run on {details.device}."
     return _bars("time", "Time", caption, details.seconds, "seconds")
+
+
+def _names(details: RunDetails) -> tuple[str, ...]:
+    return tuple(task.name for task in details.tasks)
 
 
 def _bars(name: str, title: str, caption: str, found: dict[str, float] | dict[str, int], axis: str) -> Categories:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from hyperadapters.utils.texts import printable
@@ -16,6 +17,8 @@ MARKS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("cross", "P"), ("t
 """Marks of points, by their names in Plotly and in matplotlib."""
 DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
 """Styles of lines, by their names in Plotly and in matplotlib."""
+NEUTRAL = "#808080"
+"""Colour of what belongs to no series, which is visible on light and dark backgrounds."""
 MAX_LABEL = 32
 """Number of characters of a name that axes and legends show."""
 MAX_LABELLED = 12
@@ -48,6 +51,18 @@ def style_of(index: int) -> Style:
     """
     turn = index // len(COLOURS)
     return Style(COLOURS[index % len(COLOURS)], MARKS[(index + turn) % len(MARKS)], DASHES[turn % len(DASHES)])
+
+
+def styles_of(names: Iterable[str], order: Sequence[str]) -> list[Style]:
+    """Return the styles of lines.
+
+    Args:
+        names: Names of the lines.
+        order: Names whose places determine the styles; see `Lines.order`.
+    """
+    names = tuple(names)
+    places = {name: place for place, name in enumerate(order or names)}
+    return [style_of(places[name]) if name in places else Style(NEUTRAL, MARKS[0], DASHES[1]) for name in names]
 
 
 def sizes_of(rows: dict[str, tuple[int, ...]]) -> dict[str, list[float]]:
