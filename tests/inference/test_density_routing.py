@@ -53,6 +53,29 @@ def test_texts_find_their_task_by_their_words_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_without_validation_rows_texts_like_the_training_rows_are_accepted(kind: str) -> None:
+    model = make_model(kind, routing="densities")
+    model.tokenizer = tiny_tokenizer()
+    shares = []
+    for seed in range(5):
+        calibrate(model, rows_of_words(12, seed=100 + seed), [], false_decline_rate=0.1)
+        accepted = [result.accepted for result in model.route(rows_of_words(100, seed=2))]
+        shares.append(sum(accepted) / len(accepted))
+    # By the ratios of the training rows themselves, about half of such texts would be declined.
+    assert sum(shares) / len(shares) >= 0.75
+
+
+def test_the_only_row_of_a_task_is_not_left_out() -> None:
+    rows = [*rows_of_words(60)[:40], Example(2, "w21 w22 w23")]
+    rows = [row for row in rows[:-1] if row.task_id != 2] + rows[-1:]
+    model = make_model("bert", routing="densities")
+    model.tokenizer = tiny_tokenizer()
+    calibrate(model, rows, [])
+    assert model.pha.thresholds.isfinite().all()
+    assert model.route([rows[-1]])[0].task == model.tasks[2].name
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_forward_generation_route_and_predictor_agree(kind: str) -> None:
     model, rows = routed_model(kind), rows_of_words(12, seed=2)
     texts = [row.text for row in rows]

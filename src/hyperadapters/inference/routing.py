@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hyperadapters.backbones.passes import evaluating
-from hyperadapters.core import most_similar
+from hyperadapters.core import TaskDensities, most_similar
 from hyperadapters.data.examples import Example
 from hyperadapters.data.short_forms import weights_with_short_forms, with_short_forms
 from hyperadapters.errors import DataError, NotFiniteError, TaskError, check_int, check_seed
@@ -35,6 +35,8 @@ ROWS_FOR_CENTROIDS = 1000
 """Maximum number of training rows of a task from which its centroids are computed, since more hardly change them."""
 ROWS_FOR_DENSITIES = 500
 """Maximum number of training rows of a task to which its density is fitted."""
+FOLDS = 5
+"""Number of folds in which training rows are left out to calibrate densities, if there are no validation rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +283,9 @@ def calibrate(
     Args:
         model: Model, which is changed in place.
         train_examples: Training examples of all tasks.
-        validation_examples: Validation examples of all tasks. If there are none, the training examples are used, whose
-            similarities are higher, so that more inputs are declined.
+        validation_examples: Validation examples of all tasks. If there are none, the training examples are used. Their
+            similarities to densities are those under densities that were fitted without them, in five folds; those to
+            prototypes are higher than the ones of new inputs, so that more inputs are declined.
         false_decline_rate: Maximum fraction of the inputs of known tasks that are declined, in [0, 1). Default: 0.05.
         seed: Seed of k-means. Default: 0.
 
@@ -306,13 +309,16 @@ def calibrate(
         instances, owners = instance_vectors(model, kept), _owners(kept, model.device)
         found = [_task_centroids(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))]
         model.task_table.set_centroids(found)
-    _fit_densities(model, train_examples, seed)
-    checked = list(validation_examples or train_examples)
+    fitted, features = _fit_densities(model, train_examples, seed)
+    checked = list(validation_examples or fitted or train_examples)
     weights = torch.ones(len(checked))
     if model.pha.routes_by_densities:
         weights = torch.tensor(weights_with_short_forms(len(checked)))
         checked = with_short_forms(checked, seed)
     similarity, readable = similarities(model, checked)
+    if fitted and not validation_examples:
+        left_out = _left_out_ratios(features, _owners(fitted, features.device), len(model.tasks))
+        similarity = torch.where(left_out.isfinite() & ~similarity.isneginf(), left_out, similarity)
     owners, weights = _owners(checked, similarity.device)[readable], weights.to(similarity.device)[readable]
     similarity = similarity[readable]
     is_excluded = similarity.isneginf()  # tasks that do not read such inputs; each input has others
@@ -353,12 +359,24 @@ def _check_examples(model: HyperAdapterModel, name: str, examples: Sequence[Exam
         raise TaskError(f"{name}: expected task_id from 0 to {len(model.tasks) - 1}, found {unknown[0]}")
 
 
-def _fit_densities(model: HyperAdapterModel, train_examples: Sequence[Example], seed: int) -> None:
-    """Fit the densities, if the model routes by them and every one of its tasks, at least two, has training rows."""
+def _fit_densities(
+    model: HyperAdapterModel, train_examples: Sequence[Example], seed: int
+) -> tuple[list[Example], Tensor]:
+    """Fit the densities, if the model routes by them and every one of its tasks, at least two, has training rows.
+
+    Args:
+        model: Model, which is changed in place.
+        train_examples: Training examples of all tasks.
+        seed: Seed of the short forms.
+
+    Returns:
+        The N examples to which the densities were fitted, none if they were not, and the features of them and of their
+        short forms.
+    """
     rows = _first_of_each_task(train_examples, ROWS_FOR_DENSITIES)
     counts = Counter(example.task_id for example in rows)
     if model.pha.densities is None or not 1 < len(model.tasks) == len(counts):
-        return
+        return [], torch.empty(0)
     forms = with_short_forms(rows, seed)
     (features,) = of_batches(model, forms, 64, lambda batch: (model.density_features(batch),))
     if not features.isfinite().all():
@@ -366,6 +384,34 @@ def _fit_densities(model: HyperAdapterModel, train_examples: Sequence[Example], 
     sizes = torch.tensor([float(counts[task_id]) for task_id in range(len(model.tasks))])
     weights = torch.tensor(weights_with_short_forms(len(rows)), device=features.device)
     model.task_table.fit_densities(features, _owners(forms, features.device), weights, sizes)
+    return rows, features
+
+
+def _left_out_ratios(features: Tensor, owners: Tensor, num_tasks: int) -> Tensor:
+    """Compute the log-likelihood ratios of training rows under densities that were fitted without them.
+
+    Args:
+        features: Features of N rows, and then of their short forms [N * (1 + SHORT_FORMS), n, d].
+        owners: Tasks of the rows [N].
+        num_tasks: Number T of tasks, each of which has a row.
+
+    Returns:
+        Ratios [N * (1 + SHORT_FORMS), T]. They are NaN for the only row of a task, which cannot be left out.
+    """
+    is_own = owners[:, None] == torch.arange(num_tasks, device=owners.device)
+    place = is_own.cumsum(dim=0).gather(1, owners[:, None])[:, 0] - 1
+    is_only = is_own.sum(dim=0)[owners] == 1
+    folds = torch.where(is_only, -1, place % FOLDS)
+    weights = torch.tensor(weights_with_short_forms(len(owners)), device=features.device)
+    copies = len(weights) // len(owners)
+    ratios = features.new_full((len(features), num_tasks), torch.nan, dtype=torch.float32)
+    densities = TaskDensities(num_tasks, features.shape[1] * features.shape[2]).to(features.device)
+    for fold in range(int(folds.max()) + 1):
+        left_out = (folds == fold).repeat(copies)
+        sizes = is_own[folds != fold].sum(dim=0).float()
+        densities.fit(features[~left_out], owners.repeat(copies)[~left_out], weights[~left_out], sizes)
+        ratios[left_out] = densities(features[left_out])
+    return ratios
 
 
 def _owners(examples: Sequence[Example], device: torch.device) -> Tensor:

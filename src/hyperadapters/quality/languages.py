@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 from hyperadapters.quality.findings import MAX_EXAMPLES, Finding, RowExample, counted
 from hyperadapters.quality.rows import CheckedTask
@@ -26,8 +28,7 @@ class LanguageIdentifier:
         Raises:
             MissingPackageError: If py3langid is not installed.
         """
-        langid = require("py3langid.langid")
-        self._identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+        self._identifier = _load()
 
     def __call__(self, text: str) -> tuple[str, float]:
         """Recognise the language of a text.
@@ -40,6 +41,13 @@ class LanguageIdentifier:
         """
         language, probability = self._identifier.classify(text[:MAX_CHARACTERS])
         return str(language), float(probability)
+
+
+@cache
+def _load() -> Any:
+    """Decompress the model, which takes a second, once in a process."""
+    langid = require("py3langid.langid")
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def check_languages(data: CheckedTask, identify: LanguageIdentifier) -> Iterator[Finding]:
