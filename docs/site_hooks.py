@@ -65,7 +65,10 @@ def on_page_content(content: str, page: Any, config: Any, files: Files) -> str:
     """Convert the formulas of a page, which arithmatex has found, to MathML."""
 
     def to_mathml(formula: re.Match[str]) -> str:
-        return convert(html.unescape(formula[2]), display="block" if formula[1] == "div" else "inline")
+        if formula[1] == "span":
+            return convert(html.unescape(formula[2]))
+        # A formula that is wider than a small screen is scrolled by itself.
+        return f'<div style="overflow-x: auto">{convert(html.unescape(formula[2]), display="block")}</div>'
 
     return FORMULA.sub(to_mathml, content)
 
