@@ -53,7 +53,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     """The recipes that are trained. Their scores are written without a training, and are high for a rate near 0.01."""
     recipes = []
 
-    def score(recipe: Recipe, output: Path, resume: bool = False) -> None:
+    def score(recipe: Recipe, output: Path, resume: bool = False, progress: str = "auto") -> None:
         recipes.append(recipe)
         value = 1 / (1 + abs(0.01 - (recipe.training.learning_rate or 1)))
         metrics = {
@@ -102,7 +102,7 @@ def test_killed_sweep_trains_what_is_missing(
     whole = sweep(path, tmp_path / "whole")
     counted, score = len(trained), sweeps.train
 
-    def killed(recipe: Recipe, output: Path, resume: bool = False) -> None:
+    def killed(recipe: Recipe, output: Path, resume: bool = False, progress: str = "auto") -> None:
         score(recipe, output, resume)
         if recipe.training.learning_rate == 0.2:
             raise KeyboardInterrupt
@@ -127,7 +127,7 @@ def test_interrupted_training_of_a_trial_is_continued(
     path = write_recipe(folder, "interrupted", grid={"seed": [5]})
     score, calls = sweeps.train, []
 
-    def interrupted(recipe: Recipe, output: Path, resume: bool = False) -> None:
+    def interrupted(recipe: Recipe, output: Path, resume: bool = False, progress: str = "auto") -> None:
         calls.append(resume)
         if not resume:
             output.mkdir(parents=True)
@@ -151,7 +151,7 @@ def test_failed_trial_has_its_error_and_does_not_end_the_sweep(
     path = write_recipe(folder, "failing", grid={"training.learning_rate": [0.1, 0.2, 0.3]})
     score = sweeps.train
 
-    def failing(recipe: Recipe, output: Path, resume: bool = False) -> None:
+    def failing(recipe: Recipe, output: Path, resume: bool = False, progress: str = "auto") -> None:
         if recipe.training.learning_rate != 0.2:
             score(recipe, output, resume)
             raise RuntimeError("no memory")
@@ -180,7 +180,7 @@ def test_draws_are_the_same_after_a_resumption(
     whole = sweep(path, tmp_path / "whole")
     score = sweeps.train
 
-    def killed(recipe: Recipe, output: Path, resume: bool = False) -> None:
+    def killed(recipe: Recipe, output: Path, resume: bool = False, progress: str = "auto") -> None:
         if output.name == f"{trials - 1:04d}":
             raise KeyboardInterrupt
         score(recipe, output, resume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,13 @@ from hyperadapters.config import METRICS_FILE, DataConfig, Recipe, load_recipe
 from hyperadapters.config.sweep import Range, SweepConfig
 from hyperadapters.errors import HyperAdaptersError, InterruptionError, OutputError, RecipeError
 from hyperadapters.inference.batches import best_device
+from hyperadapters.inference.predict_files import as_json
 from hyperadapters.training.run import is_run, recipe_text, train
 from hyperadapters.training.sharding import num_processes
+from hyperadapters.training.views import View
 from hyperadapters.utils.files import check_folder, locked, making_folder, write_atomically
 from hyperadapters.utils.optional import require
+from hyperadapters.utils.progress import tolerant
 
 SWEEP_FILE = "sweep.yaml"
 STORAGE_FILE = "sweep.db"
@@ -37,7 +41,12 @@ logger = logging.getLogger(__name__)
 
 
 def sweep(
-    path: Path, output: Path, overrides: Sequence[str] = (), resume: bool = False, overwrite: bool = False
+    path: Path,
+    output: Path,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: View = "auto",
 ) -> list[dict[str, Any]]:
     """Train a recipe once for each setting of its section `sweep`, and write a row with the scores of each trial.
 
@@ -50,6 +59,7 @@ def sweep(
         overrides: Settings that replace those of the recipe, as in `load_recipe`. Default: none.
         resume: Whether to continue an interrupted sweep in the folder. Default: False.
         overwrite: Whether to remove an earlier sweep from the folder. Default: False.
+        progress: What is shown during the trainings; see `TrainingArguments`. Default: "auto".
 
     Returns:
         The rows of all trials in order.
@@ -80,14 +90,14 @@ def sweep(
         if overwrite:
             _remove(output)
         write_atomically(output / SWEEP_FILE, described.encode())
-        rows = _train_all(recipe.sweep, recipe.seed, recipe_of, output)
+        rows = _train_all(recipe.sweep, recipe.seed, recipe_of, output, progress)
     if all("error" in row for row in rows):
         raise HyperAdaptersError(f"all {len(rows)} trials failed; the first with {rows[0]['error']}")
     return rows
 
 
 def _train_all(
-    config: SweepConfig, seed: int, recipe_of: Callable[[dict[str, Any]], Recipe], output: Path
+    config: SweepConfig, seed: int, recipe_of: Callable[[dict[str, Any]], Recipe], output: Path, progress: View
 ) -> list[dict[str, Any]]:
     import optuna
 
@@ -100,7 +110,12 @@ def _train_all(
     for number in range(len(study.trials), config.num_trials):
         parameters, settings = _chosen(study, config, distributions, seed)
         logger.info(f"trial {number + 1} of {config.num_trials}: {_described(settings)}")
-        scores = _trained(partial(recipe_of, settings), settings, output / TRIALS_FOLDER / f"{number:04d}")
+        if progress == "json":
+            _write_event({"event": "trial", "trial": number, "settings": settings})
+        folder = output / TRIALS_FOLDER / f"{number:04d}"
+        scores = _trained(partial(recipe_of, settings), settings, folder, progress)
+        if "error" in scores:
+            logger.warning(f"trial {number} failed with {scores['error']}")
         state = optuna.trial.TrialState.FAIL if "error" in scores else optuna.trial.TrialState.COMPLETE
         trial = optuna.trial.create_trial(
             state=state,
@@ -114,17 +129,22 @@ def _train_all(
     return [trial.user_attrs["row"] for trial in study.trials]
 
 
-def _trained(make_recipe: Callable[[], Recipe], settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _write_event(event: dict[str, Any]) -> None:
+    print(as_json(event, ensure_ascii=True), file=tolerant(sys.stdout), flush=True)
+
+
+def _trained(
+    make_recipe: Callable[[], Recipe], settings: dict[str, Any], folder: Path, progress: View
+) -> dict[str, Any]:
     """Train a trial, or continue its training, and return its scores in per cent, or its error."""
     try:
         recipe = make_recipe()
         if not (folder / METRICS_FILE).is_file():
-            train(recipe, folder, resume=is_run(folder))
+            train(recipe, folder, resume=is_run(folder), progress=progress)
         metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     except InterruptionError:
         raise
     except Exception as error:  # whatever it is, the other trials may be trained
-        logger.warning(f"the trial failed with {type(error).__name__}: {error}")
         shutil.rmtree(folder, ignore_errors=True)
         return {"error": f"{type(error).__name__}: {error}"}
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from command_line import ROWS, Cli, assert_refused, write_recipe, write_rows
 
@@ -34,9 +35,11 @@ def test_unknown_task_is_refused(cli: Cli) -> None:
     assert_refused(cli("tasks", "--show", "glue/mnly"), "Did you mean 'glue/mnli'?")
 
 
-def test_sweep_prints_the_scores_of_its_trials(cli: Cli, tmp_path: Path, bert_folder: Path) -> None:
+@pytest.fixture
+def recipe(tmp_path: Path, bert_folder: Path) -> Path:
+    """A recipe of a sweep with two trials, of which the second one fails."""
     write_rows(tmp_path / "data", **ROWS)
-    recipe = write_recipe(
+    return write_recipe(
         tmp_path / "recipe.yaml",
         backbone=str(bert_folder),
         model={"preset": "paper", "adapter_dim": 2},
@@ -45,10 +48,37 @@ def test_sweep_prints_the_scores_of_its_trials(cli: Cli, tmp_path: Path, bert_fo
         tasks=[{"name": "mood", "source": {"path": "data/{split}.jsonl"}}],
         sweep={"cases": [{}, {"training.attention": "flash_attention_2"}], "grid": {"seed": [7]}},
     )
+
+
+def test_sweep_prints_the_scores_of_its_trials(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     assert ", 2 trials\nvalid" in cli("validate", recipe).out
     result = cli("sweep", recipe, "--output", tmp_path / "out")
     assert result.code == 0
     first, second = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert f"{first['validation']:.1f}" in result.out
     assert "RecipeError: training.attention: 'flash_attention_2' cannot be used" in second["error"]
+    table, _, rest = result.out.partition("1 of 2 trials failed:\n")
+    assert [cell.strip() for cell in table.splitlines()[-2].split("│")[1:-1]][2:] == ["failed", ""]
+    assert len(rest.splitlines()) == 2
+    assert "  trial 1: RecipeError: training.attention: 'flash_attention_2' cannot be used" in rest
     assert_refused(cli("sweep", recipe, "--output", tmp_path / "out"), "already contains a sweep")
+
+
+def test_quiet_sweep_only_logs_warnings(
+    cli: Cli, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cli("sweep", recipe, "--output", tmp_path / "out", "--quiet") == (0, "", "")
+    [warning] = caplog.messages
+    assert warning.startswith("trial 1 failed with RecipeError: training.attention")
+    assert cli("sweep", recipe, "--output", tmp_path / "out", "--resume", "--quiet") == (0, "", "")
+
+
+def test_json_log_of_a_sweep_names_its_trials_and_ends_with_their_rows(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    events = [
+        json.loads(line) for line in cli("sweep", recipe, "--output", tmp_path / "out", "--json-log").out.splitlines()
+    ]
+    assert [event["event"] for event in events] == ["trial", "begin", "evaluation", "end", "trial", "result"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    started = [event for event in events if event["event"] == "trial"]
+    assert started == [{"event": "trial", "trial": row["trial"], "settings": row["settings"]} for row in rows]
+    assert events[-1] == {"event": "result", "trials": rows}

@@ -53,7 +53,7 @@ def test_a_quickstart_prints_its_recipe_only_with_other_text(
     assert cli(*arguments, "--overwrite", "--quiet") == (0, "", "")
 
 
-@pytest.mark.parametrize("command", ["train", "quickstart", "demo"])
+@pytest.mark.parametrize("command", ["train", "quickstart", "demo", "sweep"])
 def test_both_options_together_are_refused(command: str, cli: Cli, recipe: Path, tmp_path: Path) -> None:
     arguments = [recipe] if command != "demo" else []
     result = cli(command, *arguments, "--output", tmp_path / "run", "--quiet", "--json-log")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from hyperadapters.utils.texts import printable
 
 if TYPE_CHECKING:
     from hyperadapters.config import Source
@@ -15,16 +18,19 @@ if TYPE_CHECKING:
     from hyperadapters.training.calibration import CalibrationReport
     from hyperadapters.training.plan import MemoryPlan
 
+MAX_ERROR = 300
+"""Number of characters of the error of a trial that are printed; its row has all of them."""
 
-def print_result(metrics: dict[str, Any]) -> None:
-    """Print the metrics of a finished run as the last line of a JSON log.
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print the result of a command as the last line of a JSON log.
 
     Args:
-        metrics: The content of metrics.json.
+        result: The content of metrics.json, or the rows of a sweep.
     """
     from hyperadapters.inference.predict_files import as_json
 
-    typer.echo(as_json({"event": "result", **metrics}, ensure_ascii=True))
+    typer.echo(as_json({"event": "result", **result}, ensure_ascii=True))
 
 
 def print_scores(metrics: dict[str, Any]) -> None:
@@ -102,7 +108,7 @@ def print_plan(plan: MemoryPlan) -> None:
 
 
 def print_trials(rows: list[dict[str, Any]]) -> None:
-    """Print the settings and scores of the trials of a sweep, the best of them in bold.
+    """Print the settings and scores of the trials of a sweep, the best of them in bold, and why trials failed.
 
     Args:
         rows: The rows of the trials, of which at least one has not failed.
@@ -117,13 +123,15 @@ def print_trials(rows: list[dict[str, Any]]) -> None:
         table.add_column(title, justify="right")
     for row in rows:
         settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in row["settings"].items())
-        if "error" in row:
-            cells = [escape(row["error"]), ""]
-        else:
-            cells = [f"{row[name]:.1f}" for name in ("validation", "score")]
+        cells = ["failed", ""] if "error" in row else [f"{row[name]:.1f}" for name in ("validation", "score")]
         style = "bold" if row.get("validation") == best else None
         table.add_row(str(row["trial"]), escape(settings), *cells, style=style)
     Console().print(table)
+    failed = [row for row in rows if "error" in row]
+    if failed:
+        typer.echo(f"{len(failed)} of {len(rows)} trials failed:")
+    for row in failed:
+        typer.echo(f"  trial {row['trial']}: {printable(shorten(row['error'], MAX_ERROR, placeholder='...'))}")
 
 
 def print_catalogue(entries: Sequence[CatalogueEntry]) -> None:

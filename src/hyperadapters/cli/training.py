@@ -172,16 +172,21 @@ def sweep(
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted sweep in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier sweep in the folder.")] = False,
+    quiet: Quiet = False,
+    json_log: JsonLog = False,
     overrides: Overrides = None,
 ) -> None:
     """Train a recipe with several settings, and write a row with the scores of each."""
     from hyperadapters.sweep import RESULTS_FILE
     from hyperadapters.sweep import sweep as run_sweep
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("hyperadapters").setLevel(logging.INFO)
-    print_trials(run_sweep(recipe, output, overrides or (), resume=resume, overwrite=overwrite))
-    typer.echo(f"The rows are in {output / RESULTS_FILE}")
+    view = _view(quiet, json_log)
+    rows = run_sweep(recipe, output, overrides or (), resume=resume, overwrite=overwrite, progress=view)
+    if view == "auto":
+        print_trials(rows)
+        typer.echo(f"The rows are in {output / RESULTS_FILE}")
+    elif view == "json":
+        print_result({"trials": rows})
 
 
 @app.command(rich_help_panel=TRAINING, epilog="[bold]Example[/bold]\n\nhyperadapters demo --output runs/demo")
