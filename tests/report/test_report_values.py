@@ -52,6 +52,7 @@ def test_a_report_has_all_figures_and_says_what_it_is_of(report: Report, charts:
         *("answered", "wrong-answers", "parameters", "time"),
     ]
     assert report.title == "Report on first"
+    assert report.notes == ()
     assert report.facts["trained parameters"] == "62,000"
     assert report.facts["mean score, test"] == f"{values['metrics.json']['mean']['test']:.4f}"
     table = next(item for item in report.sections[3].content if isinstance(item, Table))
@@ -168,6 +169,33 @@ def test_a_run_without_routing_heads_and_texts_has_the_other_figures(tmp_path: P
     report = run_report(read_run(write_values(tmp_path, values)))
     assert list(by_name(report)) == ["scores", "losses", "validation", "parameters", "time"]
     assert "Routing" not in [section.title for section in report.sections]
+
+
+def test_without_the_details_and_the_recipe_the_metrics_are_shown_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    values = run_values()
+    metrics = values["metrics.json"]
+    metrics["tasks"]["mood"]["test"]["macro_f1"] = 0.125  # not the first, so not the main metric
+    values |= {"details.json": None, "resolved_recipe.yaml": None}
+    report = run_report(read_run(write_values(tmp_path / "run", values)))
+    assert [section.title for section in report.sections] == ["Scores", "Certainty"]
+    chart = by_name(report)["scores"]
+    assert chart.categories == ("intent (accuracy)", "mood (accuracy)", "size (pearson)", MEAN)
+    assert chart.series["model"][:-1] == tuple(
+        metrics["tasks"][name]["test"]["pearson" if name == "size" else "accuracy"] for name in NAMES
+    )
+    assert chart.series["linear probe"][0] == values["comparison.json"]["test"]["linear_probe"]["intent"]
+    rows = [row for item in report.sections[0].content if isinstance(item, Table) for row in item.rows]
+    assert ("mood", "macro_f1", "", "0.1250") in rows
+    assert report.facts["training"] == "42 s"
+    assert report.facts["routing accuracy, test"] == "95.0%"
+    assert "backbone" not in report.facts
+    assert [note.split(",")[0] for note in report.notes] == [
+        "The folder has no details.json",
+        "The folder has no resolved_recipe.yaml",
+    ]
+    assert all("train the recipe again" in note for note in report.notes)
+    pytest.importorskip("plotly", reason="the page needs the extra 'report'")
+    assert report.notes[0] in as_page(report)
 
 
 # Result rows and comparisons

@@ -160,11 +160,13 @@ class Report:
         title: Title.
         facts: Short facts with their names, for the head of the page.
         sections: Parts of the report.
+        notes: What a reader has to know about the whole page, in sentences.
     """
 
     title: str
     facts: dict[str, str]
     sections: tuple[Section, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def charts(self) -> list[Chart]:

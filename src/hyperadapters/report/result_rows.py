@@ -70,7 +70,8 @@ def read_rows(path: Path) -> list[ResultRow]:
                 raise DataError(f"{path}, line {number}: expected a JSON object: {error}") from error
             if isinstance(values, dict) and "error" in values:  # a trial of a sweep that failed
                 continue
-            rows.append(parse(ResultRow, values, DataError, f"{path}, line {number}"))
+            where = f"{path}, line {number}: expected a result row, as `hyperadapters sweep` writes it"
+            rows.append(parse(ResultRow, values, DataError, where))
     if not rows:
         raise DataError(f"{path}: expected result rows, found none")
     return rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from hyperadapters.checkpoints.details_file import BACKBONE, Bin, Curve, RunDetails, TaskDetails
+from hyperadapters.checkpoints.details_file import BACKBONE, DETAILS_FILE, Bin, Curve, RunDetails, TaskDetails
+from hyperadapters.config import RECIPE_FILE
 from hyperadapters.report.charts import (
     Categories,
     Chart,
@@ -22,6 +23,12 @@ from hyperadapters.report.maps import MAX_MATRIX, maps_of, similarity_of
 from hyperadapters.report.runs import FinishedRun
 
 MEAN = "mean of the tasks"
+NEEDED_FOR = {
+    DETAILS_FILE: "learning curves, maps of the tasks, routing of each task, diagrams of certainty, parameters and "
+    "durations of the parts of the run, and versions",
+    RECIPE_FILE: "recipe and no settings",
+}
+"""What is not shown without a file."""
 
 
 def run_report(run: FinishedRun) -> Report:
@@ -31,18 +38,31 @@ def run_report(run: FinishedRun) -> Report:
         run: What the files of the run say.
     """
     details = run.details
-    versions = Table("Versions", ("package", "version"), tuple(details.versions.items()))
+    recipe = None if run.recipe is None else Text("Recipe", run.recipe)
+    versions = Table("Versions", ("package", "version"), tuple(details.versions.items())) if details.versions else None
     sections = (
         Section("Scores", (scores(run), _score_table(run)) if run.main_scores else ()),
         Section("Learning curves", tuple(learning_curves(details))),
         Section("Map of the tasks", (*maps_of(details), *_present(similarity_of(details)))),
         Section("Routing", _present(confusion(details), _routing_table(details), declined(details))),
         Section("Certainty", (*certainty(details), *_present(_calibration_table(run)))),
-        Section("Parameters and time", (parameters(details), durations(details))),
-        Section("Recipe and versions", (Text("Recipe", run.recipe), versions)),
+        Section("Parameters and time", _present(parameters(details), durations(details))),
+        Section("Recipe and versions", _present(recipe, versions)),
     )
     shown = tuple(section for section in sections if section.content)
-    return Report(f"Report on {run.folder.resolve().name}", facts(run), shown)
+    return Report(f"Report on {run.folder.resolve().name}", facts(run), shown, notes(run))
+
+
+def notes(run: FinishedRun) -> tuple[str, ...]:
+    """Return what a reader has to know about a whole report on a run.
+
+    Args:
+        run: The run.
+    """
+    return tuple(
+        f"The folder has no {name}, so the report shows no {NEEDED_FOR[name]}. To get them, train the recipe again."
+        for name in run.missing
+    )
 
 
 def facts(run: FinishedRun) -> dict[str, str]:
@@ -58,10 +78,9 @@ def facts(run: FinishedRun) -> dict[str, str]:
     found |= {
         "tasks": str(len(details.tasks)),
         "trained parameters": f"{metrics.trainable_parameters:,}",
-        "training": f"{metrics.seconds:,.0f} s on {details.device}",
-        "backbone": str(run.settings["backbone"]),
+        "training": f"{metrics.seconds:,.0f} s" + (f" on {details.device}" if details.device else ""),
     }
-    return found
+    return found | ({"backbone": str(run.settings["backbone"])} if run.settings else {})
 
 
 def scores(run: FinishedRun) -> Categories:
@@ -310,11 +329,14 @@ def _calibration_table(run: FinishedRun) -> Table | None:
     return Table("Calibration", header, rows) if rows else None
 
 
-def parameters(details: RunDetails) -> Categories:
+def parameters(details: RunDetails) -> Categories | None:
     """Return the numbers of parameters of the trained parts of the model.
 
     Args:
         details: Details of the run.
+
+    Returns:
+        The figure; None without such numbers.
     """
     trained = {part: count for part, count in details.parameters.items() if part != BACKBONE}
     frozen = details.parameters.get(BACKBONE, 0)
@@ -322,11 +344,14 @@ def parameters(details: RunDetails) -> Categories:
     return _bars("parameters", "Trained parameters", caption, trained, "parameters")
 
 
-def durations(details: RunDetails) -> Categories:
+def durations(details: RunDetails) -> Categories | None:
     """Return the durations of the parts of the run.
 
     Args:
         details: Details of the run.
+
+    Returns:
+        The figure; None without durations.
     """
     caption = f"Duration of each part of the run on {details.device}."
     return _bars("time", "Time", caption, details.seconds, "seconds")
@@ -336,9 +361,13 @@ def _names(details: RunDetails) -> tuple[str, ...]:
     return tuple(task.name for task in details.tasks)
 
 
-def _bars(name: str, title: str, caption: str, found: dict[str, float] | dict[str, int], axis: str) -> Categories:
+def _bars(
+    name: str, title: str, caption: str, found: dict[str, float] | dict[str, int], axis: str
+) -> Categories | None:
+    if not found:
+        return None
     return Categories(name, title, caption, tuple(found), {axis: tuple(map(float, found.values()))}, axis, "bars")
 
 
-def _present(*items: Chart | Table | None) -> tuple[Chart | Table, ...]:
+def _present(*items: Chart | Table | Text | None) -> tuple[Chart | Table | Text, ...]:
     return tuple(item for item in items if item is not None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from hyperadapters.checkpoints.details_file import DETAILS_FILE, Count, Number, RunDetails, read_details
+from hyperadapters.checkpoints.details_file import DETAILS_FILE, FORMAT, Count, Number, RunDetails, read_details
 from hyperadapters.config import METRICS_FILE, RECIPE_FILE, Split, load_recipe, parse
 from hyperadapters.errors import DataError
 from hyperadapters.utils.reading import is_folder, parse_json
@@ -59,17 +59,19 @@ class FinishedRun:
     Attributes:
         folder: Folder of the run.
         metrics: Contents of `metrics.json`.
-        details: Contents of `details.json`.
-        recipe: Text of the recipe.
-        settings: All settings of the recipe with their defaults, nested as in the file.
+        details: Contents of `details.json`; without that file, what `metrics.json` says of the tasks.
+        recipe: Text of the recipe; None without its file.
+        settings: All settings of the recipe with their defaults, nested as in the file; empty without that file.
+        missing: Names of the files that are not in the folder, of `details.json` and the recipe.
         baselines: Main metric by the name of a baseline and the task, on the test rows.
     """
 
     folder: Path
     metrics: Metrics
     details: RunDetails
-    recipe: str
+    recipe: str | None
     settings: dict[str, Any]
+    missing: tuple[str, ...]
     baselines: dict[str, dict[str, float]]
 
     @property
@@ -94,7 +96,7 @@ class FinishedRun:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read the files of a finished run.
+    """Read the files of a finished run, of which only `metrics.json` has to be there.
 
     Args:
         folder: Folder of the run.
@@ -103,17 +105,43 @@ def read_run(folder: Path) -> FinishedRun:
         Their contents.
 
     Raises:
-        DataError: If the folder does not exist or a file in it is missing or has other contents.
+        DataError: If the folder does not exist `metrics.json` is missing, or a file has other contents.
         RecipeError: If the recipe of the run is not valid.
     """
     if not is_folder(folder):
         raise DataError(f"{folder}: expected the folder of a finished run, found no folder")
     metrics = parse(Metrics, _json(folder / METRICS_FILE), DataError, str(folder / METRICS_FILE))
-    details = read_details(folder)
+    missing = tuple(name for name in (DETAILS_FILE, RECIPE_FILE) if not (folder / name).exists())
+    details = _without_details(folder, metrics) if DETAILS_FILE in missing else read_details(folder)
     _check_scores(folder, metrics, details)
-    settings = load_recipe(folder / RECIPE_FILE).model_dump(mode="json", by_alias=True)
-    recipe = (folder / RECIPE_FILE).read_text(encoding="utf-8")
-    return FinishedRun(folder, metrics, details, recipe, settings, _baselines(folder, details))
+    recipe, settings = None, {}
+    if RECIPE_FILE not in missing:
+        settings = load_recipe(folder / RECIPE_FILE).model_dump(mode="json", by_alias=True)
+        recipe = (folder / RECIPE_FILE).read_text(encoding="utf-8")
+    return FinishedRun(folder, metrics, details, recipe, settings, missing, _baselines(folder, details))
+
+
+def _without_details(folder: Path, metrics: Metrics) -> RunDetails:
+    """Return details with nothing but the evaluated split, and the tasks with their main metric, which is the first."""
+    splits: tuple[Split, ...] = ("test", "validation")
+    found = {task: next((list(scores) for scores in of_task.values()), []) for task, of_task in metrics.tasks.items()}
+    values = {
+        "format": FORMAT,
+        "versions": {},
+        "device": "",
+        "split": next((split for split in splits if any(split in task for task in metrics.tasks.values())), None),
+        "seconds": {},
+        "parameters": {},
+        "losses": {},
+        "validation_mean": {},
+        "validation": {},
+        "best_step": None,
+        "tasks": [{"name": name, "metric": names[0], "rows": {}} for name, names in found.items() if names],
+        "prototypes": [],
+        "confusion": [],
+        "points": [],
+    }
+    return parse(RunDetails, values, DataError, str(folder / METRICS_FILE))
 
 
 def _check_scores(folder: Path, metrics: Metrics, details: RunDetails) -> None:
@@ -122,8 +150,8 @@ def _check_scores(folder: Path, metrics: Metrics, details: RunDetails) -> None:
         scores = metrics.tasks.get(task.name, {})
         if any(task.metric not in of_split for of_split in scores.values()):
             raise DataError(
-                f"{folder}: {METRICS_FILE} has no {task.metric} of task '{task.name}', which {DETAILS_FILE} has; "
-                "the files are not of the same run, so train the recipe again"
+                f"{folder}: expected {task.metric}, the main metric of task '{task.name}', for each split in "
+                f"{METRICS_FILE}, found none; the files are not of the same run, so train the recipe again"
             )
 
 
