@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,17 @@ def test_every_combination_is_trained_and_has_a_row_with_the_scores_of_its_run(f
         sweep(path, tmp_path / "out", with_two)
     with pytest.raises(OutputError, match=r"started with another recipe, which is in sweep\.yaml"):
         sweep(path, tmp_path / "out", ["sweep.grid={seed: [4]}"], resume=True)
+
+
+def test_log_rows_and_folders_number_the_trials_alike(
+    folder: Path, tmp_path: Path, trained: list[Recipe], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_recipe(folder, "numbered", grid={"seed": [6, 7]})
+    with caplog.at_level(logging.INFO, "hyperadapters"):
+        rows = sweep(path, tmp_path / "out")
+    assert [(row["trial"], row["seed"]) for row in rows] == [(0, 6), (1, 7)]
+    assert sorted(path.name for path in (tmp_path / "out" / "trials").iterdir()) == ["0000", "0001"]
+    assert caplog.messages == ["trial 0 (the last is 1): seed=6", "trial 1 (the last is 1): seed=7"]
 
 
 def test_killed_sweep_trains_what_is_missing(

@@ -109,7 +109,7 @@ def _train_all(
     _write_rows(study, output)
     for number in range(len(study.trials), config.num_trials):
         parameters, settings = _chosen(study, config, distributions, seed)
-        logger.info(f"trial {number + 1} of {config.num_trials}: {_described(settings)}")
+        logger.info(f"trial {number} (the last is {config.num_trials - 1}): {_described(settings)}")
         if progress == "json":
             _write_event({"event": "trial", "trial": number, "settings": settings})
         folder = output / TRIALS_FOLDER / f"{number:04d}"
