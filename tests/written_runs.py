@@ -105,6 +105,7 @@ def run_values(names: tuple[str, ...] = NAMES, seed: int = 0, rows: int = 12) ->
         },
         "details.json": details,
         "comparison.json": {"test": {"majority": {}, "linear_probe": {name: share() for name in names}, "pha": {}}},
+        "hyperadapter.json": {"format": "hyperadapters", "tasks": [{"name": name} for name in names]},
         "resolved_recipe.yaml": {
             "backbone": "some/model",
             "seed": seed,

@@ -88,6 +88,7 @@ def without(name: str) -> Callable[[dict[str, Any]], None]:
             lambda values: values["metrics.json"]["tasks"]["mood"]["test"].clear(),
             "expected accuracy, the main metric of task 'mood', for each split",
         ),
+        (lambda values: values["hyperadapter.json"].update(tasks=[{}]), "tasks.0.name: required, not given"),
         (lambda values: values.update({"comparison.json": [1]}), "run/comparison.json: 1 fault"),
     ],
 )
@@ -102,7 +103,9 @@ def test_files_that_are_missing_old_or_of_another_form_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "details.json", "comparison.json", "resolved_recipe.yaml"])
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "details.json", "comparison.json", "hyperadapter.json", "resolved_recipe.yaml"]
+)
 def test_broken_files_are_refused(cli: Cli, run: Path, tmp_path: Path, name: str) -> None:
     (run / name).write_bytes((run / name).read_bytes()[:40] + b"\xff{")
     assert_refused(cli("report", run, "--output", tmp_path / "a.html"), f"run/{name}")

@@ -12,6 +12,8 @@ import pytest
 from matplotlib.colors import to_hex
 from written_runs import HOSTILE, NAMES, result_rows, run_values, write_values
 
+from hyperadapters.checkpoints.details_file import forget_tasks
+from hyperadapters.checkpoints.format import CONFIG_FILE
 from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix, Report, Table
 from hyperadapters.report.compare_report import compare_report
 from hyperadapters.report.maps import clustered
@@ -20,7 +22,7 @@ from hyperadapters.report.page import as_page
 from hyperadapters.report.plotly_figures import plotly_figure
 from hyperadapters.report.result_rows import read_rows, rows_report
 from hyperadapters.report.run_report import MEAN, run_report
-from hyperadapters.report.runs import read_run
+from hyperadapters.report.runs import CHECKPOINT_FILE, read_run
 from hyperadapters.report.styles import NEUTRAL, style_of
 
 Charts = dict[str, Any]
@@ -196,6 +198,42 @@ def test_without_the_details_and_the_recipe_the_metrics_are_shown_and_what_is_mi
     assert all("train the recipe again" in note for note in report.notes)
     pytest.importorskip("plotly", reason="the page needs the extra 'report'")
     assert report.notes[0] in as_page(report)
+
+
+def test_tasks_are_shown_as_they_were_trained_and_later_changes_are_named(tmp_path: Path) -> None:
+    values = run_values()
+    details, metrics, checkpoint = (values[f"{name}.json"] for name in ("details", "metrics", "hyperadapter"))
+    run = write_values(tmp_path / "run", values)
+    forget_tasks(run, {"mood", "size"})  # as removing "intent" does
+    checkpoint["tasks"] = [{"name": "feeling"}, {"name": "size"}, {"name": "urgent"}]
+    checkpoint["renamed"] = {"feeling": "mood"}
+    (run / "hyperadapter.json").write_text(json.dumps(checkpoint))
+    report = run_report(read_run(run))
+    charts = by_name(report)
+    assert report.facts["tasks"] == "3"
+    assert charts["scores"].categories == ("intent (accuracy)", "mood (accuracy)", "size (pearson)", MEAN)
+    assert charts["scores"].series["model"][0] == metrics["tasks"]["intent"]["test"]["accuracy"]
+    assert f"{charts['scores'].series['model'][-1]:.4f}" == report.facts["mean score, test"]
+    assert list(charts["map-pca"].groups) == ["mood", "size"]
+    (note,) = report.notes
+    assert note.startswith(
+        "The report shows the tasks as they were trained. They have changed since. Removed: 'intent'. "
+    )
+    assert "the routing accuracy" in note
+    assert note.endswith("Renamed: 'mood' to 'feeling'. Added, and therefore not evaluated in this run: 'urgent'.")
+    assert len(details["tasks"]) == 3
+
+
+def test_a_task_that_was_removed_and_added_again_is_named_as_both(tmp_path: Path) -> None:
+    run = write_values(tmp_path / "run", run_values())
+    forget_tasks(run, {"mood", "size"})
+    (note,) = run_report(read_run(run)).notes
+    assert "Removed: 'intent'." in note
+    assert note.endswith("not evaluated in this run: 'intent'.")
+
+
+def test_the_file_of_the_tasks_is_that_of_checkpoints() -> None:
+    assert CHECKPOINT_FILE == CONFIG_FILE
 
 
 # Result rows and comparisons

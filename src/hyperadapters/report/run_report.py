@@ -20,7 +20,7 @@ from hyperadapters.report.charts import (
     percent,
 )
 from hyperadapters.report.maps import MAX_MATRIX, maps_of, similarity_of
-from hyperadapters.report.runs import FinishedRun
+from hyperadapters.report.runs import Changes, FinishedRun
 
 MEAN = "mean of the tasks"
 NEEDED_FOR = {
@@ -59,10 +59,34 @@ def notes(run: FinishedRun) -> tuple[str, ...]:
     Args:
         run: The run.
     """
-    return tuple(
+    missing = (
         f"The folder has no {name}, so the report shows no {NEEDED_FOR[name]}. To get them, train the recipe again."
         for name in run.missing
     )
+    changed = _changed(run.changes)
+    return (*missing, changed) if changed else tuple(missing)
+
+
+def _changed(changes: Changes) -> str:
+    """Return sentences on the tasks that have changed since the training; an empty text if there are none."""
+    found = []
+    if changes.removed:
+        found.append(
+            f"Removed: {_quoted(changes.removed)}. The scores, the calibration, the routing accuracy, the losses, the "
+            "parameters, the durations and the recipe are those of the training with them; the other figures and "
+            "tables are without their rows, which were deleted together with them."
+        )
+    if changes.renamed:
+        found.append("Renamed: " + ", ".join(f"'{old}' to '{new}'" for old, new in changes.renamed.items()) + ".")
+    if changes.added:
+        found.append(f"Added, and therefore not evaluated in this run: {_quoted(changes.added)}.")
+    return (
+        " ".join(("The report shows the tasks as they were trained. They have changed since.", *found)) if found else ""
+    )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def facts(run: FinishedRun) -> dict[str, str]:
@@ -76,7 +100,7 @@ def facts(run: FinishedRun) -> dict[str, str]:
     if metrics.routing_accuracy is not None:
         found[f"routing accuracy, {details.split}"] = percent(metrics.routing_accuracy)
     found |= {
-        "tasks": str(len(details.tasks)),
+        "tasks": str(len(run.main_metrics)),
         "trained parameters": f"{metrics.trainable_parameters:,}",
         "training": f"{metrics.seconds:,.0f} s" + (f" on {details.device}" if details.device else ""),
     }
@@ -90,15 +114,14 @@ def scores(run: FinishedRun) -> Categories:
         run: The run, which has scores.
     """
     split, model = run.details.split, run.main_scores
-    tasks = [task for task in run.details.tasks if task.name in model]
     series = {"model": model, **(run.baselines if split == "test" else {})}
     return Categories(
         "scores",
         f"Scores on {split} rows",
         "Main metric of each task with the trained model"
         + (", and with baselines that need no training of the model." if len(series) > 1 else "."),
-        (*(f"{task.name} ({task.metric})" for task in tasks), MEAN),
-        {name: with_mean([found.get(task.name) for task in tasks]) for name, found in series.items()},
+        (*(f"{task} ({run.main_metrics[task]})" for task in model), MEAN),
+        {name: with_mean([found.get(task) for task in model]) for name, found in series.items()},
         "score",
     )
 

@@ -15,6 +15,8 @@ from hyperadapters.utils.reading import is_folder, parse_json
 
 COMPARISON_FILE = "comparison.json"
 """File of the demo with the scores of its baselines."""
+CHECKPOINT_FILE = "hyperadapter.json"
+"""File of the checkpoint with its tasks, which `checkpoints.format` writes; that module needs PyTorch."""
 Scores = dict[str, Number]
 
 
@@ -52,6 +54,47 @@ class Comparison(BaseModel):
     test: dict[str, Scores] = {}
 
 
+class CheckpointTask(BaseModel):
+    """A task in `hyperadapter.json`, without what reports do not show.
+
+    Attributes:
+        name: Name of the task.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+
+
+class Checkpoint(BaseModel):
+    """Contents of `hyperadapter.json`, without what reports do not show.
+
+    Attributes:
+        tasks: Present tasks of the model.
+        renamed: Name under which a task was trained by its present name, for those that were renamed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tasks: tuple[CheckpointTask, ...]
+    renamed: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How the tasks of a checkpoint differ from those that were trained.
+
+    Attributes:
+        removed: Names of removed tasks.
+        renamed: Present name of each renamed task by the name under which it was trained.
+        added: Names of added tasks.
+    """
+
+    removed: tuple[str, ...]
+    renamed: dict[str, str]
+    added: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """What the files of a finished run say.
@@ -64,6 +107,7 @@ class FinishedRun:
         settings: All settings of the recipe with their defaults, nested as in the file; empty without that file.
         missing: Names of the files that are not in the folder, of `details.json` and the recipe.
         baselines: Main metric by the name of a baseline and the task, on the test rows.
+        checkpoint: Contents of `hyperadapter.json`; None without that file.
     """
 
     folder: Path
@@ -73,16 +117,36 @@ class FinishedRun:
     settings: dict[str, Any]
     missing: tuple[str, ...]
     baselines: dict[str, dict[str, float]]
+    checkpoint: Checkpoint | None
+
+    @property
+    def main_metrics(self) -> dict[str, str]:
+        """Name of the main metric of each trained task. Details forget removed tasks, whose first metric it is."""
+        return _first_metrics(self.metrics) | {task.name: task.metric for task in self.details.tasks}
 
     @property
     def main_scores(self) -> dict[str, float]:
-        """Main metric of each task that has rows in the evaluated split."""
+        """Main metric of each trained task that has rows in the evaluated split."""
         split = self.details.split
         return {
-            task.name: of_splits[split][task.metric]
-            for task in self.details.tasks
-            if split is not None and split in (of_splits := self.metrics.tasks.get(task.name, {}))
+            task: of_splits[split][metric]
+            for task, metric in self.main_metrics.items()
+            if split is not None and metric in (of_splits := self.metrics.tasks.get(task, {})).get(split, {})
         }
+
+    @property
+    def changes(self) -> Changes:
+        """What has changed since the training. Without details, tasks that were added are not known."""
+        kept = {task.name for task in self.details.tasks}
+        present = {name: name for name in kept}
+        if self.checkpoint is not None:
+            present = {task.name: self.checkpoint.renamed.get(task.name, task.name) for task in self.checkpoint.tasks}
+        trained = tuple(self.main_metrics)
+        return Changes(
+            removed=tuple(name for name in trained if name not in kept or name not in present.values()),
+            renamed={old: new for new, old in present.items() if old != new and old in kept},
+            added=tuple(new for new, old in present.items() if old not in kept and DETAILS_FILE not in self.missing),
+        )
 
     @property
     def calibration_errors(self) -> dict[str, float]:
@@ -118,13 +182,14 @@ def read_run(folder: Path) -> FinishedRun:
     if RECIPE_FILE not in missing:
         settings = load_recipe(folder / RECIPE_FILE).model_dump(mode="json", by_alias=True)
         recipe = (folder / RECIPE_FILE).read_text(encoding="utf-8")
-    return FinishedRun(folder, metrics, details, recipe, settings, missing, _baselines(folder, details))
+    return FinishedRun(
+        folder, metrics, details, recipe, settings, missing, _baselines(folder, details), _checkpoint(folder)
+    )
 
 
 def _without_details(folder: Path, metrics: Metrics) -> RunDetails:
     """Return details with nothing but the evaluated split, and the tasks with their main metric, which is the first."""
     splits: tuple[Split, ...] = ("test", "validation")
-    found = {task: next((list(scores) for scores in of_task.values()), []) for task, of_task in metrics.tasks.items()}
     values = {
         "format": FORMAT,
         "versions": {},
@@ -136,12 +201,20 @@ def _without_details(folder: Path, metrics: Metrics) -> RunDetails:
         "validation_mean": {},
         "validation": {},
         "best_step": None,
-        "tasks": [{"name": name, "metric": names[0], "rows": {}} for name, names in found.items() if names],
+        "tasks": [{"name": task, "metric": metric, "rows": {}} for task, metric in _first_metrics(metrics).items()],
         "prototypes": [],
         "confusion": [],
         "points": [],
     }
     return parse(RunDetails, values, DataError, str(folder / METRICS_FILE))
+
+
+def _first_metrics(metrics: Metrics) -> dict[str, str]:
+    found = {
+        name: [metric for scores in of_splits.values() for metric in scores]
+        for name, of_splits in metrics.tasks.items()
+    }
+    return {task: names[0] for task, names in found.items() if names}
 
 
 def _check_scores(folder: Path, metrics: Metrics, details: RunDetails) -> None:
@@ -164,6 +237,11 @@ def _baselines(folder: Path, details: RunDetails) -> dict[str, dict[str, float]]
             name.replace("_", " "): of_tasks for name, of_tasks in scores.items() if name not in ("majority", "pha")
         }
     return {name: of_tasks for name, of_tasks in found.items() if of_tasks}
+
+
+def _checkpoint(folder: Path) -> Checkpoint | None:
+    path = folder / CHECKPOINT_FILE
+    return parse(Checkpoint, _json(path), DataError, str(path)) if path.exists() else None
 
 
 def _json(path: Path) -> Any:
