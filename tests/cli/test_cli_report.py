@@ -118,7 +118,10 @@ def test_broken_files_are_refused(cli: Cli, run: Path, tmp_path: Path, name: str
         (("run", "run"), "expected one run or file, found 2; add --compare to compare runs"),
         (("--compare", "run"), "--compare: expected two or more runs, found 1; give their folders"),
         (("--compare", "run", "run"), "is given twice; give different runs"),
-        (("--compare", "run", "other"), "expected runs with scores of a common task, found none"),
+        (
+            ("--compare", "run", "other"),
+            "expected runs that have the same metric of a common task on the same split, found none",
+        ),
         (("gone",), "gone: expected the folder of a finished run, found no folder"),
         (("gone.jsonl",), "gone.jsonl: cannot be read"),
         (("empty.jsonl",), "empty.jsonl: expected result rows, found none"),

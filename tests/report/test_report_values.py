@@ -14,6 +14,7 @@ from written_runs import HOSTILE, NAMES, result_rows, run_values, write_values
 
 from hyperadapters.checkpoints.details_file import forget_tasks
 from hyperadapters.checkpoints.format import CONFIG_FILE
+from hyperadapters.errors import DataError
 from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix, Report, Table
 from hyperadapters.report.compare_report import compare_report
 from hyperadapters.report.maps import clustered
@@ -257,10 +258,18 @@ def test_result_rows_are_shown_as_means_and_deviations_over_seeds(rows: Charts) 
     assert rows["time-1"].series["n = 100"] == (4.0, 4.0)
 
 
+def compared_values() -> dict[str, Any]:
+    """A run with two tasks of the first, whose main metric is another one for one of them."""
+    values = run_values(("size", "mood", "other"), seed=1)
+    for of_split in values["metrics.json"]["tasks"]["size"].values():
+        of_split["pearson"] = 0.25 + of_split["accuracy"] / 4
+    return values
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("compared")
-    first, second = run_values(), run_values(("size", "mood", "other"), seed=1)
+    first, second = run_values(), compared_values()
     return compare_report([read_run(write_values(folder / name, v)) for name, v in (("a", first), ("b", second))])
 
 
@@ -269,10 +278,23 @@ def test_a_comparison_has_the_common_tasks_of_each_run_and_the_settings_that_dif
     assert list(charts) == [
         *("scores", "loss-task", "loss-instance", "loss-prototype", "validation", "calibration", "parameters", "time")
     ]
-    assert charts["scores"].categories == ("mood", "size", MEAN)
-    first, second = (run_values(), run_values(("size", "mood", "other"), seed=1))
+    assert charts["scores"].categories == ("mood (accuracy)", "size (pearson)", MEAN)
+    first, second = run_values(), compared_values()
     mood = [values["metrics.json"]["tasks"]["mood"]["test"]["accuracy"] for values in (first, second)]
-    assert [charts["scores"].series[run][0] for run in "ab"] == mood
+    size = [values["metrics.json"]["tasks"]["size"]["test"]["pearson"] for values in (first, second)]
+    of_runs = [charts["scores"].series[run] for run in "ab"]
+    assert [found[:2] for found in of_runs] == list(zip(mood, size, strict=True))
+    assert [found[2] for found in of_runs] == [pytest.approx(sum(pair) / 2) for pair in zip(mood, size, strict=True)]
+    table = compared.sections[0].content[1]
+    assert isinstance(table, Table)
+    assert table.header == ("task", "metric", "a", "b")
+    assert table.rows[0] == ("mood", "accuracy", *(f"{value:.4f}" for value in mood))
+    assert table.rows[2] == (MEAN, "", *(f"{found[2]:.4f}" for found in of_runs))
+    assert compared.facts == {"runs": "2", "tasks in common": "2", "split": "test"}
+    validation = [values["details.json"]["validation"]["mood"] for values in (first, second)]  # "size": other metrics
+    assert charts["validation"].lines == {
+        run: (tuple(curve["x"]), tuple(curve["y"])) for run, curve in zip("ab", validation, strict=True)
+    }
     curves = [values["details.json"]["losses"]["task"] for values in (first, second)]
     assert charts["loss-task"].lines == {
         run: (tuple(curve["x"]), tuple(curve["y"])) for run, curve in zip("ab", curves, strict=True)
@@ -281,7 +303,45 @@ def test_a_comparison_has_the_common_tasks_of_each_run_and_the_settings_that_dif
     assert [charts["calibration"].series[run][0] for run in "ab"] == errors
     assert charts["parameters"].series == {"trained parameters": (62_000, 62_001)}
     table = compared.sections[-1].content[0]
-    assert table.rows == (("seed", "0", "1"),)  # type: ignore[union-attr]
+    assert isinstance(table, Table)
+    assert table.rows == (("seed", "0", "1"),)
+
+
+def test_only_scores_of_the_same_metric_on_the_same_split_are_compared(tmp_path: Path) -> None:
+    first, second = run_values(), run_values(seed=1)
+    second["details.json"]["split"] = "validation"
+    for scores in second["metrics.json"]["tasks"].values():
+        del scores["test"]
+    second["metrics.json"]["calibration"]["mood"]["validation"] = {"calibration_error": 0.125}
+    runs = [read_run(write_values(tmp_path / name, v)) for name, v in (("a", first), ("b", second))]
+    report = compare_report(runs)
+    charts = by_name(report)
+    assert report.facts["split"] == "validation"
+    assert charts["scores"].title == "Scores on validation rows"
+    scores = [values["metrics.json"]["tasks"]["mood"]["validation"]["accuracy"] for values in (first, second)]
+    assert [charts["scores"].series[run][1] for run in "ab"] == scores
+    assert charts["calibration"].series == {"a": (None,), "b": (0.125,)}
+    for task, of_splits in second["metrics.json"]["tasks"].items():
+        of_splits["validation"] = {"macro_f1": 0.5}
+        next(one for one in second["details.json"]["tasks"] if one["name"] == task)["metric"] = "macro_f1"
+    other = read_run(write_values(tmp_path / "b", second))
+    with pytest.raises(DataError, match="the same metric of a common task on the same split, found none"):
+        compare_report([runs[0], other])
+
+
+def test_a_comparison_shows_a_run_without_details_by_its_metrics(tmp_path: Path) -> None:
+    first, second = run_values(), run_values(seed=1) | {"details.json": None}
+    runs = [read_run(write_values(tmp_path / name, v)) for name, v in (("a", first), ("b", second))]
+    report = compare_report(runs[::-1])
+    charts = by_name(report)
+    assert list(charts["scores"].series) == ["b", "a"]
+    assert list(charts["loss-task"].lines) == ["a"]
+    colours = {plotly_figure(charts[name])["data"][-1]["marker"]["color"] for name in ("scores", "loss-task")}
+    assert colours == {style_of(1).colour}
+    assert [note.split(",")[0] for note in report.notes] == ["b: The folder has no details.json"]
+    del first["details.json"]
+    without = read_run(write_values(tmp_path / "c", first))
+    assert list(by_name(compare_report([runs[1], without]))) == ["scores", "calibration", "parameters"]
 
 
 def test_runs_of_the_same_name_are_told_apart_by_the_folders_above(tmp_path: Path) -> None:

@@ -181,3 +181,12 @@ def percent(value: float | None) -> str:
         value: Share from 0 to 1.
     """
     return "" if value is None else f"{100 * value:.1f}%"
+
+
+def decimals(values: Values) -> tuple[str, ...]:
+    """Return values with four decimals, as tables show them; empty for None.
+
+    Args:
+        values: The values.
+    """
+    return tuple("" if value is None else f"{value:.4f}" for value in values)

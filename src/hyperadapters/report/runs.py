@@ -148,15 +148,15 @@ class FinishedRun:
             added=tuple(new for new, old in present.items() if old not in kept and DETAILS_FILE not in self.missing),
         )
 
-    @property
-    def calibration_errors(self) -> dict[str, float]:
-        """Expected calibration error of each task that has one on the evaluated split."""
-        split, name = self.details.split, "calibration_error"
-        return {
-            task: of_splits[split][name]
-            for task, of_splits in self.metrics.calibration.items()
-            if split is not None and name in of_splits.get(split, {})
-        }
+    def calibration_errors(self, split: Split) -> dict[str, float]:
+        """Return the expected calibration error of each task that has one on a split.
+
+        Args:
+            split: The split.
+        """
+        found = {task: of_splits.get(split, {}) for task, of_splits in self.metrics.calibration.items()}
+        name = "calibration_error"
+        return {task: scores[name] for task, scores in found.items() if name in scores}
 
 
 def read_run(folder: Path) -> FinishedRun:
