@@ -12,6 +12,12 @@ from starlette.testclient import TestClient
 
 from hyperadapters.serving.app import create_app
 
+IMPORTED_BY_WORKERS = [
+    "hyperadapters.serving.worker",
+    "hyperadapters.fewshot.add_task",
+    "transformers.models.bert.modeling_bert",
+]
+
 
 @pytest.fixture(autouse=True)
 def _quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +26,7 @@ def _quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     Servers in other processes start theirs as users' servers do.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
-        multiprocessing.set_forkserver_preload(["hyperadapters.serving.worker", "hyperadapters.fewshot.add_task"])
+        multiprocessing.set_forkserver_preload(IMPORTED_BY_WORKERS)
         monkeypatch.setattr("hyperadapters.serving.jobs.PROCESSES", multiprocessing.get_context("forkserver"))
 
 
