@@ -1,4 +1,4 @@
-"""The Markdown tables of docs/sample-efficiency.md that are about the result rows, and the places of all in it."""
+"""The Markdown tables of README.md and docs/sample-efficiency.md that are about the result rows, and their places."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def tables(found: dict[str, Columns], trials: list[Row]) -> dict[str, str]:
         trials: of learning rates.
     """
     made = {
-        "suites": suites_table(found) if found else NOTHING,
+        "suites": suites_table(found, sizes_of(found)) if found else NOTHING,
+        "suites-32": suites_table(found, [32]) if 32 in sizes_of(found) else NOTHING,
         "parts": parts_table(found["all"]) if "all" in found else NOTHING,
         "plus-differences": differences_table(found, "plus", minus_base=False) if found else NOTHING,
         "pha-differences": differences_table(found, "pha", minus_base=True) if found else NOTHING,
@@ -70,10 +71,10 @@ def tables(found: dict[str, Columns], trials: list[Row]) -> dict[str, str]:
     return made
 
 
-def suites_table(found: dict[str, Columns]) -> str:
+def suites_table(found: dict[str, Columns], sizes: Sequence[Size]) -> str:
     """Scores by size, arm and suite, and the mean of the four suites of which `all` consists."""
     body = []
-    for n in sizes_of(found):
+    for n in sizes:
         of_size = {suite: columns.get(n, {}) for suite, columns in found.items()}
         for arm in arms_of(of_size):
             cells = [score_cell(of_size[suite], arm) if of_size.get(suite) else MISSING for suite in SUITES]

@@ -158,7 +158,7 @@ def save(figure: Figure, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result rows")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of sample-efficiency.md and images/")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder docs/, which is beside README.md")
     folders = parser.parse_args(arguments)
     found = suites(read(folders.results / "sample_efficiency.jsonl"))
     trials, transfer, suite_transfer = (
@@ -180,5 +180,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 missing.append(title)
     if missing:
         print(f"not written, since there are no rows to show: {', '.join(missing)}", file=sys.stderr)
-    document = folders.docs / "sample-efficiency.md"
-    document.write_text(replaced(document.read_text(), blocks))
+    for document in (folders.docs / "sample-efficiency.md", folders.docs.parent / "README.md"):
+        document.write_text(replaced(document.read_text(), blocks))

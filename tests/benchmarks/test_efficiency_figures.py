@@ -66,6 +66,7 @@ def written(folder: Path, rows: list[dict[str, Any]]) -> dict[str, bytes]:
     (folder / "docs").mkdir(exist_ok=True)
     if not (folder / "docs" / "sample-efficiency.md").exists():
         (folder / "docs" / "sample-efficiency.md").write_text(DOCUMENT)
+        (folder / "README.md").write_text("<!-- table: suites-32 -->\n<!-- end -->\n")
     (folder / "sample_efficiency.jsonl").write_text("".join(json.dumps(found) + "\n" for found in rows))
     main(["--results", str(folder), "--docs", str(folder / "docs")])
     return {path.name: path.read_bytes() for path in sorted((folder / "docs").rglob("*.*"))}
@@ -142,7 +143,9 @@ def test_differences_table() -> None:
 
 def test_suites_table() -> None:
     rows = [*in_suites("plus", 50, 60, 70, 80), *in_suites("plus", 52, 62, 72, 82, seed=1), row("pha")]
-    table = suites_table(suites([*rows, row("plus", 7, a=1.0, b=1.0)]))
+    found = suites([*rows, row("plus", 7, a=1.0, b=1.0), row("plus", n=500)])
+    table = suites_table(found, [100])
+    assert "n = 500" not in table
     assert cells(table, "arm")[2:] == ["main", "fdu", "hwu64", "tweeteval", "all", "mean of 4"]
     # The mean is over the seeds of all four suites.
     assert cells(table, "PHA+")[3:] == ["61.0 ± 1.4 (2)", "71.0 ± 1.4 (2)", "81.0 ± 1.4 (2)", MISSING, "66.0 ± 1.4 (2)"]
@@ -282,6 +285,7 @@ def test_twice_gives_the_same_files(tmp_path: Path) -> None:
     first = written(tmp_path, rows)
     assert set(first) == {"sample-efficiency.md", "sample_efficiency.svg", "ablations.svg", "parameters.svg"}
     assert b"images/ablations.svg" in first["sample-efficiency.md"]
+    assert "| n = 32 | PHA |" in (tmp_path / "README.md").read_text()
     assert written(tmp_path, rows) == first
 
 
