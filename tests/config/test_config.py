@@ -21,11 +21,13 @@ from hyperadapters.config import (
     Recipe,
     Source,
     Task,
+    TaskEntry,
     TrainingConfig,
     load_recipe,
     parse,
 )
 from hyperadapters.config.reading import load_yaml
+from hyperadapters.config.sweep import Range, SweepConfig
 from hyperadapters.errors import RecipeError, TaskError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -519,6 +521,31 @@ def test_names_that_are_no_paths_are_read_as_they_are(tmp_path: Path) -> None:
 )
 def test_texts_that_cannot_be_written_are_refused(changes: dict[str, Any], place: str) -> None:
     assert f"  {place}: expected valid Unicode, found " in faults_of(**changes)[1]
+
+
+WRONG: list[Any] = [3, -1.5, True, "x", [], {}, [[1]], {"a": 3}, {"a": {}}, {"a": [[1]]}, {"a": {"low": 2, "high": 1}}]
+"""Values of which each key of a recipe refuses some."""
+
+
+@pytest.mark.parametrize(
+    "model", [ModelConfig, DataConfig, TrainingConfig, TaskEntry, Source, HeldOut, SweepConfig, Range]
+)
+def test_place_of_a_fault_consists_of_keys_and_has_one_fault(model: type[BaseModel]) -> None:
+    for field in model.model_fields:
+        refused = 0
+        for value in WRONG:
+            with suppress(RecipeError):
+                parse(model, {field: value})
+                continue
+            with pytest.raises(RecipeError) as caught:
+                parse(model, {field: value})
+            message = str(caught.value)
+            places = re.findall(r"^  (.*?): (?!unknown key)", message, re.MULTILINE)
+            assert all(re.fullmatch(r"\w+(\.\w+)*|as a whole", place) for place in places), message
+            assert not {"int", "float", "str", "bool"} & {key for place in places for key in place.split(".")}, message
+            assert len(set(places)) == len(places), message
+            refused += any(re.match(rf"{field}\b", place) for place in places)
+        assert refused
 
 
 @pytest.mark.parametrize("value", ["0x" + "f" * 5000, "[" + "x, " * 1000 + "]"])

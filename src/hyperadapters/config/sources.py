@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, Strict, field_validator, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
 from hyperadapters.config.catalogue import expand, find_entry
 from hyperadapters.config.tasks import Task
-from hyperadapters.config.validation import Int, StrictModel
+from hyperadapters.config.validation import MAPPING, TEXT, Number, StrictModel, by_type
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -23,11 +23,13 @@ class HeldOut(StrictModel, populate_by_name=True):
     """
 
     from_split: Split = Field("train", alias="from")
-    size: Int | Annotated[float, Strict()] = Field(gt=0, allow_inf_nan=False)
+    size: Number
 
     @field_validator("size")
     @classmethod
-    def _check_whole(cls, size: float) -> float:
+    def _check_size(cls, size: float) -> float:
+        if size <= 0:
+            raise ValueError(f"expected a number above 0, found {size}")
         if size >= 1 and size != int(size):
             raise ValueError(f"expected a whole number of rows, or a fraction below 1; found {size}")
         return size
@@ -59,7 +61,13 @@ class Source(StrictModel):
         delimiter: Delimiter of CSV and TSV files. Default: a comma for CSV and a tab for TSV.
     """
 
-    path: str | dict[Split, str] | None = None
+    path: (
+        Annotated[
+            Annotated[str, Tag(TEXT)] | Annotated[dict[Split, str], Tag(MAPPING)],
+            by_type("a path, or a path for each split"),
+        ]
+        | None
+    ) = None
     dataset: str | None = None
     subset: str | None = None
     splits: dict[Split, str] | None = None

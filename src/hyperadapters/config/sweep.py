@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import chain, product
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, Tag, model_validator
 
-from hyperadapters.config.validation import Float, Int, StrictModel
+from hyperadapters.config.validation import LIST, MAPPING, Int, Number, StrictModel, by_type
 from hyperadapters.errors import shown
 
-Scalar = bool | int | float | str | None
+
+def _check_scalar(value: object) -> object:
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"expected a number, a text, true, false or null; found {shown(value)}")
+    return value
+
+
+Scalar = Annotated[Any, PlainValidator(_check_scalar)]
 Values = Annotated[tuple[Scalar, ...], Field(min_length=1)]
 """Values of one setting, each tried as it is written."""
 MAX_TRIALS = 10_000
@@ -26,8 +33,8 @@ class Range(StrictModel):
         log: Whether the logarithm of the number is uniformly distributed. Default: False.
     """
 
-    low: Int | Float
-    high: Int | Float
+    low: Number
+    high: Number
     log: bool = False
 
     @model_validator(mode="after")
@@ -54,7 +61,13 @@ class SweepConfig(StrictModel):
 
     cases: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] = ({},)
     grid: dict[str, Values] = {}
-    ranges: dict[str, Range | Values] = {}
+    ranges: dict[
+        str,
+        Annotated[
+            Annotated[Range, Tag(MAPPING)] | Annotated[Values, Tag(LIST)],
+            by_type("a range with low and high, or a list of values"),
+        ],
+    ] = {}
     trials: Int | None = Field(None, ge=1)
     sampler: Literal["tpe", "random"] = "tpe"
 
@@ -67,6 +80,9 @@ class SweepConfig(StrictModel):
             raise ValueError("trials is the number of draws from ranges: give both or neither of them")
         if self.sampler != "tpe" and not self.ranges:
             raise ValueError("sampler is only for ranges, which are not given; remove it")
+        own = [key for key in (*chain(*self.cases), *self.grid, *self.ranges) if key.partition(".")[0] == "sweep"]
+        if own:
+            raise ValueError(f"'{own[0]}' cannot be tried; remove it, because a trial has no section sweep")
         both = [key for case in self.cases for key in case if key in self.grid]
         if both:
             raise ValueError(f"'{both[0]}' is in cases and in grid; remove one of them")

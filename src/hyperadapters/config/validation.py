@@ -12,9 +12,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     ModelWrapValidatorHandler,
     Strict,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails
@@ -23,6 +26,12 @@ from hyperadapters.errors import HyperAdaptersError, RecipeError, did_you_mean, 
 
 Model = TypeVar("Model", bound=BaseModel)
 Int = Annotated[int, Strict()]
+TEXT, LIST, MAPPING = "(text)", "(list)", "(mapping)"
+"""Tags of the types of a union, by which `by_type` chooses."""
+WRONG_TYPE = "wrong_type"
+"""Type of the fault of a value that has none of the types."""
+NO_KEYS = (TEXT, LIST, MAPPING, "[key]")
+"""What pydantic has in the location of a fault beside keys and indices."""
 MAX_FAULTS = 100
 """Number of faults that an error message describes."""
 
@@ -46,6 +55,29 @@ def _refuse_bool(value: object) -> object:
 
 Float = Annotated[float, AllowInfNan(False), BeforeValidator(_refuse_bool)]
 """A finite number, or a string such as "1e-3", which YAML does not read as a number. Booleans are refused."""
+
+
+def _keep_int(value: object, as_float: ValidatorFunctionWrapHandler) -> float:
+    return value if type(value) is int else cast(float, as_float(value))
+
+
+Number = Annotated[Float, WrapValidator(_keep_int)]
+"""A number as for `Float`, of which whole ones remain integers."""
+
+
+def by_type(expected: str) -> Discriminator:
+    """Return what chooses a tagged type of a union, so that a wrong value has one fault and not one for each type.
+
+    Args:
+        expected: What is expected, for the message about a value that has none of the types.
+    """
+
+    def tag(value: object) -> str:
+        if isinstance(value, (dict, BaseModel)):
+            return MAPPING
+        return LIST if isinstance(value, (list, tuple)) else TEXT
+
+    return Discriminator(tag, custom_error_type=WRONG_TYPE, custom_error_message=f"expected {expected}")
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -94,6 +126,8 @@ def _renamed(model: type[BaseModel], fault: Any) -> InitErrorDetails:
         message = f"this key was renamed; use '{RENAMED_KEYS[key]}' instead"
     elif fault["type"] == "literal_error" and isinstance(value, str) and value in RENAMED_VALUES.get(key, {}):
         message = f"the value '{value}' was renamed; use '{RENAMED_VALUES[key][value]}' instead"
+    elif fault["type"] == WRONG_TYPE:  # pydantic cannot make this fault anew
+        message = f"{fault['msg']}; found {shown(value)}"
     details: dict[str, Any] = {name: fault[name] for name in InitErrorDetails.__annotations__ if name in fault}
     if message is not None:
         details |= {"type": "value_error", "ctx": {"error": ValueError(message)}}
@@ -119,27 +153,39 @@ def parse(model: type[Model], values: object, error: type[HyperAdaptersError] = 
     try:
         return model.model_validate(values)
     except ValidationError as invalid:
-        faults = invalid.errors()
+        faults = [fault for fault in invalid.errors() if not _is_of_items(fault)]
         lines = [_describe(model, fault) for fault in faults[:MAX_FAULTS]]
         if len(faults) > MAX_FAULTS:
             lines.append(f"  and {len(faults) - MAX_FAULTS} more")
         raise error("\n".join([f"{where or model.__name__}: {len(faults)} fault(s)", *lines])) from None
 
 
+def _is_of_items(fault: Any) -> bool:
+    """Return whether a list is too short only because pydantic does not count its invalid items, which are faults."""
+    return bool(fault["type"] == "too_short" and fault["ctx"]["actual_length"] != len(fault["input"]))
+
+
 def _describe(model: type[BaseModel], fault: Any) -> str:
-    path = [str(part) for part in fault["loc"]]
+    path = [str(part) for part in fault["loc"] if part not in NO_KEYS]
     place = ".".join(path) or "as a whole"
     if fault["type"] == "extra_forbidden":
         return f"  {place}: unknown key.{did_you_mean(path[-1], _known_keys(model, path[:-1]))}"
+    if fault["loc"][-1:] == ("[key]",) and fault["type"] == "literal_error":
+        return f"  {place}: unknown key, expected {fault['ctx']['expected']}.{did_you_mean(path[-1], _literals(fault))}"
     if fault["type"] == "missing":
         return f"  {place}: required, not given"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    if fault["type"] == "too_short":
+        message = f"expected {fault['ctx']['min_length']} or more items"
     if fault["type"] == "literal_error":
-        message += "." + did_you_mean(
-            shown(fault["input"]).strip("'"), re.findall(r"'([^']*)'", fault["ctx"]["expected"])
-        )
+        message += "." + did_you_mean(shown(fault["input"]).strip("'"), _literals(fault))
     found = "" if fault["type"] == "value_error" else f"; found {shown(fault['input'])}"
     return f"  {place}: {message}{found}"
+
+
+def _literals(fault: Any) -> list[str]:
+    """Return the values of which a fault of the type `literal_error` expected one."""
+    return re.findall(r"'([^']*)'", fault["ctx"]["expected"])
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
