@@ -80,18 +80,24 @@ def test_a_job_is_cancelled_through_another_server(run_folder: Path) -> None:
         assert second.delete(f"/v1/jobs/{'0' * 32}").status_code == 404
 
 
-def test_the_jobs_of_a_server_that_was_killed_have_failed_and_ended_ones_are_kept(run_folder: Path) -> None:
+def test_a_killed_server_leaves_no_worker_its_jobs_have_failed_and_ended_ones_are_kept(run_folder: Path) -> None:
     with (
         TestClient(create_app(run_folder), base_url=ADDRESS) as other,
         running_server(run_folder) as (address, process),
         httpx2.Client(base_url=address, timeout=60) as client,
     ):
         done = client.post("/v1/tasks?wait=60", json={**NEW, "name": "first"}).json()
-        job = client.post("/v1/tasks", json=NEW).json()["id"]
+        job = start_slow(client, "slow")
+        workers = [path.parent for path in Path("/proc").glob("[0-9]*/status") if parent_of(path) == process.pid]
+        assert workers
         process.kill()
         process.wait()
+        deadline = time.monotonic() + 20
+        while any(worker.exists() for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         found = other.get(f"/v1/jobs/{job}?wait=60").json()
-        assert (found["state"], found["error"]) in (("failed", OWNER_ENDED), ("done", None))
+        assert (found["state"], found["error"]) == ("failed", OWNER_ENDED)
         assert other.get(f"/v1/jobs/{done['id']}").json() == done
         # The next change is not hindered by what the dead server has left, which is removed some time later.
         lock = run_folder / FOLDER / f"{owner_of(run_folder, job)}.lock"
@@ -193,19 +199,6 @@ def test_a_lock_is_seen_while_its_owner_lives_however_many_look(tmp_path: Path) 
     assert lock.is_held
     lock.release()
     assert not is_locked(tmp_path / "owner.lock")
-
-
-def test_the_worker_ends_with_its_server(run_folder: Path) -> None:
-    with running_server(run_folder) as (address, process), httpx2.Client(base_url=address, timeout=60) as client:
-        start_slow(client, "slow")
-        workers = [path.parent for path in Path("/proc").glob("[0-9]*/status") if parent_of(path) == process.pid]
-        assert workers
-        process.kill()
-        process.wait()
-        deadline = time.monotonic() + 20
-        while any(worker.exists() for worker in workers):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 def parent_of(status: Path) -> int:
