@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import ROWS, Cli, assert_refused, write_recipe, write_rows
+from rich.console import Console
 
-from hyperadapters.config.catalogue import catalogue
+from hyperadapters.cli.tables import print_catalogue
+from hyperadapters.config.catalogue import catalogue, find_entry
 
 
-def test_tasks_lists_the_catalogue(cli: Cli) -> None:
+def test_tasks_are_lines_of_cells_where_the_output_is_no_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     result = cli("tasks")
     assert (result.code, result.err) == (0, "")
-    assert all(name in result.out for name in catalogue())
+    rows = [line.split("\t") for line in result.out.splitlines()]
+    assert [row[0] for row in rows] == list(catalogue())
+    assert rows[0][2:] == ["classification", "accuracy", "allenai/winogrande winogrande_l"]
+    assert {len(row) for row in rows} == {5}
+    monkeypatch.setenv("COLUMNS", "20")
+    assert cli("tasks").out == result.out
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_tasks_are_a_table_in_a_terminal_with_whole_names(width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width, _environ={})
+    print_catalogue([find_entry(name) for name in catalogue()], console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    first = {line.split("│")[1].strip() for line in lines if "│" in line}
+    assert first >= catalogue().keys()
+    assert "…" not in "".join(lines)
+    assert max(map(len, lines)) <= width
+    assert ("allenai/winogrande" in "".join(lines)) == (width == 200)
 
 
 def test_task_is_shown_with_its_label_words_splits_and_source(cli: Cli) -> None:

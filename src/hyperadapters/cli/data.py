@@ -103,4 +103,6 @@ def tasks(
 
         typer.echo(yaml.safe_dump(facts[show], sort_keys=False, allow_unicode=True, width=100).rstrip())
     else:
-        print_catalogue(entries)
+        from rich.console import Console
+
+        print_catalogue(entries, Console())

@@ -12,12 +12,16 @@ import typer
 from hyperadapters.utils.texts import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hyperadapters.config import Source
     from hyperadapters.config.catalogue import CatalogueEntry
     from hyperadapters.fewshot.add_task import FitReport
     from hyperadapters.training.calibration import CalibrationReport
     from hyperadapters.training.plan import MemoryPlan
 
+WIDE = 120
+"""Width of a terminal from which on the table of the catalogue has all columns."""
 MAX_ERROR = 300
 """Number of characters of the error of a trial that are printed; its row has all of them."""
 
@@ -134,24 +138,36 @@ def print_trials(rows: list[dict[str, Any]]) -> None:
         typer.echo(f"  trial {row['trial']}: {printable(shorten(row['error'], MAX_ERROR, placeholder='...'))}")
 
 
-def print_catalogue(entries: Sequence[CatalogueEntry]) -> None:
-    """Print the tasks of the catalogue.
+def print_catalogue(entries: Sequence[CatalogueEntry], console: Console) -> None:
+    """Print the tasks of the catalogue: as a table in a terminal, and elsewhere as lines with tabs between the cells.
 
     Args:
         entries: Entries of the catalogue.
+        console: Console to print to.
     """
-    from rich.console import Console
     from rich.table import Table
 
+    rows = [_catalogue_row(entry) for entry in entries]
+    if not console.is_terminal:
+        for row in rows:
+            typer.echo("\t".join(row))
+        return
+    titles = ("name", "task", "kind", "metric", "data")[: 5 if console.width >= WIDE else 2]
+    table = Table()
+    for title in titles:
+        table.add_column(title, no_wrap=title == "name", overflow="fold")
+    for row in rows:
+        table.add_row(*row[: len(titles)])
+    console.print(table)
+    console.print("hyperadapters tasks --show NAME describes one of them.", highlight=False)
+
+
+def _catalogue_row(entry: CatalogueEntry) -> tuple[str, ...]:
     from hyperadapters.config import TaskEntry, parse
 
-    table = Table("name", "task", "kind", "metric", "data")
-    for entry in entries:
-        task = parse(TaskEntry, {"catalogue": entry.name})
-        data = " ".join(filter(None, (task.source.dataset, task.source.subset))) or "local files"
-        table.add_row(entry.name, entry.summary, task.kind, ", ".join(task.metrics), data)
-    Console().print(table)
-    typer.echo("hyperadapters tasks --show NAME describes one of them.")
+    task = parse(TaskEntry, {"catalogue": entry.name})
+    data = " ".join(filter(None, (task.source.dataset, task.source.subset))) or "local files"
+    return entry.name, entry.summary, task.kind, ", ".join(task.metrics), data
 
 
 def catalogue_facts(entry: CatalogueEntry) -> dict[str, Any]:
