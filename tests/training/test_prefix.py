@@ -53,7 +53,7 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return {
         "backbone": str(save_backbone(tmp_path / "backbone", kind, **dropout)),
         "model": {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 8, **frozen.get(request.param, {})},
-        "data": {"max_length": 40},
+        "data": {"max_length": 40, "max_target_length": 4},
         "training": {"num_train_epochs": 3, "batch_size": 8, "eval_steps": 1000, "logging_steps": 1},
         "tasks": tasks,
     }
