@@ -106,7 +106,7 @@ def routing() -> None:
         held_out = list(rows("routing")[0]["auroc"])
         header = [
             "recognised by",
-            "routed right, %",
+            "routing accuracy, %",
             "but for NLI",
             "and shared sources",
             "NLI confusions",
@@ -138,7 +138,7 @@ def features() -> None:
         first = next(iter(layers.values()))[0]
         print(f"A routed batch: {first['one_pass_ms']:.1f} ms in one pass, {first['two_pass_ms']:.1f} ms in two.\n")
         names = list(first["auroc"])
-        header = ["layer", "passes", "routed right, %", "but for NLI and shared sources"]
+        header = ["layer", "passes", "routing accuracy, %", "but for NLI and shared sources"]
         table([*header, *(f"AUROC {name}" for name in names)], body)
 
 
@@ -222,7 +222,7 @@ def grouping() -> None:
             cells = [f"{mean(x):.1f} ± {stdev(x):.1f}" for x in (*shares, seconds)]
             body.append(["by length" if grouped else "shuffled", str(len(found)), *cells])
     if body:
-        table(["batches", "seeds", "mean score, %", "routed right, %", "training, s"], body)
+        table(["batches", "seeds", "mean score, %", "routing accuracy, %", "training, s"], body)
 
 
 if __name__ == "__main__":

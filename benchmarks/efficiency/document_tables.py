@@ -155,7 +155,7 @@ def span(values: list[float]) -> str:
 
 
 def costs_table(columns: Columns) -> str:
-    """Seconds of training and share of test rows routed right, means over seeds, by arm and size."""
+    """Seconds of training and routing accuracy, means over seeds, by arm and size."""
     body = []
     for arm in arms_of(columns):
         rows = [column.get(arm, []) for column in columns.values()]
@@ -164,7 +164,7 @@ def costs_table(columns: Columns) -> str:
         body.append([label(arm), *seconds, *routed])
     devices = [next(iter(column.values()))[0]["device"] for column in columns.values()]
     headings = [f"s, {size_label(n)}, {device}" for n, device in zip(columns, devices, strict=True)]
-    return markdown(["arm", *headings, *(f"routed right, %, {size_label(n)}" for n in columns)], body)
+    return markdown(["arm", *headings, *(f"routing accuracy, %, {size_label(n)}" for n in columns)], body)
 
 
 def tasks_table(column: Column) -> str:
