@@ -36,7 +36,7 @@ def test_result_rows_become_a_page_and_figures(cli: Cli, tmp_path: Path) -> None
     result = cli("report", rows, "--output", tmp_path / "a.html", "--figures", figures)
     assert result.out == f"The report is in {tmp_path}/a.html; 4 figures as PNG and SVG are in {figures}/\n"
     assert "<title>Report on rows.jsonl</title>" in (tmp_path / "a.html").read_text()
-    names = ("parameters-1", "scores-1", "tasks-1-1", "time-1")
+    names = ("parameters-1", "scores-1-1", "tasks-1-1", "time-1")
     assert sorted(path.name for path in figures.iterdir()) == [
         f"{name}.{end}" for name in names for end in ("png", "svg")
     ]

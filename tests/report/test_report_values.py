@@ -241,21 +241,53 @@ def test_the_file_of_the_tasks_is_that_of_checkpoints() -> None:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Charts:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Report:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, result_rows())) + "\n")
-    return by_name(rows_report(path, read_rows(path)))
+    return rows_report(path, read_rows(path))
 
 
-def test_result_rows_are_shown_as_means_and_deviations_over_seeds(rows: Charts) -> None:
-    assert list(rows) == ["scores-1", "tasks-1-1", "tasks-1-2", "parameters-1", "time-1"]
-    scores = rows["scores-1"]
+def test_result_rows_are_shown_as_means_and_deviations_over_seeds(rows: Report) -> None:
+    charts = by_name(rows)
+    assert list(charts) == ["scores-1-1", "tasks-1-1", "scores-1-2", "tasks-1-2", "parameters-1", "time-1"]
+    scores = charts["scores-1-1"]
     assert scores.categories == ("pha", "probe")
-    assert scores.series == {"n = 16": (66.0, 65.5), "n = 100": (66.0, 65.5)}
-    assert scores.errors["n = 16"] == pytest.approx((2**-0.5, 2**-0.5))
-    assert rows["tasks-1-2"].values == ((61.5, 70.5), (60.5, 70.5))
-    assert rows["parameters-1"].lines == {"pha": ((2000, 2000), (66.0, 66.0)), "probe": ((1000, 1000), (65.5, 65.5))}
-    assert rows["time-1"].series["n = 100"] == (4.0, 4.0)
+    assert scores.series == {"mean score": (66.0, 65.5)}
+    assert scores.errors["mean score"] == pytest.approx((2**-0.5, 2**-0.5))
+    assert "not comparable" not in scores.caption
+    tables = [item for item in rows.sections[0].content if isinstance(item, Table)]
+    assert [table.title for table in tables] == ["Scores, n = 16", "Scores, n = 100"]
+    assert tables[0].rows == (("pha", "66.00", "0.71", "2", "2"), ("probe", "65.50", "0.71", "2", "2"))
+    assert charts["parameters-1"].lines == {"pha": ((2000, 2000), (66.0, 66.0)), "probe": ((1000, 1000), (65.5, 65.5))}
+    assert charts["time-1"].series["n = 100"] == (4.0, 4.0)
+
+
+def test_the_colours_of_scores_by_task_compare_arms_and_not_metrics(rows: Report) -> None:
+    chart = by_name(rows)["tasks-1-2"]
+    assert (chart.rows, chart.columns) == (("pha", "probe"), ("mood", "topic"))
+    assert chart.labels == (("61.5", "70.5"), ("60.5", "70.5"))
+    assert chart.values == ((0.0, 0.0), (-1.0, 0.0))
+    assert chart.limits == (-1.0, 0.0)
+
+
+def test_arms_are_ranked_among_those_of_the_same_size(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    scores = [("good", 16, 0, 50.0), ("bad", 16, 0, 40.0), ("bad", 100, 0, 80.0), ("bad", 100, 1, 81.0)]
+    scores.append(("other", 100, 0, 90.0))
+    path.write_text(
+        "\n".join(
+            json.dumps({"arm": arm, "n": n, "seed": seed, "scores": {"mood": score}, "score": score})
+            for arm, n, seed, score in scores
+        )
+    )
+    report = rows_report(path, read_rows(path))
+    charts = by_name(report)
+    assert charts["scores-1-1"].categories == ("good", "bad")
+    assert charts["scores-1-2"].categories == ("other", "bad")
+    assert "not comparable" not in charts["scores-1-1"].caption
+    assert "Not all arms have the same seeds and tasks" in charts["scores-1-2"].caption
+    tables = [item for item in report.sections[0].content if isinstance(item, Table)]
+    assert tables[1].rows == (("other", "90.00", "", "1", "1"), ("bad", "80.50", "0.71", "2", "1"))
 
 
 def compared_values() -> dict[str, Any]:
@@ -352,11 +384,11 @@ def test_runs_of_the_same_name_are_told_apart_by_the_folders_above(tmp_path: Pat
 # Both kinds of figures
 
 
-def all_charts(charts: Charts, rows: Charts) -> list[Chart]:
-    return [*charts.values(), *rows.values()]
+def all_charts(charts: Charts, rows: Report) -> list[Chart]:
+    return [*charts.values(), *rows.charts]
 
 
-def test_plotly_figures_are_valid_and_have_the_numbers_of_the_charts(charts: Charts, rows: Charts) -> None:
+def test_plotly_figures_are_valid_and_have_the_numbers_of_the_charts(charts: Charts, rows: Report) -> None:
     graph_objects = pytest.importorskip("plotly.graph_objects", reason="the page needs the extra 'report'")
     for chart in all_charts(charts, rows):
         figure = plotly_figure(chart)
@@ -364,7 +396,7 @@ def test_plotly_figures_are_valid_and_have_the_numbers_of_the_charts(charts: Cha
         data = figure["data"]
         if isinstance(chart, Categories):
             assert [tuple(trace["x"]) for trace in data] == list(chart.series.values())
-            assert all(trace["y"] == list(range(len(chart.categories))) for trace in data)
+            assert all(list(map(round, trace["y"])) == list(range(len(chart.categories))) for trace in data)
             assert figure["layout"]["yaxis"]["ticktext"] == list(chart.categories)
         elif isinstance(chart, Lines):
             assert {trace["name"]: (tuple(trace["x"]), tuple(trace["y"])) for trace in data} == chart.lines
@@ -380,7 +412,7 @@ def test_plotly_figures_are_valid_and_have_the_numbers_of_the_charts(charts: Cha
             assert [(trace["x"][0], trace["y"][0]) for trace in stars] == list(chart.marks.values())
 
 
-def test_figures_for_papers_have_the_numbers_of_the_charts(charts: Charts, rows: Charts) -> None:
+def test_figures_for_papers_have_the_numbers_of_the_charts(charts: Charts, rows: Report) -> None:
     for chart in all_charts(charts, rows):
         axes = draw(chart).axes[0]
         if isinstance(chart, Lines) and chart.rows:
@@ -397,8 +429,26 @@ def test_figures_for_papers_have_the_numbers_of_the_charts(charts: Charts, rows:
             assert drawn == [(x, y) for x, y, _ in chart.groups.values()]
         elif chart.mark == "bars":
             assert [bar.get_width() for bar in axes.patches] == [v for of in chart.series.values() for v in of]
+            assert [text.get_text() for text in axes.texts] == [f"{v:,g}" for of in chart.series.values() for v in of]
         else:
             assert [tuple(one.lines[0].get_xdata()) for one in axes.containers] == list(chart.series.values())
+
+
+def test_equal_values_of_two_series_do_not_hide_each_other() -> None:
+    chart = Categories("name", "title", "caption", ("a", "b"), {"x": (1.0, 2.0), "y": (1.0, None)}, "axis")
+    x, y = (trace["y"] for trace in plotly_figure(chart)["data"])
+    assert [below - above for above, below in zip(x, y, strict=True)] == pytest.approx([0.27 / 1.27] * 2)
+    drawn = [list(map(float, one.lines[0].get_ydata())) for one in draw(chart).axes[0].containers]
+    np.testing.assert_allclose(drawn, [x, y])
+
+
+def test_bars_show_whole_numbers_with_all_digits() -> None:
+    chart = Categories("name", "title", "caption", ("a", "b"), {"x": (1_724_544.0, 384.0)}, "axis", "bars")
+    (trace,) = plotly_figure(chart)["data"]
+    assert trace["text"] == ["1,724,544", "384"]
+    assert trace["hovertext"][0] == "a<br>x: 1,724,544"
+    assert [text.get_text() for text in draw(chart).axes[0].texts] == ["1,724,544", "384"]
+    assert "e" not in "".join(label.get_text() for label in draw(chart).axes[0].get_xticklabels())
 
 
 def test_a_task_has_the_same_colour_in_all_figures_and_the_mean_that_of_no_task(tmp_path: Path) -> None:
@@ -471,6 +521,6 @@ def test_names_that_are_equal_when_they_are_shortened_stay_apart(tmp_path: Path)
     names = ("x" * 90 + "1", "x" * 90 + "2", "2024-01-01")
     charts = by_name(run_report(read_run(write_values(tmp_path, run_values(names)))))
     figure = plotly_figure(charts["scores"])
-    assert figure["data"][0]["y"] == [0, 1, 2, 3]
+    assert list(map(round, figure["data"][0]["y"])) == [0, 1, 2, 3]
     assert len(figure["layout"]["yaxis"]["ticktext"]) == 4
     assert len(draw(charts["scores"]).axes[0].get_yticklabels()) == 4

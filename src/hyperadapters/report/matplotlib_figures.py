@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix
-from hyperadapters.report.styles import MAX_LABELLED, SHADES, label_of, sizes_of, style_of, styles_of
+from hyperadapters.report.styles import (
+    MAX_LABELLED,
+    SHADES,
+    height_of,
+    label_of,
+    offsets_of,
+    shown_number,
+    sizes_of,
+    style_of,
+    styles_of,
+)
 from hyperadapters.utils.files import write_atomically
 from hyperadapters.utils.optional import require
 
@@ -93,7 +103,9 @@ def draw(chart: Chart) -> Any:
 
 def _height(chart: Chart) -> float:
     if isinstance(chart, Categories):
-        return 1.5 + 0.28 * max(3, len(chart.categories) * (len(chart.series) if chart.mark == "bars" else 1))
+        return 1.5 + 0.28 * max(
+            3, len(chart.categories) * (len(chart.series) if chart.mark == "bars" else height_of(len(chart.series)))
+        )
     return 2.0 + max(3.0, 0.3 * len(chart.rows)) if isinstance(chart, Matrix) else 5.0
 
 
@@ -111,11 +123,17 @@ def _(chart: Categories, axes: Any) -> None:
         numbers = [float("nan") if value is None else value for value in values]
         if chart.mark == "bars":
             shifted = [place + size * (index + 0.5) - 0.4 for place in places]
-            axes.barh(shifted, numbers, size, color=style.colour, label=_label(name))
+            bars = axes.barh(shifted, numbers, size, color=style.colour, label=_label(name))
+            texts = ["" if value is None else shown_number(value) for value in values]
+            axes.bar_label(bars, texts, padding=3, fontsize="small")
+            axes.margins(x=0.15)  # for these texts
+            axes.xaxis.set_major_formatter("{x:,.10g}")
+            axes.locator_params(axis="x", nbins=5)  # such numbers are long
             continue
         deviations = [value or 0.0 for value in chart.errors.get(name, (None,) * len(numbers))]
         options = {"fmt": style.mark[1], "color": style.colour, "label": _label(name)}
-        axes.errorbar(numbers, places, xerr=deviations if any(deviations) else None, **options)
+        shifted = [place + offsets_of(len(chart.series))[index] for place in places]
+        axes.errorbar(numbers, shifted, xerr=deviations if any(deviations) else None, **options)
     axes.set_yticks(places, labels=[_label(name) for name in chart.categories])
     axes.invert_yaxis()
     axes.set_xlabel(chart.axis)
@@ -138,9 +156,8 @@ def _(chart: Lines, axes: Any) -> None:
 @_draw.register
 def _(chart: Matrix, axes: Any) -> None:
     values = [[float("nan") if value is None else value for value in row] for row in chart.values]
-    low, high = chart.limits
     shades = require("matplotlib.colors").LinearSegmentedColormap.from_list("shades", SHADES)
-    image = axes.imshow(values, cmap=shades, vmin=low, vmax=high, aspect="auto")
+    image = axes.imshow(values, cmap=shades, vmin=chart.limits[0], vmax=chart.limits[1], aspect="auto")
     axes.figure.colorbar(image)
     angle = {"rotation": 45, "ha": "right"} if len(chart.columns) <= MAX_LABELLED else {"rotation": 90}
     axes.set_xticks(range(len(chart.columns)), labels=[_label(name) for name in chart.columns], **angle)
@@ -151,8 +168,7 @@ def _(chart: Matrix, axes: Any) -> None:
         return
     for row, labels in enumerate(chart.labels):
         for column, label in enumerate(labels):
-            is_dark = values[row][column] - low > 0.6 * (high - low)
-            axes.text(column, row, label, ha="center", va="center", color="white" if is_dark else "black", fontsize=8)
+            axes.text(column, row, label, ha="center", va="center", color="black", fontsize=8)
 
 
 @_draw.register

@@ -13,7 +13,18 @@ from functools import singledispatch
 from typing import Any
 
 from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix
-from hyperadapters.report.styles import MAX_LABELLED, NEUTRAL, SHADES, label_of, sizes_of, style_of, styles_of
+from hyperadapters.report.styles import (
+    MAX_LABELLED,
+    NEUTRAL,
+    SHADES,
+    height_of,
+    label_of,
+    offsets_of,
+    shown_number,
+    sizes_of,
+    style_of,
+    styles_of,
+)
 from hyperadapters.utils.texts import printable
 
 PlotlyFigure = dict[str, Any]
@@ -70,33 +81,36 @@ def _figure_of(chart: Chart) -> PlotlyFigure:
 
 @_figure_of.register
 def _(chart: Categories) -> PlotlyFigure:
-    places = list(range(len(chart.categories)))
+    places, count = range(len(chart.categories)), len(chart.series)
     data = []
     for index, (name, values) in enumerate(chart.series.items()):
         style = style_of(index)
         trace: dict[str, Any] = {
             "name": _label(name),
             "x": list(values),
-            "y": places,
+            "y": list(places),
             "hovertext": [
-                _lines(f"{category}\n{name}: {value:,.6g}") if value is not None else ""
+                _lines(f"{category}\n{name}: {shown_number(value)}") if value is not None else ""
                 for category, value in zip(chart.categories, values, strict=True)
             ],
             "hoverinfo": "text",
         }
         if chart.mark == "bars":
             trace |= {"type": "bar", "orientation": "h", "marker": {"color": style.colour}}
+            texts = ["" if value is None else shown_number(value) for value in values]
+            trace |= {"text": texts, "textposition": "auto", "textangle": 0}  # inside where there is room
         else:
             marker = {"color": style.colour, "symbol": style.mark[0], "size": 11}
             trace |= {"type": "scatter", "mode": "markers", "marker": marker}
+            trace["y"] = [place + offsets_of(count)[index] for place in places]
         if deviations := chart.errors.get(name):
             trace["error_x"] = {"type": "data", "array": [value or 0 for value in deviations], "color": style.colour}
         data.append(trace)
     layout = {
-        "height": MARGIN + LINE_HEIGHT * max(2, len(places) * (len(data) if chart.mark == "bars" else 1)),
+        "height": MARGIN + LINE_HEIGHT * max(2, len(places) * (count if chart.mark == "bars" else height_of(count))),
         "xaxis": {"title": {"text": chart.axis}, "rangemode": "tozero" if chart.mark == "bars" else "normal"},
         "yaxis": {**_ticks(chart.categories), "autorange": "reversed"},
-        "showlegend": len(data) > 1,
+        "showlegend": count > 1,
     }
     return {"data": data, "layout": layout}
 
@@ -159,12 +173,12 @@ def _(chart: Matrix) -> PlotlyFigure:
         "ygap": 1,
     }
     if len(chart.columns) <= MAX_LABELLED:
-        trace |= {"text": [list(row) for row in chart.labels], "texttemplate": "%{text}"}
+        trace |= {"text": [list(row) for row in chart.labels], "texttemplate": "%{text}", "textfont": {"color": "#000"}}
     angle = -45 if len(chart.columns) <= MAX_LABELLED else -90
     layout = {
         "height": min(MAX_HEIGHT, MARGIN + 120 + LINE_HEIGHT * len(chart.rows)),
-        "xaxis": {**_ticks(chart.columns), "title": {"text": chart.x_axis}, "showgrid": False, "tickangle": angle},
-        "yaxis": {**_ticks(chart.rows), "title": {"text": chart.y_axis}, "showgrid": False, "autorange": "reversed"},
+        "xaxis": {**_ticks(chart.columns), **_title(chart.x_axis), "showgrid": False, "tickangle": angle},
+        "yaxis": {**_ticks(chart.rows), **_title(chart.y_axis), "showgrid": False, "autorange": "reversed"},
     }
     return {"data": [trace], "layout": layout}
 
@@ -190,6 +204,10 @@ def _(chart: Map) -> PlotlyFigure:
 
 def _ticks(names: tuple[str, ...]) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [_label(name) for name in names]}
+
+
+def _title(text: str) -> dict[str, Any]:
+    return {"title": {"text": text, "standoff": 16}}  # pixels from the names of the ticks
 
 
 def _label(name: str) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hyperadapters.checkpoints.details_file import Count, Number
 from hyperadapters.config import parse
 from hyperadapters.errors import DataError
-from hyperadapters.report.charts import Categories, Chart, Line, Lines, Matrix, Report, Section, Values
-from hyperadapters.report.maps import labels_of
+from hyperadapters.report.charts import Categories, Chart, Line, Lines, Matrix, Report, Section, Table
 from hyperadapters.utils.reading import parse_json
 
 Size = Annotated[Number, Field(ge=0)]
@@ -91,76 +90,93 @@ def rows_report(path: Path, rows: Sequence[ResultRow]) -> Report:
         "seeds": str(len({row.seed for row in rows})),
     }
     sections = tuple(
-        Section(f"Suite {suite}", tuple(_charts(str(number), [row for row in rows if row.suite == suite])))
+        Section(f"Suite {suite}", tuple(_content(str(number), [row for row in rows if row.suite == suite])))
         for number, suite in enumerate(suites, start=1)
     )
     return Report(f"Report on {path.name}", facts, sections)
 
 
-def _charts(end: str, rows: Sequence[ResultRow]) -> list[Chart]:
+def _content(end: str, rows: Sequence[ResultRow]) -> list[Chart | Table]:
     sizes = sorted({row.n for row in rows}, key=lambda n: (isinstance(n, str), n if isinstance(n, int) else 0, str(n)))
-    arms = _ranked(rows)
-    charts: list[Chart] = [_scores(end, arms, sizes, rows)]
-    charts += [_tasks(f"{end}-{place}", n, arms, rows) for place, n in enumerate(sizes, start=1)]
+    arms = tuple(dict.fromkeys(row.arm for row in rows))
+    content: list[Chart | Table] = []
+    for place, n in enumerate(sizes, start=1):
+        content += _of_size(f"{end}-{place}", n, [row for row in rows if row.n == n])
     if found := _by_parameters(arms, rows):
         caption = "Mean score of each arm against trained parameters per task, a line over the sizes n."
         title, x_axis = "Score against parameters", "trained parameters per task"
-        charts.append(Lines(f"parameters-{end}", title, caption, found, x_axis, "mean score", log_x=True))
-    seconds = {f"n = {n}": _centres(arms, n, rows, "seconds")[0] for n in sizes}
+        content.append(Lines(f"parameters-{end}", title, caption, found, x_axis, "mean score", log_x=True))
+    seconds = {f"n = {n}": tuple(_mean_seconds(rows, arm, n) for arm in arms) for n in sizes}
     if any(value is not None for values in seconds.values() for value in values):
         caption = "Mean duration of a training."
-        charts.append(Categories(f"time-{end}", "Time", caption, arms, seconds, "seconds"))
-    return charts
+        content.append(Categories(f"time-{end}", "Time", caption, arms, seconds, "seconds"))
+    return content
 
 
-def _ranked(rows: Sequence[ResultRow]) -> tuple[str, ...]:
-    """Return the arms in descending order of their mean score."""
-    means = {arm: mean(row.score for row in rows if row.arm == arm) for arm in {row.arm for row in rows}}
-    return tuple(sorted(means, key=lambda arm: (-means[arm], arm)))
+def _mean_seconds(rows: Sequence[ResultRow], arm: str, n: int | str) -> float | None:
+    found = [row.seconds for row in rows if row.arm == arm and row.n == n and row.seconds is not None]
+    return mean(found) if found else None
 
 
-def _scores(end: str, arms: tuple[str, ...], sizes: Sequence[int | str], rows: Sequence[ResultRow]) -> Categories:
-    found = {f"n = {n}": _centres(arms, n, rows, "score") for n in sizes}
-    return Categories(
-        f"scores-{end}",
-        "Scores",
-        "Mean score over the tasks of each arm with n training rows of each task, over seeds. Error bars are standard "
-        "deviations over seeds.",
-        arms,
-        {name: centres for name, (centres, _) in found.items()},
-        "mean score",
-        errors={name: deviations for name, (_, deviations) in found.items()},
+def _of_size(end: str, n: int | str, rows: Sequence[ResultRow]) -> tuple[Chart, Table, Chart]:
+    """Return the scores of rows with the same n, with the best arm first. Means over different n are not comparable."""
+    of_arms = {arm: [row for row in rows if row.arm == arm] for arm in {row.arm for row in rows}}
+    means = {arm: mean(row.score for row in of_arm) for arm, of_arm in of_arms.items()}
+    arms = tuple(sorted(means, key=lambda arm: (-means[arm], arm)))
+    deviations = {arm: stdev(row.score for row in of_arms[arm]) if len(of_arms[arm]) > 1 else None for arm in arms}
+    seeds = {arm: {row.seed for row in of_arms[arm]} for arm in arms}
+    tasks = {arm: {name for row in of_arms[arm] for name in row.scores} for arm in arms}
+    caption = (
+        f"Mean score over the tasks of each arm with n = {n} training rows of each task, over seeds. Error bars are "
+        "standard deviations over seeds."
     )
+    if len(set(map(frozenset, seeds.values()))) > 1 or len(set(map(frozenset, tasks.values()))) > 1:
+        caption += " Not all arms have the same seeds and tasks, and means over different ones are not comparable."
+    chart = Categories(
+        f"scores-{end}",
+        f"Scores, n = {n}",
+        caption,
+        arms,
+        {"mean score": tuple(means[arm] for arm in arms)},
+        "mean score",
+        errors={"mean score": tuple(deviations[arm] for arm in arms)},
+    )
+    table = Table(
+        f"Scores, n = {n}",
+        ("arm", "mean score", "standard deviation", "seeds", "tasks"),
+        tuple(
+            (arm, _rounded(means[arm]), _rounded(deviations[arm]), str(len(seeds[arm])), str(len(tasks[arm])))
+            for arm in arms
+        ),
+    )
+    return chart, table, _tasks(end, n, {arm: of_arms[arm] for arm in arms})
 
 
-def _centres(arms: Sequence[str], n: int | str, rows: Sequence[ResultRow], attribute: str) -> tuple[Values, Values]:
-    """Return the mean of an attribute over the seeds of each arm, and its standard deviation."""
-    found = [
-        [value for row in rows if row.arm == arm and row.n == n if (value := getattr(row, attribute)) is not None]
-        for arm in arms
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _tasks(end: str, n: int | str, of_arms: dict[str, list[ResultRow]]) -> Matrix:
+    """Return the scores of each task. Colours compare arms only, because the metrics of tasks have different scales."""
+    names = tuple(dict.fromkeys(name for rows in of_arms.values() for row in rows for name in row.scores))
+    scores: list[list[float | None]] = []
+    for rows in of_arms.values():
+        known = [[row.scores[name] for row in rows if name in row.scores] for name in names]
+        scores.append([mean(values) if values else None for values in known])
+    best = [max(value for value in column if value is not None) for column in zip(*scores, strict=True)]
+    differences = [
+        tuple(None if value is None else value - top for value, top in zip(row, best, strict=True)) for row in scores
     ]
-    centres = tuple(mean(values) if values else None for values in found)
-    return centres, tuple(stdev(values) if len(values) > 1 else None for values in found)
-
-
-def _tasks(end: str, n: int | str, arms: Sequence[str], rows: Sequence[ResultRow]) -> Matrix:
-    of_size = [row for row in rows if row.n == n]
-    names = tuple(dict.fromkeys(name for row in of_size for name in row.scores))
-    shown = tuple(arm for arm in arms if any(row.arm == arm for row in of_size))
-    values: list[list[Any]] = []
-    for arm in shown:
-        known = [[row.scores[name] for row in of_size if row.arm == arm and name in row.scores] for name in names]
-        values.append([mean(scores) if scores else None for scores in known])
-    flat = [value for row in values for value in row if value is not None]
+    lowest = min((value for row in differences for value in row if value is not None), default=0.0)
     return Matrix(
         f"tasks-{end}",
         f"Scores by task, n = {n}",
-        "Mean score over seeds of each arm on each task.",
-        shown,
+        "Mean score over seeds of each arm on each task. The colours show the difference to the best arm of the task.",
+        tuple(of_arms),
         names,
-        tuple(map(tuple, values)),
-        labels_of(values, lambda value: "" if value is None else f"{value:.1f}"),
-        (min(flat), max(flat)) if flat else (0.0, 1.0),
+        tuple(differences),
+        tuple(tuple("" if value is None else f"{value:.1f}" for value in row) for row in scores),
+        (lowest or -1.0, 0.0),
         "task",
         "arm",
     )

@@ -11,8 +11,8 @@ from hyperadapters.utils.texts import printable
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Colours of Okabe and Ito that can be told apart with each kind of colour blindness, and are visible on light and dark
 backgrounds."""
-SHADES = ("#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b")
-"""Colours of matrices from the lowest to the highest value, which differ in lightness."""
+SHADES = ("#f7fbff", "#d2e3f3", "#9ecae1", "#6baed6", "#4292c6")
+"""Colours of matrices from the lowest to the highest value, which differ in lightness, all legible behind black."""
 MARKS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("cross", "P"), ("triangle-up", "^"), ("x", "X"))
 """Marks of points, by their names in Plotly and in matplotlib."""
 DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
@@ -27,6 +27,10 @@ MAX_LABELLED = 12
 
 MIN_SIZE, MAX_SIZE = 4.0, 26.0
 """Diameters of points whose areas show numbers of rows."""
+
+
+SPREAD = 0.27
+"""Distance of the marks of two series in a category, in heights of a category with one series."""
 
 
 class Style(NamedTuple):
@@ -76,6 +80,33 @@ def sizes_of(rows: dict[str, tuple[int, ...]]) -> dict[str, list[float]]:
         name: [max(MIN_SIZE, MAX_SIZE * math.sqrt(count / max(1, most))) for count in counts]
         for name, counts in rows.items()
     }
+
+
+def height_of(series: int) -> float:
+    """Return the height of a category with the marks of several series, in heights of one with a single series.
+
+    Args:
+        series: Number of series.
+    """
+    return 1 + SPREAD * (series - 1)
+
+
+def offsets_of(series: int) -> list[float]:
+    """Return how far the marks of each series are below a category, as a share of its height, so that none is hidden.
+
+    Args:
+        series: Number of series.
+    """
+    return [(index - (series - 1) / 2) * SPREAD / height_of(series) for index in range(series)]
+
+
+def shown_number(value: float) -> str:
+    """Return a number as figures show it, whole numbers with all their digits.
+
+    Args:
+        value: The number.
+    """
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:,.6g}"
 
 
 def label_of(name: str) -> str:
