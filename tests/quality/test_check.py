@@ -12,10 +12,10 @@ import pytest
 from helpers import save_backbone
 from rich.console import Console
 
-from hyperadapters.config import TaskEntry, parse
+from hyperadapters.config import Split, TaskEntry, parse
 from hyperadapters.errors import DataError, RecipeError
 from hyperadapters.quality.check import CheckSettings, check_tasks, read_input
-from hyperadapters.quality.findings import MAX_EXAMPLES, Finding, QualityReport, excerpt
+from hyperadapters.quality.findings import MAX_EXAMPLES, Finding, Lengths, QualityReport, TaskSummary, excerpt
 from hyperadapters.quality.languages import LanguageIdentifier
 from hyperadapters.quality.writers import as_html, as_json, print_report
 
@@ -245,6 +245,33 @@ def test_the_tables_show_texts_as_they_are(tmp_path: Path, backbone: str) -> Non
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "contradictory" in text
+
+
+@pytest.mark.parametrize(
+    "long_name", ["support_intent", "a task with a name that is longer than the table has room for"]
+)
+def test_the_table_of_tasks_fits_into_eighty_columns_with_its_names(long_name: str) -> None:
+    lengths = Lengths(median=128, percentile_95=400, longest=12_345, max_length=128, truncated=23_456)
+    rows: dict[Split, int] = {"train": 123_456, "validation": 12_345, "test": 12_345}
+    names = ("message_spam", long_name)
+    tasks = [TaskSummary(name, "classification", rows, {"yes": 3, "no": 4}, lengths) for name in names]
+    console = Console(width=80, file=io.StringIO())
+    print_report(QualityReport(tasks, []), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    table, _, _ = text.partition("tokens: ")
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in text
+    assert "message_spam" in text
+    assert [number in text for number in ("123,456", "12,345", "128", "23,456")] == [True] * 4
+    assert (long_name in text) == (len(long_name) < 20)
+
+
+def test_the_table_of_tasks_has_no_column_without_values() -> None:
+    lengths = Lengths(median=12, percentile_95=40, longest=50, max_length=128, truncated=0)
+    console = Console(width=80, file=io.StringIO())
+    print_report(QualityReport([TaskSummary("stars", "regression", {"train": 12}, {}, lengths)], []), console)
+    head = console.file.getvalue().split("stars")[0]  # type: ignore[attr-defined]
+    assert head.split()[:6] == ["task", "kind", "train", "tokens", "longest", "cut"]
 
 
 def test_the_json_has_everything(tmp_path: Path, backbone: str) -> None:

@@ -6,11 +6,14 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hyperadapters.quality.findings import Finding, QualityReport
+from hyperadapters.config import SPLITS
+from hyperadapters.quality.findings import Finding, QualityReport, TaskSummary
 from hyperadapters.utils.files import check_target, write_atomically
 from hyperadapters.utils.optional import require
 from hyperadapters.utils.texts import printable
@@ -21,6 +24,8 @@ TABLE_EXAMPLES = 3
 PAGE_EXAMPLES = 50
 """Number of rows of a finding that the page shows."""
 TEMPLATE = "report.html.jinja"
+NAME_WIDTH = 24
+"""Width up to which names of tasks are in one line, while the kinds of tasks are divided if there is no room."""
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
@@ -98,17 +103,32 @@ def print_report(report: QualityReport, console: Console) -> None:
 
 
 def _summary(report: QualityReport) -> Table:
-    table = Table()
-    table.add_column("task", overflow="fold")
-    table.add_column("kind", no_wrap=True)
-    for title in ("train", "val.", "test", "labels", "tokens", "longest", "cut"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for task in report.tasks:
-        rows = [f"{task.rows[split]:,}" if split in task.rows else "" for split in ("train", "validation", "test")]
-        lengths = task.lengths
-        sizes = [str(len(task.labels) or ""), str(lengths.median), f"{lengths.longest:,}", f"{lengths.truncated:,}"]
-        table.add_row(escape(printable(task.name)), task.kind, *rows, *sizes)
+    """Return the table of the tasks, without the columns of numbers that no task has."""
+    cells = [_cells(task) for task in report.tasks]
+    titles = [title for title in cells[0] if any(row[title] for row in cells)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for title in titles:
+        is_number = title not in ("task", "kind")
+        table.add_column(title, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    table.columns[0].width = min(NAME_WIDTH, max(cell_len(printable(task.name)) for task in report.tasks))
+    for row in cells:
+        table.add_row(*(row[title] for title in titles))
     return table
+
+
+def _cells(task: TaskSummary) -> dict[str, str]:
+    rows = {split: f"{task.rows[split]:,}" if split in task.rows else "" for split in SPLITS}
+    return {
+        "task": escape(printable(task.name)),
+        "kind": task.kind,
+        "train": rows["train"],
+        "val.": rows["validation"],
+        "test": rows["test"],
+        "labels": str(len(task.labels) or ""),
+        "tokens": str(task.lengths.median),
+        "longest": f"{task.lengths.longest:,}",
+        "cut": f"{task.lengths.truncated:,}",
+    }
 
 
 def _print_finding(finding: Finding, console: Console) -> None:
