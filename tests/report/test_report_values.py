@@ -22,9 +22,9 @@ from hyperadapters.report.matplotlib_figures import draw, figure_bytes
 from hyperadapters.report.page import as_page
 from hyperadapters.report.plotly_figures import plotly_figure
 from hyperadapters.report.result_rows import read_rows, rows_report
-from hyperadapters.report.run_report import MEAN, run_report
+from hyperadapters.report.run_report import MAX_PANELS, MEAN, run_report
 from hyperadapters.report.runs import CHECKPOINT_FILE, read_run
-from hyperadapters.report.styles import NEUTRAL, style_of
+from hyperadapters.report.styles import MAX_SIZE, NEUTRAL, style_of
 
 Charts = dict[str, Any]
 
@@ -94,6 +94,7 @@ def test_curves_are_those_of_the_files(charts: Charts, values: Any) -> None:
     validation = {MEAN: details["validation_mean"], **details["validation"]}
     assert charts["validation"].lines == {name: xy(curve) for name, curve in validation.items()}
     assert "step 100" in charts["validation"].caption
+    assert "may differ, because preset plus replaces the heads" in charts["validation"].caption
     assert charts["risk-coverage"].lines == {name: xy(tasks[name]["risk"]) for name in classified}
     for chart, key in (("reliability", "reliability"), ("reliability-before", "reliability_before")):
         bins = {name: tasks[name][key] for name in classified}
@@ -414,12 +415,15 @@ def test_plotly_figures_are_valid_and_have_the_numbers_of_the_charts(charts: Cha
 
 def test_figures_for_papers_have_the_numbers_of_the_charts(charts: Charts, rows: Report) -> None:
     for chart in all_charts(charts, rows):
-        axes = draw(chart).axes[0]
+        figure = draw(chart)
+        axes = figure.axes[0]
         if isinstance(chart, Lines) and chart.rows:
-            drawn = [tuple(map(tuple, one.get_offsets().T.tolist())) for one in axes.collections]
+            points = [one for panel in figure.axes for one in panel.collections]
+            drawn = [tuple(map(tuple, one.get_offsets().T.tolist())) for one in points]
             assert drawn == list(chart.lines.values())
         elif isinstance(chart, Lines):
-            drawn = [tuple(map(tuple, line.get_data())) for line in axes.lines if line.get_linestyle() != ":"]
+            lines = [line for panel in figure.axes for line in panel.lines if line.get_linestyle() != ":"]
+            drawn = [tuple(map(tuple, line.get_data())) for line in lines]
             assert drawn == list(chart.lines.values())[: len(drawn)]
             assert len(drawn) == len(chart.lines)
         elif isinstance(chart, Matrix):
@@ -440,6 +444,48 @@ def test_equal_values_of_two_series_do_not_hide_each_other() -> None:
     assert [below - above for above, below in zip(x, y, strict=True)] == pytest.approx([0.27 / 1.27] * 2)
     drawn = [list(map(float, one.lines[0].get_ydata())) for one in draw(chart).axes[0].containers]
     np.testing.assert_allclose(drawn, [x, y])
+
+
+def test_losses_and_reliability_have_a_panel_for_each_line(charts: Charts) -> None:
+    assert [name for name, chart in charts.items() if isinstance(chart, Lines) and chart.panels] == [
+        *("losses", "reliability", "reliability-before")
+    ]
+    for name in ("losses", "reliability"):
+        chart = charts[name]
+        figure = plotly_figure(chart)
+        names = list(chart.lines)
+        assert len(names) > 1
+        axes = [(trace["xaxis"], trace["yaxis"]) for trace in figure["data"]]
+        assert axes == [("x", "y"), ("x2", "y2"), ("x3", "y3")][: len(names)]
+        placed = {note["xref"]: note["text"] for note in figure["layout"]["annotations"] if note["xref"] != "paper"}
+        assert placed == {f"{x} domain": name for (x, _), name in zip(axes, names, strict=True)}
+        titles = [note["text"] for note in figure["layout"]["annotations"] if note["xref"] == "paper"]
+        assert titles == [chart.x_axis, chart.y_axis]
+        assert [shape["xref"] for shape in figure["layout"]["shapes"]] == [x for x, _ in axes if chart.diagonal]
+        panels = draw(chart).axes
+        assert [panel.get_title() for panel in panels] == names
+        assert [len(panel.collections) + len(panel.lines) for panel in panels] == [1 + chart.diagonal] * len(names)
+    sizes = [trace["marker"]["size"] for trace in plotly_figure(charts["reliability"])["data"]]
+    assert sizes == [[MAX_SIZE] * 4] * 2
+
+
+def test_a_diagonal_of_zeros_is_drawn(recwarn: pytest.WarningsRecorder) -> None:
+    line = {"a": ((0.0,), (0.0,))}
+    chart = Lines("name", "title", "caption", line, "x", "y", diagonal=True, rows={"a": (3,)}, panels=True)
+    assert draw(chart).axes[0].get_xlim() == chart.limits == (-0.1, 1.1)
+    assert plotly_figure(chart)["layout"]["shapes"][0]["x1"] == 1
+    assert len(recwarn) == 0
+
+
+def test_many_tasks_share_one_reliability_diagram(tmp_path: Path) -> None:
+    values = run_values()
+    details = values["details.json"]
+    first = details["tasks"][0]
+    details["tasks"] += [first | {"name": f"task {index}"} for index in range(MAX_PANELS)]
+    chart = by_name(run_report(read_run(write_values(tmp_path, values))))["reliability"]
+    assert len(chart.lines) == MAX_PANELS + 2
+    assert not chart.panels
+    assert len(draw(chart).axes) == 1
 
 
 def test_bars_show_whole_numbers_with_all_digits() -> None:

@@ -59,6 +59,7 @@ class Lines(Figure):
         rows: Number of rows behind each point. If given, the areas of the points show it, and no lines are drawn.
         order: Names whose places determine the colours, so that a task has the same one in all figures. A line with
             another name is grey. Default: the names of the lines.
+        panels: Whether each line has axes of its own, under its name.
     """
 
     lines: dict[str, Line]
@@ -68,6 +69,17 @@ class Lines(Figure):
     log_x: bool = False
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     order: tuple[str, ...] = ()
+    panels: bool = False
+
+    @property
+    def end(self) -> float:
+        """The largest coordinate, at which the diagonal ends; 1 if there is none above 0."""
+        return max((value for x, y in self.lines.values() for value in (*x, *y)), default=0) or 1
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Limits of the axes of a panel with a diagonal, with room for large points at its ends."""
+        return -0.1 * self.end, 1.1 * self.end
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hyperadapters.report.charts import Categories, Chart, Lines, Map, Matrix
 from hyperadapters.report.styles import (
     MAX_LABELLED,
     SHADES,
+    grid_of,
     height_of,
     label_of,
     offsets_of,
@@ -88,6 +90,9 @@ def draw(chart: Chart) -> Any:
         MissingPackageError: If matplotlib is not installed.
     """
     figure = require("matplotlib.figure").Figure(figsize=(WIDTH, min(MAX_INCHES, _height(chart))), layout="constrained")
+    if isinstance(chart, Lines) and chart.panels:
+        _draw_panels(chart, figure)
+        return figure
     axes = figure.subplots()
     axes.set_title(chart.title)
     _draw(chart, axes)
@@ -106,6 +111,8 @@ def _height(chart: Chart) -> float:
         return 1.5 + 0.28 * max(
             3, len(chart.categories) * (len(chart.series) if chart.mark == "bars" else height_of(len(chart.series)))
         )
+    if isinstance(chart, Lines) and chart.panels:
+        return 1.0 + 2.2 * grid_of(len(chart.lines))[0]
     return 2.0 + max(3.0, 0.3 * len(chart.rows)) if isinstance(chart, Matrix) else 5.0
 
 
@@ -151,6 +158,22 @@ def _(chart: Lines, axes: Any) -> None:
     if chart.diagonal:
         axes.axline((0, 0), slope=1, color="grey", linestyle=":", zorder=0)
     axes.set(xlabel=chart.x_axis, ylabel=chart.y_axis, xscale="log" if chart.log_x else "linear")
+
+
+def _draw_panels(chart: Lines, figure: Any) -> None:
+    rows, columns = grid_of(len(chart.lines))
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    order = chart.order or tuple(chart.lines)
+    for axes, (name, line) in zip(places, chart.lines.items(), strict=False):
+        _draw(replace(chart, lines={name: line}, order=order, x_axis="", y_axis=""), axes)
+        axes.set_title(label_of(name), fontsize="medium")
+        if chart.diagonal:
+            axes.set(xlim=chart.limits, ylim=chart.limits)
+    for axes in places:  # what remains of the last row
+        axes.set_axis_off()
+    figure.suptitle(chart.title)
+    figure.supxlabel(chart.x_axis, fontsize="medium")
+    figure.supylabel(chart.y_axis, fontsize="medium")
 
 
 @_draw.register

@@ -10,16 +10,22 @@
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
 
-  const layoutOf = (layout) => {
+  const layoutOf = (layout, panels) => {
     const below = { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom" };
     const legend = { ...layout.legend, ...(narrow.matches ? below : {}) };
+    if (layout.grid && narrow.matches) {
+      const columns = Math.min(2, layout.grid.columns);
+      const rows = Math.ceil(panels / columns);
+      layout.height *= rows / layout.grid.rows;
+      layout.grid = { ...layout.grid, rows, columns, xgap: 0.35 };
+    }
     return { ...layout, legend, template: templates[dark.matches ? "dark" : "light"] };
   };
   const draw = () => {
     for (const [name, figure] of Object.entries(figures)) {
       // Copies, because Plotly writes what it computes into its arguments.
       const { data, layout } = structuredClone(figure);
-      Plotly.react(document.getElementById(`chart-${name}`), data, layoutOf(layout), config);
+      Plotly.react(document.getElementById(`chart-${name}`), data, layoutOf(layout, data.length), config);
     }
     document.documentElement.dataset.drawn = dark.matches ? "dark" : "light";
   };

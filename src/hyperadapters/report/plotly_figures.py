@@ -17,6 +17,7 @@ from hyperadapters.report.styles import (
     MAX_LABELLED,
     NEUTRAL,
     SHADES,
+    grid_of,
     height_of,
     label_of,
     offsets_of,
@@ -37,6 +38,8 @@ HEIGHT = 440
 """Pixels of a figure whose height does not depend on its contents."""
 MAX_HEIGHT = 1000
 """Maximum height of a matrix in pixels."""
+PANEL_HEIGHT = 230
+"""Pixels of a panel with its name."""
 HOVER_WIDTH = 60
 """Number of characters in a line of a text that is shown on hover."""
 INVISIBLE = "rgba(0,0,0,0)"
@@ -136,19 +139,52 @@ def _(chart: Lines) -> PlotlyFigure:
             trace["marker"] |= {"size": sizes[name], "opacity": 0.7}
             hover = [f"{text}\nrows: {count}" for text, count in zip(hover, rows, strict=True)]
         data.append(trace | {"hovertext": [_lines(text) for text in hover]})
+    return _in_panels(chart, data) if chart.panels else {"data": data, "layout": _line_layout(chart)}
+
+
+def _line_layout(chart: Lines) -> dict[str, Any]:
     layout: dict[str, Any] = {
         "height": HEIGHT,
         "xaxis": {"title": {"text": chart.x_axis}, "type": "log" if chart.log_x else "linear"},
         "yaxis": {"title": {"text": chart.y_axis}},
-        "showlegend": len(data) > 1,
+        "showlegend": len(chart.lines) > 1,
         "legend": {"itemsizing": "constant" if chart.rows else "trace"},
     }
     if chart.diagonal:
-        end = max((value for x, y in chart.lines.values() for value in (*x, *y)), default=1)
-        line = {"color": NEUTRAL, "dash": "dot", "width": 1.5}
-        layout["shapes"] = [{"type": "line", "x0": 0, "y0": 0, "x1": end, "y1": end, "line": line, "layer": "below"}]
+        layout["shapes"] = [_diagonal(chart, "")]
         layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
-    return {"data": data, "layout": layout}
+    return layout
+
+
+def _diagonal(chart: Lines, panel: str) -> dict[str, Any]:
+    end = chart.end
+    line = {"color": NEUTRAL, "dash": "dot", "width": 1.5}
+    ends = {"x0": 0, "y0": 0, "x1": end, "y1": end, "xref": f"x{panel}", "yref": f"y{panel}"}
+    return {"type": "line", "line": line, "layer": "below", **ends}
+
+
+def _in_panels(chart: Lines, data: list[dict[str, Any]]) -> PlotlyFigure:
+    rows, columns = grid_of(len(data))
+    text = {"showarrow": False, "xref": "paper", "yref": "paper"}
+    annotations: list[dict[str, Any]] = [
+        {**text, "text": chart.x_axis, "x": 0.5, "y": 0, "yanchor": "top", "yshift": -28},
+        {**text, "text": chart.y_axis, "x": 0, "y": 0.5, "xanchor": "right", "xshift": -44, "textangle": -90},
+    ]
+    layout: dict[str, Any] = {
+        "height": MARGIN + PANEL_HEIGHT * rows,
+        "margin": {"l": 72, "r": 8, "t": 40, "b": 60},
+        "grid": {"rows": rows, "columns": columns, "pattern": "independent", "xgap": 0.2, "ygap": 0.3},
+        "showlegend": False,
+    }
+    for place, trace in enumerate(data, start=1):
+        panel = "" if place == 1 else str(place)
+        trace |= {"xaxis": f"x{panel}", "yaxis": f"y{panel}"}
+        place_of_name = {"xref": f"x{panel} domain", "yref": f"y{panel} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
+        annotations.append({**text, **place_of_name, "text": trace["name"]})
+        limits = {"range": list(chart.limits)} if chart.diagonal else {}
+        layout |= {f"xaxis{panel}": limits, f"yaxis{panel}": limits}
+    shapes = [_diagonal(chart, trace["xaxis"][1:]) for trace in data] if chart.diagonal else []
+    return {"data": data, "layout": {**layout, "annotations": annotations, "shapes": shapes}}
 
 
 @_figure_of.register

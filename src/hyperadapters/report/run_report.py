@@ -23,6 +23,8 @@ from hyperadapters.report.maps import MAX_MATRIX, maps_of, similarity_of
 from hyperadapters.report.runs import Changes, FinishedRun
 
 MEAN = "mean of the tasks"
+MAX_PANELS = 30
+"""Number of tasks up to which each has its own reliability diagram."""
 NEEDED_FOR = {
     DETAILS_FILE: "learning curves, maps of the tasks, routing of each task, diagrams of certainty, parameters and "
     "durations of the parts of the run, and versions",
@@ -156,10 +158,14 @@ def learning_curves(details: RunDetails) -> list[Chart]:
     losses = {name: curve for name, curve in details.losses.items() if name != "total"}
     if losses:
         caption = "Mean of each term of the objective since the previous entry of the log, weighted as in their sum."
-        found.append(Lines("losses", "Losses", caption, lines_of(losses), "step", "loss"))
+        found.append(Lines("losses", "Losses", caption, lines_of(losses), "step", "loss", panels=True))
     if details.validation_mean.x:
         kept = "the last one" if details.best_step is None else f"that of step {details.best_step}"
-        caption = f"Main metric of each task on its validation rows. The state that was kept is {kept}."
+        caption = (
+            f"Main metric of each task on its validation rows during the training. The state that was kept is {kept}. "
+            "The scores of the finished model, which are under Scores, may differ, because preset plus replaces the "
+            "heads at the end."
+        )
         curves = lines_of({MEAN: details.validation_mean, **details.validation})
         found.append(Lines("validation", "Validation scores", caption, curves, "step", "score", order=_names(details)))
     return found
@@ -277,6 +283,7 @@ def certainty(details: RunDetails) -> list[Lines]:
             diagonal=True,
             rows={task: tuple(one.rows for one in of_task) for task, of_task in found.items()},
             order=_names(details),
+            panels=len(found) <= MAX_PANELS,
         )
 
     answered = _of_tasks(details, lambda task: _limits(task, lambda limit: limit.answered))

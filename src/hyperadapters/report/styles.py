@@ -31,6 +31,8 @@ MIN_SIZE, MAX_SIZE = 4.0, 26.0
 
 SPREAD = 0.27
 """Distance of the marks of two series in a category, in heights of a category with one series."""
+PANEL_COLUMNS = 3
+"""Number of panels side by side."""
 
 
 class Style(NamedTuple):
@@ -80,6 +82,16 @@ def sizes_of(rows: dict[str, tuple[int, ...]]) -> dict[str, list[float]]:
         name: [max(MIN_SIZE, MAX_SIZE * math.sqrt(count / max(1, most))) for count in counts]
         for name, counts in rows.items()
     }
+
+
+def grid_of(panels: int) -> tuple[int, int]:
+    """Return the numbers of rows and columns of panels.
+
+    Args:
+        panels: Number of panels, at least one.
+    """
+    columns = min(PANEL_COLUMNS, panels)
+    return math.ceil(panels / columns), columns
 
 
 def height_of(series: int) -> float:
