@@ -92,7 +92,8 @@ def sweep(
         write_atomically(output / SWEEP_FILE, described.encode())
         rows = _train_all(recipe.sweep, recipe.seed, recipe_of, output, progress)
     if all("error" in row for row in rows):
-        raise HyperAdaptersError(f"all {len(rows)} trials failed; the first with {rows[0]['error']}")
+        which = "the only trial failed" if len(rows) == 1 else f"all {len(rows)} trials failed, the first one"
+        raise HyperAdaptersError(f"{which} with {rows[0]['error']}")
     return rows
 
 

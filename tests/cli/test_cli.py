@@ -213,7 +213,7 @@ def test_wrong_call_ends_with_code_2(cli: Cli, arguments: list[str], message: st
 
 
 def test_validate_counts_the_tasks(cli: Cli, recipe: Path, bert_folder: Path) -> None:
-    assert cli("validate", recipe) == (0, f"{recipe}: 1 tasks on {bert_folder}\nvalid\n", "")
+    assert cli("validate", recipe) == (0, f"{recipe}: 1 task on {bert_folder}\nvalid\n", "")
 
 
 def test_validate_with_data_counts_the_rows(cli: Cli, recipe: Path) -> None:
@@ -241,7 +241,7 @@ def test_validate_reads_no_rows_unless_asked_to(cli: Cli, recipe: Path, tmp_path
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
-        ({"sed": 1}, ["mood.yaml: 1 fault(s)", "sed: unknown key. Did you mean 'seed'?"]),
+        ({"sed": 1}, ["mood.yaml: 1 fault\n", "sed: unknown key. Did you mean 'seed'?"]),
         ({"training": {}}, ["training: expected exactly one of max_steps, num_train_epochs"]),
         ({"tasks": []}, ["expected at least one task"]),
         (
@@ -450,7 +450,7 @@ def read_run(cli: Cli, command: str, run: Path, texts: Path, output: Path) -> Re
         (damaged_runs.json_altered, ["hyperadapter.json was altered after it was written"]),
         (
             damaged_runs.json_unknown_key,
-            ["hyperadapter.json: 1 fault(s)", "modle: unknown key. Did you mean 'model'?"],
+            ["hyperadapter.json: 1 fault\n", "modle: unknown key. Did you mean 'model'?"],
         ),
         (damaged_runs.json_newer, ["has format 99", "upgrade"]),
         (damaged_runs.json_points_outside, ["names no weights file in this folder"]),

@@ -51,6 +51,14 @@ def test_task_is_shown_with_its_label_words_splits_and_source(cli: Cli) -> None:
     assert json.loads(cli("tasks", "--json").out).keys() == catalogue().keys()
 
 
+def test_shown_task_has_what_recipes_leave_to_the_defaults(cli: Cli) -> None:
+    shown = yaml.safe_load(cli("tasks", "--show", "texts/banking77").out)
+    assert shown["kind"] == "classification"
+    assert shown["labels"] == "the labels of the training rows, sorted"
+    assert shown["source"]["held_out"] == {"validation": {"from": "train", "size": 1000}}
+    assert "labels" not in yaml.safe_load(cli("tasks", "--show", "glue/stsb").out)
+
+
 def test_unknown_task_is_refused(cli: Cli) -> None:
     assert_refused(cli("tasks", "--show", "glue/mnly"), "Did you mean 'glue/mnli'?")
 

@@ -127,7 +127,7 @@ def test_broken_files_are_refused(cli: Cli, run: Path, tmp_path: Path, name: str
         (("empty.jsonl",), "empty.jsonl: expected result rows, found none"),
         (
             ("wrong.jsonl",),
-            "wrong.jsonl, line 2: expected a result row, as `hyperadapters sweep` writes it: 5 fault(s)",
+            "wrong.jsonl, line 2: expected a result row, as `hyperadapters sweep` writes it: 5 faults",
         ),
         (("broken.jsonl",), "broken.jsonl, line 1: expected a JSON object"),
         (("run", "--output", "a.pdf"), "a.pdf: expected a name ending in .html"),

@@ -38,7 +38,7 @@ def test_tasks_of_a_run_are_stored_and_answer_like_those_of_the_run(
     cli: Cli, run: Path, texts: Path, tmp_path: Path
 ) -> None:
     result = cli("store", run, tmp_path / "store", "--task", "mood")
-    assert (result.code, result.out) == (0, f"The task store {tmp_path / 'store'} has 1 tasks\n")
+    assert (result.code, result.out) == (0, f"The task store {tmp_path / 'store'} has 1 task\n")
     assert cli("store", run, tmp_path / "store", "--task", "colour").code == 0
     assert [task.name for task in TaskStore.open(tmp_path / "store")] == ["mood", "colour"]
 

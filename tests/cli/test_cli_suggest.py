@@ -27,6 +27,12 @@ def pool(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "pool.jsonl", POOL)
 
 
+def test_help_says_which_scores_come_first(cli: Cli) -> None:
+    text = " ".join(cli("suggest", "--help").out.replace("│", " ").split())
+    assert "the lower, the better to label" in text
+    assert "the higher, the better to label" in text
+
+
 @pytest.mark.parametrize("strategy", ["margin", "diversity"])
 def test_suggested_rows_are_printed_in_order_with_all_their_columns(
     cli: Cli, run: Path, pool: Path, strategy: Any

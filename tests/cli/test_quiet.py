@@ -16,7 +16,7 @@ from helpers import save_backbone
 
 COLOURS = [("red w1", "red"), ("blue w2", "blue"), ("red w3", "red"), ("blue w4", "blue")]
 TRAINED = (
-    r"Frozen layers: the states of \d+ rows, \d+ tokens, are kept in memory \(\d+\.\d\d GiB when full\)\."
+    r"Frozen layers: the states of \d+ rows, \d+ tokens, are kept in memory \(\d+\.\d MiB when full\)\."
     r"|step [123]/3: mean .*"
 )
 NOTE = r"note: vLLM and LoRAX only serve LoRAs of decoder-only language models; this backbone is an encoder"

@@ -103,7 +103,7 @@ def test_key_of_an_earlier_version_is_named_with_its_new_name(changes: dict[str,
 @pytest.mark.parametrize(("value", "name"), [("text", "text_features"), ("texts", "pair_features")])
 def test_value_of_an_earlier_version_is_named_with_its_new_name(value: str, name: str) -> None:
     expected = f"  model.head_inputs: the value '{value}' was renamed; use '{name}' instead"
-    assert faults_of(model={"head_inputs": value}) == ["Recipe: 1 fault(s)", expected]
+    assert faults_of(model={"head_inputs": value}) == ["Recipe: 1 fault", expected]
 
 
 def test_renamed_key_is_reported_together_with_other_faults() -> None:
@@ -148,7 +148,7 @@ def test_fields_given_from_python_are_named_with_their_new_names() -> None:
 )
 def test_wrong_value_is_reported_with_its_place_and_itself(changes: dict[str, Any], place: str, found: str) -> None:
     header, fault = faults_of(**changes)
-    assert header == "Recipe: 1 fault(s)"
+    assert header == "Recipe: 1 fault"
     assert fault.startswith(f"  {place}: ")
     assert fault.endswith(f"; found {found}")
 
@@ -167,7 +167,7 @@ def test_all_faults_are_reported_together() -> None:
     header, *faults = faults_of(
         sed=1, model={"adapter_dim": 0}, data={"max_length": 1}, tasks=[one_task(), one_task("b", metrics=["bleu"])]
     )
-    assert header == "Recipe: 4 fault(s)"
+    assert header == "Recipe: 4 faults"
     assert [fault.split(":")[0].strip() for fault in faults] == [
         "model.adapter_dim",
         "data.max_length",
@@ -385,7 +385,7 @@ def test_recipe_file_is_read(tmp_path: Path) -> None:
 
 def test_fault_in_a_file_names_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", **values_of(sed=3))
-    with pytest.raises(RecipeError, match=r"a\.yaml: 1 fault\(s\)\n  sed: unknown key"):
+    with pytest.raises(RecipeError, match=r"a\.yaml: 1 fault\n  sed: unknown key"):
         load_recipe(path)
 
 

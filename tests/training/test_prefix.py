@@ -130,7 +130,7 @@ def test_the_size_is_stated_before_anything_is_computed(tmp_path: Path) -> None:
     prefix = _prefix(tmp_path, [100_000, 31_072])
     assert prefix.num_bytes == 131_072 * 16 * 4 + 2 * 16 * 4
     assert prefix.describe() == (
-        "Frozen layers: the states of 2 rows, 131,072 tokens, are kept in memory (0.01 GiB when full)."
+        "Frozen layers: the states of 2 rows, 131,072 tokens, are kept in memory (8.0 MiB when full)."
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hyperadapters.utils.texts import printable
+from hyperadapters.utils.texts import counted, printable, shown_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,16 +98,16 @@ def print_plan(plan: MemoryPlan) -> None:
     table = Table("part", title=f"Memory of each process ({plan.device})")
     table.add_column("size", justify="right")
     for name, size in plan.parts.items():
-        table.add_row(name, _size(size))
+        table.add_row(name, shown_size(size))
     table.add_section()
-    table.add_row("total", _size(plan.total), style="bold")
+    table.add_row("total", shown_size(plan.total), style="bold")
     Console().print(table)
     typer.echo(
         f"{plan.backbone_parameters:,} parameters of the backbone, {plan.trained_parameters:,} trained. Largest batch "
         f"of a process: {plan.rows} rows of {plan.tokens} tokens."
     )
     if plan.file_bytes:
-        typer.echo(f"In a file of each machine: {_size(plan.file_bytes)} of states of frozen layers.")
+        typer.echo(f"In a file of each machine: {shown_size(plan.file_bytes)} of states of frozen layers.")
     typer.echo(f"Largest part that the recipe can change: {plan.advice}.")
 
 
@@ -133,7 +133,7 @@ def print_trials(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
     failed = [row for row in rows if "error" in row]
     if failed:
-        typer.echo(f"{len(failed)} of {len(rows)} trials failed:")
+        typer.echo(f"{len(failed)} of {counted(len(rows), 'trial')} failed:")
     for row in failed:
         typer.echo(f"  trial {row['trial']}: {printable(shorten(row['error'], MAX_ERROR, placeholder='...'))}")
 
@@ -184,9 +184,18 @@ def catalogue_facts(entry: CatalogueEntry) -> dict[str, Any]:
     task = parse(TaskEntry, {"catalogue": entry.name})
     values = task.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"verbalizer", "catalogue"})
     words = {label: (task.verbalizer or {}).get(label, label) for label in task.labels}
+    values |= {"kind": task.kind, "source": _whole_source(task.source)}
+    if task.is_labelled and not task.labels:
+        values["labels"] = "the labels of the training rows, sorted"
     facts = {"summary": entry.summary, "note": entry.note, **values, "label_words": words}
     splits = {split: _origin(task.source, split) for split in SPLITS}
     return {key: value for key, value in facts.items() if value} | {"splits": splits}
+
+
+def _whole_source(source: Source) -> dict[str, Any]:
+    """Return a source as in a recipe, with the splits from which rows are held out."""
+    values = source.model_dump(mode="json", exclude_defaults=True)
+    return values | (source.model_dump(mode="json", by_alias=True, include={"held_out"}) if source.held_out else {})
 
 
 def _origin(source: Source, split: Any) -> str:
@@ -206,14 +215,12 @@ def print_fit(report: FitReport) -> None:
         report: What a fit found.
     """
     similar = ", ".join(f"{known.task} ({known.similarity:.3f})" for known in report.neighbours)
-    typer.echo(f"'{report.task}': {report.examples} examples, initialised with {report.init}")
+    typer.echo(f"'{report.task}': {counted(report.examples, 'example')}, initialised with {report.init}")
     typer.echo(f"  most similar tasks: {similar or 'none'}")
-    typer.echo(f"  fit {report.fit}: {report.steps} steps ({report.stopping}), {report.seconds:.1f} s")
+    steps = f"{counted(report.steps, 'step')} ({report.stopping}), " if report.stopping != "none" else ""
+    typer.echo(f"  fit {report.fit}: {steps}{report.seconds:.1f} s")
     if report.name_weight is not None:
-        typer.echo(f"  the name or description of a label counts as {report.name_weight:g} examples")
+        examples = "example" if report.name_weight == 1 else "examples"
+        typer.echo(f"  the name or description of a label counts as {report.name_weight:g} {examples}")
     for name, change in report.changes.items():
         typer.echo(f"  changed '{name}': adapter by {change.adapter:.2%}, its logits by {change.output:.4f} on average")
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

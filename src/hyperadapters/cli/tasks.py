@@ -12,6 +12,7 @@ import typer
 from hyperadapters.cli.app import TASKS, app
 from hyperadapters.cli.options import Delimiter, ExamplesFile, FitOption, PerLabel, RunFolder, Seed
 from hyperadapters.cli.tables import print_calibration, print_fit
+from hyperadapters.utils.texts import counted
 
 if TYPE_CHECKING:
     from hyperadapters.model.model import HyperAdapterModel
@@ -172,7 +173,10 @@ def calibrate(
     epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters suggest runs/helpdesk --task refunds --pool texts.jsonl -k 20\n\n"
     "hyperadapters suggest runs/helpdesk --task refunds --pool texts.csv --output next.csv\n\n"
-    "The pool has the column 'text' (and 'text_pair' for pairs). Its other columns are kept.",
+    "The pool has the column 'text' (and 'text_pair' for pairs). Its other columns are kept.\n\n"
+    "The rows are in the order in which to label them. With diverse_margin and margin, the score is the difference of "
+    "the probabilities of the two likeliest labels: the lower, the better to label. With diversity, it is the number "
+    "of rows that the row represents: the higher, the better to label.",
 )
 def suggest(
     folder: RunFolder,
@@ -238,7 +242,7 @@ def store(
         model.task_id(name)
     opened = TaskStore.open(store_folder) if is_store(store_folder) else TaskStore.create(store_folder, model)
     opened.append(model, task, replace)
-    typer.echo(f"The task store {store_folder} has {len(opened)} tasks")
+    typer.echo(f"The task store {store_folder} has {counted(len(opened), 'task')}")
 
 
 @contextmanager

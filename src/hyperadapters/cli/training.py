@@ -24,6 +24,7 @@ from hyperadapters.cli.options import (
     TextColumns,
 )
 from hyperadapters.cli.tables import print_plan, print_result, print_scores, print_trials
+from hyperadapters.utils.texts import counted
 
 if TYPE_CHECKING:
     from hyperadapters.training.views import View
@@ -249,8 +250,8 @@ def validate(
     from hyperadapters.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    trials = f", {loaded.sweep.num_trials} trials" if loaded.sweep else ""
-    typer.echo(f"{recipe}: {len(loaded.tasks)} tasks on {loaded.backbone}{trials}")
+    trials = f", {counted(loaded.sweep.num_trials, 'trial')}" if loaded.sweep else ""
+    typer.echo(f"{recipe}: {counted(len(loaded.tasks), 'task')} on {loaded.backbone}{trials}")
     if data:
         from hyperadapters.data.loading import load_tasks
 

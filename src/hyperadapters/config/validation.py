@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from hyperadapters.errors import HyperAdaptersError, RecipeError, did_you_mean, shown
+from hyperadapters.utils.texts import counted
 
 Model = TypeVar("Model", bound=BaseModel)
 Int = Annotated[int, Strict()]
@@ -157,7 +158,7 @@ def parse(model: type[Model], values: object, error: type[HyperAdaptersError] = 
         lines = [_describe(model, fault) for fault in faults[:MAX_FAULTS]]
         if len(faults) > MAX_FAULTS:
             lines.append(f"  and {len(faults) - MAX_FAULTS} more")
-        raise error("\n".join([f"{where or model.__name__}: {len(faults)} fault(s)", *lines])) from None
+        raise error("\n".join([f"{where or model.__name__}: {counted(len(faults), 'fault')}", *lines])) from None
 
 
 def _is_of_items(fault: Any) -> bool:

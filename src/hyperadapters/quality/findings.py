@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from hyperadapters.config import Kind, Split
-from hyperadapters.utils.texts import printable
+from hyperadapters.utils.texts import counted, printable
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
@@ -164,16 +164,6 @@ class CheckedRow:
     texts: tuple[str, ...]
     target: str | float
     place: str
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with a noun in the right form, such as "1,000 rows".
-
-    Args:
-        number: The number.
-        noun: The noun in its singular form, whose plural ends in "s".
-    """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def excerpt(text: str) -> str:

@@ -18,9 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from hyperadapters.quality.features import TextEncoder
-from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, RowExample, counted
+from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, RowExample
 from hyperadapters.quality.rows import CheckedTask
-from hyperadapters.utils.texts import printable
+from hyperadapters.utils.texts import counted, printable
 
 FOLDS = 5
 MIN_RATIO = 5.0

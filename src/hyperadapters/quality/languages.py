@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from hyperadapters.quality.findings import MAX_EXAMPLES, Finding, RowExample, counted
+from hyperadapters.quality.findings import MAX_EXAMPLES, Finding, RowExample
 from hyperadapters.quality.rows import CheckedTask
 from hyperadapters.utils.optional import require
+from hyperadapters.utils.texts import counted
 
 MIN_CONFIDENCE = 0.9
 """Probability from which on a language is believed. Short texts rarely reach it."""

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from hyperadapters.config import Split
 from hyperadapters.quality.duplicates import MAX_CANDIDATES, DuplicateGroups, find_duplicates
-from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, RowExample, counted
+from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, RowExample
 from hyperadapters.quality.rows import CheckedTask
-from hyperadapters.utils.texts import printable
+from hyperadapters.utils.texts import counted, printable
 
 SCALE_PART = 0.1
 """Part of the range of a regression task from which on the targets of equal inputs contradict each other."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, Lengths, RowExample, counted
+from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, Lengths, RowExample
 from hyperadapters.quality.rows import CheckedTask
+from hyperadapters.utils.texts import counted
 
 CHUNK = 1000
 """Number of inputs that are tokenised at a time."""

@@ -8,9 +8,9 @@ from typing import Literal
 
 from hyperadapters.config import LABEL_SEPARATOR, Task
 from hyperadapters.data.examples import similar_labels
-from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, RowExample, counted, row_examples
+from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, RowExample, row_examples
 from hyperadapters.quality.rows import CheckedTask
-from hyperadapters.utils.texts import printable
+from hyperadapters.utils.texts import counted, printable
 
 FEW_ROWS = 8
 """Number of training rows below which a label is learned badly."""

@@ -27,6 +27,7 @@ from hyperadapters.backbones.text_features import mean_of_texts, sequence_rows
 from hyperadapters.errors import BackboneError, OutputError, RecipeError
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.sharding import num_processes, shared_file
+from hyperadapters.utils.texts import shown_size
 
 SHORTEST = 16
 GIB = 2**30
@@ -121,7 +122,7 @@ class FrozenPrefix:
         """Return a message for the log that says where the states are kept and how large they are."""
         where = {"memory": "kept in memory", "file": "kept in a file", "none": "computed again for each batch"}
         rows, tokens = self._size, self._starts[-1]
-        size = f"{self.num_bytes / GIB:.2f} GiB when full"
+        size = f"{shown_size(self.num_bytes)} when full"
         return f"Frozen layers: the states of {rows:,} rows, {tokens:,} tokens, are {where[self.place]} ({size})."
 
     def __call__(self, rows: Sequence[int], inputs: Mapping[str, Tensor]) -> FrozenOutput:
