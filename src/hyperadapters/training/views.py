@@ -34,7 +34,9 @@ MAX_ROWS = 20
 OTHER_LINES = 10
 """Lines of a terminal that are not for tasks: the progress, the frame, the other rows of the table and the cursor."""
 NARROW = 60
-"""Width of a terminal below which the table has no column for the metrics."""
+"""Width of a terminal below which the table has no columns for losses and metrics."""
+SCORE_COLUMNS = 22
+"""Width of the two columns of scores in a narrow terminal, with the frame."""
 TASKS_IN_LINE = 8
 """Number of tasks whose scores are in the line of an evaluation."""
 
@@ -176,23 +178,29 @@ class LiveView(TrainingView):
     def _num_rows(self) -> int:
         return min(MAX_ROWS, max(1, self._console.height - OTHER_LINES))
 
+    def _task_width(self) -> int | None:
+        return max(1, self._console.width - SCORE_COLUMNS) if self._console.width < NARROW else None
+
     def _render(self) -> Group:
         return Group(self._progress, self._table())
 
     def _table(self) -> Table:
         losses, scores, best = self.losses, self.scores, self.best
-        has_metrics = self._console.width >= NARROW
+        is_wide = self._console.width >= NARROW
         table = Table()
-        table.add_column("task", no_wrap=True, overflow="ellipsis")
-        table.add_column("loss", justify="right", no_wrap=True)
-        if has_metrics:
+        table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=self._task_width())
+        if is_wide:
+            table.add_column("loss", justify="right", no_wrap=True)
             table.add_column("metric", no_wrap=True)
-        table.add_column(f"step {scores['step']}" if scores else "score", justify="right", no_wrap=True)
-        table.add_column(f"best: step {best['step']}" if best else "best", justify="right", no_wrap=True)
+        titles = ["now", "best"]
+        if is_wide:
+            titles = [f"step {scores['step']}" if scores else "score", f"best: step {best['step']}" if best else "best"]
+        for title in titles:
+            table.add_column(title, justify="right", no_wrap=True)
         shown = self._ordered[: self._num_rows()]
         for task in shown:
-            cells = [printable(task.name), _cell(losses.get(TASK_LOSS + task.name))]
-            cells += [task.main_metric] if has_metrics else []
+            cells = [printable(task.name)]
+            cells += [_cell(losses.get(TASK_LOSS + task.name)), task.main_metric] if is_wide else []
             cells += [_cell(_main_score(task, values)) for values in (scores, best)]
             table.add_row(*map(Text, cells))
         if hidden := len(self.tasks) - len(shown):
@@ -200,7 +208,7 @@ class LiveView(TrainingView):
         table.add_section()
         for title, name in (("mean", "eval_mean"), ("routing", "eval_routing_accuracy")):
             if name in scores:
-                blank = ["", ""] if has_metrics else [""]
+                blank = ["", ""] if is_wide else []
                 table.add_row(title, *blank, _cell(scores[name]), _cell(best.get(name)), style="bold")
         return table
 
