@@ -222,7 +222,7 @@ def _routing_table(details: RunDetails) -> Table | None:
         for task, count, found in zip(details.tasks, counts, right, strict=True)
         if count
     )
-    header = ("task", "rows", "routed right", "declined")
+    header = ("task", "rows", "accuracy", "declined")
     return Table("Routing of each task", header, rows) if rows else None
 
 
