@@ -569,7 +569,7 @@ def result_row_files(folder: Path) -> Prepared:
         found = changed(values, changes)
         path.write_text("\n".join(map(json.dumps, found if isinstance(found, list) else [found])))
         with only_own_errors(folder):
-            _draw(rows_report(path, read_rows(path)))
+            _draw(rows_report(path, *read_rows(path)))
 
     return changes_of(values), check
 

@@ -245,7 +245,7 @@ def test_the_file_of_the_tasks_is_that_of_checkpoints() -> None:
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Report:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, result_rows())) + "\n")
-    return rows_report(path, read_rows(path))
+    return rows_report(path, *read_rows(path))
 
 
 def test_result_rows_are_shown_as_means_and_deviations_over_seeds(rows: Report) -> None:
@@ -261,6 +261,16 @@ def test_result_rows_are_shown_as_means_and_deviations_over_seeds(rows: Report) 
     assert tables[0].rows == (("pha", "66.00", "0.71", "2", "2"), ("probe", "65.50", "0.71", "2", "2"))
     assert charts["parameters-1"].lines == {"pha": ((2000, 2000), (66.0, 66.0)), "probe": ((1000, 1000), (65.5, 65.5))}
     assert charts["time-1"].series["n = 100"] == (4.0, 4.0)
+
+
+def test_trials_that_failed_are_counted(rows: Report, tmp_path: Path) -> None:
+    assert "failed trials" not in rows.facts
+    path = tmp_path / "rows.jsonl"
+    failed = {"trial": 1, "settings": {}, "error": "out of memory"}
+    path.write_text("\n".join(map(json.dumps, [*result_rows(), failed, failed])))
+    report = rows_report(path, *read_rows(path))
+    assert report.facts == {**rows.facts, "failed trials": "2"}
+    assert report.sections == rows.sections
 
 
 def test_the_colours_of_scores_by_task_compare_arms_and_not_metrics(rows: Report) -> None:
@@ -281,7 +291,7 @@ def test_arms_are_ranked_among_those_of_the_same_size(tmp_path: Path) -> None:
             for arm, n, seed, score in scores
         )
     )
-    report = rows_report(path, read_rows(path))
+    report = rows_report(path, *read_rows(path))
     charts = by_name(report)
     assert charts["scores-1-1"].categories == ("good", "bad")
     assert charts["scores-1-2"].categories == ("other", "bad")

@@ -44,14 +44,14 @@ class ResultRow(BaseModel):
     seconds: Size | None = None
 
 
-def read_rows(path: Path) -> list[ResultRow]:
+def read_rows(path: Path) -> tuple[list[ResultRow], int]:
     """Read a file of result rows.
 
     Args:
         path: JSON-lines file.
 
     Returns:
-        Its rows, at least one.
+        Its rows, at least one, and the number of trials of a sweep that failed.
 
     Raises:
         DataError: If the file cannot be read, has no rows, or a row has another form.
@@ -60,28 +60,30 @@ def read_rows(path: Path) -> list[ResultRow]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    rows = []
+    rows, failed = [], 0
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 values = parse_json(line)
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: expected a JSON object: {error}") from error
-            if isinstance(values, dict) and "error" in values:  # a trial of a sweep that failed
+            if isinstance(values, dict) and "error" in values:
+                failed += 1
                 continue
             where = f"{path}, line {number}: expected a result row, as `hyperadapters sweep` writes it"
             rows.append(parse(ResultRow, values, DataError, where))
     if not rows:
         raise DataError(f"{path}: expected result rows, found none")
-    return rows
+    return rows, failed
 
 
-def rows_report(path: Path, rows: Sequence[ResultRow]) -> Report:
+def rows_report(path: Path, rows: Sequence[ResultRow], failed: int) -> Report:
     """Return the report on result rows, with a section for each suite.
 
     Args:
         path: File of the rows.
         rows: The rows.
+        failed: Number of trials of a sweep that failed.
     """
     suites = tuple(dict.fromkeys(row.suite for row in rows))
     facts = {
@@ -89,6 +91,8 @@ def rows_report(path: Path, rows: Sequence[ResultRow]) -> Report:
         "arms": str(len({row.arm for row in rows})),
         "seeds": str(len({row.seed for row in rows})),
     }
+    if failed:
+        facts["failed trials"] = str(failed)
     sections = tuple(
         Section(f"Suite {suite}", tuple(_content(str(number), [row for row in rows if row.suite == suite])))
         for number, suite in enumerate(suites, start=1)

@@ -55,5 +55,5 @@ def _report(paths: Sequence[Path], compare: bool) -> Report:
     if len(paths) != 1:
         raise DataError(f"expected one run or file, found {len(paths)}; add --compare to compare runs")
     if paths[0].suffix == ".jsonl":
-        return rows_report(paths[0], read_rows(paths[0]))
+        return rows_report(paths[0], *read_rows(paths[0]))
     return run_report(read_run(paths[0]))
