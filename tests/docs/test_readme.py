@@ -50,14 +50,38 @@ def test_the_mean_score_of_the_local_tasks_is_that_of_its_result_file() -> None:
     assert f"a mean test score of {mean:.3f}" in PROSE
 
 
-def test_the_comparison_has_the_numbers_of_the_table_that_is_made_from_the_result_files() -> None:
+def table_rows(name: str) -> list[list[str]]:
+    """The rows of a table of docs/sample-efficiency.md, of which the first is the head."""
     document = (ROOT / "docs" / "sample-efficiency.md").read_text(encoding="utf-8")
-    table = document.partition("<!-- table: scores-main -->")[2].partition("<!--")[0].strip().splitlines()
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    lines = document.partition(f"<!-- table: {name} -->")[2].partition("<!--")[0].strip().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_comparison_has_the_rows_of_the_table_that_is_made_from_the_result_files() -> None:
+    rows = [row for row in table_rows("suites") if row[0] == "n = 32"]
+    found = README.partition("<!-- table: suites-32 -->")[2].partition("<!-- end -->")[0].strip().splitlines()[2:]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in found] == rows != []
+
+
+def test_the_numbers_of_the_text_are_those_of_the_tables() -> None:
+    head, *rows = table_rows("plus-differences")
+    differences = {
+        row[1]: {suite: cell.replace("+", "").partition(";")[0] for suite, cell in zip(head, row, strict=True)}
+        for row in rows
+        if row[0] == "n = 32"
+    }
+    shared = differences["adapter, shared, text heads"]
+    for suite, text in (("fdu", "on the reviews"), ("hwu64", "on the intents"), ("main", "on the twelve tasks")):
+        assert f"{shared[suite]}) {text}" in PROSE
+    without = differences["PHA+ without adapters"]
+    reviews, intents, main = (without[suite].partition(" (") for suite in ("fdu", "hwu64", "main"))
+    assert f"{reviews[0]} (95 % interval {reviews[2]}) to its heads without adapters on the reviews" in PROSE
+    assert f"{intents[0]} ({intents[2]}) on the intents" in PROSE
+    assert f"it adds nothing ({main[0]}, {main[2]})" in PROSE
+    head, *rows = table_rows("scores-main")
     scores = {row[0]: row[head.index("n = 100")].removesuffix(" (3)") for row in rows}
-    arms = ("linear probe", "LoRA, per task", "adapter, shared", "PHA", "former PHA+")
-    assert "| " + " | ".join(scores[arm] for arm in arms) + " |" in README
-    assert f"scored the same without any adapters, {scores['former PHA+ without adapters']}" in PROSE
+    assert f"and plain heads: {scores['PHA']}, against {scores['LoRA, per task']} of LoRA for each task" in PROSE
+    assert f"{scores['adapter, shared']} of one shared adapter, and {scores['linear probe']} of a linear probe" in PROSE
 
 
 def test_the_number_of_supported_model_types_is_right() -> None:
