@@ -163,8 +163,8 @@ def learning_curves(details: RunDetails) -> list[Chart]:
         kept = "the last one" if details.best_step is None else f"that of step {details.best_step}"
         caption = (
             f"Main metric of each task on its validation rows during the training. The state that was kept is {kept}. "
-            "The scores of the finished model, which are under Scores, may differ, because preset plus replaces the "
-            "heads at the end."
+            "With the preset plus, the scores of the finished model, which are under Scores, may differ, because heads "
+            "are fitted again at the end."
         )
         curves = lines_of({MEAN: details.validation_mean, **details.validation})
         found.append(Lines("validation", "Validation scores", caption, curves, "step", "score", order=_names(details)))

@@ -169,7 +169,7 @@ def read_run(folder: Path) -> FinishedRun:
         Their contents.
 
     Raises:
-        DataError: If the folder does not exist `metrics.json` is missing, or a file has other contents.
+        DataError: If the folder does not exist, `metrics.json` is missing, or a file has other contents.
         RecipeError: If the recipe of the run is not valid.
     """
     if not is_folder(folder):
