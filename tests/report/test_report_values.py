@@ -94,7 +94,9 @@ def test_curves_are_those_of_the_files(charts: Charts, values: Any) -> None:
     validation = {MEAN: details["validation_mean"], **details["validation"]}
     assert charts["validation"].lines == {name: xy(curve) for name, curve in validation.items()}
     assert "step 100" in charts["validation"].caption
-    assert "With the preset plus, the scores of the finished model, which are under Scores, may differ, because heads" in charts["validation"].caption
+    assert "With the preset plus, the scores of the finished model, which are under Scores, may differ" in (
+        charts["validation"].caption
+    )
     assert charts["risk-coverage"].lines == {name: xy(tasks[name]["risk"]) for name in classified}
     for chart, key in (("reliability", "reliability"), ("reliability-before", "reliability_before")):
         bins = {name: tasks[name][key] for name in classified}
