@@ -89,7 +89,8 @@ def test_every_combination_is_trained_and_has_a_row_with_the_scores_of_its_run(f
         assert [row["validation"], row["score"]] == [100 * metrics["mean"][split] for split in ("validation", "test")]
         assert row["trainable_per_task"] == metrics["trainable_parameters"]
     assert [(row["arm"], row["n"]) for row in rows] == [('model.contrast="none"', "all"), ("recipe", "all")]
-    assert [row.arm for row in read_rows(tmp_path / "out" / "results.jsonl")] == [row["arm"] for row in rows]
+    reported, failed = read_rows(tmp_path / "out" / "results.jsonl")
+    assert ([row.arm for row in reported], failed) == ([row["arm"] for row in rows], 0)
     with pytest.raises(OutputError, match="already contains a sweep; use --overwrite to replace it or --resume"):
         sweep(path, tmp_path / "out", with_two)
     with pytest.raises(OutputError, match=r"started with another recipe, which is in sweep\.yaml"):
@@ -173,7 +174,8 @@ def test_failed_trial_has_its_error_and_does_not_end_the_sweep(
     rows = sweep(path, tmp_path / "out")
     assert [row.get("error") for row in rows] == ["RuntimeError: no memory", None, "RuntimeError: no memory"]
     assert [path.name for path in (tmp_path / "out" / "trials").iterdir()] == ["0001"]
-    assert len(read_rows(tmp_path / "out" / "results.jsonl")) == 1  # a report is on those that have scores
+    reported, failed = read_rows(tmp_path / "out" / "results.jsonl")
+    assert ([row.arm for row in reported], failed) == (["training.learning_rate=0.2"], 2)
     with pytest.raises(HyperAdaptersError, match="the only trial failed with RuntimeError: no memory"):
         sweep(path, tmp_path / "all", ["sweep.grid={training.learning_rate: [0.1]}"])
     assert len(rows_in(tmp_path / "all")) == 1
