@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from helpers import tiny_backbone, tiny_language_model_tokenizer, tiny_tokenizer
+from torch.distributed.tensor import DTensor
 
-from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
+from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments, load_recipe, train
 from hyperadapters.config import ModelConfig, parse
 
 TASKS = [
@@ -39,6 +41,17 @@ CASES: dict[str, dict[str, Any]] = {
     "t5": {"model": {"preset": "paper"}, "kind": "t5", "arguments": {"label_smoothing_factor": 0.1}},
     "t5-official": {"model": {"preset": "official"}, "kind": "t5"},
     "gpt2": {"model": {"preset": "paper"}, "kind": "gpt2"},
+    "sharded-plus": {"model": {"preset": "plus"}, "arguments": {"shard_backbone": True}},
+    "sharded-t5": {
+        "model": {"preset": "paper", "frozen_encoder_layers": 1},
+        "kind": "t5",
+        "arguments": {"shard_backbone": True, "gradient_accumulation_steps": 2},
+    },
+    "sharded-lora": {
+        "model": {"preset": "paper", "form": "lora", "lora_rank": 2},
+        "kind": "gpt2",
+        "arguments": {"shard_backbone": True, "activation_checkpointing": True},
+    },
 }
 
 RESUMED = "paper-accumulation"
@@ -76,10 +89,13 @@ def trained(case: str, processes: int, folder: Path, resume: Path | None = None,
     kind, rows = options.get("kind", "bert"), options.get("rows", ROWS)
     tasks = TASKS if kind == "bert" else TEXT_TASKS
     torch.manual_seed(1)
-    settings = {"adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 8, **options["model"]}
+    settings = {"prototype_dim": 8, "hidden_dim": 8, **options["model"]}
+    if "form" not in settings:
+        settings["adapter_dim"] = 4
     if kind == "bert":
         settings["feature_layer"] = 1
     model = HyperAdapterModel(tiny_backbone(kind), tasks, parse(ModelConfig, settings)).double()
+    weight = weakref.ref(next(model.passes.layers[0].parameters()))
     model.tokenizer = tiny_language_model_tokenizer() if kind == "gpt2" else tiny_tokenizer()
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -107,7 +123,14 @@ def trained(case: str, processes: int, folder: Path, resume: Path | None = None,
         ],
         "answers": [row.answer if row.probabilities is None else row.probabilities for row in found.predictions],
         "metrics": found.metrics,
+        "held": [local(part).numel() for layer in model.passes.layers for part in layer.parameters()],
+        "frees_whole_weights": weight() is None,
     }
+
+
+def local(weight: torch.Tensor) -> torch.Tensor:
+    """Return the part of a weight that this process holds."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def break_gradients(trainer: Trainer, step: int) -> None:
@@ -120,7 +143,9 @@ def break_gradients(trainer: Trainer, step: int) -> None:
     trainer.model.pha.prototypes.weight.register_hook(in_backward)
 
 
-def train_together(rank: int, processes: int, port: int, target: Path, saved: Path, own: Path) -> None:
+def train_together(
+    rank: int, processes: int, port: int, target: Path, saved: Path, own: Path, recipe: Path, run: Path
+) -> None:
     """Train all cases as one of several processes, the first of which writes the results.
 
     Args:
@@ -130,6 +155,8 @@ def train_together(rank: int, processes: int, port: int, target: Path, saved: Pa
         target: File of the results.
         saved: Folder with checkpoints of one process.
         own: Folder for checkpoints of these processes.
+        recipe: Recipe that is trained as well.
+        run: Folder for its result.
     """
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ.update({name: str(value) for name, value in numbers.items()})
@@ -139,6 +166,7 @@ def train_together(rank: int, processes: int, port: int, target: Path, saved: Pa
         found = {case: trained(case, processes, Path(folder)) for case in cases_of(processes)}
         found["resumed"] = trained(RESUMED, processes, Path(folder), saved / f"checkpoint-{SAVED_STEP}")
         trained(RESUMED, processes, own, **SAVING)
+        train(load_recipe(recipe), run)
         states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, {case: result["state"] for case, result in found.items()})
         if dist.get_rank() == 0:

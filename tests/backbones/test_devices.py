@@ -16,6 +16,7 @@ from hyperadapters import HyperAdapterModel, ModelConfig, Predictor, Task
 from hyperadapters.backbones.devices import execution_device
 from hyperadapters.backbones.loading import fingerprint
 from hyperadapters.errors import BackboneError
+from hyperadapters.training.sharding import shard_layers
 
 LAYERS = {"bert": "encoder.layer", "bart": "model.decoder.layers", "llama": "model.layers", "t5": "decoder.block"}
 FORMS = ["bottleneck", "lora"]
@@ -83,6 +84,8 @@ def test_a_backbone_on_cpu_and_disk_gives_what_one_in_memory_gives(kind: str, fo
     model.to("cpu")
     with pytest.raises(BackboneError, match="offloaded some of its weights; load it again"):
         model.half()
+    with pytest.raises(BackboneError, match="shard_backbone: quantised or offloaded weights cannot be divided"):
+        shard_layers(model, "cpu")
 
 
 @pytest.mark.parametrize("kind", LAYERS)

@@ -86,6 +86,14 @@ def test_parameters_are_those_of_the_real_model(kind: str, values: dict[str, Any
     assert plan.parts[OPTIMIZER] == 8 * trained
 
 
+def test_a_process_holds_its_part_of_divided_layers_and_one_whole_layer(values: dict[str, Any]) -> None:
+    values["training"] |= {"batch_size": 8, "shard_backbone": True}
+    alone, of_four = (planned(values, processes=processes) for processes in (1, 4))
+    layers = [num_bytes(layer.parameters()) for layer in real_model(values).passes.layers]
+    assert alone.parts[BACKBONE] - of_four.parts[BACKBONE] == sum(layers) * 3 // 4 - max(layers) > 0
+    assert alone.parts[STATES] > of_four.parts[STATES] == of_four.file_bytes == 0
+
+
 def test_states_are_as_large_as_those_of_the_training(values: dict[str, Any]) -> None:
     plan, model = planned(values), real_model(values)
     recipe = parse(Recipe, values, RecipeError)

@@ -26,6 +26,7 @@ from hyperadapters.model.model import HyperAdapterModel
 PROCESSES = (2, 3)
 FITTED = ("heads.", "method.adapter_scales")
 """Heads, and which tasks keep their adapters because heads that read them answer better, if by a last digit only."""
+TEXTS = ["w1 good", "w2 red"]
 LOSS_TOLERANCE = rounding(64)
 """Losses are means of up to 64 numbers in float32; everything else is computed in float64."""
 
@@ -40,7 +41,8 @@ def free_port() -> int:
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_several_processes_compute_what_one_computes(processes: int, tmp_path: Path) -> None:
     trained(RESUMED, 1, tmp_path / "one", **SAVING)
-    folders = tmp_path / "found.pt", tmp_path / "one", tmp_path / "several"
+    recipe = write_recipe(tmp_path / "data", shard_backbone=True, batch_size=12)
+    folders = tmp_path / "found.pt", tmp_path / "one", tmp_path / "several", recipe, tmp_path / "run"
     port, log = free_port(), tmp_path / "log"
     started = [
         start(train_together, rank, processes, port, *folders, output=f"{log}-{rank}") for rank in range(processes)
@@ -54,6 +56,13 @@ def test_several_processes_compute_what_one_computes(processes: int, tmp_path: P
         assert_same_training(case, together["found"][case], alone[case])
         first, *others = (state[case] for state in together["states"])
         assert all(torch.equal(value, other[name]) for other in others for name, value in first.items())
+    # Processes that divide the weights of layers hold a part of each, and the rest is gathered and freed.
+    for case in filter(sharded, alone):
+        found, whole = together["found"][case], alone[case]
+        assert sum(found["held"]) < 0.6 * sum(whole["held"]), case
+        assert found["frees_whole_weights"] > whole["frees_whole_weights"], case
+    train(load_recipe(recipe), tmp_path / "run-alone")
+    assert_same_run(tmp_path / "run", tmp_path / "run-alone")
     # A step that is not finite in one process is skipped in all of them.
     if "skipped-step" in alone:
         skipped = [row.get("skipped_steps", 0) for row in together["found"]["skipped-step"]["log"] if "loss" in row]
@@ -84,6 +93,20 @@ def assert_same_state(case: str, found: dict[str, Any], expected: dict[str, Any]
             largest = max(1.0, float(value.abs().max()))
             difference = (found["state"][name].double() - value.double()).abs().max().item()
             assert difference <= 1e-4 * largest, (case, name)
+
+
+def sharded(case: str) -> bool:
+    return bool(CASES[case].get("arguments", {}).get("shard_backbone"))
+
+
+def assert_same_run(folder: Path, alone: Path) -> None:
+    """The number of files, scores and answers of two runs."""
+    assert len([*folder.iterdir()]) == len([*alone.iterdir()])
+    scores = [json.loads((path / "metrics.json").read_text())["mean"] for path in (folder, alone)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    models = [HyperAdapterModel.from_pretrained(path) for path in (folder, alone)]
+    first, second = ([row.probabilities for row in Predictor(model)(TEXTS, task="mood")] for model in models)
+    assert [pytest.approx(row, abs=1e-3) for row in first] == second
 
 
 def heads_are_fitted(case: str) -> bool:
@@ -119,7 +142,7 @@ def test_the_files_for_accelerate_are_valid_and_divide_the_data_only(path: Path)
     assert not config.get("deepspeed_config")
 
 
-def write_recipe(folder: Path) -> Path:
+def write_recipe(folder: Path, **training: object) -> Path:
     folder.mkdir(exist_ok=True)
     backbone = save_backbone(folder / "backbone")
     tasks = []
@@ -132,7 +155,7 @@ def write_recipe(folder: Path) -> Path:
         "backbone": str(backbone),
         "model": {"preset": "plus", "adapter_dim": 4, "prototype_dim": 8, "hidden_dim": 8, "feature_layer": 1},
         "data": {"max_length": 16},
-        "training": {"max_steps": 8, "eval_steps": 4, "batch_size": 4, "learning_rate": 1e-3},
+        "training": {"max_steps": 8, "eval_steps": 4, "batch_size": 4, "learning_rate": 1e-3, **training},
         "tasks": tasks,
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
@@ -152,11 +175,4 @@ def test_the_command_trains_on_several_processes(tmp_path: Path) -> None:
     for line in ("Frozen layers: the states of 26 rows", "step 4/8: mean 0.", "step 8/8: mean 0."):
         assert result.stderr.count(line) == 1
     train(load_recipe(recipe), tmp_path / "one")
-    names = {path.name for path in (tmp_path / "two").iterdir()}
-    assert len(names) == len([*(tmp_path / "one").iterdir()])
-    scores = [json.loads((tmp_path / name / "metrics.json").read_text())["mean"] for name in ("one", "two")]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
-    texts = ["w1 good", "w2 red"]
-    models = [HyperAdapterModel.from_pretrained(tmp_path / name) for name in ("one", "two")]
-    first, second = ([row.probabilities for row in Predictor(model)(texts, task="mood")] for model in models)
-    assert [pytest.approx(row, abs=1e-3) for row in first] == second
+    assert_same_run(tmp_path / "two", tmp_path / "one")

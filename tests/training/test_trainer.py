@@ -424,12 +424,13 @@ def test_defaults_are_those_of_a_recipe() -> None:
         ({"sampling": "tempreature"}, r"sampling: .*Did you mean 'temperature'"),
         ({"sampling_temperature": 2.0}, "sampling_temperature: is for sampling 'temperature', found .*'proportional'"),
         ({"sampling": "temperature", "sampling_temperature": 0.5}, "temperature: .*found 0.5"),
+        ({"prefix_cache": "file", "shard_backbone": True}, "prefix_cache: expected 'auto' or 'none' .*found 'file'"),
         ({"prefix_cache": "disk"}, r"TrainingArguments: 1 fault\n  prefix_cache: .*found 'disk'"),
         ({"early_stopping_patience": 0}, "early_stopping_patience: .*found 0"),
         ({"false_decline_rate": 1.0}, "false_decline_rate: .*found 1.0"),
         ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy: 'sequential' has no effect"),
         ({"push_to_hub": True}, r"push_to_hub: .* remove it, and call trainer\.push_to_hub\(\)"),
-        ({"fsdp": "full_shard"}, "FSDP and DeepSpeed, .* are not supported"),
+        ({"fsdp": "full_shard"}, "FSDP and DeepSpeed of accelerate, .* are not supported; .* set shard_backbone"),
         ({"report_to": "wandbb"}, r"report_to: Unknown logger 'wandbb'\. Did you mean 'wandb'"),
     ],
 )
@@ -441,7 +442,9 @@ def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_a_launch_that_divides_the_weights_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "true")
-    with pytest.raises(RecipeError, match=r"FSDP and DeepSpeed, .* are not supported"):
+    with pytest.raises(
+        RecipeError, match=r"FSDP and DeepSpeed of accelerate, .* are not supported; .* set shard_backbone"
+    ):
         TrainingArguments()
 
 

@@ -206,7 +206,8 @@ class Injection:
         """
         self._backbone = backbone
         self._modes = {module: module.training for module in backbone.modules()}
-        self._trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        # Names, because parameters that are kept here would stay in memory when FSDP replaces them.
+        self._trained = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
         self._planned: list[tuple[nn.Module, type[_Adapted], _Beside]] = []
         self._changed: list[tuple[nn.Module, type[nn.Module]]] = []
         self._active, self._config = active, config
@@ -224,8 +225,8 @@ class Injection:
             _change_class(module, own_class)
             del module.__dict__["beside"]
         delattr(self._backbone, HOLDS_ADAPTERS)
-        for parameter in self._trained:
-            parameter.requires_grad_(True)
+        for name in self._trained:
+            self._backbone.get_parameter(name).requires_grad_(True)
         for module, training in self._modes.items():
             module.training = training
 

@@ -258,8 +258,8 @@ def absolute_name(name: str) -> str:
     return str(Path(name).absolute()) if name not in PACKAGED and is_folder(name) else name
 
 
-def is_quantised(backbone: nn.Module) -> bool:
-    """Return whether torchao has quantised at least one weight of a backbone.
+def has_tensor_subclasses(backbone: nn.Module) -> bool:
+    """Return whether torchao has quantised, or FSDP has divided, at least one weight of a backbone.
 
     Args:
         backbone: The model.
@@ -366,7 +366,8 @@ class BackboneFingerprint:
     def refresh(self, backbone: nn.Module) -> bool:
         """Compute the fingerprints again if the weights of the backbone have changed.
 
-        Conversion to another floating-point type is not a change, and neither is quantisation with torchao.
+        Conversion to another floating-point type is not a change, and neither is quantisation with torchao or the
+        division of the weights among processes.
 
         Args:
             backbone: The model whose fingerprints these are.
@@ -374,7 +375,7 @@ class BackboneFingerprint:
         Returns:
             True if the weights have changed.
         """
-        if is_quantised(backbone):
+        if has_tensor_subclasses(backbone):
             return False
         found = BackboneFingerprint.of(backbone)
         if found.bfloat16 == self.bfloat16 or found.float16 == self.float16:

@@ -505,7 +505,7 @@ class PassRunner:
             **options: Keyword arguments of `torch.compile`.
         """
         self._is_compiled = True
-        for layer in self._layers():
+        for layer in self.layers:
             layer.compile(*args, **options)
 
     def detach(self) -> nn.Module:
@@ -517,7 +517,7 @@ class PassRunner:
         if self._is_checkpointing:
             self.backbone.activation_checkpointing_disable()
         if self._is_compiled:
-            for layer in self._layers():
+            for layer in self.layers:
                 layer._compiled_call_impl = None
         if self._injection is not None:
             self._injection.restore()
@@ -525,7 +525,9 @@ class PassRunner:
         backbone: nn.Module = self.backbone
         return backbone
 
-    def _layers(self) -> list[nn.Module]:
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Layers of all stacks of the backbone."""
         return [layer for stack in self._architecture.stacks for layer in stack.layers]
 
     def _check_attached(self) -> None:

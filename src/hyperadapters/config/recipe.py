@@ -129,6 +129,9 @@ class TrainingConfig(StrictModel):
         prefix_cache_dtype: Data type of the stored hidden states. "float16" halves their size and rounds them. Default:
             "float32".
         prefix_cache_gb: Maximum memory for "auto" in GiB. Default: 4.
+        shard_backbone: Whether several processes divide the weights of the backbone's layers among them (FSDP2)
+            instead of each having all of them. States of frozen layers are then not stored, as with `prefix_cache:
+            none`. It has no effect on one process. Default: False.
         optimizer: Optimizer, as `optim` of `transformers.TrainingArguments`. Default: "adamw_torch_fused".
         attention: Attention implementation of the backbone in training, as in transformers. Default: the choice of
             transformers.
@@ -162,6 +165,7 @@ class TrainingConfig(StrictModel):
     prefix_cache: Literal["auto", "memory", "file", "none"] = "auto"
     prefix_cache_dtype: Literal["float32", "float16"] = "float32"
     prefix_cache_gb: Float = Field(4.0, ge=0)
+    shard_backbone: bool = False
     optimizer: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch_fused"
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     report_to: tuple[str, ...] = ()
@@ -178,6 +182,11 @@ class TrainingConfig(StrictModel):
             raise ValueError(f"prefix_cache_gb is only for prefix_cache 'auto', found '{self.prefix_cache}'; remove it")
         if self.prefix_cache == "none" and _is_set(self, "prefix_cache_dtype"):
             raise ValueError("prefix_cache_dtype has no effect with prefix_cache 'none'; remove it")
+        if self.shard_backbone and self.prefix_cache not in ("auto", "none"):
+            raise ValueError(
+                f"prefix_cache: expected 'auto' or 'none' with shard_backbone, found '{self.prefix_cache}'; processes "
+                "that find stored states would not run the frozen layers, which all of them must run together"
+            )
         return self
 
 

@@ -37,6 +37,7 @@ NAMED_AS_IN_RECIPES = (
     "false_decline_rate",
     "skip_nonfinite",
     "contrast_batch",
+    "shard_backbone",
 )
 """Settings of this library that have the same name in the section `training` of a recipe."""
 
@@ -86,6 +87,9 @@ class TrainingArguments(transformers.TrainingArguments):
             is counted anew when a training is resumed.
         contrast_batch: Rows that the instance contrast compares with gradient accumulation: those of a "micro-batch",
             or those of the whole "step", for which instance vectors are computed twice.
+        shard_backbone: Whether several processes divide the weights of the backbone's layers among them (FSDP2 of
+            PyTorch) instead of each having all of them; see docs/scaling.md. The weights stay divided after the
+            training. It has no effect on one process.
         progress: What is shown during the training: "auto", a live table in a terminal, the table of transformers in a
             notebook and lines elsewhere; "lines", one line for each evaluation; "json", JSON objects on standard
             output; or "none". With `disable_tqdm` "auto" shows lines.
@@ -120,6 +124,7 @@ class TrainingArguments(transformers.TrainingArguments):
     false_decline_rate: float = 0.05
     skip_nonfinite: int = 0
     contrast_batch: Literal["micro-batch", "step"] = "micro-batch"
+    shard_backbone: bool = False
     progress: View = "auto"
 
     def __post_init__(self) -> None:
@@ -182,8 +187,9 @@ class TrainingArguments(transformers.TrainingArguments):
             )
         if self.fsdp or self.deepspeed or any(os.environ.get(name) == "true" for name in DIVIDING):
             raise RecipeError(
-                "FSDP and DeepSpeed, which divide the weights among the processes, are not supported; start "
-                "data-parallel training with torchrun or accelerate launch --multi_gpu"
+                "FSDP and DeepSpeed of accelerate, which also divide the trained weights, are not supported; start "
+                "data-parallel training with torchrun or accelerate launch --multi_gpu, and set shard_backbone to "
+                "divide the weights of the backbone"
             )
         if self.push_to_hub:
             raise RecipeError(

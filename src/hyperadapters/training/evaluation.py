@@ -23,7 +23,7 @@ from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.metrics import score
 from hyperadapters.training.prefix_cache import FrozenPrefix
-from hyperadapters.training.sharding import num_processes, process_index
+from hyperadapters.training.sharding import is_sharded, num_processes, process_index
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,9 @@ def predict_together(
 ) -> list[Prediction]:
     """Predict examples in all processes that train together. Each of them must call this function.
 
+    The processes divide the examples among them. If they divide the weights of the backbone instead, each of them
+    predicts all examples, because all must run the layers equally often.
+
     Args:
         predictor: Predictor of this process, whose model is the same as those of the others.
         examples: All examples.
@@ -115,7 +118,7 @@ def predict_together(
         Predictions of all processes in the order of the examples.
     """
     size = num_processes()
-    if size == 1:
+    if size == 1 or is_sharded(predictor.model):
         return list(predictor(examples, frozen=prefix))
     own = range(process_index(), len(examples), size)
 

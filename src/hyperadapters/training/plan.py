@@ -14,7 +14,7 @@ kernels and the allocator of the system keep for themselves.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -153,7 +153,7 @@ def plan_memory(recipe: Recipe, processes: int = 1, folder: str | Path = ".") ->
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     parts = {
         LIBRARIES_PART: LIBRARIES if model.device.type == "cpu" else 0,
-        BACKBONE: sum(tensor.numel() * tensor.itemsize for tensor in (*frozen, *model.buffers())),
+        BACKBONE: num_bytes((*frozen, *model.buffers())) - _size_of_other_parts(model, recipe, processes),
         TRAINED: 4 * trained,
         GRADIENTS: gradients,
         OPTIMIZER: 4 * OPTIMIZER_STATES * trained,
@@ -165,6 +165,23 @@ def plan_memory(recipe: Recipe, processes: int = 1, folder: str | Path = ".") ->
     batch_rows, tokens = batch["input_ids"].shape
     backbone_parameters = sum(parameter.numel() for parameter in frozen)
     return MemoryPlan(parts, in_file, model.device.type, processes, batch_rows, tokens, backbone_parameters, trained)
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the size of tensors in bytes.
+
+    Args:
+        tensors: The tensors.
+    """
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+def _size_of_other_parts(model: HyperAdapterModel, recipe: Recipe, processes: int) -> int:
+    """Return the bytes of the backbone that other processes hold, while one layer is gathered."""
+    if not recipe.training.shard_backbone or processes == 1:
+        return 0
+    layers = [num_bytes(layer.parameters()) for layer in model.passes.layers]
+    return max(0, sum(layers) * (processes - 1) // processes - max(layers))
 
 
 def _untrained_model(recipe: Recipe, tasks: Sequence[TaskData]) -> HyperAdapterModel:
@@ -277,11 +294,12 @@ def _size_of_kept_states(
     if not model.has_frozen_layers:
         return 0, 0
     training, found = recipe.training, {"memory": 0, "file": 0, "none": 0}
+    wanted = "none" if training.shard_backbone and processes > 1 else training.prefix_cache
     validation = examples_of(tasks, "validation") if model.kind != "decoder" else []
     for lengths in (train_lengths, model.collator.lengths(validation)):
         size = size_of_states(model, lengths, training.prefix_cache_dtype)
         room = max(0.0, training.prefix_cache_gb - found["memory"] / GIB)
-        found[choose_place(training.prefix_cache, size, room, folder, processes)] += size
+        found[choose_place(wanted, size, room, folder, processes)] += size
     return found["memory"], found["file"]
 
 

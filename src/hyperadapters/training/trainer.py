@@ -48,7 +48,7 @@ from hyperadapters.training.interruption import Interruption
 from hyperadapters.training.loss_means import LossMeans
 from hyperadapters.training.optimizers import OfficialAdamW, learning_rates
 from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
-from hyperadapters.training.sharding import num_processes, process_index, wait_for_all
+from hyperadapters.training.sharding import is_sharded, num_processes, process_index, shard_layers, wait_for_all
 from hyperadapters.training.states import check_intact, is_complete, last_checkpoint, write_files
 from hyperadapters.training.text_heads import check_not_fitted, fit_text_heads
 from hyperadapters.training.views import TASK_LOSS, make_view
@@ -160,6 +160,8 @@ class Trainer(transformers.Trainer):
         callbacks = [self._view, _Finish(self), *(callbacks or ())]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
+        if args.shard_backbone and num_processes() > 1:  # before the Trainer moves the model to its device
+            shard_layers(model, args.device.type)
         own_args = _adjusted(args, model, bool(eval_examples))
         own_args.label_smoothing_factor = 0.0  # The Trainer would need a transformers config otherwise.
         super().__init__(
@@ -202,7 +204,7 @@ class Trainer(transformers.Trainer):
         prefix = FrozenPrefix(
             self.model,
             lengths,
-            self.args.prefix_cache,
+            "none" if is_sharded(self.model) else self.args.prefix_cache,
             self.args.prefix_cache_dtype,
             memory_gb=max(0.0, self.args.prefix_cache_gb - taken),
             folder=self.args.output_dir if self.args.should_save else None,
