@@ -1,10 +1,11 @@
-"""What a new task is learned by from a few examples without a model of other tasks."""
+"""What a new task is learned by from a few examples without prototypes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from efficiency.experiment import Cell, Setting
 from efficiency.library_methods import OwnLearner
 from efficiency.text_heads import SETTINGS
 from efficiency.training_loop import Budget, Learner, fit
-from hyperadapters import Task
+from hyperadapters import HyperAdapterModel, Task
 from hyperadapters.data.examples import Example, TaskData, label_examples
 from hyperadapters.heads.regression import few_shot_probe
+from hyperadapters.inference.batches import batches_by_length, to_device
 
 LORA_BUDGET = Budget(steps=80, evaluations=1)
 """As many steps of 8 rows as a task of twelve has by itself with 100 rows; the last state."""
@@ -42,6 +44,28 @@ def probe_texts(
         np.stack([found.numpy() for found in setting.head_features.of(part)]) for part in (rows, inputs)
     )
     return few_shot_probe(features, [int(row.target or 0) for row in rows], of_inputs)
+
+
+def probe_shared(model: HyperAdapterModel, few: Sequence[Example], inputs: Sequence[Example]) -> list[int]:
+    """Answers to inputs by a logistic regression on what heads read with the one adapter of all tasks.
+
+    Args:
+        model: a model of other tasks with the same kind of input.
+        few: to learn from.
+        inputs: to answer.
+    """
+    features, of_inputs = (_adapted_features(model, part) for part in (few, inputs))
+    return few_shot_probe(features, [int(row.target or 0) for row in few], of_inputs)
+
+
+@torch.no_grad()
+def _adapted_features(model: HyperAdapterModel, examples: Sequence[Example]) -> np.ndarray[Any, Any]:
+    found: dict[int, np.ndarray[Any, Any]] = {}
+    for rows in batches_by_length(examples, 64, separates_texts=True):
+        inputs = to_device(model.collator.inputs([examples[row] for row in rows]), model.device)
+        task_ids = torch.zeros(len(rows), dtype=torch.long, device=model.device)
+        found |= zip(rows, model.head_inputs(inputs, task_ids).cpu().numpy(), strict=True)
+    return np.stack([found[row] for row in range(len(examples))])
 
 
 def lora(
@@ -84,3 +108,5 @@ BASELINES = {
     "lora_texts": lora_texts,
 }
 """Each gives its answers to inputs."""
+SHARED = ("adapter_shared_texts", "lora_shared_texts")
+"""Arms with one adapter for all tasks, which `probe_shared` takes for new ones."""

@@ -14,7 +14,7 @@ from efficiency.arms import ARMS
 from efficiency.code_digest import code_digest
 from efficiency.data import Size, numbered
 from efficiency.experiment import Cell, Setting
-from efficiency.few_shot import BASELINES
+from efficiency.few_shot import BASELINES, SHARED, probe_shared
 from efficiency.result_rows import append, device_name, read_rows
 from hyperadapters import HyperAdapterModel, Task, __version__
 from hyperadapters.config import DataConfig
@@ -85,7 +85,10 @@ class TransferRunner:
                 self._run_method(method, missing)
 
     def _run_method(self, method: str, cells: Sequence[tuple[TaskData, int, int]]) -> None:
-        answer = self._baseline(method) if method in BASELINES else self._adding(self._trained(method))
+        if method in BASELINES:
+            answer = self._baseline(method)
+        else:
+            answer = (self._probing if method in SHARED else self._adding)(self._trained(method))
         for data, k, draw in cells:
             few = subset(data.splits["train"], data.task, DataConfig(k_per_label=k), draw)
             test = data.splits["test"][: self.test_rows]
@@ -110,7 +113,8 @@ class TransferRunner:
 
     def _fields(self, method: str, data: TaskData, k: int, draw: int) -> dict[str, Any]:
         """The fields of a row that tell its cell from others."""
-        of_model = {} if method in BASELINES else {"n": self.n, "training_seed": self.seed, "fit": self.fit}
+        of_model = {} if method in BASELINES else {"n": self.n, "training_seed": self.seed}
+        of_fit = {} if method in (*BASELINES, *SHARED) else {"fit": self.fit}
         return {
             "suite": self.setting.suite,
             "task": data.task.name,
@@ -118,6 +122,7 @@ class TransferRunner:
             "seed": draw,
             "method": method,
             **of_model,
+            **of_fit,
         }
 
     def _baseline(self, method: str) -> Answer:
@@ -133,6 +138,12 @@ class TransferRunner:
         if trained.model is None:
             raise ValueError(f"arm '{arm}': expected one with a model to which tasks can be added; choose another")
         return trained.model.eval()
+
+    def _probing(self, model: HyperAdapterModel) -> Answer:
+        def answer(task: Task, few: list[Example], inputs: list[Example], draw: int) -> Answers:
+            return list(probe_shared(model, few, inputs)), {}
+
+        return answer
 
     def _adding(self, model: HyperAdapterModel) -> Answer:
         def answer(task: Task, few: list[Example], inputs: list[Example], draw: int) -> Answers:

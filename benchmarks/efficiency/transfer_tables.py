@@ -12,12 +12,14 @@ from efficiency.summary import Row, arm_order, difference, label
 
 COMPARED = ("probe", "probe_texts", "lora")
 """Methods that the adapters of a run are compared with."""
-SUITE_COMPARED = ("probe_texts", "probe_names", "lora_texts")
+SUITE_COMPARED = ("probe_texts", "probe_names", "lora_texts", "adapter_shared_texts")
 """Methods that the models of a suite are compared with."""
 SUITE_METHODS = {
     "probe_texts": "logistic regression on text features",
     "probe_names": "the same with the names of labels",
     "lora_texts": "LoRA, text heads",
+    "adapter_shared_texts": "logistic regression with the shared adapter of the other tasks",
+    "lora_shared_texts": "logistic regression with the shared LoRA of the other tasks",
 }
 
 

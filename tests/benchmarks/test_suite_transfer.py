@@ -71,7 +71,7 @@ def test_cells_are_scored_and_not_run_twice(setting: Setting, tmp_path: Path, mo
         return train(setting, cell, rate)
 
     monkeypatch.setitem(arms.ARMS, "pha", arms.Arm(recorded, 1e-3))
-    methods = ["probe_texts", "probe_names", "lora_texts", "pha"]
+    methods = ["probe_texts", "probe_names", "lora_texts", "adapter_shared_texts", "pha"]
     _runner(setting, tmp_path, test_rows=10).run(methods, shots=[2], draws=[3])
     rows = _rows(tmp_path)
     assert [(row["method"], row["task"]) for row in rows] == [
