@@ -158,6 +158,19 @@ def test_the_json_log_has_the_values_of_the_log(
     assert best[-1] == end["best_step"]
 
 
+def test_what_others_print_while_a_json_log_is_written_goes_to_standard_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    view = make_view("json", [])
+    with view.showing():
+        print("a logger")
+        view.on_train_begin(TrainingArguments(), TrainerState(max_steps=STEPS), TrainerControl())
+    print("after it")
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in out.splitlines()[:-1]] == ["begin"]
+    assert (out.splitlines()[-1], err) == ("after it", "a logger\n")
+
+
 def test_numbers_that_json_lacks_are_null(log: list[dict[str, Any]]) -> None:
     output = io.StringIO()
     replay(

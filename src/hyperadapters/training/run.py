@@ -39,6 +39,7 @@ from hyperadapters.training.sharding import num_processes, process_index, wait_f
 from hyperadapters.training.states import last_checkpoint, trainer_checkpoints
 from hyperadapters.training.trainer import Trainer
 from hyperadapters.training.views import View
+from hyperadapters.training.wandb_run import own_wandb_run
 from hyperadapters.utils.files import check_folder, locked, making_folder, write_atomically
 
 LOGS_FOLDER = "runs"
@@ -124,7 +125,7 @@ def train(
                     remove_run(output)
                 write_atomically(output / RECIPE_FILE, recipe_text(recipe).encode())
         wait_for_all()
-        with interruption.watching():
+        with interruption.watching(), own_wandb_run(recipe.training.report_to):
             trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
         if interruption.signal is not None:
             raise interruption.error(trainer.state.global_step, output)

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import IO, Any, Literal
 
 from rich.console import Console, Group
@@ -276,6 +276,16 @@ class JsonView(_StreamView):
     """Writes JSON objects, one in each line, with the names of the log."""
 
     _started = 0.0
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Let everything else that is written to standard output, such as messages of loggers, go to standard error.
+
+        Yields:
+            None.
+        """
+        with redirect_stdout(sys.stderr):
+            yield
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **options: Any) -> None:
         """Write the length of the training. The arguments are those of `TrainerCallback`."""
