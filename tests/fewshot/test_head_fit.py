@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import PAIR_TASKS, make_frozen_texts_model, make_plus_model, pair_examples, stirred, tiny_backbone
+from tolerance import rounding
 from torch import Tensor
 
 from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
@@ -16,6 +17,8 @@ from hyperadapters.data.examples import Example
 from hyperadapters.errors import TaskError
 from hyperadapters.fewshot import head_fit
 from hyperadapters.fewshot.fit import DAMPING
+from hyperadapters.heads.regression import TaskRows
+from hyperadapters.heads.task_heads import Head
 from hyperadapters.inference.predictor import Predictor
 
 NEW = Task.classification("new", ["no", "yes"])
@@ -52,7 +55,7 @@ def read(model: HyperAdapterModel, rows: list[dict[str, str]], name: str) -> Ten
 def test_it_is_the_default_of_these_models_only() -> None:
     report = fresh().add_task(NEW, rows_of())
     assert (report.fit, report.steps, report.stopping) == ("head", 0, "none")
-    assert report.adapter_scale in (0.0, DAMPING)
+    assert report.adapter_scale in (0.0, DAMPING, 1.0)
     model = make_frozen_texts_model()
     report = model.add_task(NEW, rows_of(), max_steps=0)
     assert (report.fit, report.adapter_scale) == ("adapter", None)
@@ -62,15 +65,15 @@ def test_it_is_the_default_of_these_models_only() -> None:
         fresh().add_task(NEW, rows_of(), fit="heads")  # type: ignore[arg-type]
 
 
-def always(monkeypatch: pytest.MonkeyPatch, is_clear: bool) -> None:
-    monkeypatch.setattr(head_fit, "_is_clear", lambda gains: is_clear)
+def always(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    monkeypatch.setattr(head_fit, "_choose_effect", lambda *arguments: scale)
 
 
-@pytest.mark.parametrize(("is_clear", "scale"), [(True, DAMPING), (False, 0.0)])
-def test_a_task_gets_half_the_adapter_of_the_nearest_one_or_none(
-    is_clear: bool, scale: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scale", [1.0, DAMPING, 0.0])
+def test_a_task_gets_the_adapter_of_the_nearest_one_or_half_of_it_or_none(
+    scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    always(monkeypatch, is_clear)
+    always(monkeypatch, scale)
     model, rows = fresh(), rows_of()
     report = model.add_task(NEW, rows)
     assert report.adapter_scale == scale
@@ -115,6 +118,34 @@ def test_a_gain_is_clear_if_it_is_large_and_not_due_to_a_few_examples(gains: lis
     assert head_fit._is_clear(torch.tensor(gains)) is expected
 
 
+@pytest.mark.parametrize(
+    ("gains", "of_related", "of_own", "of_others"),
+    [
+        ([0.5] * 8, 1.0, 1.0, 1.0),
+        ([0.2] * 8, 1.0, 1.0, DAMPING),
+        ([0.0], DAMPING, 1.0, 0.0),
+        ([-0.2] * 8, DAMPING, 1.0, 0.0),
+        ([-0.5] * 8, 0.0, 0.0, 0.0),
+    ],
+)
+def test_the_effect_of_an_adapter_follows_from_its_gains_and_from_related_tasks(
+    gains: list[float], of_related: float, of_own: float, of_others: float
+) -> None:
+    found = torch.tensor(gains)
+    assert head_fit._choose_effect(found, has_related=True, is_own=False) == of_related
+    assert head_fit._choose_effect(found, has_related=False, is_own=True) == of_own
+    assert head_fit._choose_effect(found, has_related=False, is_own=False) == of_others
+
+
+def test_heads_that_are_too_confident_are_compared_at_the_best_temperature() -> None:
+    """Twice the logits are the same answers: a comparison at the temperature 1 would prefer one of the two."""
+    rows = TaskRows(NEW, torch.tensor([[1.0], [-1.0], [1.0], [1.0]]), [1, 0, 1, 0])
+    head = Head(torch.tensor([[-1.0], [1.0]]), torch.zeros(2))
+    confident = head._replace(weight=2 * head.weight)
+    gains = head_fit._gains([(head, rows)], [(confident, rows)])
+    torch.testing.assert_close(gains, torch.zeros(4), atol=rounding(16), rtol=0.0)
+
+
 def test_examples_suffice_for_unseen_rows() -> None:
     model, rows = fresh(), rows_of(count=36)
     model.add_task(NEW, rows[:24])
@@ -154,7 +185,7 @@ def test_a_refitted_task_keeps_its_adapter_at_full_effect_or_gets_none(monkeypat
     assert not len(model.pha.own_adapters)
     after = model.method.adapters(torch.tensor([2]))
     assert all(torch.equal(after[name], before[name]) for name in before)
-    always(monkeypatch, True)
+    monkeypatch.setattr(head_fit, "_is_clear", lambda gains: True)
     assert model.refit_task("mood", rows_of(("bad", "good"))).adapter_scale == 0.0
 
 
@@ -172,7 +203,7 @@ def test_an_added_task_costs_a_scale_a_prototype_a_density_and_a_head(tmp_path: 
 
 
 def test_scales_multiply_from_task_to_task_and_go_with_their_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    always(monkeypatch, True)
+    always(monkeypatch, DAMPING)
     model = fresh()
     model.add_task(NEW, rows_of())
     model.pha.prototypes.weight.data[:-1] *= -1  # "new" is the nearest task now
@@ -190,11 +221,12 @@ def test_scales_multiply_from_task_to_task_and_go_with_their_task(monkeypatch: p
 
 def test_a_task_near_one_that_keeps_the_frozen_backbone_may_use_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh()
-    always(monkeypatch, False)
-    assert model.add_task(NEW, rows_of()).adapter_scale == 0.0
-    always(monkeypatch, True)
-    model.pha.prototypes.weight.data[:-1] *= -1  # "new" is the nearest task now
-    report = model.add_task(Task.classification("newer", ["off", "on"]), rows_of(("off", "on")))
+    with monkeypatch.context() as patch:
+        always(patch, 0.0)
+        assert model.add_task(NEW, rows_of()).adapter_scale == 0.0
+        always(patch, DAMPING)
+        model.pha.prototypes.weight.data[:-1] *= -1  # "new" is the nearest task now
+        report = model.add_task(Task.classification("newer", ["off", "on"]), rows_of(("off", "on")))
     assert report.neighbours[0].task == "new"
     assert report.adapter_scale == float(model.pha.adapter_scales[4]) == DAMPING
     monkeypatch.setattr(head_fit, "_is_clear", lambda gains: False)
@@ -202,7 +234,7 @@ def test_a_task_near_one_that_keeps_the_frozen_backbone_may_use_the_adapter(monk
 
 
 def test_further_training_gives_an_added_task_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    always(monkeypatch, False)
+    always(monkeypatch, 0.0)
     model = fresh()
     model.add_task(NEW, rows_of())
     rows = pair_examples(8)

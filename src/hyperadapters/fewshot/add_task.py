@@ -151,8 +151,8 @@ def add_task(
               the most similar task has an adapter of its own, that adapter is copied.
             - "head": nothing, and no gradient step is made. The head is a regression on the features of the examples,
               which also learns from the heads of known tasks with the same labels. Left-out examples decide whether the
-              task keeps half the effect of the initial adapter or gets one without any effect (see `fewshot.head_fit`).
-              For models with `head_inputs` "adapted_texts".
+              initial adapter has its full effect, half of it or none (see `fewshot.head_fit`). For models with
+              `head_inputs` "adapted_texts".
         init: How the prototype is initialised.
 
             - "nearest": with the prototype of the most similar task.

@@ -48,7 +48,7 @@ LEARNING_RATES = {"prototype": 1e-2, "adapter": 1e-3, "hypernetwork": 1e-4, "hea
 """Learning rates of AdamW for each group of parameters."""
 DAMPING = 0.5
 """Factor by which the effect of an encoder's adapter is reduced where it starts from that of another task, so that more
-of the frozen features is kept."""
+of the frozen features is kept. With the fit "head" it is one of three factors (see `fewshot.head_fit`)."""
 
 
 class Start(NamedTuple):

@@ -1,9 +1,10 @@
 """Fit of one task to a few examples without a gradient step: only its head is fitted, by a convex optimizer.
 
 The features of the examples are computed with the adapter of a similar task and with the frozen backbone. Left-out
-examples decide between the two. A few examples say little, so the decision is regularised: if there are known tasks
-with the same labels, the adapter is kept unless the frozen features are clearly better; otherwise the frozen features
-are kept unless the adapter is clearly better.
+examples decide between the full effect of the adapter, half of it, and none. A few examples say little, so the decision
+is regularised: if there are known tasks with the same labels, the adapter has its full effect if the left-out examples
+are predicted better with it, and at least half of it unless they are predicted clearly worse. Otherwise it has its full
+effect only if they are predicted clearly better, and half of it if they are predicted better.
 
 The names or descriptions of labels are rows of their own. Left-out examples choose their weight on the frozen features
 (`heads.name_weights`).
@@ -21,7 +22,14 @@ from hyperadapters.config import Task
 from hyperadapters.fewshot.fit import DAMPING, FitExamples, Fitted, Start, initial_adapter
 from hyperadapters.heads.calibration import LabelledLogits, fit_temperature, no_rows
 from hyperadapters.heads.name_weights import choose_name_weight
-from hyperadapters.heads.regression import MIN_VARIANCE, TaskRows, fit_new_head, head_losses, left_out_fits
+from hyperadapters.heads.regression import (
+    MIN_VARIANCE,
+    TEMPERATURES,
+    TaskRows,
+    fit_new_head,
+    head_losses,
+    left_out_fits,
+)
 from hyperadapters.heads.task_heads import Head, target_scale
 from hyperadapters.heads.thresholds import fit_thresholds
 from hyperadapters.model.model import HyperAdapterModel
@@ -43,9 +51,7 @@ def fit_head(
     is_own: bool = False,
     seed: int = 0,
 ) -> Fitted:
-    """Fit the head of a task, and choose between the initial adapter and none, without changing the model.
-
-    An adapter of another task is used with `DAMPING` times its effect, so that more of the frozen features is kept.
+    """Fit the head of a task, and choose the effect of the initial adapter, without changing the model.
 
     Args:
         model: Model in evaluation mode, with `head_inputs` "adapted_texts".
@@ -64,18 +70,18 @@ def fit_head(
     Raises:
         NotFiniteError: If the input of the head is not finite for an example.
     """
-    adapter, scale = initial_adapter(model, start), 1.0 if is_own else DAMPING
+    adapter = initial_adapter(model, start)
     frozen, name_weight, of_frozen = choose_name_weight(
         TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), data.targets), num_examples, seed
     )
-    adapted = frozen._replace(inputs=data.all_head_inputs(adapter.scaled(scale)))
-    of_adapted = left_out_fits(adapted, num_examples, related, seed)
-    gains = _gains(of_frozen, of_adapted)
-    if not _is_clear(-gains) if related is not None or is_own else _is_clear(gains):
-        head, left_out = fit_new_head(adapted, related), of_adapted
-    else:
-        scale, head, left_out = 0.0, fit_new_head(frozen), of_frozen
-    head = _calibrated(model, data.task, head, left_out)
+    adapted = frozen._replace(inputs=data.all_head_inputs(adapter))
+    left_out = left_out_fits(adapted, num_examples, related, seed)
+    scale = _choose_effect(_gains(of_frozen, left_out), related is not None, is_own)
+    if scale == DAMPING:
+        adapted = frozen._replace(inputs=data.all_head_inputs(adapter.scaled(scale)))
+        left_out = left_out_fits(adapted, num_examples, related, seed)
+    head = fit_new_head(adapted, related) if scale else fit_new_head(frozen)
+    head = _calibrated(model, data.task, head, left_out if scale else of_frozen)
     own = start.adapter.scaled(scale).detach() if start.adapter is not None and scale else None
     has_names = num_examples < len(data)
     return Fitted(start.prototype.detach(), own, head, None, 0, "none", scale, name_weight if has_names else None)
@@ -85,20 +91,48 @@ LeftOutFits = Sequence[tuple[Head, TaskRows]]
 """Heads, each with the examples that were left out of its fit."""
 
 
+def _choose_effect(gains: Tensor, has_related: bool, is_own: bool) -> float:
+    """Choose the effect of an adapter by the gains [N] in the log-likelihood of left-out examples.
+
+    Args:
+        gains: Result of `_gains`.
+        has_related: Whether there are known tasks with the same labels.
+        is_own: Whether the adapter is that of the task itself.
+
+    Returns:
+        1, `DAMPING` or 0.
+    """
+    if is_own:
+        return 0.0 if _is_clear(-gains) else 1.0
+    is_better = float(gains.sum()) > 0
+    if has_related:
+        return 1.0 if is_better else 0.0 if _is_clear(-gains) else DAMPING
+    return 1.0 if _is_clear(gains) else DAMPING if is_better else 0.0
+
+
 def _gains(frozen: LeftOutFits, adapted: LeftOutFits) -> Tensor:
     """Compute by how much the adapted features raise the log-likelihood of each left-out example, in nats.
+
+    Heads of few examples are too confident or not confident enough, and the more so the more an adapter separates the
+    labels. The likelihood is therefore that of the best temperature for either kind of features.
 
     The numbers of a regression task are assumed to be normally distributed around the predictions, with the same
     variance for both kinds of features.
     """
     if not frozen:
         return torch.zeros(1)
-    of_frozen, of_adapted = (torch.cat([head_losses(*fit) for fit in fits]) for fits in (frozen, adapted))
+    of_frozen, of_adapted = map(_losses, (frozen, adapted))
     gains = of_frozen - of_adapted
     if frozen[0][1].task.labels:
         return gains
     variance = target_scale([target for _, rows in frozen for target in rows.targets])[1] ** 2
     return gains / (of_frozen + of_adapted).mean().clamp(min=MIN_VARIANCE * variance)
+
+
+def _losses(fits: LeftOutFits) -> Tensor:
+    """Compute the losses of the left-out examples with the best of `TEMPERATURES`."""
+    losses = [torch.cat([head_losses(*fit, temperature) for fit in fits]) for temperature in TEMPERATURES]
+    return min(losses, key=lambda found: float(found.sum()))
 
 
 def _calibrated(model: HyperAdapterModel, task: Task, head: Head, left_out: LeftOutFits) -> Head:

@@ -69,6 +69,8 @@ RELATED_SCALE = 0.5
 because a head is less certain of the inputs of another task than of those that it was fitted to."""
 RELATED_SCALE_PENALTY = 4.0
 """L2 penalty of that factor's distance from `RELATED_SCALE`."""
+TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 11))
+"""Divisors of the logits with which heads are compared."""
 MEAN_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Candidates for the factor on the logits of `mean_head`."""
 STANDARDIZED_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)

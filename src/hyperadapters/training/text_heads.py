@@ -30,6 +30,7 @@ from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.data.memory import read_train_and_eval_data
 from hyperadapters.errors import TaskError, check_int
 from hyperadapters.heads.regression import (
+    TEMPERATURES,
     TaskRows,
     fit_feature_head,
     fit_related_heads,
@@ -49,8 +50,6 @@ PRIOR = (1.0, 0.0)
 trained on few rows is overconfident, so its prior share is zero."""
 PRIOR_STRENGTH = 4.0
 """Strength of that regularisation: half of it times the squared distance from the prior is the penalty, in nats."""
-TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 11))
-"""Divisors of the logits with which heads are compared."""
 SHARES_UNCHECKED = (1.0, 0.5)
 """Shares of the regression and of the trained head for a task without validation rows."""
 
