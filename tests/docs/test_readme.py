@@ -84,5 +84,24 @@ def test_the_numbers_of_the_text_are_those_of_the_tables() -> None:
     assert f"{scores['adapter, shared']} of one shared adapter, and {scores['linear probe']} of a linear probe" in PROSE
 
 
+def test_the_numbers_about_new_tasks_are_those_of_the_table() -> None:
+    head, *rows = table_rows("suite-transfer-differences")
+    frozen, shared = (
+        head.index(f"minus logistic regression {what}")
+        for what in ("on text features", "with the shared adapter of the other tasks")
+    )
+    found = {(row[0], row[1]): row for row in rows if row[2].startswith("PHA+")}
+
+    def differences(suite: str, column: int) -> list[str]:
+        return [found[suite, k][column].partition(" (")[0].removeprefix("+") for k in ("4", "16", "32")]
+
+    reviews, intents, posts = (differences(suite, frozen) for suite in ("fdu", "hwu64", "tweeteval"))
+    assert f"{reviews[0]}, {reviews[1]} and {reviews[2]} points on the reviews" in PROSE
+    assert f"{intents[0]}, {intents[1]} and {intents[2]} on the intents" in PROSE
+    assert f"{posts[0]}, {posts[1]} and {posts[2]} on the posts" in PROSE
+    mean = differences("**mean**", shared)
+    assert f"as good ({mean[0]}, {mean[1]} and {mean[2]} points of difference)" in PROSE
+
+
 def test_the_number_of_supported_model_types_is_right() -> None:
     assert f"\n{len(ARCHITECTURES)} model types of transformers are supported" in README
