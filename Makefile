@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures report-figures packages lowest notebooks interop-adapterhub interop-torchao margins format clean
+.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures report-figures packages lowest notebooks interop-adapterhub interop-torchao interop-wandb margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -85,6 +85,10 @@ interop-adapterhub: .venv/dev-installed .venv-adapterhub/installed
 interop-torchao: .venv-torchao/installed
 	HF_HUB_OFFLINE=1 .venv-torchao/bin/python -m pytest tests/backbones/test_backbones.py -k int8
 
+# Not part of `test`: Weights & Biases brings many packages.
+interop-wandb: .venv-wandb/installed
+	HF_HUB_OFFLINE=1 .venv-wandb/bin/python -m pytest tests/training/test_wandb_run.py
+
 # Builds the distributions, and tries the wheel and each extra in environments of their own. Not part of `test`.
 packages: .venv-packages/installed
 	.venv-packages/bin/python tests/packaging/check_wheel.py
@@ -109,7 +113,7 @@ format: .venv/dev-installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-adapterhub .venv-atheris .venv-audit .venv-lowest .venv-packages .venv-schemathesis .venv-torchao runs dist site
+	rm -rf .venv .venv-adapterhub .venv-atheris .venv-audit .venv-lowest .venv-packages .venv-schemathesis .venv-torchao .venv-wandb runs dist site
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -131,6 +135,12 @@ clean:
 .venv-torchao/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-torchao
 	.venv-torchao/bin/python -m pip install --quiet --constraint constraints.txt --editable . pytest pytest-randomly torchao
+	touch $@
+
+.venv-wandb/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-wandb
+	.venv-wandb/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]' pytest pytest-randomly \
+		'wandb>=0.31,<1'
 	touch $@
 
 .venv-packages/installed:

@@ -85,10 +85,7 @@ class TransferRunner:
                 self._run_method(method, missing)
 
     def _run_method(self, method: str, cells: Sequence[tuple[TaskData, int, int]]) -> None:
-        if method in BASELINES:
-            answer = self._baseline(method)
-        else:
-            answer = (self._probing if method in SHARED else self._adding)(self._trained(method))
+        answer = self._answer(method)
         for data, k, draw in cells:
             few = subset(data.splits["train"], data.task, DataConfig(k_per_label=k), draw)
             test = data.splits["test"][: self.test_rows]
@@ -124,6 +121,11 @@ class TransferRunner:
             **of_model,
             **of_fit,
         }
+
+    def _answer(self, method: str) -> Answer:
+        if method in BASELINES:
+            return self._baseline(method)
+        return (self._probing if method in SHARED else self._adding)(self._trained(method))
 
     def _baseline(self, method: str) -> Answer:
         def answer(task: Task, few: list[Example], inputs: list[Example], draw: int) -> Answers:

@@ -12,8 +12,8 @@ from efficiency.summary import Row, arm_order, difference, label
 
 COMPARED = ("probe", "probe_texts", "lora")
 """Methods that the adapters of a run are compared with."""
-SUITE_COMPARED = ("probe_texts", "probe_names", "lora_texts", "adapter_shared_texts")
-"""Methods that the models of a suite are compared with."""
+SUITE_COMPARED = ("probe_texts", "probe_names", "lora_texts", "adapter_shared_texts", "lora_shared_texts")
+"""Methods that the models of a suite are compared with: those that do not call `add_task`."""
 SUITE_METHODS = {
     "probe_texts": "logistic regression on text features",
     "probe_names": "the same with the names of labels",

@@ -60,7 +60,8 @@ def test_several_processes_compute_what_one_computes(processes: int, tmp_path: P
     for case in filter(sharded, alone):
         found, whole = together["found"][case], alone[case]
         assert sum(found["held"]) < 0.6 * sum(whole["held"]), case
-        assert found["frees_whole_weights"] > whole["frees_whole_weights"], case
+        assert found["frees_whole_weights"], case
+        assert not whole["frees_whole_weights"], case
     train(load_recipe(recipe), tmp_path / "run-alone")
     assert_same_run(tmp_path / "run", tmp_path / "run-alone")
     # A step that is not finite in one process is skipped in all of them.

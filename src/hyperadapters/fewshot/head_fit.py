@@ -74,12 +74,15 @@ def fit_head(
     frozen, name_weight, of_frozen = choose_name_weight(
         TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), data.targets), num_examples, seed
     )
-    adapted = frozen._replace(inputs=data.all_head_inputs(adapter))
-    left_out = left_out_fits(adapted, num_examples, related, seed)
+
+    def with_effect(scale: float) -> tuple[TaskRows, LeftOutFits]:
+        rows = frozen._replace(inputs=data.all_head_inputs(adapter.scaled(scale)))
+        return rows, left_out_fits(rows, num_examples, related, seed)
+
+    adapted, left_out = with_effect(1.0)
     scale = _choose_effect(_gains(of_frozen, left_out), related is not None, is_own)
     if scale == DAMPING:
-        adapted = frozen._replace(inputs=data.all_head_inputs(adapter.scaled(scale)))
-        left_out = left_out_fits(adapted, num_examples, related, seed)
+        adapted, left_out = with_effect(DAMPING)
     head = fit_new_head(adapted, related) if scale else fit_new_head(frozen)
     head = _calibrated(model, data.task, head, left_out if scale else of_frozen)
     own = start.adapter.scaled(scale).detach() if start.adapter is not None and scale else None

@@ -153,7 +153,7 @@ def plan_memory(recipe: Recipe, processes: int = 1, folder: str | Path = ".") ->
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     parts = {
         LIBRARIES_PART: LIBRARIES if model.device.type == "cpu" else 0,
-        BACKBONE: num_bytes((*frozen, *model.buffers())) - _size_of_other_parts(model, recipe, processes),
+        BACKBONE: _num_bytes((*frozen, *model.buffers())) - _size_of_other_parts(model, recipe, processes),
         TRAINED: 4 * trained,
         GRADIENTS: gradients,
         OPTIMIZER: 4 * OPTIMIZER_STATES * trained,
@@ -167,12 +167,7 @@ def plan_memory(recipe: Recipe, processes: int = 1, folder: str | Path = ".") ->
     return MemoryPlan(parts, in_file, model.device.type, processes, batch_rows, tokens, backbone_parameters, trained)
 
 
-def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the size of tensors in bytes.
-
-    Args:
-        tensors: The tensors.
-    """
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
 
@@ -180,7 +175,7 @@ def _size_of_other_parts(model: HyperAdapterModel, recipe: Recipe, processes: in
     """Return the bytes of the backbone that other processes hold, while one layer is gathered."""
     if not recipe.training.shard_backbone or processes == 1:
         return 0
-    layers = [num_bytes(layer.parameters()) for layer in model.passes.layers]
+    layers = [_num_bytes(layer.parameters()) for layer in model.passes.layers]
     return max(0, sum(layers) * (processes - 1) // processes - max(layers))
 
 
