@@ -2,9 +2,9 @@
 
     python benchmarks/torture.py [--kills 20] [--rows 1000000] [--only FIGURE ...] [--output PATH]
 
-Everything is done by the command line in processes of its own, on a small model with random weights. Writes a row for
-each figure to benchmarks/results/reliability.jsonl. The faults of disks need Linux and the right to mount a file system
-in memory. Takes about a quarter of an hour on two cores.
+Everything is done by the command line in processes of its own, on a small model with random weights, for two figures
+at a time. Writes a row for each figure to benchmarks/results/reliability.jsonl. The faults of disks need Linux and the
+right to mount a file system in memory. Takes less than a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ from hyperadapters.training.states import FILES, is_complete, last_checkpoint, t
 
 RESULTS = Path(__file__).parent / "results" / "reliability.jsonl"
 TRAINING = {"max_steps": 200, "eval_steps": 2}
-SMALL_DISK, LARGE_DISK = "4m", "64m"
+LARGE_DISK = "64m"
+JOBS = 2
+"""Number of figures that are computed at the same time."""
 
 
 def main() -> None:
@@ -45,16 +48,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(FIGURES), default=list(FIGURES))
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    for name in arguments.only:
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.monotonic()
-            found = FIGURES[name](Path(folder), arguments)
-        machine = f"{platform.machine()}, {os.cpu_count()} cores"
-        row = {"figure": name, "machine": machine, "torch": torch.__version__, **found}
-        row["seconds"] = round(time.monotonic() - started)
-        print(json.dumps(row), flush=True)
-        with arguments.output.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    with ThreadPoolExecutor(JOBS) as executor:
+        for done in as_completed([executor.submit(_row, name, arguments) for name in arguments.only]):
+            line = json.dumps(done.result())
+            print(line, flush=True)
+            with arguments.output.open("a") as file:
+                file.write(line + "\n")
+
+
+def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        found = FIGURES[name](Path(folder), arguments)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    seconds = round(time.monotonic() - started)
+    return {"figure": name, "machine": machine, "torch": torch.__version__, **found, "seconds": seconds}
 
 
 # Kills
@@ -296,12 +304,12 @@ def _peak(*arguments: object) -> tuple[int, int]:
     return round(usage.ru_maxrss / 1024), round(time.monotonic() - started)
 
 
-FIGURES = {
+FIGURES = {  # the longest first
+    "many_rows": many_rows,
     "kills_of_a_training": kills_of_a_training,
     "kills_of_a_change": kills_of_a_change,
     "faults_of_a_disk": faults_of_a_disk,
     "damaged_files": damaged_files,
-    "many_rows": many_rows,
 }
 
 if __name__ == "__main__":

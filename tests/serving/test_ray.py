@@ -31,6 +31,8 @@ pytest.importorskip("ray", reason="needs the extra 'ray'")
 
 REPLICA = b"ray::ServeReplica:hyperadapters:server"
 CLIENTS = 4
+PAUSE = 0.1
+"""Seconds between two questions of a client, so that the processes that change tasks are not starved."""
 
 
 def free_port() -> int:
@@ -92,7 +94,7 @@ class Load:
 
     def _ask(self) -> None:
         with Client(self._address, retries=6) as client:
-            while not self._stop.is_set():
+            while not self._stop.wait(PAUSE):
                 try:
                     self.found.append(client.predict(TEXTS, "mood"))
                 except Exception as error:

@@ -12,6 +12,7 @@ from typing import Any
 from hyperadapters.config import LABEL_SEPARATOR, Split, Task, normalize_label
 from hyperadapters.data.rows import by_column, is_absent, plain
 from hyperadapters.data.sources import Row
+from hyperadapters.data.stored_rows import Codec, take
 from hyperadapters.data.targets import Target
 from hyperadapters.errors import DataError, did_you_mean, shown
 
@@ -39,6 +40,16 @@ class Example:
     target: Target | None = None
 
 
+def _decoded(values: list[Any]) -> Example:
+    task_id, text, text_pair, target = values
+    return Example(task_id, text, text_pair, tuple(target) if isinstance(target, list) else target)
+
+
+EXAMPLES = Codec[Example](
+    encode=lambda example: [example.task_id, example.text, example.text_pair, example.target], decode=_decoded
+)
+
+
 @dataclass(frozen=True)
 class TaskData:
     """A task with its examples.
@@ -50,8 +61,22 @@ class TaskData:
     """
 
     task: Task
-    splits: dict[Split, list[Example]] = field(default_factory=dict)
+    splits: dict[Split, Sequence[Example]] = field(default_factory=dict)
     num_skipped: int = 0
+
+
+def by_task(examples: Sequence[Example], num_tasks: int) -> list[Sequence[Example]]:
+    """Return the examples of each task, in their order.
+
+    Args:
+        examples: Examples with task ids.
+        num_tasks: Number of tasks of the model.
+    """
+    places: list[list[int]] = [[] for _ in range(num_tasks)]
+    for place, example in enumerate(examples):
+        assert example.task_id is not None
+        places[example.task_id].append(place)
+    return [take(examples, own) for own in places]
 
 
 def example_row(example: Any, place: str, task: Task) -> Row:

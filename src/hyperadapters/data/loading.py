@@ -7,11 +7,15 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
+
+import numpy as np
 
 from hyperadapters.config import DataConfig, Split, Task, TaskEntry, parse
 from hyperadapters.data.bad_rows import BadRows
 from hyperadapters.data.examples import (
+    EXAMPLES,
     Example,
     TaskData,
     infer_labels,
@@ -22,6 +26,7 @@ from hyperadapters.data.examples import (
     warn_of_spellings,
 )
 from hyperadapters.data.sources import Row, read_splits
+from hyperadapters.data.stored_rows import collect, take
 from hyperadapters.data.targets import label_indices
 from hyperadapters.errors import DataError
 
@@ -65,18 +70,20 @@ def load_task(entry: TaskEntry, task_id: int, data: DataConfig, seed: int) -> Ta
     rows = read_rows(entry, bad_rows, seed)
     bad_rows.report(f"task '{entry.name}'")
     task = _with_labels(entry, rows["train"])
-    splits = {split: [_example(row, task, task_id) for row in found] for split, found in rows.items()}
+    splits = {
+        split: collect((_example(row, task, task_id) for row in found), EXAMPLES) for split, found in rows.items()
+    }
     check_labels_seen(task, splits["train"])
-    warn_of_spellings(task, [row for found in rows.values() for row in found])
+    warn_of_spellings(task, chain.from_iterable(rows.values()))
     splits["train"] = subset(splits["train"], task, data, seed)
     if "validation" in splits and data.n_validation is not None:
         order = nested_order(splits["validation"], task, seed)
-        splits["validation"] = [splits["validation"][index] for index in order[: data.n_validation]]
+        splits["validation"] = take(splits["validation"], order[: data.n_validation])
     warn_of_missing_labels(task, splits)
     return TaskData(task, splits, bad_rows.count)
 
 
-def read_rows(entry: TaskEntry, bad_rows: BadRows, seed: int) -> dict[Split, list[Row]]:
+def read_rows(entry: TaskEntry, bad_rows: BadRows, seed: int) -> dict[Split, Sequence[Row]]:
     """Read the rows of a task and hold out its splits, without a subset.
 
     Args:
@@ -107,14 +114,14 @@ def read_rows(entry: TaskEntry, bad_rows: BadRows, seed: int) -> dict[Split, lis
     return rows
 
 
-def _readable_rows(entry: TaskEntry, bad_rows: BadRows) -> dict[Split, list[Row]]:
+def _readable_rows(entry: TaskEntry, bad_rows: BadRows) -> dict[Split, Sequence[Row]]:
     """Return the rows of all splits, without those that are skipped."""
     found = read_splits(entry.source, bad_rows)
     if not bad_rows.skips:
         return found
-    kept: dict[Split, list[Row]] = {}
+    kept: dict[Split, Sequence[Row]] = {}
     for split, rows in found.items():
-        kept[split] = [row for row in rows if _is_readable(row, entry.task, bad_rows)]
+        kept[split] = take(rows, [index for index, row in enumerate(rows) if _is_readable(row, entry.task, bad_rows)])
         if not kept[split]:
             raise DataError(f"task '{entry.name}': none of its {split} rows can be read; the first: {bad_rows.first}")
     return kept
@@ -134,7 +141,7 @@ def _is_readable(row: Row, task: Task, bad_rows: BadRows) -> bool:
     return True
 
 
-def subset(examples: list[Example], task: Task, data: DataConfig, seed: int) -> list[Example]:
+def subset(examples: Sequence[Example], task: Task, data: DataConfig, seed: int) -> Sequence[Example]:
     """Return the training subset that the settings describe, in random order.
 
     Args:
@@ -144,15 +151,18 @@ def subset(examples: list[Example], task: Task, data: DataConfig, seed: int) -> 
         seed: Seed of the order.
     """
     order = nested_order(examples, task, seed)
-    labels = [label_indices(task, example.target) for example in examples]
     if data.k_per_label is not None:
         count = data.k_per_label
-        order = _first_of_each(order, labels, count) if task.labels else order[:count]
+        order = _first_of_each(order, _labels_of(examples, task), count) if task.labels else order[:count]
     elif data.n_train is not None or data.fraction is not None:
         size = data.n_train or max(1, math.ceil(round(len(examples) * (data.fraction or 1.0), 6)))
-        least = len(_first_of_each(order, labels, MIN_ROWS_PER_LABEL)) if task.labels else 0
+        least = len(_first_of_each(order, _labels_of(examples, task), MIN_ROWS_PER_LABEL)) if task.labels else 0
         order = order[: max(size, least)]
-    return [examples[index] for index in order]
+    return take(examples, order)
+
+
+def _labels_of(examples: Sequence[Example], task: Task) -> list[tuple[object, ...]]:
+    return [label_indices(task, example.target) for example in examples]
 
 
 def nested_order(examples: Sequence[Example], task: Task, seed: int) -> list[int]:
@@ -174,21 +184,18 @@ def nested_order(examples: Sequence[Example], task: Task, seed: int) -> list[int
     if not task.labels:
         return shuffled
     if task.is_multi_label:
-        first = _first_of_each(
-            shuffled, [label_indices(task, example.target) for example in examples], MIN_ROWS_PER_LABEL
-        )
+        first = _first_of_each(shuffled, _labels_of(examples, task), MIN_ROWS_PER_LABEL)
         taken = set(first)
         return [*first, *(index for index in shuffled if index not in taken)]
-    counts: dict[object, int] = defaultdict(int)
-    for example in examples:
-        counts[example.target] += 1
-    seen: dict[object, int] = defaultdict(int)
-    place: dict[int, tuple[bool, float]] = {}
-    for index in shuffled:
-        label = examples[index].target
-        place[index] = (seen[label] >= MIN_ROWS_PER_LABEL, (seen[label] + 0.5) / counts[label])
+    labels = [example.target for example in examples]
+    counts, seen = Counter(labels), Counter[object]()
+    is_later, place = np.empty(len(shuffled), bool), np.empty(len(shuffled))
+    for position, index in enumerate(shuffled):
+        label = labels[index]
+        is_later[position] = seen[label] >= MIN_ROWS_PER_LABEL
+        place[position] = (seen[label] + 0.5) / counts[label]
         seen[label] += 1
-    return sorted(shuffled, key=place.__getitem__)
+    return [shuffled[position] for position in np.lexsort((place, is_later))]
 
 
 def _first_of_each(order: Sequence[int], labels: Sequence[tuple[object, ...]], count: int) -> list[int]:
@@ -205,8 +212,8 @@ def _first_of_each(order: Sequence[int], labels: Sequence[tuple[object, ...]], c
 
 
 def _hold_out(
-    rows: list[Row], entry: TaskEntry, split: Literal["validation", "test"], seed: int
-) -> tuple[list[Row], list[Row]]:
+    rows: Sequence[Row], entry: TaskEntry, split: Literal["validation", "test"], seed: int
+) -> tuple[Sequence[Row], Sequence[Row]]:
     """Return the remaining rows, and those held out for a split, at random.
 
     The labels of a classification task occur in proportion. At least one training row of each label remains.
@@ -226,8 +233,8 @@ def _hold_out(
             f"task '{entry.name}': only {len(taken)} rows of {held_out.from_split} were held out for {split}, not "
             f"{count}, so that one row of each label remains in the training rows"
         )
-    rest = [row for index, row in enumerate(rows) if index not in taken]
-    return rest, [row for index, row in enumerate(rows) if index in taken]
+    rest = [index for index in range(len(rows)) if index not in taken]
+    return take(rows, rest), take(rows, sorted(taken))
 
 
 def _in_proportion(order: list[int], labels: list[str], keep_one: bool) -> list[int]:
@@ -256,7 +263,7 @@ def warn_of_missing_labels(task: Task, splits: Mapping[Any, Sequence[Example]]) 
             logger.warning(f"task '{task.name}': there are no {split} rows with label {', '.join(missing)}")
 
 
-def _with_labels(entry: TaskEntry, train: list[Row]) -> Task:
+def _with_labels(entry: TaskEntry, train: Sequence[Row]) -> Task:
     task = entry.task
     if not task.is_labelled or task.labels:
         return task

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from hyperadapters.config import Task
-from hyperadapters.data.examples import Example, example_row, read_fields, read_target, warn_of_spellings
+from hyperadapters.data.examples import EXAMPLES, Example, example_row, read_fields, read_target, warn_of_spellings
 from hyperadapters.data.loading import check_labels_seen, warn_of_missing_labels
 from hyperadapters.data.rows import is_absent, iterate_rows, plain
-from hyperadapters.data.sources import Row, class_names, name_classes
+from hyperadapters.data.sources import ROWS, Row, class_names, name_classes
+from hyperadapters.data.stored_rows import collect, joined, take
 from hyperadapters.errors import DataError, TaskError, unknown_name
 
 
@@ -23,13 +25,13 @@ class _TaskRows:
         unchecked: Rows that were not given as `Example`, whose labels may be spelled in several ways.
     """
 
-    examples: list[Example]
-    unchecked: list[Row]
+    examples: Sequence[Example]
+    unchecked: Sequence[Row]
 
 
 def read_train_and_eval_data(
     tasks: Sequence[Task], train_data: Any, eval_data: Any = None
-) -> tuple[list[Example], list[Example]]:
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """Read training data and evaluation data with the same checks as for the data of a recipe.
 
     Args:
@@ -54,14 +56,14 @@ def read_train_and_eval_data(
     for task_id, task in enumerate(tasks):
         check_labels_seen(task, train[task_id].examples)
         splits = [data[task_id] for data in (train, evaluation) if task_id in data]
-        if unchecked := [row for found in splits for row in found.unchecked]:
-            warn_of_spellings(task, unchecked)
+        if any(found.unchecked for found in splits):
+            warn_of_spellings(task, chain.from_iterable(found.unchecked for found in splits))
         if task_id in evaluation and evaluation[task_id].unchecked:
             warn_of_missing_labels(task, {"evaluation": evaluation[task_id].examples})
     return _joined(train), _joined(evaluation)
 
 
-def read_examples(tasks: Sequence[Task], data: Any, what: str, needs_labels: bool = True) -> list[Example]:
+def read_examples(tasks: Sequence[Task], data: Any, what: str, needs_labels: bool = True) -> Sequence[Example]:
     """Read data of some or all tasks.
 
     Args:
@@ -80,8 +82,8 @@ def read_examples(tasks: Sequence[Task], data: Any, what: str, needs_labels: boo
     return _joined(_read(tasks, data, what, needs_labels))
 
 
-def _joined(data: Mapping[int, _TaskRows]) -> list[Example]:
-    return [example for found in data.values() for example in found.examples]
+def _joined(data: Mapping[int, _TaskRows]) -> Sequence[Example]:
+    return joined(found.examples for found in data.values())
 
 
 def _read(tasks: Sequence[Task], data: Any, what: str, needs_labels: bool = True) -> dict[int, _TaskRows]:
@@ -103,24 +105,28 @@ def _read(tasks: Sequence[Task], data: Any, what: str, needs_labels: bool = True
 
 
 def _read_task(task: Task, task_id: int, data: Any, what: str, needs_labels: bool) -> _TaskRows:
-    rows, unchecked = [], []
-    names = class_names(data)
-    for number, value in enumerate(iterate_rows(data, what), start=1):
-        row = example_row(value, f"{what}, row {number}", task)
-        if isinstance(value, Example):
-            _check_task_id(value, task_id, row.place)
-        else:
-            row = Row(name_classes(row.values, names), row.place)
-            unchecked.append(row)
-        rows.append(row)
+    names, unchecked = class_names(data), list[int]()
+
+    def read() -> Iterator[Row]:
+        for index, value in enumerate(iterate_rows(data, what)):
+            row = example_row(value, f"{what}, row {index + 1}", task)
+            if isinstance(value, Example):
+                _check_task_id(value, task_id, row.place)
+            else:
+                row = Row(name_classes(row.values, names), row.place)
+                unchecked.append(index)
+            yield row
+
+    rows = collect(read(), ROWS)
     if not rows:
         raise DataError(f"{what}: expected at least one row, found none")
     has_labels = needs_labels or any(not is_absent(plain(row.values.get("label"))) for row in rows)
-    return _TaskRows(_examples(rows, task, task_id, has_labels), unchecked)
+    return _TaskRows(collect(_examples(rows, task, task_id, has_labels), EXAMPLES), take(rows, unchecked))
 
 
-def _examples(rows: Iterable[Row], task: Task, task_id: int, has_labels: bool) -> list[Example]:
-    return [Example(task_id, *read_fields(row, task), read_target(row, task) if has_labels else None) for row in rows]
+def _examples(rows: Iterable[Row], task: Task, task_id: int, has_labels: bool) -> Iterator[Example]:
+    for row in rows:
+        yield Example(task_id, *read_fields(row, task), read_target(row, task) if has_labels else None)
 
 
 def _check_task_id(example: Example, task_id: int, place: str) -> None:

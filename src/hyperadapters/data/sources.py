@@ -23,6 +23,7 @@ from hyperadapters.config import SPLITS, Source, Split, normalize_label
 from hyperadapters.data.bad_rows import BadRows
 from hyperadapters.data.columns import is_taken, rename, used_columns
 from hyperadapters.data.rows import is_absent
+from hyperadapters.data.stored_rows import Codec, collect
 from hyperadapters.errors import DataError, did_you_mean, shown, unknown_name
 from hyperadapters.utils.reading import is_file, is_folder, parse_json
 
@@ -36,6 +37,10 @@ INDEX = re.compile("-?[0-9]{1,9}")
 """An index of a class, or a negative number where there is no label."""
 BLOCK = 8192
 """Bytes of lines that are decoded together, so that a wrong encoding is reported before an unreadable row."""
+FIELDS = ("text", "text_pair", "label")
+"""Columns of a row that are read, after those of its source have been renamed."""
+PLAIN = (str, int, float, bool, list, dict)
+"""Types of values that JSON has."""
 PARQUET_ROWS = 1024
 """Number of rows of a Parquet file that are in memory at a time."""
 
@@ -53,7 +58,16 @@ class Row:
     place: str
 
 
-def read_splits(source: Source, bad_rows: BadRows | None = None) -> dict[Split, list[Row]]:
+def _encoded(row: Row) -> list[Any]:
+    """Return the values of a row; in columns that are not read, None stands for values that JSON does not have."""
+    values = {name: value if name in FIELDS or isinstance(value, PLAIN) else None for name, value in row.values.items()}
+    return [values, row.place]
+
+
+ROWS = Codec[Row](encode=_encoded, decode=lambda found: Row(*found))
+
+
+def read_splits(source: Source, bad_rows: BadRows | None = None) -> dict[Split, Sequence[Row]]:
     """Read the rows of all splits that a source has.
 
     Args:
@@ -68,12 +82,29 @@ def read_splits(source: Source, bad_rows: BadRows | None = None) -> dict[Split, 
             `source.where`, or a split has no row that is taken, or a key of `source.label_names` is not a label in any
             split.
     """
-    found = {split: rows for split in SPLITS if (rows := _read_columns(source, split, bad_rows)) is not None}
-    labels = {_label_key(label) for rows in found.values() for row in rows for label in _labels_of(row)}
-    unused = [key for key in source.label_names or {} if normalize_label(key) not in labels]
-    if unused and found:
+    names = {normalize_label(key): name for key, name in (source.label_names or {}).items()}
+    labels: set[str] = set()
+
+    def named(rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            if names:
+                labels.update(map(_label_key, _labels_of(row)))
+            yield _name_label(row, names)
+
+    found: dict[Split, Sequence[Row]] = {}
+    for split in SPLITS:
+        rows = _read_dataset(source, split) if source.dataset else _read_path(source, split, bad_rows)
+        if rows is None:
+            continue
+        found[split] = collect(named(_taken(rows, source, split)), ROWS)
+        if not found[split]:
+            wanted = "".join(f" with {column} '{text}'" for column, text in source.where.items())
+            note = "" if bad_rows is None else bad_rows.note()
+            where = f"{_describe(source)}: expected at least one row{wanted} in the {split} data"
+            raise DataError(f"{where}, found none{note}")
+    if found and (unused := [key for key in source.label_names or {} if normalize_label(key) not in labels]):
         raise DataError(f"{_describe(source)}: label_names: " + unknown_name("label", unused[0], labels))
-    return {split: [_name_label(row, source.label_names) for row in rows] for split, rows in found.items()}
+    return found
 
 
 def read_file(path: Path, delimiter: str | None = None, bad_rows: BadRows | None = None) -> list[Row]:
@@ -141,41 +172,38 @@ def iterate_file(path: Path, delimiter: str | None = None, bad_rows: BadRows | N
     return _read_parquet(path) if ending == ".parquet" else _parse_jsonl(_lines(path), str(path), bad_rows)
 
 
-def _read_columns(source: Source, split: Split, bad_rows: BadRows | None) -> list[Row] | None:
-    """Return the rows of a split with renamed columns and the labels of the data."""
-    rows = _read_dataset(source, split) if source.dataset else _read_path(source, split, bad_rows)
-    if rows is None:
-        return None
-    taken = (row for row in rows if is_taken(row.values, source, row.place))
-    found = [Row(rename(row.values, source, row.place), row.place) for row in taken]
-    if source.class_names and all("label" in row.values for row in found):
-        found = [_name_class(row, source) for row in found]
+def _taken(rows: Iterable[Row], source: Source, split: Split) -> Iterator[Row]:
+    """Return the rows that a source takes, with renamed columns and the names of classes."""
+    num_unlabelled = 0
+    for row in rows:
+        if not is_taken(row.values, source, row.place):
+            continue
+        found = Row(rename(row.values, source, row.place), row.place)
+        if source.class_names and "label" in found.values:
+            found = _name_class(found, source)
+        if source.skip_unlabelled and is_absent(found.values.get("label")):
+            num_unlabelled += 1
+            continue
+        yield found
     if source.skip_unlabelled:
-        labelled = [row for row in found if not is_absent(row.values.get("label"))]
-        logger.info(f"{_describe(source)}: {len(found) - len(labelled)} {split} rows have no label and are left out")
-        found = labelled
-    if not found:
-        wanted = "".join(f" with {column} '{text}'" for column, text in source.where.items())
-        note = "" if bad_rows is None else bad_rows.note()
-        raise DataError(f"{_describe(source)}: expected at least one row{wanted} in the {split} data, found none{note}")
-    return found
+        logger.info(f"{_describe(source)}: {num_unlabelled} {split} rows have no label and are left out")
 
 
-def _read_path(source: Source, split: Split, bad_rows: BadRows | None) -> list[Row] | None:
+def _read_path(source: Source, split: Split, bad_rows: BadRows | None) -> Iterator[Row] | None:
     if source.demo is not None:
         folder = files("hyperadapters") / "demo_data" / source.demo
         if not folder.is_dir():
             known = [item.name for item in (files("hyperadapters") / "demo_data").iterdir() if item.is_dir()]
             raise DataError(unknown_name("demo task", source.demo, known))
-        return read_file(Path(str(folder / f"{split}.jsonl")))
+        return iterate_file(Path(str(folder / f"{split}.jsonl")))
     if isinstance(source.path, dict):
-        return read_file(Path(source.path[split]), source.delimiter, bad_rows) if split in source.path else None
+        return iterate_file(Path(source.path[split]), source.delimiter, bad_rows) if split in source.path else None
     pattern = str(source.path)
     if "{split}" not in pattern:
-        return read_file(Path(pattern), source.delimiter, bad_rows) if split == "train" else None
+        return iterate_file(Path(pattern), source.delimiter, bad_rows) if split == "train" else None
     path = Path(pattern.replace("{split}", split))
     is_missing = split in source.held_out and not is_file(path)
-    return None if is_missing else read_file(path, source.delimiter, bad_rows)
+    return None if is_missing else iterate_file(path, source.delimiter, bad_rows)
 
 
 def _read_dataset(source: Source, split: Split) -> Iterator[Row] | None:
@@ -258,10 +286,9 @@ def _name_class(row: Row, source: Source) -> Row:
     return Row({**row.values, "label": named(row.values.get("label"))}, row.place)
 
 
-def _name_label(row: Row, names: dict[str, str] | None) -> Row:
-    if names is None:
+def _name_label(row: Row, names: dict[str, str]) -> Row:
+    if not names:
         return row
-    names = {normalize_label(key): name for key, name in names.items()}
     found = [names.get(_label_key(label), label) for label in _labels_of(row)]
     return Row({**row.values, "label": found if isinstance(row.values.get("label"), list) else found[0]}, row.place)
 

@@ -238,7 +238,7 @@ def refit_task(
 def _fit(
     model: HyperAdapterModel,
     task: Task,
-    examples: list[Example],
+    examples: Sequence[Example],
     fit: Fit,
     init: Init,
     k_per_label: int | None,

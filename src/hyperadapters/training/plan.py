@@ -28,6 +28,7 @@ from hyperadapters.config import Recipe
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_tasks
 from hyperadapters.data.sampling import MixedTaskBatchSampler
+from hyperadapters.data.stored_rows import StoredRows, joined
 from hyperadapters.errors import RecipeError, check_int
 from hyperadapters.inference.batches import batches_by_length, best_device, to_device
 from hyperadapters.model.model import HyperAdapterModel
@@ -50,6 +51,8 @@ EPOCHS = 3
 """Number of epochs whose batches are looked at. The largest batch differs little between epochs."""
 OPTIMIZER_STATES = 2
 """AdamW keeps the means of the gradient and of its square."""
+BYTES_OF_STORED_ROW = 24
+"""Memory for a row that is in a file: its place in the file, and its places in the order of a split and of all rows."""
 
 LIBRARIES_PART, BACKBONE, TRAINED, GRADIENTS = "libraries", "backbone", "trained parameters", "gradients"
 OPTIMIZER, ACTIVATIONS, TEMPORARY = "optimizer", "activations for the backward pass", "temporary tensors"
@@ -143,7 +146,7 @@ def plan_memory(recipe: Recipe, processes: int = 1, folder: str | Path = ".") ->
     lengths = model.collator.lengths(examples, with_targets=True)
     rows = _largest_batch(recipe, examples, lengths, processes)
     batch = to_device(model.collator([examples[row] for row in rows]), model.device)
-    evaluated = [example for split in ("validation", "test") for example in examples_of(tasks, split)] or examples
+    evaluated = joined(examples_of(tasks, split) for split in ("validation", "test")) or examples
     with trace:
         step = _train(trace, model, recipe, rows, batch, lengths)
         evaluation = _evaluate(trace, model, evaluated, recipe.training.eval_batch_size)
@@ -300,6 +303,11 @@ def _size_of_kept_states(
 
 def _size_of_rows(tasks: Sequence[TaskData]) -> int:
     """Return the bytes of the examples and their texts. Tokens are made for each batch anew."""
-    examples = [example for data in tasks for split in data.splits.values() for example in split]
+    return sum(_size_of_examples(rows) for data in tasks for rows in data.splits.values())
+
+
+def _size_of_examples(examples: Sequence[Example]) -> int:
+    if isinstance(examples, StoredRows):
+        return BYTES_OF_STORED_ROW * len(examples)
     texts = [text for example in examples for text in (example.text, example.text_pair) if text is not None]
     return sum(map(sys.getsizeof, examples)) + sum(map(sys.getsizeof, texts))

@@ -26,6 +26,7 @@ from hyperadapters.config.model import Dtype, ModuleNames
 from hyperadapters.config.reading import load_yaml
 from hyperadapters.data.examples import Example, TaskData
 from hyperadapters.data.loading import load_task, load_tasks
+from hyperadapters.data.stored_rows import joined
 from hyperadapters.errors import CheckpointError, DataError, OutputError, RecipeError
 from hyperadapters.inference.batches import best_device
 from hyperadapters.model.model import HyperAdapterModel
@@ -322,7 +323,7 @@ def rows_of_process(training: TrainingConfig, processes: int) -> int:
     return training.batch_size // processes
 
 
-def rows_by_task(tasks: Sequence[TaskData], split: Split) -> dict[str, list[Example]]:
+def rows_by_task(tasks: Sequence[TaskData], split: Split) -> dict[str, Sequence[Example]]:
     """Return the examples of one split by the name of their task. Tasks without examples are omitted.
 
     Args:
@@ -332,14 +333,14 @@ def rows_by_task(tasks: Sequence[TaskData], split: Split) -> dict[str, list[Exam
     return {data.task.name: data.splits[split] for data in tasks if data.splits.get(split)}
 
 
-def examples_of(tasks: Sequence[TaskData], split: Split) -> list[Example]:
+def examples_of(tasks: Sequence[TaskData], split: Split) -> Sequence[Example]:
     """Return the examples of all tasks in one split, ordered by task.
 
     Args:
         tasks: Tasks and their examples.
         split: Name of the split.
     """
-    return [example for data in tasks for example in data.splits.get(split, [])]
+    return joined(data.splits.get(split, []) for data in tasks)
 
 
 def evaluate_splits(

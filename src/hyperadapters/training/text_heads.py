@@ -25,9 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperadapters.backbones.passes import evaluating
-from hyperadapters.config import Task
-from hyperadapters.data.examples import Example, label_examples
+from hyperadapters.config import DataConfig, Task
+from hyperadapters.data.examples import Example, by_task, label_examples
+from hyperadapters.data.loading import subset
 from hyperadapters.data.memory import read_train_and_eval_data
+from hyperadapters.data.stored_rows import joined
 from hyperadapters.errors import TaskError, check_int
 from hyperadapters.heads.regression import (
     TEMPERATURES,
@@ -50,6 +52,9 @@ PRIOR = (1.0, 0.0)
 trained on few rows is overconfident, so its prior share is zero."""
 PRIOR_STRENGTH = 4.0
 """Strength of that regularisation: half of it times the squared distance from the prior is the penalty, in nats."""
+HEAD_ROWS = 200_000
+"""Maximum number of training rows of all tasks that heads are fitted to. Their features are in memory at the same time,
+and more rows hardly change a linear model."""
 SHARES_UNCHECKED = (1.0, 0.5)
 """Shares of the regression and of the trained head for a task without validation rows."""
 
@@ -191,9 +196,26 @@ def regression_examples(model: HyperAdapterModel, train: Sequence[Example]) -> l
         train: Training examples of all tasks.
 
     Returns:
-        The training examples, followed by one example for the name of each label if the setting is True.
+        The training examples, of which there are at most `HEAD_ROWS`, followed by one example for the name of each
+        label if the setting is True.
     """
-    return [*train, *label_examples(model.tasks)] if model.adapter_config.label_names else list(train)
+    rows = _at_most(HEAD_ROWS, train, model.tasks)
+    return [*rows, *label_examples(model.tasks)] if model.adapter_config.label_names else list(rows)
+
+
+def _at_most(count: int, train: Sequence[Example], tasks: Sequence[Task]) -> Sequence[Example]:
+    """Return a number of examples; only tasks with many examples lose some of them, at random and of each label."""
+    if len(train) <= count:
+        return train
+    rows_of = by_task(train, len(tasks))
+    remaining, limit = count, 0
+    for number, size in enumerate(sorted(map(len, rows_of))):
+        limit = remaining // (len(rows_of) - number)
+        if size > limit:
+            break
+        remaining -= size
+    settings = DataConfig(n_train=max(1, limit))
+    return joined(subset(rows, task, settings, seed=0) for task, rows in zip(tasks, rows_of, strict=True))
 
 
 @torch.no_grad()

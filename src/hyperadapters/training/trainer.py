@@ -24,7 +24,7 @@ from hyperadapters.backbones.passes import FrozenOutput
 from hyperadapters.checkpoints.format import load_state, save_model
 from hyperadapters.core import ONE_PROCESS, DataParallelProcesses, MicroBatches, Processes
 from hyperadapters.data.collate import Collator
-from hyperadapters.data.examples import Example
+from hyperadapters.data.examples import Example, by_task
 from hyperadapters.data.memory import read_examples, read_train_and_eval_data
 from hyperadapters.data.sampling import MixedTaskBatchSampler
 from hyperadapters.errors import (
@@ -147,8 +147,8 @@ class Trainer(transformers.Trainer):
                 "hyperadapters, they have all settings of transformers.TrainingArguments"
             )
         train_examples, eval_examples = read_train_and_eval_data(model.tasks, train_data, eval_data)
-        for task_id, task in enumerate(model.tasks):
-            model.collator.check_targets(task, [row for row in train_examples if row.task_id == task_id])
+        for task, rows in zip(model.tasks, by_task(train_examples, len(model.tasks)), strict=True):
+            model.collator.check_targets(task, rows)
         for setting, reason in settings_without_effect(args, model, bool(eval_examples)):
             raise RecipeError(f"{setting}: has no effect, because {reason}; remove it")
         if eval_examples:
@@ -240,10 +240,9 @@ class Trainer(transformers.Trainer):
         if heads is not None:
             if self.model.adapter_config.head_inputs != "adapted":
                 check_not_fitted(heads)
-            for task_id, task in enumerate(self.model.tasks):
-                if task.kind == "regression":
-                    rows = [row for row in self.train_dataset if row.task_id == task_id]
-                    heads.set_target_scale(task_id, [float(row.target) for row in rows])
+            for task_id, rows in enumerate(by_task(self.train_dataset, len(self.model.tasks))):
+                if self.model.tasks[task_id].kind == "regression":
+                    heads.set_target_scale(task_id, [float(cast(float, row.target)) for row in rows])
             self.model.task_table.reset_calibration()
         if self.model.method.can_change_tasks:
             self.model.task_table.reset_adapter_scales()
@@ -587,7 +586,7 @@ class Trainer(transformers.Trainer):
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         return PredictionOutput(predictions=predictions, label_ids=targets, metrics=metrics)
 
-    def _read(self, data: Any, what: str, needs_labels: bool = True) -> list[Example]:
+    def _read(self, data: Any, what: str, needs_labels: bool = True) -> Sequence[Example]:
         """Return data as examples, which the data sets of this Trainer already are."""
         if data is self.eval_dataset or data is self.train_dataset:
             return data
