@@ -240,7 +240,8 @@ class OwnLearner(TextHeadsLearner):
             found.update(
                 zip(rows, self.model.head_inputs(*inputs, frozen_output=self._frozen(batch)).cpu(), strict=True)
             )
-        return HeadRows(examples, [found[row] for row in range(len(examples))])
+        features = [found[row] for row in range(len(examples))]
+        return HeadRows(examples, torch.stack(features) if features else torch.empty(0))
 
     def fit_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Replace heads that read adapted texts by those that `plus` fits after training, with the same choice."""
@@ -296,7 +297,7 @@ class OwnLearner(TextHeadsLearner):
             hidden = self._states.of_sequences(examples, sequences)
             return FrozenOutput(hidden, mean_of_texts(masked_mean(hidden, sequences["attention_mask"]), sequences))
         hidden, mask = self._states.batch(examples)
-        features = torch.stack(self._head_features.of(examples)).to(hidden.device) if self._reads_texts else None
+        features = self._head_features.of(examples).to(hidden.device) if self._reads_texts else None
         return FrozenOutput(hidden, masked_mean(hidden, mask), features)
 
     def _task_ids(self, examples: Sequence[Example]) -> Tensor:

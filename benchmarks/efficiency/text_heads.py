@@ -52,10 +52,11 @@ class HeadFeatures:
             found = self._model.head_features(inputs, torch.empty(0), is_pair)
             self._known.update(zip(map(key_of, batch), found.cpu(), strict=True))
 
-    def of(self, examples: Sequence[Example]) -> list[Tensor]:
-        """The features of each example [F]."""
+    def of(self, examples: Sequence[Example]) -> Tensor:
+        """The features of examples [N, F]."""
         self.prepare(examples)
-        return [self._known[key_of(example)] for example in examples]
+        found = [self._known[key_of(example)] for example in examples]
+        return torch.stack(found) if found else torch.empty(0)
 
 
 class TextHeadsLearner(Learner):

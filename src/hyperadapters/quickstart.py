@@ -16,7 +16,7 @@ from rich.table import Table
 
 from hyperadapters.config import Kind, Recipe, TaskEntry, parse
 from hyperadapters.data.schema import Schema
-from hyperadapters.data.sources import read_file
+from hyperadapters.data.sources import iterate_file
 from hyperadapters.data.task_files import TaskFiles, check_different_names, find_tasks, infer_schemas, make_entry
 from hyperadapters.errors import DataError, RecipeError
 from hyperadapters.training.probes import majority
@@ -79,7 +79,7 @@ def plan_quickstart(
     check_different_names(name for name, _ in found)
     tasks = dict(found)
     schemas = infer_schemas(tasks, texts, label, kind, delimiter=delimiter)
-    sizes = {name: len(read_file(files["train"], delimiter)) for name, files in tasks.items()}
+    sizes = {name: sum(1 for _ in iterate_file(files["train"], delimiter)) for name, files in tasks.items()}
     for name, size in sizes.items():
         if size < MIN_ROWS:
             raise DataError(f"{tasks[name]['train']}: expected at least {MIN_ROWS} rows to train on, found {size}")

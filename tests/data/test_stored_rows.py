@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
+import pickle
 import random
 import resource
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,9 +27,11 @@ from hyperadapters.config import DataConfig, Recipe, TaskEntry, parse
 from hyperadapters.data import stored_rows
 from hyperadapters.data.examples import EXAMPLES, Example, by_task
 from hyperadapters.data.loading import load_task
+from hyperadapters.data.short_forms import SHORT_FORMS
 from hyperadapters.data.sources import ROWS, Row, read_file
 from hyperadapters.data.stored_rows import StoredRows, collect, joined, take
 from hyperadapters.errors import DataError, OutputError
+from hyperadapters.inference import routing
 from hyperadapters.training import text_heads
 from hyperadapters.training.run import train
 from hyperadapters.training.text_heads import regression_examples
@@ -101,27 +107,52 @@ def test_selections_and_joined_sequences_refer_to_the_same_rows(monkeypatch: pyt
 @pytest.mark.parametrize(
     "values",
     [
-        {"text": "a\ud800 \x00\n\u2028", "label": "\U0001f600"},
+        {"text": "\x00\n\u2028\U0001f600", "label": "b"},
+        {"text": "two surrogates, which are no character: \ud83d\ude00", "label": "\udc00"},
         {"text": 3, "label": None},
         {"text": float("nan"), "label": [1, "b", None]},
-        {"text": 1e308, "label": {"a": {"b": [True]}}},
+        {"text": 1e308, "label": {"a": {1: [True]}}},
         {"text": b"bytes", "label": datetime.date(2026, 1, 1)},
-        {"text": "a", "label": 10**400},
+        {"text": "a", "label": 10**5000},
     ],
-    ids=["text", "number", "list", "mapping", "no JSON", "large"],
+    ids=["text", "surrogates", "number", "list", "mapping", "bytes", "large"],
 )
 def test_each_value_comes_back(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with rows_in_memory(monkeypatch, 1):
         found = collect([Row(values, "line 1"), Row({}, "line 2")] * 2, ROWS)
     assert isinstance(found, StoredRows)
-    assert repr(list(found)) == repr([Row(values, "line 1"), Row({}, "line 2")] * 2)
+    for row, expected in zip(found, [Row(values, "line 1"), Row({}, "line 2")] * 2, strict=True):
+        assert row == expected or repr(row) == repr(expected)  # as for NaN
 
 
-def test_other_columns_do_not_keep_rows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Row({"text": "a", "label": "b", "date": datetime.date(2026, 1, 1), "bytes": b"c", "number": 1}, "row 1")
+VALID = {
+    "numpy": ("a", np.int64(1), 1),
+    "tensor": ("a", torch.tensor(1), 1),
+    "array": ("a", np.array(["b", "c"]), ["b", "c"]),
+    "set": ("a", {"b"}, ["b"]),
+    "tuple": ("a", ("b",), ["b"]),
+    "decimal": ("a", Decimal("2.5"), 2.5),
+    "missing": ("a", pd.NA, None),
+}
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_valid_rows_are_in_the_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the types of their cells are, and whatever is in columns that are not read."""
+    text, label, expected = VALID[name]
+    others = {"date": datetime.date(2026, 1, 1), "image": {"bytes": b"c", "path": None}, 3: [datetime.time()]}
     with rows_in_memory(monkeypatch, 1):
-        found = collect([row] * 3, ROWS)
-    assert found[2] == Row({"text": "a", "label": "b", "date": None, "bytes": None, "number": 1}, "row 1")
+        found = collect([Row({"text": text, "label": label, **others}, "row 1")] * 3, ROWS)
+    assert found[2] == Row({"text": text, "label": expected, "date": None, "image": None, "3": None}, "row 1")
+    assert isinstance(found, StoredRows)
+    (part,) = found._parts
+    assert not part._in_memory  # type: ignore[attr-defined]
+
+
+def test_a_copy_and_a_pickle_are_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = stored(10, monkeypatch)[2:6]
+    assert pickle.loads(pickle.dumps(found)) == copy.deepcopy(found) == examples(10)[2:6]
+    assert repr(found) == "<StoredRows of 4 rows>"
 
 
 def text(generator: random.Random) -> str:
@@ -222,10 +253,28 @@ def test_heads_are_fitted_to_a_limited_number_of_rows(tmp_path: Path, monkeypatc
     assert regression_examples(model, rows) == rows
     monkeypatch.setattr(text_heads, "HEAD_ROWS", 16)
     found = regression_examples(model, rows)
-    assert {len(of_task) for of_task in by_task(found, 2)} == {10, 6}
+    assert [len(of_task) for of_task in by_task(found, 2)] == [10, 6]
     assert {row.target for row in by_task(found, 2)[0]} == {0, 1}
     assert set(found) <= set(rows)
     assert regression_examples(model, rows) == found
+    # The features of validation rows are limited as well.
+    seen = []
+    monkeypatch.setattr(
+        text_heads, "_set_adapted_heads", lambda model, train, validation, size: seen.extend(validation)
+    )
+    text_heads.fit_text_heads(model, rows, rows)
+    assert seen == found
+
+
+def test_thresholds_need_a_limited_number_of_training_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = save_backbone(tmp_path / "bert", "bert")
+    model = HyperAdapterModel.from_backbone(str(backbone), [Task.classification("mood", ["no", "yes"])])
+    counted = []
+    monkeypatch.setattr(routing, "ROWS_FOR_THRESHOLDS", 12)
+    compute = routing.similarities
+    monkeypatch.setattr(routing, "similarities", lambda *given: counted.append(len(given[1])) or compute(*given))
+    routing.calibrate(model, examples(40), [])
+    assert max(counted) <= 12 * (1 + SHORT_FORMS)
 
 
 def test_rows_in_a_file_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,20 +295,35 @@ def test_rows_in_a_file_take_no_memory(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+def limit(kind: int, value: int) -> Iterator[None]:
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(kind, before)
 
 
-def test_a_full_disk_and_a_missing_folder_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_a_missing_folder_and_too_many_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_lines(tmp_path / "rows.jsonl", *[json.dumps({"text": "w" * 1000})] * 50)
     monkeypatch.setattr(stored_rows, "ROWS_IN_MEMORY", 3)
-    with file_size_limit(20_000), pytest.raises(OutputError, match=r"rows of large data .* set TMPDIR"):
-        collect(read_file(path), ROWS)
+    rows = read_file(path)
+    with limit(resource.RLIMIT_FSIZE, 20_000), pytest.raises(OutputError, match=r"rows of large data .* set TMPDIR"):
+        collect(rows, ROWS)
+    kept = []
+    with limit(resource.RLIMIT_NOFILE, 200), pytest.raises(OutputError, match="raise the limit of open files"):
+        kept = [collect(rows, ROWS) for _ in range(200)]
+    assert not kept
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(OutputError, match=r"missing: the rows of large data .* set TMPDIR"):
-        collect(read_file(path), ROWS)
+        collect(rows, ROWS)
+
+
+def test_a_system_without_a_folder_for_temporary_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    monkeypatch.setattr(stored_rows, "ROWS_IN_MEMORY", 3)
+    with pytest.raises(OutputError, match=r"the folder for temporary files: .* No usable temporary directory"):
+        collect(examples(5), EXAMPLES)

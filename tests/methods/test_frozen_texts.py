@@ -254,9 +254,9 @@ def shares(validation_targets: list[int], trained_logits: Tensor) -> tuple[float
     generator = torch.Generator().manual_seed(0)
     width = model.heads.features_size
     rows = [Example(0, "w1", None, index % 2) for index in range(8)]
-    features = [torch.randn(width, generator=generator) for _ in rows]
+    features = torch.randn(len(rows), width, generator=generator)
     checked = [Example(0, "w1", None, target) for target in validation_targets]
-    noise = [torch.randn(width, generator=generator) for _ in checked]
+    noise = torch.randn(len(checked), width, generator=generator)
     set_text_heads(model, HeadRows(rows, features), HeadRows(checked, noise, list(trained_logits)))
     head = model.heads.head(0)
     return float(head.weight[:, :width].norm()), float(head.weight[0, -1])

@@ -194,7 +194,7 @@ def test_heads_that_are_right_and_too_confident_are_chosen() -> None:
     sure = torch.tensor([[-1.0], [1.0]]).repeat(32, 1)
 
     def rows(features: Tensor, of: list[Example]) -> HeadRows:
-        return HeadRows(of, list(features))
+        return HeadRows(of, features)
 
     adapted = FittedHeads.fit([task], rows(100 * sure, train), rows(100 * signs[:, None], examples))
     noise = 0.01 * torch.randn(64, 1, generator=generator)
@@ -211,7 +211,7 @@ def test_related_tasks_are_chosen_for_together() -> None:
     validation = [Example(0, "w", None, row % 2) for row in range(8)]
 
     def rows(of: list[Example], sign: int) -> HeadRows:
-        return HeadRows(of, [torch.tensor([sign * (2.0 * float(one.target or 0) - 1)]) for one in of])
+        return HeadRows(of, torch.tensor([[sign * (2.0 * float(one.target or 0) - 1)] for one in of]))
 
     good, bad = (FittedHeads.fit(tasks, rows(train, 1), rows(validation, sign)) for sign in (1, -1))
     assert choose_heads(tasks, good, bad)[1] == [True, True]

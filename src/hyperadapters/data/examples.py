@@ -40,13 +40,14 @@ class Example:
     target: Target | None = None
 
 
-def _decoded(values: list[Any]) -> Example:
+def _of_stored_values(values: list[Any]) -> Example:
     task_id, text, text_pair, target = values
     return Example(task_id, text, text_pair, tuple(target) if isinstance(target, list) else target)
 
 
 EXAMPLES = Codec[Example](
-    encode=lambda example: [example.task_id, example.text, example.text_pair, example.target], decode=_decoded
+    encode=lambda example: [example.task_id, example.text, example.text_pair, example.target],
+    decode=_of_stored_values,
 )
 
 

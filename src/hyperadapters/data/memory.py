@@ -12,7 +12,7 @@ from hyperadapters.data.examples import EXAMPLES, Example, example_row, read_fie
 from hyperadapters.data.loading import check_labels_seen, warn_of_missing_labels
 from hyperadapters.data.rows import is_absent, iterate_rows, plain
 from hyperadapters.data.sources import ROWS, Row, class_names, name_classes
-from hyperadapters.data.stored_rows import collect, joined, take
+from hyperadapters.data.stored_rows import StoredRows, collect, joined, take
 from hyperadapters.errors import DataError, TaskError, unknown_name
 
 
@@ -105,6 +105,8 @@ def _read(tasks: Sequence[Task], data: Any, what: str, needs_labels: bool = True
 
 
 def _read_task(task: Task, task_id: int, data: Any, what: str, needs_labels: bool) -> _TaskRows:
+    if needs_labels and isinstance(data, StoredRows) and _are_examples_of(task, task_id, data, what):
+        return _TaskRows(data, [])
     names, unchecked = class_names(data), list[int]()
 
     def read() -> Iterator[Row]:
@@ -122,6 +124,15 @@ def _read_task(task: Task, task_id: int, data: Any, what: str, needs_labels: boo
         raise DataError(f"{what}: expected at least one row, found none")
     has_labels = needs_labels or any(not is_absent(plain(row.values.get("label"))) for row in rows)
     return _TaskRows(collect(_examples(rows, task, task_id, has_labels), EXAMPLES), take(rows, unchecked))
+
+
+def _are_examples_of(task: Task, task_id: int, data: StoredRows[Any], what: str) -> bool:
+    """Check stored examples, and return whether all of them are valid and have the id of the task."""
+    for number, example in enumerate(data, start=1):
+        row = example_row(example, f"{what}, row {number}", task)
+        if example != Example(task_id, *read_fields(row, task), read_target(row, task)):
+            return False
+    return True
 
 
 def _examples(rows: Iterable[Row], task: Task, task_id: int, has_labels: bool) -> Iterator[Example]:

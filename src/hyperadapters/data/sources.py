@@ -22,7 +22,7 @@ from typing import Any
 from hyperadapters.config import SPLITS, Source, Split, normalize_label
 from hyperadapters.data.bad_rows import BadRows
 from hyperadapters.data.columns import is_taken, rename, used_columns
-from hyperadapters.data.rows import is_absent
+from hyperadapters.data.rows import is_absent, plain
 from hyperadapters.data.stored_rows import Codec, collect
 from hyperadapters.errors import DataError, did_you_mean, shown, unknown_name
 from hyperadapters.utils.reading import is_file, is_folder, parse_json
@@ -39,8 +39,6 @@ BLOCK = 8192
 """Bytes of lines that are decoded together, so that a wrong encoding is reported before an unreadable row."""
 FIELDS = ("text", "text_pair", "label")
 """Columns of a row that are read, after those of its source have been renamed."""
-PLAIN = (str, int, float, bool, list, dict)
-"""Types of values that JSON has."""
 PARQUET_ROWS = 1024
 """Number of rows of a Parquet file that are in memory at a time."""
 
@@ -58,13 +56,24 @@ class Row:
     place: str
 
 
-def _encoded(row: Row) -> list[Any]:
-    """Return the values of a row; in columns that are not read, None stands for values that JSON does not have."""
-    values = {name: value if name in FIELDS or isinstance(value, PLAIN) else None for name, value in row.values.items()}
-    return [values, row.place]
+def _stored_values(row: Row) -> list[Any]:
+    """Return the values of a row and its place; of columns that are not read, only the names are kept."""
+    return [{str(name): _stored(row.values[name]) if name in FIELDS else None for name in row.values}, row.place]
 
 
-ROWS = Codec[Row](encode=_encoded, decode=lambda found: Row(*found))
+def _stored(value: Any) -> Any:
+    """Return a cell in a form that JSON can represent, or raise TypeError."""
+    value = plain(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_stored(item) for item in value]
+    if hasattr(value, "tolist"):  # an array of labels
+        return _stored(value.tolist())
+    if type(value) not in (str, int, float, bool, type(None)):
+        raise TypeError(f"JSON cannot represent {type(value).__name__}")
+    return value
+
+
+ROWS = Codec[Row](encode=_stored_values, decode=lambda found: Row(*found))
 
 
 def read_splits(source: Source, bad_rows: BadRows | None = None) -> dict[Split, Sequence[Row]]:

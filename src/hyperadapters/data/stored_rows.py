@@ -1,12 +1,13 @@
 """Sequences of rows that are kept in a file, which is mapped into memory, if they are many.
 
 A row takes up to a kilobyte as Python objects, so a million of them would take most of the memory of a small machine.
-`collect` is therefore used wherever rows of a source or examples are collected, instead of `list`. `take` and `joined`
-select and join such sequences without reading them.
+The rows of a training are therefore collected by `collect` instead of `list`. `take` and `joined` select and join such
+sequences without reading them.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import tempfile
@@ -31,7 +32,8 @@ class Codec(NamedTuple, Generic[T]):
     """How rows of a type are written as JSON.
 
     Attributes:
-        encode: Function that returns values that represent a row in JSON. Rows for which this fails stay in memory.
+        encode: Function that returns the values of a row. Rows for which it raises a TypeError, or whose values JSON
+            cannot represent, stay in memory.
         decode: Function that makes the row of these values.
     """
 
@@ -86,6 +88,13 @@ class StoredRows(Sequence[T]):
     def __iter__(self) -> Iterator[T]:
         return map(self.__getitem__, range(len(self)))
 
+    def __repr__(self) -> str:
+        return f"<StoredRows of {len(self):,} rows>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy the rows as a list, since the file belongs to this process."""
+        return list, (list(self),)
+
     def take(self, indices: Sequence[int]) -> StoredRows[T]:
         """Return some of the rows.
 
@@ -110,7 +119,7 @@ class _File(Sequence[T]):
                     self._in_memory[number] = row
                 self._starts.append(self._starts[-1] + _checked(file.write, line or b""))
             _checked(file.flush)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = _checked(mmap.mmap, file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -130,21 +139,27 @@ def _temporary_file() -> Iterator[IO[bytes]]:
         _checked(file.close)  # which writes what is left in the buffer
 
 
-def _checked(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that writes to the folder for temporary files."""
+def _checked(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a function that makes, writes or maps a temporary file."""
     try:
-        return function(*arguments)
+        return function(*arguments, **options)
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            advice = "raise the limit of open files (ulimit -n), because each large split of a task takes one"
+        else:
+            advice = "free space, or set TMPDIR to another folder"
+        where = tempfile.tempdir or "the folder for temporary files"
         raise OutputError(
-            f"{tempfile.gettempdir()}: the rows of large data are kept in a file there while they are used, and it "
-            f"cannot be written: {error}; free space, or set TMPDIR to another folder"
+            f"{where}: the rows of large data are kept in a file there while they are used, and it cannot be made: "
+            f"{error}; {advice}"
         ) from error
 
 
 def _encoded(row: T, codec: Codec[T]) -> bytes | None:
-    """Return a line of JSON, or None if a value of the row cannot be represented."""
+    """Return a line of JSON, or None if the row stays in memory."""
     try:
-        return json.dumps(codec.encode(row), separators=(",", ":")).encode() + b"\n"
+        # With ASCII only, two surrogates in a text, which are no character, would become one.
+        return json.dumps(codec.encode(row), ensure_ascii=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError):
         return None
 

@@ -35,6 +35,8 @@ ROWS_FOR_CENTROIDS = 1000
 """Maximum number of training rows of a task from which its centroids are computed, since more hardly change them."""
 ROWS_FOR_DENSITIES = 500
 """Maximum number of training rows of a task to which its density is fitted."""
+ROWS_FOR_THRESHOLDS = 1000
+"""Maximum number of training rows of a task from which its threshold is computed, if there are no validation rows."""
 FOLDS = 5
 """Number of folds in which training rows are left out to calibrate densities, if there are no validation rows."""
 
@@ -310,7 +312,7 @@ def calibrate(
         found = [_task_centroids(model, instances[owners == task_id], seed) for task_id in range(len(model.tasks))]
         model.task_table.set_centroids(found)
     fitted, features = _fit_densities(model, train_examples, seed)
-    checked = list(validation_examples or fitted or train_examples)
+    checked = list(validation_examples or fitted or _first_of_each_task(train_examples, ROWS_FOR_THRESHOLDS))
     weights = torch.ones(len(checked))
     if model.pha.routes_by_densities:
         weights = torch.tensor(weights_with_short_forms(len(checked)))

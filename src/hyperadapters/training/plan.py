@@ -51,8 +51,9 @@ EPOCHS = 3
 """Number of epochs whose batches are looked at. The largest batch differs little between epochs."""
 OPTIMIZER_STATES = 2
 """AdamW keeps the means of the gradient and of its square."""
-BYTES_OF_STORED_ROW = 24
-"""Memory for a row that is in a file: its place in the file, and its places in the order of a split and of all rows."""
+BYTES_OF_STORED_ROW = 250
+"""Memory for a row that is in a file: its places in the file and in orders of rows, what the sampler draws of it, and
+the part of the file that is mapped into memory. It is what `make torture` measures for short texts."""
 
 LIBRARIES_PART, BACKBONE, TRAINED, GRADIENTS = "libraries", "backbone", "trained parameters", "gradients"
 OPTIMIZER, ACTIVATIONS, TEMPORARY = "optimizer", "activations for the backward pass", "temporary tensors"

@@ -53,8 +53,9 @@ trained on few rows is overconfident, so its prior share is zero."""
 PRIOR_STRENGTH = 4.0
 """Strength of that regularisation: half of it times the squared distance from the prior is the penalty, in nats."""
 HEAD_ROWS = 200_000
-"""Maximum number of training rows of all tasks that heads are fitted to. Their features are in memory at the same time,
-and more rows hardly change a linear model."""
+"""Number of training rows, and of validation rows, of all tasks whose features are computed; of a task with more than
+its share there are at least two rows of each label. All features are in memory at the same time, and more rows hardly
+change a linear model."""
 SHARES_UNCHECKED = (1.0, 0.5)
 """Shares of the regression and of the trained head for a task without validation rows."""
 
@@ -65,14 +66,14 @@ class HeadRows:
 
     Attributes:
         examples: N examples with task ids and targets.
-        features: Features of each row, of shape [F]: the adapted ones of `HyperAdapterModel.head_inputs` if the heads
-            read adapted texts, otherwise the frozen ones of `HyperAdapterModel.head_features`.
+        features: Features of the rows [N, F]: the adapted ones of `HyperAdapterModel.head_inputs` if the heads read
+            adapted texts, otherwise the frozen ones of `HyperAdapterModel.head_features`.
         logits: Logits of each row from the trained model, of shape [C] or longer if other tasks have more labels.
             They are empty for rows that only the regressions are fitted to.
     """
 
     examples: Sequence[Example]
-    features: Sequence[Tensor]
+    features: Tensor
     logits: Sequence[Tensor] = ()
 
     def by_task(self, num_tasks: int) -> list[HeadRows]:
@@ -92,7 +93,7 @@ class HeadRows:
 
     def _subset(self, rows: Sequence[int]) -> HeadRows:
         logits = [self.logits[row] for row in rows] if self.logits else ()
-        return HeadRows([self.examples[row] for row in rows], [self.features[row] for row in rows], logits)
+        return HeadRows([self.examples[row] for row in rows], self.features[list(rows)], logits)
 
     @property
     def targets(self) -> list[Any]:
@@ -108,7 +109,7 @@ class HeadRows:
         Returns:
             Features of shape [N, F] in float32.
         """
-        return scaled_features(torch.stack(list(self.features)), hidden_size)
+        return scaled_features(self.features, hidden_size)
 
 
 def fit_text_heads(
@@ -130,7 +131,7 @@ def fit_text_heads(
             the trained heads can no longer be separated from those of the regressions.
     """
     assert model.heads is not None
-    rows = regression_examples(model, train)
+    rows, validation = regression_examples(model, train), _at_most(HEAD_ROWS, validation, model.tasks)
     if model.adapter_config.separates_texts:
         _set_adapted_heads(model, rows, validation, batch_size)
         return
@@ -196,18 +197,18 @@ def regression_examples(model: HyperAdapterModel, train: Sequence[Example]) -> l
         train: Training examples of all tasks.
 
     Returns:
-        The training examples, of which there are at most `HEAD_ROWS`, followed by one example for the name of each
-        label if the setting is True.
+        The training examples, of which up to `HEAD_ROWS` are taken, followed by one example for the name of each label
+        if the setting is True.
     """
     rows = _at_most(HEAD_ROWS, train, model.tasks)
     return [*rows, *label_examples(model.tasks)] if model.adapter_config.label_names else list(rows)
 
 
-def _at_most(count: int, train: Sequence[Example], tasks: Sequence[Task]) -> Sequence[Example]:
+def _at_most(count: int, examples: Sequence[Example], tasks: Sequence[Task]) -> Sequence[Example]:
     """Return a number of examples; only tasks with many examples lose some of them, at random and of each label."""
-    if len(train) <= count:
-        return train
-    rows_of = by_task(train, len(tasks))
+    if len(examples) <= count:
+        return examples
+    rows_of = by_task(examples, len(tasks))
     remaining, limit = count, 0
     for number, size in enumerate(sorted(map(len, rows_of))):
         limit = remaining // (len(rows_of) - number)
@@ -221,7 +222,7 @@ def _at_most(count: int, train: Sequence[Example], tasks: Sequence[Task]) -> Seq
 @torch.no_grad()
 def _adapted_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int) -> HeadRows:
     """Compute the adapted features of examples, each with the adapters of its task."""
-    features = [torch.empty(0)] * len(examples)
+    features = torch.empty(0)
     with model.lock, evaluating(model):
         for rows in batches_by_length(examples, batch_size, separates_texts=True):
             inputs = to_device(model.collator.inputs([examples[row] for row in rows]), device_of(model))
@@ -230,9 +231,16 @@ def _adapted_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_s
             )
             numbers, what = [row + 1 for row in rows], "the output of the adapted backbone"
             check_answers(model, found.isfinite().all(dim=1), [examples[row] for row in rows], numbers, what)
-            for row, of_row in zip(rows, found.cpu(), strict=True):
-                features[row] = of_row
+            features = _with_rows(features, found, rows, len(examples))
     return HeadRows(examples, features)
+
+
+def _with_rows(features: Tensor, found: Tensor, rows: Sequence[int], count: int) -> Tensor:
+    """Set some rows of features [N, F] on the CPU, which are made with the first of them."""
+    if not len(features):
+        features = torch.empty(count, found.shape[1], dtype=found.dtype)
+    features[list(rows)] = found.cpu()
+    return features
 
 
 @torch.no_grad()
@@ -322,8 +330,7 @@ def _losses_by_task(tasks: Sequence[Task], heads: Sequence[Head], rows: HeadRows
     found = torch.zeros(len(tasks), len(TEMPERATURES))
     for task_id, own in enumerate(rows.by_task(len(tasks))):
         if own.examples:
-            features = torch.stack(list(own.features)).float()
-            of_task = TaskRows(tasks[task_id], features, own.targets)
+            of_task = TaskRows(tasks[task_id], own.features.float(), own.targets)
             found[task_id] = torch.stack([head_losses(heads[task_id], of_task, one).sum() for one in TEMPERATURES])
     return found
 
@@ -339,14 +346,13 @@ def task_rows(tasks: Sequence[Task], rows: HeadRows) -> list[TaskRows]:
         The rows of each task, in the order of the tasks.
     """
     by_task = zip(tasks, rows.by_task(len(tasks)), strict=True)
-    return [TaskRows(task, torch.stack(list(own.features)).float(), own.targets) for task, own in by_task]
+    return [TaskRows(task, own.features.float(), own.targets) for task, own in by_task]
 
 
 @torch.no_grad()
 def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size: int, with_logits: bool) -> HeadRows:
     """Compute the frozen features of examples, and the logits of the trained heads if `with_logits` is True."""
-    features = [torch.empty(0)] * len(examples)
-    logits = list(features)
+    features, logits = torch.empty(0), [torch.empty(0)] * len(examples)
     with model.lock, evaluating(model):
         for rows in batches_by_length(examples, batch_size):
             inputs = to_device(model.collator.inputs([examples[row] for row in rows]), device_of(model))
@@ -355,8 +361,7 @@ def _head_rows(model: HyperAdapterModel, examples: Sequence[Example], batch_size
             numbers = [row + 1 for row in rows]
             what = "the output of the frozen backbone"
             check_answers(model, found.isfinite().all(dim=1), [examples[row] for row in rows], numbers, what)
-            for row, of_row in zip(rows, found.cpu(), strict=True):
-                features[row] = of_row
+            features = _with_rows(features, found, rows, len(examples))
             if with_logits:
                 task_ids = torch.tensor([examples[row].task_id for row in rows], device=found.device)
                 output = model(**inputs, task_ids=task_ids)
