@@ -60,6 +60,9 @@ class StoredRows(Sequence[T]):
 
         Args:
             sequences: Sequences of rows, which follow each other.
+
+        Returns:
+            All rows in their order.
         """
         parts, orders, before = list[Sequence[T]](), list[np.ndarray[Any, Any]](), 0
         for rows in sequences:
@@ -100,6 +103,9 @@ class StoredRows(Sequence[T]):
 
         Args:
             indices: Indices of the rows, in any order.
+
+        Returns:
+            The rows in the order of the indices.
         """
         return StoredRows(self._parts, self._order[np.asarray(indices, dtype=np.int64)])
 
