@@ -12,7 +12,14 @@ from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.errors import DataError
-from hyperadapters.heads.regression import DEFAULT_PENALTY, POOLED_PENALTY, TaskRows, fit_related_heads
+from hyperadapters.heads.regression import (
+    DEFAULT_PENALTY,
+    POOLED_PENALTY,
+    TaskRows,
+    fit_new_head,
+    fit_related_heads,
+    pair_scales,
+)
 from hyperadapters.heads.task_heads import Head
 
 SIZE = 6
@@ -162,3 +169,55 @@ def test_constant_numbers_are_predicted(targets: list[float]) -> None:
     inputs = torch.randn(len(targets), SIZE, generator=torch.Generator().manual_seed(0))
     head = fit_related_heads([TaskRows(Task.regression("flat"), inputs, targets)])[0]
     assert head.logits(inputs, inputs)[:, 0].tolist() == pytest.approx(targets, rel=1e-6)
+
+
+SCALES = torch.linspace(0.5, 4.0, SIZE, dtype=torch.float64)
+
+
+def scaled(rows: TaskRows) -> TaskRows:
+    return rows._replace(scales=SCALES)
+
+
+def times(rows: TaskRows) -> TaskRows:
+    return rows._replace(inputs=rows.inputs * SCALES)
+
+
+def assert_reads_inputs_as_they_are(found: Head, expected: Head) -> None:
+    """Whether a head of scaled rows is that of rows whose inputs are multiplied by the scales."""
+    torch.testing.assert_close(found.weight, expected.weight * SCALES, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.bias, expected.bias, atol=1e-4, rtol=1e-4)
+
+
+def test_scales_change_what_is_penalised_and_not_what_heads_read() -> None:
+    data = [rows_along(mood(f"task {seed}"), axis(seed), 20, seed) for seed in range(3)]
+    number = TaskRows(Task.regression("number"), data[0].inputs, data[0].inputs[:, 0].tolist())
+    data += [
+        number,
+        rows_along(mood("alone", ("good", "bad", "mixed")), axis(1), 20, 3)._replace(targets=[0, 1, 2, 0] * 5),
+    ]
+    heads = zip(fit_related_heads(list(map(scaled, data))), fit_related_heads(list(map(times, data))), strict=True)
+    for found, expected in heads:
+        assert_reads_inputs_as_they_are(found, expected)
+    related = Head(torch.randn(2, SIZE, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    on_scaled = related._replace(weight=related.weight / SCALES)
+    assert_reads_inputs_as_they_are(fit_new_head(scaled(data[0]), related), fit_new_head(times(data[0]), on_scaled))
+    assert_reads_inputs_as_they_are(fit_new_head(scaled(number)), fit_new_head(times(number)))
+    assert scaled(data[0]).subset([3, 1]).scales is SCALES
+
+
+def test_the_comparison_of_a_pair_counts_more_than_the_sum_of_its_texts() -> None:
+    """Labels that depend on u . v alone, with features as those of a sentence encoder."""
+    generator = torch.Generator().manual_seed(0)
+    first, other = torch.nn.functional.normalize(torch.randn(2, 240, 64, generator=generator), dim=2)
+    second = torch.nn.functional.normalize(first + 0.8 * torch.linspace(0.5, 2, 240)[:, None] * other, dim=1)
+    product = (first * second).sum(dim=1, keepdim=True)
+    inputs = torch.cat([first + second, (first - second).abs(), product], dim=1)
+    targets = (product[:, 0] > product.median()).long().tolist()
+    task = mood("same", fields=PAIR)
+    few = TaskRows(task, inputs[::8], targets[::8], scales=pair_scales(task, inputs))
+    assert pair_scales(mood("single"), inputs) is None
+    right = [
+        float((inputs @ head.weight.T + head.bias).argmax(dim=1).eq(torch.tensor(targets)).float().mean())
+        for head in (fit_related_heads([few])[0], fit_related_heads([few._replace(scales=None)])[0])
+    ]
+    assert right[0] > 0.9 > right[1]

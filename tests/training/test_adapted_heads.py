@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hyperadapters import HyperAdapterModel, Task, TrainingArguments
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError, NotFiniteError
-from hyperadapters.heads.regression import TaskRows, fit_related_heads, head_losses
+from hyperadapters.heads.regression import TaskRows, fit_related_heads, head_losses, pair_scales
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.training import text_heads
 from hyperadapters.training.text_heads import TEMPERATURES, FittedHeads, HeadRows, choose_heads, fit_text_heads
@@ -54,7 +54,8 @@ def test_training_ends_with_regressions_on_adapted_features(tmp_path: Path) -> N
     data = []
     for task_id, task in enumerate(PAIR_TASKS):
         rows = [row for row in [*pair_examples(), *label_examples(PAIR_TASKS)] if row.task_id == task_id]
-        data.append(TaskRows(task, adapted(model, rows), [float(row.target or 0) for row in rows]))
+        inputs, targets = adapted(model, rows), [float(row.target or 0) for row in rows]
+        data.append(TaskRows(task, inputs, targets, scales=pair_scales(task, inputs)))
     expected = fit_related_heads(data)
     assert model.heads is not None
     for found, head in zip(model.heads.unpack(), expected, strict=True):

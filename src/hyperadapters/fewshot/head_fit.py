@@ -29,6 +29,7 @@ from hyperadapters.heads.regression import (
     fit_new_head,
     head_losses,
     left_out_fits,
+    pair_scales,
 )
 from hyperadapters.heads.task_heads import Head, target_scale
 from hyperadapters.heads.thresholds import fit_thresholds
@@ -71,8 +72,9 @@ def fit_head(
         NotFiniteError: If the input of the head is not finite for an example.
     """
     adapter = initial_adapter(model, start)
+    inputs = data.all_head_inputs(adapter.scaled(0.0))
     frozen, name_weight, of_frozen = choose_name_weight(
-        TaskRows(data.task, data.all_head_inputs(adapter.scaled(0.0)), data.targets), num_examples, seed
+        TaskRows(data.task, inputs, data.targets, scales=pair_scales(data.task, inputs)), num_examples, seed
     )
 
     def with_effect(scale: float) -> tuple[TaskRows, LeftOutFits]:

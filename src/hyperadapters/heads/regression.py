@@ -69,6 +69,10 @@ RELATED_SCALE = 0.5
 because a head is less certain of the inputs of another task than of those that it was fitted to."""
 RELATED_SCALE_PENALTY = 4.0
 """L2 penalty of that factor's distance from `RELATED_SCALE`."""
+PAIR_SCALES = (1.0, 3.0, 10.0)
+"""Factors on the inputs u + v, |u - v| and u . v of a pair (see `backbones.text_features`) in `fit_related_heads` and
+`fit_new_head`. u and v are directions, so the elements of |u - v| are small, and u . v is a single number: with equal
+factors, the penalty keeps the weights of what tells most about a pair small."""
 TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 11))
 """Divisors of the logits with which heads are compared."""
 MEAN_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -101,12 +105,16 @@ class TaskRows(NamedTuple):
         inputs: Inputs of the head, of shape [N, F], in float32.
         targets: Target of each row, of length N; see `data.examples.Example`.
         weights: Factor of the loss of each row [N] in `fit_new_head`. Default: 1.
+        scales: Factor on each input [F] with which a head is fitted; the weights of the head are multiplied by it
+            afterwards, so that the head reads the inputs as they are. The penalty on the weight of an input is thereby
+            divided by the square of its factor. Default: 1.
     """
 
     task: Task
     inputs: Tensor
     targets: Sequence[Any]
     weights: Tensor | None = None
+    scales: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -120,7 +128,28 @@ class TaskRows(NamedTuple):
             indices: Indices of the rows.
         """
         weights = None if self.weights is None else self.weights[list(indices)]
-        return TaskRows(self.task, self.inputs[list(indices)], [self.targets[index] for index in indices], weights)
+        targets = [self.targets[index] for index in indices]
+        return self._replace(inputs=self.inputs[list(indices)], targets=targets, weights=weights)
+
+    def scaled(self) -> TaskRows:
+        """Return the rows with inputs that are multiplied by the scales, which are 1 for the result."""
+        return self if self.scales is None else self._replace(inputs=self.inputs * self.scales, scales=None)
+
+
+def pair_scales(task: Task, inputs: Tensor) -> Tensor | None:
+    """Return the scales of inputs for `TaskRows`.
+
+    Args:
+        task: Task of the rows.
+        inputs: Features of texts [N, F]; see `backbones.text_features`.
+
+    Returns:
+        `PAIR_SCALES` of each input [F], or None for a task of single texts.
+    """
+    if not task.is_pair:
+        return None
+    size = (inputs.shape[1] - 1) // 2
+    return inputs.new_tensor(PAIR_SCALES).repeat_interleave(torch.tensor([size, size, 1], device=inputs.device))
 
 
 def label_tensor(task: Task, targets: Sequence[Any]) -> Tensor:
@@ -241,8 +270,10 @@ def fit_related_heads(data: Sequence[TaskRows]) -> list[Head]:
     A regression task gets a ridge regression on its standardised targets with the penalty `DEFAULT_PENALTY`. If all
     targets are equal, it predicts them.
 
+    All of this holds for inputs that are multiplied by the scales of the rows, if there are any; see `TaskRows`.
+
     Args:
-        data: Rows of each task. All inputs have the same size F.
+        data: Rows of each task. All inputs have the same size F, and related tasks have the same scales.
 
     Returns:
         The head of each task, with a weight of shape [C, F] and a bias of shape [C].
@@ -286,6 +317,9 @@ def fit_head(rows: TaskRows, related: Mapping[str, Tensor] | None = None) -> Hea
     Returns:
         A head with a weight of shape [C, F] and a bias of shape [C].
     """
+    if rows.scales is not None:
+        known = None if related is None else {name: weight / rows.scales for name, weight in related.items()}
+        return _times(fit_head(rows.scaled(), known), rows.scales)
     task, inputs = rows.task, rows.inputs
     if task.kind == "regression":
         return _fixed_ridge_head(inputs, rows.targets)
@@ -297,8 +331,15 @@ def fit_head(rows: TaskRows, related: Mapping[str, Tensor] | None = None) -> Hea
     return _logistic_head(inputs, labels, start, penalty, _label_weights(labels, [task]))
 
 
+def _times(head: Head, scales: Tensor) -> Head:
+    """Return the head of inputs for a head that was fitted to the inputs multiplied by scales [F]."""
+    return head._replace(weight=head.weight * scales)
+
+
 def _pooled_weights(group: Sequence[TaskRows]) -> dict[str, Tensor]:
     """Fit one logistic regression to the rows of related tasks; return the weight [F] of each label by its name."""
+    if (scales := group[0].scales) is not None:
+        return {name: weight * scales for name, weight in _pooled_weights([rows.scaled() for rows in group]).items()}
     tasks, names = [rows.task for rows in group], group[0].task.labels
     inputs = torch.cat([rows.inputs for rows in group])
     order = [torch.tensor([names.index(name) for name in task.labels], device=inputs.device) for task in tasks]
@@ -495,6 +536,9 @@ def fit_new_head(rows: TaskRows, related: Head | None = None) -> Head:
     Returns:
         A head with a weight of shape [C, F] and a bias of shape [C].
     """
+    if rows.scales is not None:
+        known = None if related is None else _times(related, 1 / rows.scales)
+        return _times(fit_new_head(rows.scaled(), known), rows.scales)
     if rows.task.kind == "regression":
         return _fixed_ridge_head(rows.inputs, rows.targets)
     if related is None:

@@ -39,6 +39,7 @@ from hyperadapters.heads.regression import (
     head_losses,
     label_tensor,
     minimize,
+    pair_scales,
     related_tasks,
 )
 from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features, target_losses
@@ -346,7 +347,10 @@ def task_rows(tasks: Sequence[Task], rows: HeadRows) -> list[TaskRows]:
         The rows of each task, in the order of the tasks.
     """
     by_task = zip(tasks, rows.by_task(len(tasks)), strict=True)
-    return [TaskRows(task, own.features.float(), own.targets) for task, own in by_task]
+    return [
+        TaskRows(task, own.features.float(), own.targets, scales=pair_scales(task, own.features))
+        for task, own in by_task
+    ]
 
 
 @torch.no_grad()
