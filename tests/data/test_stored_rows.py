@@ -27,6 +27,7 @@ from hyperadapters.config import DataConfig, Recipe, TaskEntry, parse
 from hyperadapters.data import stored_rows
 from hyperadapters.data.examples import EXAMPLES, Example, by_task
 from hyperadapters.data.loading import load_task
+from hyperadapters.data.memory import read_examples
 from hyperadapters.data.short_forms import SHORT_FORMS
 from hyperadapters.data.sources import ROWS, Row, read_file
 from hyperadapters.data.stored_rows import StoredRows, collect, joined, take
@@ -243,6 +244,20 @@ def test_data_in_memory_may_be_large(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert trainer.evaluate()["eval_mean"] >= 0
         states.append(model.adapter_state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_stored_examples_are_checked_as_those_of_a_list_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [Task.classification(name, ["no", "yes"]) for name in ("first", "second")]
+    same = stored(10, monkeypatch)
+    assert list(read_examples(tasks, {"first": same}, "data")) == examples(10)
+    bad = [*examples(9), Example(0, "text", None, 2)]
+    with rows_in_memory(monkeypatch, 3):
+        for rows in (bad, collect(bad, EXAMPLES)):
+            with pytest.raises(DataError, match=r"data, task 'first', row 10: unknown label '2'"):
+                read_examples(tasks, {"first": rows}, "data")
+        for rows in (examples(10), collect(examples(10), EXAMPLES)):
+            with pytest.raises(DataError, match="row 1: expected an example with task_id 1 or None, found 0"):
+                read_examples(tasks, {"second": rows}, "data")
 
 
 def test_heads_are_fitted_to_a_limited_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,10 +120,10 @@ class _File(Sequence[T]):
         with _temporary_file() as file:
             _checked(file.write, b"\n")  # an empty file cannot be mapped
             for number, row in enumerate(rows):
-                line = _encoded(row, codec)
-                if line is None:
+                values = _encoded(row, codec)
+                if values is None:
                     self._in_memory[number] = row
-                self._starts.append(self._starts[-1] + _checked(file.write, line or b""))
+                self._starts.append(self._starts[-1] + _checked(file.write, values or b""))
             _checked(file.flush)
             self._map = _checked(mmap.mmap, file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -162,7 +162,7 @@ def _checked(function: Callable[..., Any], *arguments: Any, **options: Any) -> A
 
 
 def _encoded(row: T, codec: Codec[T]) -> bytes | None:
-    """Return a line of JSON, or None if the row stays in memory."""
+    """Return a row in JSON, or None if it stays in memory."""
     try:
         # With ASCII only, two surrogates in a text, which are no character, would become one.
         return json.dumps(codec.encode(row), ensure_ascii=False, separators=(",", ":")).encode()

@@ -51,9 +51,10 @@ EPOCHS = 3
 """Number of epochs whose batches are looked at. The largest batch differs little between epochs."""
 OPTIMIZER_STATES = 2
 """AdamW keeps the means of the gradient and of its square."""
-BYTES_OF_STORED_ROW = 250
+BYTES_OF_STORED_ROW = 300
 """Memory for a row that is in a file: its places in the file and in orders of rows, what the sampler draws of it, and
-the part of the file that is mapped into memory. It is what `make torture` measures for short texts."""
+the part of the file that is mapped into memory. `make torture` measures it for short texts, with everything else that
+grows with the rows."""
 
 LIBRARIES_PART, BACKBONE, TRAINED, GRADIENTS = "libraries", "backbone", "trained parameters", "gradients"
 OPTIMIZER, ACTIVATIONS, TEMPORARY = "optimizer", "activations for the backward pass", "temporary tensors"

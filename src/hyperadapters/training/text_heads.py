@@ -346,10 +346,9 @@ def task_rows(tasks: Sequence[Task], rows: HeadRows) -> list[TaskRows]:
     Returns:
         The rows of each task, in the order of the tasks.
     """
-    by_task = zip(tasks, rows.by_task(len(tasks)), strict=True)
     return [
         TaskRows(task, own.features.float(), own.targets, scales=pair_scales(task, own.features))
-        for task, own in by_task
+        for task, own in zip(tasks, rows.by_task(len(tasks)), strict=True)
     ]
 
 

@@ -240,9 +240,10 @@ class Trainer(transformers.Trainer):
         if heads is not None:
             if self.model.adapter_config.head_inputs != "adapted":
                 check_not_fitted(heads)
-            for task_id, rows in enumerate(by_task(self.train_dataset, len(self.model.tasks))):
-                if self.model.tasks[task_id].kind == "regression":
-                    heads.set_target_scale(task_id, [float(cast(float, row.target)) for row in rows])
+            for task_id, task in enumerate(self.model.tasks):
+                if task.kind == "regression":
+                    rows = (row for row in self.train_dataset if row.task_id == task_id)
+                    heads.set_target_scale(task_id, [float(row.target) for row in rows])
             self.model.task_table.reset_calibration()
         if self.model.method.can_change_tasks:
             self.model.task_table.reset_adapter_scales()
