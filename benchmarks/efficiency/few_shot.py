@@ -89,7 +89,7 @@ def lora_texts(
     cell = Cell(len(few), seed, (TaskData(task, {"train": few}),))
     learner = OwnLearner({"method": "shared_adapter", "form": "lora", **SETTINGS}, setting, cell)
     _fit(setting, learner, few, seed)
-    learner.fit_heads(few, ())
+    learner.fit_heads(few)
     return learner.answers(inputs)
 
 

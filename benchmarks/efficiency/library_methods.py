@@ -46,7 +46,7 @@ from hyperadapters.training.text_heads import (
 ADAPTER_DIM = 32
 RETRIEVER_LEARNING_RATE = 3e-3
 """Of a retriever that only the contrastive losses train, as in the recipes."""
-HeadFit = Literal["chosen", "related", "own", "trained"]
+HeadFit = Literal["chosen", "related", "own", "trained", "frozen"]
 COUNTED_BY_TASK = ("method.prototypes.", "heads.")
 """Parts of which every task has its share."""
 
@@ -63,7 +63,7 @@ def train_own(
         rate: learning rate of what has no rate of its own.
         heads: how heads that read adapted texts are fitted after training: "chosen" as `plus` does, "related" without
             the choice between adapted and frozen features, "own" each to the rows of its task alone, "trained" not at
-            all.
+            all, "frozen" to frozen features.
     """
     torch.manual_seed(cell.seed)
     learner = OwnLearner(settings, setting, cell)
@@ -92,7 +92,7 @@ def train_heads_alone(setting: Setting, cell: Cell, rate: float | None) -> Train
     learner = OwnLearner({"method": "shared_adapter", **text_heads.SETTINGS}, setting, cell)
     for adapter in learner.model.method.parameters():
         adapter.data.zero_()
-    found = _finish(learner, setting, cell, Fit({}, steps=0, seconds=0.0))
+    found = _finish(learner, setting, cell, Fit({}, steps=0, seconds=0.0), "frozen")
     trained = trainable_numbers(learner.model.heads)
     return replace(
         _trained(learner, cell, found),
@@ -112,17 +112,16 @@ def _fit(learner: OwnLearner, setting: Setting, cell: Cell, steps: int, rate: fl
 
 def _finish(learner: OwnLearner, setting: Setting, cell: Cell, found: Fit, heads: HeadFit = "chosen") -> Fit:
     """Fit heads that read texts, where the learner has such heads."""
-    model, config = learner.model, learner.model.adapter_config
+    config = learner.model.adapter_config
     if config.head_inputs == "adapted" or heads == "trained":
         return found
     train, validation = rows_of(cell.tasks, "train"), rows_of(cell.tasks, "validation")
     if config.separates_texts:
         started = time.monotonic()
-        if heads != "own":
-            learner.fit_heads(train, validation if heads == "chosen" else ())
+        if heads == "chosen":
+            learner.choose_heads(train, validation)
         else:
-            rows = learner.head_rows(regression_examples(model, train))
-            model.task_table.set_heads([fit_related_heads([of_task])[0] for of_task in task_rows(model.tasks, rows)])
+            learner.fit_heads(train, heads)
         scores = task_scores(learner.tasks, validation, learner.answers(validation))
         return replace(found, scores=scores, seconds=found.seconds + time.monotonic() - started)
     return text_heads.fit_text_heads(
@@ -243,15 +242,20 @@ class OwnLearner(TextHeadsLearner):
         features = [found[row] for row in range(len(examples))]
         return HeadRows(examples, torch.stack(features) if features else torch.empty(0))
 
-    def fit_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
+    def fit_heads(self, train: Sequence[Example], fit: HeadFit = "related") -> None:
+        """Replace heads that read texts without a choice between adapted and frozen features; see `train_own`."""
+        of_tasks = task_rows(self.tasks, self.head_rows(regression_examples(self.model, train)))
+        groups = [[rows] for rows in of_tasks] if fit == "own" else [of_tasks]
+        heads = [head for group in groups for head in fit_related_heads(group, frozen=fit == "frozen")]
+        self.model.task_table.set_heads([head.rounded() for head in heads])
+
+    def choose_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Replace heads that read adapted texts by those that `plus` fits after training, with the same choice."""
         examples = regression_examples(self.model, train)
         adapted = FittedHeads.fit(self.tasks, self.head_rows(examples), self.head_rows(validation))
-        heads, are_adapted = adapted.heads, [True] * len(self.tasks)
-        if validation:
-            with self._without_adapters():
-                frozen = FittedHeads.fit(self.tasks, self.head_rows(examples), self.head_rows(validation))
-            heads, are_adapted = choose_heads(self.tasks, adapted, frozen)
+        with self._without_adapters():
+            frozen = FittedHeads.fit(self.tasks, self.head_rows(examples), self.head_rows(validation), frozen=True)
+        heads, are_adapted = choose_heads(self.tasks, adapted, frozen)
         self._frozen_tasks = {task_id for task_id, is_adapted in enumerate(are_adapted) if not is_adapted}
         self.model.task_table.set_heads([head.rounded() for head in heads])
 

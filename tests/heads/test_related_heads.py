@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
@@ -14,13 +15,15 @@ from hyperadapters.config import Task
 from hyperadapters.errors import DataError
 from hyperadapters.heads.regression import (
     DEFAULT_PENALTY,
+    MANY_ROWS,
     POOLED_PENALTY,
     TaskRows,
+    fit_feature_head,
     fit_new_head,
     fit_related_heads,
     pair_scales,
 )
-from hyperadapters.heads.task_heads import Head
+from hyperadapters.heads.task_heads import Head, target_scale
 
 SIZE = 6
 PAIR = ("text", "text_pair")
@@ -33,7 +36,7 @@ def mood(name: str, labels: Sequence[str] = ("bad", "good"), **options: object) 
 def rows_along(task: Task, direction: Tensor, count: int, seed: int) -> TaskRows:
     """Rows of unit length whose label "good" is likelier the further they lie along a direction."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.nn.functional.normalize(torch.randn(count, SIZE, generator=generator, dtype=torch.float64), dim=1)
+    inputs = F.normalize(torch.randn(count, SIZE, generator=generator, dtype=torch.float64), dim=1)
     is_good = torch.rand(count, generator=generator, dtype=torch.float64) < (8 * inputs @ direction).sigmoid()
     is_good[:2] = torch.tensor([False, True])
     good, bad = task.labels.index("good"), task.labels.index("bad")
@@ -50,7 +53,7 @@ def margin(head: Head, task: Task) -> Tensor:
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(first, second, dim=0))
+    return float(F.cosine_similarity(first, second, dim=0))
 
 
 def softmax_regression(rows: TaskRows, penalty: float) -> LogisticRegression:
@@ -115,6 +118,51 @@ def test_a_fit_repeats_itself_bit_for_bit() -> None:
         assert torch.equal(found.bias, expected.bias)
 
 
+@pytest.mark.parametrize("scales", [None, torch.linspace(0.5, 2.0, SIZE)])
+def test_a_head_of_frozen_features_has_a_cross_validated_penalty(scales: Tensor | None) -> None:
+    rows = rows_along(mood("alone"), axis(0), 60, seed=0)._replace(scales=scales)
+    factors = torch.ones(SIZE) if scales is None else scales
+    expected = fit_feature_head(rows.task, (rows.inputs * factors).numpy(), rows.targets).weight * factors
+    assert torch.equal(fit_related_heads([rows], frozen=True)[0].weight, expected)
+    assert not torch.equal(fit_related_heads([rows])[0].weight, expected)
+
+
+def test_a_head_of_frozen_numbers_has_a_cross_validated_penalty() -> None:
+    inputs = rows_along(mood("unused"), axis(0), 60, seed=0).inputs
+    rows = TaskRows(Task.regression("number"), inputs, (10 + 3 * inputs[:, 0]).tolist())
+    head = fit_related_heads([rows], frozen=True)[0]
+    assert (head.target_mean, head.target_std) == target_scale(rows.targets)
+    expected = fit_feature_head(rows.task, inputs.numpy(), rows.targets, head.target_mean, head.target_std)
+    assert torch.equal(head.weight, expected.weight)
+
+
+def test_a_head_of_frozen_features_that_tell_nothing_answers_with_the_most_frequent_label() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = 5 * F.normalize(torch.randn(1000, 200, generator=generator), dim=1)
+    rows = TaskRows(mood("noise"), inputs[:100], [0.0 if row % 10 < 7 else 1.0 for row in range(100)])
+    shares = []
+    for frozen in (True, False):
+        head = fit_related_heads([rows], frozen)[0]
+        shares.append(float((F.linear(inputs[100:], head.weight, head.bias).argmax(dim=1) == 0).float().mean()))
+    assert shares[0] > 0.95 > 0.85 > shares[1]
+
+
+def unchanged(case: str) -> list[TaskRows]:
+    many = rows_along(mood("alone"), axis(0), MANY_ROWS + 1, seed=0)
+    return {
+        "labels that weigh the same": [imbalanced("macro_f1")],
+        "relatives": [rows_along(mood(f"task {seed}"), axis(seed), 20, seed) for seed in range(2)],
+        "many rows": [many],
+    }[case]
+
+
+@pytest.mark.parametrize("case", ["labels that weigh the same", "relatives", "many rows"])
+def test_other_heads_of_frozen_features_have_fixed_penalties(case: str) -> None:
+    data = unchanged(case)
+    for found, expected in zip(fit_related_heads(data, frozen=True), fit_related_heads(data), strict=True):
+        assert torch.equal(found.weight, expected.weight)
+
+
 def imbalanced(metric: str) -> TaskRows:
     """100 rows of which only every tenth has the label "good", with little in them that tells the labels apart."""
     rows = rows_along(mood("rare", metrics=[metric]), 0.2 * axis(0), 100, seed=0)
@@ -125,7 +173,7 @@ def imbalanced(metric: str) -> TaskRows:
 def test_labels_weigh_the_same_if_the_score_is_balanced(metric: str, expected: float) -> None:
     rows = imbalanced(metric)
     head = fit_related_heads([rows])[0]
-    found = torch.nn.functional.linear(rows.inputs, head.weight, head.bias).softmax(dim=1)[:, 1]
+    found = F.linear(rows.inputs, head.weight, head.bias).softmax(dim=1)[:, 1]
     is_good = torch.tensor(rows.targets) == 1
     mean = found.mean() if metric == "accuracy" else (found[is_good].mean() + found[~is_good].mean()) / 2
     assert float(mean) == pytest.approx(expected, abs=1e-4)  # the bias has no penalty
@@ -208,8 +256,8 @@ def test_scales_change_what_is_penalised_and_not_what_heads_read() -> None:
 def test_the_comparison_of_a_pair_counts_more_than_the_sum_of_its_texts() -> None:
     """Labels that depend on u . v alone, with features as those of a sentence encoder."""
     generator = torch.Generator().manual_seed(0)
-    first, other = torch.nn.functional.normalize(torch.randn(2, 240, 64, generator=generator), dim=2)
-    second = torch.nn.functional.normalize(first + 0.8 * torch.linspace(0.5, 2, 240)[:, None] * other, dim=1)
+    first, other = F.normalize(torch.randn(2, 240, 64, generator=generator), dim=2)
+    second = F.normalize(first + 0.8 * torch.linspace(0.5, 2, 240)[:, None] * other, dim=1)
     product = (first * second).sum(dim=1, keepdim=True)
     inputs = torch.cat([first + second, (first - second).abs(), product], dim=1)
     targets = (product[:, 0] > product.median()).long().tolist()

@@ -12,7 +12,7 @@ adapters, is fitted in this module:
 
 Most of them choose the strength of their L2 penalty from `RIDGE_STRENGTHS` or `LOGISTIC_PENALTIES`. There are two
 exceptions: the inputs of `standardized_regression` have another scale, and `fit_related_heads` and `fit_new_head` have
-fixed penalties.
+fixed penalties for inputs that depend on trained adapters.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ FOLDS = 4
 FEW_SHOT_FOLDS = 3
 """Maximum number of folds in the cross-validation of `make_head`."""
 MANY_ROWS = 1000
-"""Number of rows above which `logistic_regression` evaluates each penalty on one split instead of all folds."""
+"""Number of rows above which `logistic_regression` evaluates each penalty on one split instead of all folds, and
+`fit_related_heads` does not choose the penalty, which would take long and matters less."""
 MANY_LOGITS = 5_000_000
 """Number of rows times labels above which `logistic_regression` uses `DEFAULT_PENALTY`."""
 FEW_SHOT_MANY_LOGITS = 2_000_000
@@ -245,7 +246,7 @@ def _check_labels(task: Task, targets: Sequence[Any]) -> None:
         )
 
 
-def fit_related_heads(data: Sequence[TaskRows]) -> list[Head]:
+def fit_related_heads(data: Sequence[TaskRows], frozen: bool = False) -> list[Head]:
     r"""Fit the heads of several tasks, where tasks with the same labels learn from each other.
 
     A classification task gets a logistic regression: with N rows, the weight W and the bias b minimise
@@ -257,8 +258,11 @@ def fit_related_heads(data: Sequence[TaskRows]) -> list[Head]:
     of input (single texts or pairs). For them, :math:`W_0` is the weight of one logistic regression that is fitted to
     the rows of all of them with the penalty `POOLED_PENALTY` on its own norm, and :math:`\lambda` is
     `DISTANCE_PENALTY`. For a task without relatives, :math:`W_0` is zero and :math:`\lambda` is `DEFAULT_PENALTY`. The
-    penalties are fixed, because the inputs may depend on adapters that were trained on the same rows: left out of the
-    regression alone, such rows are still predicted too well, so a penalty that is chosen on them is too small.
+    penalties are fixed if the inputs depend on adapters that were trained on the same rows: left out of the regression
+    alone, such rows are still predicted too well, so a penalty that is chosen on them is too small. For inputs of the
+    frozen backbone, a task without relatives and with at most `MANY_ROWS` rows gets the head of `fit_feature_head`,
+    whose penalty is chosen by cross-validation, unless its first metric is one of `BALANCED_METRICS`. Where the inputs
+    tell nothing about the targets, it thereby answers with the most frequent label.
 
     If the first metric of a task is one of `BALANCED_METRICS`, the factors :math:`c_i` give each label the same total
     weight; otherwise they are 1. The pooled regression does so if that is the case for any of its tasks.
@@ -274,6 +278,7 @@ def fit_related_heads(data: Sequence[TaskRows]) -> list[Head]:
 
     Args:
         data: Rows of each task. All inputs have the same size F, and related tasks have the same scales.
+        frozen: Whether the inputs are those of the frozen backbone. Default: False.
 
     Returns:
         The head of each task, with a weight of shape [C, F] and a bias of shape [C].
@@ -285,9 +290,23 @@ def fit_related_heads(data: Sequence[TaskRows]) -> list[Head]:
         _check_labels(rows.task, rows.targets)
     heads: dict[int, Head] = {}
     for group in related_tasks([rows.task for rows in data]):
-        pooled = _pooled_weights([data[place] for place in group]) if len(group) > 1 else None
-        heads.update({place: fit_head(data[place], pooled) for place in group})
+        first = data[group[0]]
+        if len(group) > 1:
+            pooled = _pooled_weights([data[place] for place in group])
+            heads.update({place: fit_head(data[place], pooled) for place in group})
+        elif frozen and len(first.targets) <= MANY_ROWS and first.task.main_metric not in BALANCED_METRICS:
+            heads[group[0]] = _cross_validated_head(first)
+        else:
+            heads[group[0]] = fit_head(first)
     return [heads[place] for place in range(len(data))]
+
+
+def _cross_validated_head(rows: TaskRows) -> Head:
+    """Fit the head of a task without relatives to frozen features."""
+    scale = target_scale(rows.targets) if rows.task.kind == "regression" else ()
+    head = fit_feature_head(rows.task, rows.scaled().inputs.cpu().numpy(), rows.targets, *scale)
+    head = head._replace(weight=head.weight.to(rows.inputs.device), bias=head.bias.to(rows.inputs.device))
+    return head if rows.scales is None else _times(head, rows.scales)
 
 
 def related_tasks(tasks: Sequence[Task]) -> list[list[int]]:

@@ -250,18 +250,18 @@ def _set_adapted_heads(
 ) -> None:
     """Fit heads to adapted features, and switch off the adapters of tasks that are predicted better without them."""
 
-    def fitted() -> FittedHeads:
+    def fitted(frozen: bool) -> FittedHeads:
         computed = _adapted_rows(model, train, batch_size), _adapted_rows(model, validation, batch_size)
-        return FittedHeads.fit(model.tasks, *computed)
+        return FittedHeads.fit(model.tasks, *computed, frozen)
 
-    found = fitted()
+    found = fitted(frozen=False)
     heads = found.heads
     if validation and model.method.can_change_tasks:
         scales = model.pha.adapter_scales
         trained = scales.clone()
         try:
             scales.zero_()
-            frozen = fitted()
+            frozen = fitted(frozen=True)
         finally:
             scales.copy_(trained)
         heads, are_adapted = choose_heads(model.tasks, found, frozen)
@@ -283,13 +283,14 @@ class FittedHeads:
     losses: Tensor
 
     @classmethod
-    def fit(cls, tasks: Sequence[Task], train: HeadRows, validation: HeadRows) -> FittedHeads:
+    def fit(cls, tasks: Sequence[Task], train: HeadRows, validation: HeadRows, frozen: bool = False) -> FittedHeads:
         """Fit heads, where related tasks learn from each other (see `heads.regression.fit_related_heads`).
 
         Args:
             tasks: Tasks of the model.
             train: Rows to fit the heads to.
             validation: Rows to compute the losses of; there may be none.
+            frozen: Whether the features are those of the frozen backbone. Default: False.
 
         Returns:
             The heads and their losses.
@@ -297,7 +298,7 @@ class FittedHeads:
         Raises:
             DataError: If a label of a task has no row.
         """
-        heads = fit_related_heads(task_rows(tasks, train))
+        heads = fit_related_heads(task_rows(tasks, train), frozen)
         return cls(heads, _losses_by_task(tasks, heads, validation))
 
 
@@ -341,7 +342,7 @@ def task_rows(tasks: Sequence[Task], rows: HeadRows) -> list[TaskRows]:
 
     Args:
         tasks: Tasks of the model.
-        rows: Rows of all tasks, with adapted features.
+        rows: Rows of all tasks, with the features that their heads read.
 
     Returns:
         The rows of each task, in the order of the tasks.
