@@ -36,7 +36,8 @@ from hyperadapters.config import DEFAULT_BACKBONE, DataConfig
 from hyperadapters.data.examples import Example, TaskData, label_examples
 from hyperadapters.data.loading import subset
 from hyperadapters.fewshot.suggest import Strategy, choose
-from hyperadapters.heads.regression import TaskRows, fit_new_head
+from hyperadapters.heads.new_heads import fit_new_head
+from hyperadapters.heads.regression import TaskRows
 from hyperadapters.heads.task_heads import Head
 from hyperadapters.inference.routing import instance_vectors, of_batches
 

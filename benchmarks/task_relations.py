@@ -50,8 +50,9 @@ from torch.nn.functional import cosine_similarity
 from hyperadapters import HyperAdapterModel, Trainer, TrainingArguments, __version__
 from hyperadapters.config import DEFAULT_BACKBONE
 from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.heads.regression import TaskRows, fit_related_heads, head_losses
+from hyperadapters.heads.regression import TaskRows, head_losses
 from hyperadapters.heads.task_heads import Head
+from hyperadapters.heads.trained_heads import fit_related_heads
 from hyperadapters.inference.routing import of_batches
 from hyperadapters.training.metrics import score
 

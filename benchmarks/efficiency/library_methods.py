@@ -30,7 +30,7 @@ from hyperadapters.checkpoints.format import stored_state
 from hyperadapters.config import Lengths, ModelConfig, parse
 from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example
-from hyperadapters.heads.regression import fit_related_heads
+from hyperadapters.heads.trained_heads import fit_related_heads
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.model.output import HyperAdapterOutput
 from hyperadapters.training.optimizers import learning_rates

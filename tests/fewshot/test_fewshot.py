@@ -42,7 +42,8 @@ from hyperadapters.fewshot import add_task as fewshot
 from hyperadapters.fewshot.add_task import FITS, INITS, FitReport
 from hyperadapters.fewshot.fit import DAMPING, FitExamples
 from hyperadapters.heads import task_heads as heads
-from hyperadapters.heads.regression import MEAN_SCALES, RIDGE_STRENGTHS, make_head
+from hyperadapters.heads.new_heads import MEAN_SCALES, make_head
+from hyperadapters.heads.regression import RIDGE_STRENGTHS
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.serving.served_model import task_digests
 

@@ -14,7 +14,8 @@ from hyperadapters.checkpoints.card import write_card
 from hyperadapters.data.examples import label_examples
 from hyperadapters.errors import DataError, TaskError
 from hyperadapters.heads.name_weights import NAME_WEIGHTS, choose_name_weight
-from hyperadapters.heads.regression import DEFAULT_PENALTY, TaskRows, fit_new_head, left_out_fits
+from hyperadapters.heads.new_heads import fit_new_head, left_out_fits
+from hyperadapters.heads.regression import DEFAULT_PENALTY, TaskRows
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.serving.served_model import task_digests
 

@@ -15,19 +15,10 @@ from helpers import save_backbone, tiny_backbone, tiny_tokenizer
 import hyperadapters
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.data.examples import Example, TaskData
-from hyperadapters.heads.regression import (
-    MANY_LOGITS,
-    MEAN_SCALES,
-    RIDGE_STRENGTHS,
-    _label_means,
-    _mean_head,
-    few_shot_probe,
-    fit_feature_head,
-    logistic_regression,
-    make_head,
-    mean_head,
-)
+from hyperadapters.heads.new_heads import MEAN_SCALES, _label_means, _mean_head, make_head, mean_head
+from hyperadapters.heads.regression import MANY_LOGITS, RIDGE_STRENGTHS, few_shot_probe, logistic_regression
 from hyperadapters.heads.task_heads import Head, TaskHeads
+from hyperadapters.heads.trained_heads import fit_feature_head
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.training.probes import linear_probe
 from hyperadapters.training.run import train

@@ -16,22 +16,11 @@ from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.heads.calibration import LabelledLogits, fit_temperature, no_rows
-from hyperadapters.heads.regression import (
-    DEFAULT_PENALTY,
-    TaskRows,
-    fit_feature_head,
-    fit_head,
-    fit_new_head,
-    fit_related_heads,
-    head_losses,
-    label_tensor,
-    left_out_fits,
-    make_head,
-    related_tasks,
-    standardized_regression,
-)
+from hyperadapters.heads.new_heads import fit_new_head, left_out_fits, make_head
+from hyperadapters.heads.regression import DEFAULT_PENALTY, TaskRows, head_losses, label_tensor, standardized_regression
 from hyperadapters.heads.task_heads import Head, TaskHeads, target_losses
 from hyperadapters.heads.thresholds import PRIOR_ROWS, fit_thresholds
+from hyperadapters.heads.trained_heads import fit_feature_head, fit_head, fit_related_heads, related_tasks
 
 SIZE = 4
 PAIR = Task.multi_label("pair", ["a", "b"])

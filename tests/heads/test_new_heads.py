@@ -9,15 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from hyperadapters.config import Task
-from hyperadapters.heads import regression
-from hyperadapters.heads.regression import (
-    DEFAULT_PENALTY,
-    RELATED_SCALE,
-    TaskRows,
-    fit_new_head,
-    head_losses,
-    left_out_fits,
-)
+from hyperadapters.heads import new_heads
+from hyperadapters.heads.new_heads import RELATED_SCALE, fit_new_head, left_out_fits
+from hyperadapters.heads.regression import DEFAULT_PENALTY, TaskRows, head_losses
 from hyperadapters.heads.task_heads import Head
 
 SIZE = 5
@@ -75,7 +69,7 @@ def test_a_related_head_that_is_wrong_is_ignored() -> None:
     opposite = Head(-related.weight, related.bias)
     found, expected = fit_new_head(rows_with(inputs, targets), opposite), fit_new_head(rows_with(inputs, targets))
     assert accuracy(found, inputs, targets) == pytest.approx(accuracy(expected, inputs, targets), abs=0.02)
-    own = regression._new_logistic_head(rows_with(inputs, targets), None, regression.RELATED_PENALTY)[0]
+    own = new_heads._new_logistic_head(rows_with(inputs, targets), None, new_heads.RELATED_PENALTY)[0]
     assert torch.equal(found.weight, own.weight)
     assert torch.equal(found.bias, own.bias)
 
@@ -97,7 +91,7 @@ def test_left_out_examples_are_scored_by_heads_that_have_not_seen_them(related: 
         return fit_new_head(kept, related)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(regression, "fit_new_head", record)
+        patch.setattr(new_heads, "fit_new_head", record)
         found = losses_of(left_out_fits(rows, 6, related, seed=3))
     expected = []
     for kept in seen:

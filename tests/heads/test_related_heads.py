@@ -13,17 +13,10 @@ from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.errors import DataError
-from hyperadapters.heads.regression import (
-    DEFAULT_PENALTY,
-    MANY_ROWS,
-    POOLED_PENALTY,
-    TaskRows,
-    fit_feature_head,
-    fit_new_head,
-    fit_related_heads,
-    pair_scales,
-)
+from hyperadapters.heads.new_heads import fit_new_head
+from hyperadapters.heads.regression import DEFAULT_PENALTY, MANY_ROWS, TaskRows, pair_scales
 from hyperadapters.heads.task_heads import Head, target_scale
+from hyperadapters.heads.trained_heads import POOLED_PENALTY, fit_feature_head, fit_related_heads
 
 SIZE = 6
 PAIR = ("text", "text_pair")

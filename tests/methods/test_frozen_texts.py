@@ -32,7 +32,7 @@ from hyperadapters.core import OrthogonalHypernetwork, PrototypeTable, bottlenec
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError, RecipeError
 from hyperadapters.fewshot import add_task as fewshot
-from hyperadapters.heads.regression import make_head
+from hyperadapters.heads.new_heads import make_head
 from hyperadapters.heads.task_heads import TaskHeads
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model.model import HyperAdapterModel

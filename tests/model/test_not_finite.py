@@ -29,7 +29,7 @@ from hyperadapters import cli
 from hyperadapters.config import ModelConfig, Recipe, Task, parse
 from hyperadapters.data.examples import Example
 from hyperadapters.errors import NotFiniteError
-from hyperadapters.heads.regression import make_head
+from hyperadapters.heads.new_heads import make_head
 from hyperadapters.heads.task_heads import Head
 from hyperadapters.inference.predict_files import predict_file
 from hyperadapters.inference.predictor import Predictor

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hyperadapters import HyperAdapterModel, Task, TrainingArguments
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError, NotFiniteError
-from hyperadapters.heads.regression import TaskRows, fit_related_heads, head_losses, pair_scales
+from hyperadapters.heads.regression import TaskRows, head_losses, pair_scales
+from hyperadapters.heads.trained_heads import fit_related_heads
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.training import text_heads
 from hyperadapters.training.text_heads import TEMPERATURES, FittedHeads, HeadRows, choose_heads, fit_text_heads

@@ -127,7 +127,7 @@ def add_task(
     examples. With `fit` "head", the default of the preset "plus", this is all, and the head also learns from those of
     known tasks with the same labels. Otherwise the task is then trained; the number of steps is chosen on left-out
     examples and can be zero. If heads read frozen features, the new head is a wide one (see
-    `heads.task_heads.TaskHeads`), which also learns from those of similar tasks (see `heads.regression.make_head`).
+    `heads.task_heads.TaskHeads`), which also learns from those of similar tasks (see `heads.new_heads.make_head`).
 
     The new task gets the last task id. The outputs of the other tasks stay the same bit for bit, unless `fit` is
     "shared". If an error is raised, the model has not changed.

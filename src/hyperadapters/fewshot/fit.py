@@ -1,7 +1,7 @@
 """Gradient-based fit of one task to a few examples, with early stopping.
 
 `fit_task` trains copies of a task's prototype, adapter or head, and never changes the model. The linear head that the
-fit starts from is made by `heads.regression.make_head`.
+fit starts from is made by `heads.new_heads.make_head`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hyperadapters.core import AdapterWeights, Hypernetwork, OwnAdapter
 from hyperadapters.data.examples import Example
 from hyperadapters.data.targets import Target
 from hyperadapters.errors import NotFiniteError
-from hyperadapters.heads.regression import make_head
+from hyperadapters.heads.new_heads import make_head
 from hyperadapters.heads.task_heads import Head, target_losses, wide_inputs
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers, likely_cause
@@ -330,7 +330,7 @@ def fit_task(
         fit: Which parameters are trained; see `fewshot.add_task.add_task`.
         max_steps: Maximum number of training steps. Default: `MAX_STEPS`.
         seed: Seed of the choice of left-out examples and of the order of the batches.
-        known: Weights of other tasks' heads to learn from, each of shape [C', F + d]; see `heads.regression.make_head`.
+        known: Weights of other tasks' heads to learn from, each of shape [C', F + d]; see `heads.new_heads.make_head`.
 
     Returns:
         The fitted parameters, the number of steps, and how it was chosen.

@@ -22,15 +22,8 @@ from hyperadapters.config import Task
 from hyperadapters.fewshot.fit import DAMPING, FitExamples, Fitted, Start, initial_adapter
 from hyperadapters.heads.calibration import LabelledLogits, fit_temperature, no_rows
 from hyperadapters.heads.name_weights import choose_name_weight
-from hyperadapters.heads.regression import (
-    MIN_VARIANCE,
-    TEMPERATURES,
-    TaskRows,
-    fit_new_head,
-    head_losses,
-    left_out_fits,
-    pair_scales,
-)
+from hyperadapters.heads.new_heads import MIN_VARIANCE, fit_new_head, left_out_fits
+from hyperadapters.heads.regression import TEMPERATURES, TaskRows, head_losses, pair_scales
 from hyperadapters.heads.task_heads import Head, target_scale
 from hyperadapters.heads.thresholds import fit_thresholds
 from hyperadapters.model.model import HyperAdapterModel

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hyperadapters.heads.regression import FEW_SHOT_MANY_LOGITS, TaskRows, head_losses, left_out_fits
+from hyperadapters.heads.new_heads import FEW_SHOT_MANY_LOGITS, left_out_fits
+from hyperadapters.heads.regression import TaskRows, head_losses
 from hyperadapters.heads.task_heads import Head
 
 NAME_WEIGHTS = (10.0, 3.0, 1.0, 0.0)

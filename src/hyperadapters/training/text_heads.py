@@ -2,16 +2,16 @@
 
 Heads that read adapted texts (`head_inputs` "adapted_texts") are trained together with the adapters. Afterwards, they
 are replaced by regularised regressions on the adapted features of all training rows, where tasks with the same labels
-learn from each other (see `heads.regression.fit_related_heads`). A head that is trained by gradient descent on few rows
-fits them exactly; the regression generalises better. Tasks whose validation rows are predicted better without adapters
-lose them (see `choose_heads`).
+learn from each other (see `heads.trained_heads.fit_related_heads`). A head that is trained by gradient descent on few
+rows fits them exactly; the regression generalises better. Tasks whose validation rows are predicted better without
+adapters lose them (see `choose_heads`).
 
 The other heads also read frozen text features (`head_inputs` "text_features" or "pair_features"). While the adapters
 are trained, these heads read the adapted hidden states only. Afterwards, a regularised regression is fitted for each
-task to the frozen features of its training rows (see `heads.regression.fit_feature_head`). The logits of the task are
-then a weighted sum of the logits of the regression and of the trained head. Their weights, called
-shares, are chosen on the validation rows: with few rows the regression is usually better, and with many rows the
-adapted hidden states improve on it. The sum is stored as one linear head.
+task to the frozen features of its training rows (see `heads.trained_heads.fit_feature_head`). The logits of the task
+are then a weighted sum of the logits of the regression and of the trained head. Their weights, called shares, are
+chosen on the validation rows: with few rows the regression is usually better, and with many rows the adapted hidden
+states improve on it. The sum is stored as one linear head.
 """
 
 from __future__ import annotations
@@ -31,18 +31,9 @@ from hyperadapters.data.loading import subset
 from hyperadapters.data.memory import read_train_and_eval_data
 from hyperadapters.data.stored_rows import joined
 from hyperadapters.errors import TaskError, check_int
-from hyperadapters.heads.regression import (
-    TEMPERATURES,
-    TaskRows,
-    fit_feature_head,
-    fit_related_heads,
-    head_losses,
-    label_tensor,
-    minimize,
-    pair_scales,
-    related_tasks,
-)
+from hyperadapters.heads.regression import TEMPERATURES, TaskRows, head_losses, label_tensor, minimize, pair_scales
 from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features, target_losses
+from hyperadapters.heads.trained_heads import fit_feature_head, fit_related_heads, related_tasks
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
 from hyperadapters.model.model import HyperAdapterModel
@@ -284,7 +275,7 @@ class FittedHeads:
 
     @classmethod
     def fit(cls, tasks: Sequence[Task], train: HeadRows, validation: HeadRows, frozen: bool = False) -> FittedHeads:
-        """Fit heads, where related tasks learn from each other (see `heads.regression.fit_related_heads`).
+        """Fit heads, where related tasks learn from each other (see `heads.trained_heads.fit_related_heads`).
 
         Args:
             tasks: Tasks of the model.
@@ -307,8 +298,8 @@ def choose_heads(tasks: Sequence[Task], adapted: FittedHeads, frozen: FittedHead
 
     Adapters that were trained together help related tasks and may harm others. The heads with the higher likelihood of
     the validation rows are chosen, together for all tasks that learn from each other (see
-    `heads.regression.related_tasks`). Heads of adapted features are too confident, because the adapters have seen the
-    labels of the training rows. The likelihood is therefore that of the best temperature.
+    `heads.trained_heads.related_tasks`). Heads of adapted features are too confident, because the adapters have seen
+    the labels of the training rows. The likelihood is therefore that of the best temperature.
 
     Args:
         tasks: Tasks of the model.
@@ -338,7 +329,7 @@ def _losses_by_task(tasks: Sequence[Task], heads: Sequence[Head], rows: HeadRows
 
 
 def task_rows(tasks: Sequence[Task], rows: HeadRows) -> list[TaskRows]:
-    """Group rows by task, as `heads.regression.fit_related_heads` reads them.
+    """Group rows by task, as `heads.trained_heads.fit_related_heads` reads them.
 
     Args:
         tasks: Tasks of the model.
