@@ -213,9 +213,17 @@ def test_without_declining_every_input_is_answered_under_its_most_similar_task(k
         assert not prediction.routing.accepted
         assert prediction.task == prediction.routing.candidates[0].task
         assert (prediction.text is not None) if kind == "t5" else (prediction.answer is not None)
+    assert_same(model.predict(_untold(INPUTS), decline=False), found)
     model.method.thresholds.fill_(-2.0)
     accepted = list(Predictor(model)(_untold(INPUTS)))
     assert [(p.task, p.answer, p.text) for p in accepted] == [(p.task, p.answer, p.text) for p in found]
+
+
+def test_a_printed_prediction_has_no_instance_vector() -> None:
+    [prediction] = predictor_model("bert").predict(["w1"])
+    assert prediction.instance is not None
+    assert "answer=" in repr(prediction)
+    assert "instance" not in repr(prediction)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import isfinite
 from numbers import Real
@@ -55,7 +55,7 @@ class Prediction:
         text: Generated text of a text-to-text backbone; None otherwise.
         routing: Result of routing the input, also if its task was given; None if the method cannot route.
         target: The answer in the form of `Example.target`: index of a label, indices of labels, number or text.
-        instance: Instance vector with p elements; None for a method without a retriever.
+        instance: Instance vector with p elements, which `repr` leaves out; None for a method without a retriever.
     """
 
     task: str | None
@@ -64,7 +64,7 @@ class Prediction:
     text: str | None
     routing: RoutingResult | None
     target: Target | None
-    instance: tuple[float, ...] | None
+    instance: tuple[float, ...] | None = field(repr=False)
 
 
 def check_options(batch_size: int, route: str, decline: bool, max_error: float | None = None) -> None:

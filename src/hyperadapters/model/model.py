@@ -803,7 +803,13 @@ class HyperAdapterModel(nn.Module):
 
     @overload
     def predict(
-        self, texts: Iterable[Any], task: str | None = None, batch_size: int = 64, *, max_error: float | None = None
+        self,
+        texts: Iterable[Any],
+        task: str | None = None,
+        batch_size: int = 64,
+        *,
+        decline: bool = True,
+        max_error: float | None = None,
     ) -> list[Prediction]: ...
 
     @overload
@@ -824,6 +830,7 @@ class HyperAdapterModel(nn.Module):
         batch_size: int = 64,
         *,
         tasks: Sequence[str] | Literal["*"] | None = None,
+        decline: bool = True,
         max_error: float | None = None,
     ) -> list[Prediction] | list[list[Prediction]]:
         """Predict the answers to texts. `Predictor` does the same for streams of any length.
@@ -836,6 +843,8 @@ class HyperAdapterModel(nn.Module):
             batch_size: Number of rows in a batch. Default: 64.
             tasks: Names of several tasks that are answered for each text, or "*" for all tasks that read such texts;
                 see `Predictor.predict_tasks`. Default: each text is answered for one task.
+            decline: Whether texts that name no task and are not similar to any are declined; see `Predictor`.
+                Default: True.
             max_error: Maximum share of wrong answers of each task; texts for which this is not supported are not
                 answered, see `Predictor`. Default: all texts are answered.
 
@@ -849,7 +858,7 @@ class HyperAdapterModel(nn.Module):
         """
         from hyperadapters.inference.predictor import Predictor
 
-        predictor = Predictor(self, batch_size, max_error=max_error)
+        predictor = Predictor(self, batch_size, decline=decline, max_error=max_error)
         if tasks is None:
             return list(predictor(texts, task=task))
         if task is not None:
