@@ -25,7 +25,7 @@ FOUND_FAULTS = 3
     "hyperadapters check recipes/helpdesk.yaml\n\n"
     "hyperadapters check data.csv --output report.html --output report.json\n\n"
     "hyperadapters check data/ --json --fail-on warning\n\n"
-    "The exit code is 3 if there is a finding of the severity of --fail-on or a graver one.",
+    "The exit code is 3 if there is a finding of the severity of --fail-on or a more severe one.",
 )
 def check(
     data: Annotated[
@@ -42,7 +42,7 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     fail_on: Annotated[
-        str, typer.Option(help="Least severity with which the exit code is 3: error, warning or never.")
+        str, typer.Option(help="Lowest severity of a finding for which the exit code is 3: error, warning or never.")
     ] = "error",
     texts: TextColumns = None,
     label: LabelColumn = None,
@@ -85,7 +85,7 @@ def check(
     epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters tasks\n\n"
     "hyperadapters tasks --show glue/mnli\n\n"
-    "A task of a recipe that says `catalogue: glue/mnli` has everything else from the entry.",
+    "A task of a recipe with `catalogue: glue/mnli` takes all values that it does not have itself from this entry.",
 )
 def tasks(
     show: Annotated[str | None, typer.Option(metavar="NAME", help="Task to describe, such as glue/mnli.")] = None,

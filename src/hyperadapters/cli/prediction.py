@@ -31,7 +31,10 @@ def predict(
         Path,
         typer.Option("--input", "-i", help="JSON-lines, CSV, TSV or Parquet file, or - for JSON-lines from stdin."),
     ],
-    task: Annotated[str | None, typer.Option(help="Task of all rows; default: the row's own, or routed.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Task of all rows. Default: the task that a row names, or else the most similar one."),
+    ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(help="Task that is answered for each row; repeat it for several tasks, or give '*' for all."),

@@ -57,7 +57,7 @@ def add_task(
     seed: Seed = 0,
     delimiter: Delimiter = None,
 ) -> None:
-    """Add a task to a run from a few examples or its labels alone. Other tasks only change with --fit shared."""
+    """Add a task to a run from a few examples or from its labels alone. Other tasks only change with --fit shared."""
     from hyperadapters.config import Task, parse
     from hyperadapters.data.sources import read_file
     from hyperadapters.errors import TaskError

@@ -111,7 +111,7 @@ def evaluate(
     epilog="[bold]Examples[/bold]\n\n"
     "hyperadapters quickstart intents.csv --output runs/intents\n\n"
     "hyperadapters quickstart intents.csv spam.jsonl --text message --label class\n\n"
-    "The columns and the kind are guessed, missing splits are held out, and recipe.yaml says what was done.",
+    "The columns and the kind are guessed, missing splits are held out, and the choices are explained in recipe.yaml.",
 )
 def quickstart(
     data: Annotated[
@@ -135,7 +135,7 @@ def quickstart(
     quiet: Quiet = False,
     json_log: JsonLog = False,
 ) -> None:
-    """Train a model on data files without a recipe, and write the recipe that does the same again."""
+    """Train a model on data files without a recipe, and write a recipe that repeats this training."""
     from rich.console import Console
 
     from hyperadapters.config import DEFAULT_BACKBONE
