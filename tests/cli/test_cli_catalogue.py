@@ -38,9 +38,9 @@ def test_tasks_are_a_table_in_a_terminal_with_whole_names(width: int) -> None:
     assert ("allenai/winogrande" in "".join(lines)) == (width == 200)
 
 
-def test_task_is_shown_with_its_label_words_splits_and_source(cli: Cli) -> None:
+def test_task_is_shown_with_its_verbalizer_splits_and_source(cli: Cli) -> None:
     shown = yaml.safe_load(cli("tasks", "--show", "texts/trec").out)
-    assert shown["label_words"]["HUM"] == "human"
+    assert shown["verbalizer"]["HUM"] == "human"
     assert shown["splits"] == {
         "train": "split train of the data set",
         "validation": "10 % of the rows of train",

@@ -177,7 +177,7 @@ def catalogue_facts(entry: CatalogueEntry) -> dict[str, Any]:
         entry: Entry of the catalogue.
 
     Returns:
-        The values of the task in a recipe, its label words in order, and a description of its splits.
+        The values of the task in a recipe, its verbalizer in order of the labels, and a description of its splits.
     """
     from hyperadapters.config import SPLITS, TaskEntry, parse
 
@@ -187,7 +187,7 @@ def catalogue_facts(entry: CatalogueEntry) -> dict[str, Any]:
     values |= {"kind": task.kind, "source": _whole_source(task.source)}
     if task.is_labelled and not task.labels:
         values["labels"] = "the labels of the training rows, sorted"
-    facts = {"summary": entry.summary, "note": entry.note, **values, "label_words": words}
+    facts = {"summary": entry.summary, "note": entry.note, **values, "verbalizer": words}
     splits = {split: _origin(task.source, split) for split in SPLITS}
     return {key: value for key, value in facts.items() if value} | {"splits": splits}
 

@@ -93,7 +93,7 @@ class ModelConfig(StrictModel):
         temperature: Temperature of both contrastive losses. Default: 0.1.
         contrastive_weight: Weight lambda of each contrastive loss. Default: 0.1.
         contrast: Contrastive losses to use: "both" (default), "instance", "prototype" or "none". Without "prototype"
-            the retriever is not trained to place inputs near their prototypes, so that routing is poor.
+            the retriever is not trained to place inputs near their prototypes, so that routing by prototypes is poor.
         codes: Computation of the codes of the hypernetwork: "trunk" (default) for the published network, or
             "orthogonal" for a rotation of the prototype in each layer, so that the codes of different tasks and layers
             are nearly orthogonal at first.
