@@ -146,10 +146,11 @@ def unchanged(case: str) -> list[TaskRows]:
         "labels that weigh the same": [imbalanced("macro_f1")],
         "relatives": [rows_along(mood(f"task {seed}"), axis(seed), 20, seed) for seed in range(2)],
         "many rows": [many],
+        "several labels": [TaskRows(Task.multi_label("topics", ["a", "b"]), many.inputs[:50], 25 * [(0,), (0, 1)])],
     }[case]
 
 
-@pytest.mark.parametrize("case", ["labels that weigh the same", "relatives", "many rows"])
+@pytest.mark.parametrize("case", ["labels that weigh the same", "relatives", "many rows", "several labels"])
 def test_other_heads_of_frozen_features_have_fixed_penalties(case: str) -> None:
     data = unchanged(case)
     for found, expected in zip(fit_related_heads(data, frozen=True), fit_related_heads(data), strict=True):

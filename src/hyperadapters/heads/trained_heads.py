@@ -115,9 +115,9 @@ def fit_related_heads(data: Sequence[TaskRows], frozen: bool = False) -> list[He
     `DISTANCE_PENALTY`. For a task without relatives, :math:`W_0` is zero and :math:`\lambda` is `DEFAULT_PENALTY`. The
     penalties are fixed if the inputs depend on adapters that were trained on the same rows: left out of the regression
     alone, such rows are still predicted too well, so a penalty that is chosen on them is too small. For inputs of the
-    frozen backbone, a task without relatives and with at most `MANY_ROWS` rows gets the head of `fit_feature_head`,
-    whose penalty is chosen by cross-validation, unless its first metric is one of `BALANCED_METRICS`. Where the inputs
-    tell nothing about the targets, it thereby answers with the most frequent label.
+    frozen backbone, a classification or regression task without relatives and with at most `MANY_ROWS` rows gets the
+    head of `fit_feature_head`, whose penalty is chosen by cross-validation, unless its first metric is one of
+    `BALANCED_METRICS`. Where the inputs tell nothing about the targets, it then answers with the most frequent label.
 
     If the first metric of a task is one of `BALANCED_METRICS`, the factors :math:`c_i` give each label the same total
     weight; otherwise they are 1. The pooled regression does so if that is the case for any of its tasks.
@@ -149,11 +149,17 @@ def fit_related_heads(data: Sequence[TaskRows], frozen: bool = False) -> list[He
         if len(group) > 1:
             pooled = _pooled_weights([data[place] for place in group])
             heads.update({place: fit_head(data[place], pooled) for place in group})
-        elif frozen and len(first.targets) <= MANY_ROWS and first.task.main_metric not in BALANCED_METRICS:
+        elif frozen and _has_chosen_penalty(first):
             heads[group[0]] = _cross_validated_head(first)
         else:
             heads[group[0]] = fit_head(first)
     return [heads[place] for place in range(len(data))]
+
+
+def _has_chosen_penalty(rows: TaskRows) -> bool:
+    """Return whether the penalty of a task without relatives is chosen by cross-validation on frozen features."""
+    task = rows.task
+    return not task.is_multi_label and task.main_metric not in BALANCED_METRICS and len(rows.targets) <= MANY_ROWS
 
 
 def related_tasks(tasks: Sequence[Task]) -> list[list[int]]:
