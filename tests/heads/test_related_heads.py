@@ -13,10 +13,19 @@ from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.errors import DataError
+from hyperadapters.heads import trained_heads
 from hyperadapters.heads.new_heads import fit_new_head
-from hyperadapters.heads.regression import DEFAULT_PENALTY, MANY_ROWS, TaskRows, pair_scales
-from hyperadapters.heads.task_heads import Head, target_scale
-from hyperadapters.heads.trained_heads import POOLED_PENALTY, fit_feature_head, fit_related_heads
+from hyperadapters.heads.regression import (
+    DEFAULT_PENALTY,
+    FOLDS,
+    MANY_ROWS,
+    TaskRows,
+    head_losses,
+    left_out_rows,
+    pair_scales,
+)
+from hyperadapters.heads.task_heads import Head
+from hyperadapters.heads.trained_heads import PENALTY_FACTORS, POOLED_PENALTY, fit_head, fit_related_heads
 
 SIZE = 6
 PAIR = ("text", "text_pair")
@@ -111,27 +120,72 @@ def test_a_fit_repeats_itself_bit_for_bit() -> None:
         assert torch.equal(found.bias, expected.bias)
 
 
-@pytest.mark.parametrize("scales", [None, torch.linspace(0.5, 2.0, SIZE)])
-def test_a_head_of_frozen_features_has_a_cross_validated_penalty(scales: Tensor | None) -> None:
-    rows = rows_along(mood("alone"), axis(0), 60, seed=0)._replace(scales=scales)
-    factors = torch.ones(SIZE) if scales is None else scales
-    expected = fit_feature_head(rows.task, (rows.inputs * factors).numpy(), rows.targets).weight * factors
-    assert torch.equal(fit_related_heads([rows], frozen=True)[0].weight, expected)
-    assert not torch.equal(fit_related_heads([rows])[0].weight, expected)
+def left_out_losses(data: list[TaskRows]) -> dict[float, float]:
+    """Sum of the losses of rows that are left out in turn, for penalties times each factor."""
+    losses = dict.fromkeys(PENALTY_FACTORS, 0.0)
+    folds = [list(left_out_rows(rows, FOLDS)) for rows in data]
+    for fold in range(FOLDS):
+        kept = [rows.subset(folds[task][fold][0]) for task, rows in enumerate(data)]
+        for factor in losses:
+            for head, rows, indices in zip(with_factor(kept, factor), data, folds, strict=True):
+                losses[factor] += float(head_losses(head, rows.subset(indices[fold][1])).sum())
+    return losses
 
 
-def test_a_head_of_frozen_numbers_has_a_cross_validated_penalty() -> None:
-    inputs = rows_along(mood("unused"), axis(0), 60, seed=0).inputs
-    rows = TaskRows(Task.regression("number"), inputs, (10 + 3 * inputs[:, 0]).tolist())
-    head = fit_related_heads([rows], frozen=True)[0]
-    assert (head.target_mean, head.target_std) == target_scale(rows.targets)
-    expected = fit_feature_head(rows.task, inputs.numpy(), rows.targets, head.target_mean, head.target_std)
-    assert torch.equal(head.weight, expected.weight)
+def with_factor(data: list[TaskRows], factor: float) -> list[Head]:
+    """Heads with penalties times a factor."""
+    names = ("DEFAULT_PENALTY", "POOLED_PENALTY", "DISTANCE_PENALTY")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(trained_heads, name, factor * getattr(trained_heads, name))
+        return fit_related_heads(data)
+
+
+def numbers() -> TaskRows:
+    rows = rows_along(mood("unused"), axis(0), 60, seed=0)
+    noise = torch.randn(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return TaskRows(Task.regression("number"), rows.inputs.float(), (10 + 3 * rows.inputs[:, 0] + noise).tolist())
+
+
+def several() -> TaskRows:
+    rows = rows_along(mood("unused"), axis(0), 60, seed=0)
+    return TaskRows(
+        Task.multi_label("topics", ["a", "b"]), rows.inputs, [(0,) if one else (0, 1) for one in rows.targets]
+    )
+
+
+CASES: dict[str, list[TaskRows]] = {
+    "alone": [rows_along(mood("alone"), axis(0), 60, seed=0)],
+    "scaled": [rows_along(mood("alone"), axis(0), 60, seed=0)._replace(scales=torch.linspace(2.0, 8.0, SIZE))],
+    "related": [rows_along(mood(f"task {seed}"), axis(seed), 20, seed) for seed in range(3)],
+    "number": [numbers()],
+    "several labels": [several()],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_heads_of_frozen_features_have_the_factor_of_the_penalties_that_predicts_left_out_rows_best(case: str) -> None:
+    losses = left_out_losses(CASES[case])
+    expected = with_factor(CASES[case], min(losses, key=losses.__getitem__))
+    for found, head in zip(fit_related_heads(CASES[case], frozen=True), expected, strict=True):
+        torch.testing.assert_close(found.weight, head.weight, atol=1e-5, rtol=0)
+    fixed = fit_related_heads(CASES[case])
+    assert any(
+        not torch.allclose(one.weight, head.weight, atol=1e-3) for one, head in zip(fixed, expected, strict=True)
+    )
+
+
+def test_labels_that_weigh_the_same_do_so_among_left_out_rows() -> None:
+    rows = imbalanced("macro_f1")
+    head = fit_head(rows)
+    losses, is_good = head_losses(head, rows), torch.tensor(rows.targets) == 1
+    expected = 50 * (losses[is_good].mean() + losses[~is_good].mean())
+    assert trained_heads._weighted_loss(head, rows) == pytest.approx(float(expected))
 
 
 def test_a_head_of_frozen_features_that_tell_nothing_answers_with_the_most_frequent_label() -> None:
     generator = torch.Generator().manual_seed(0)
-    inputs = 5 * F.normalize(torch.randn(1000, 200, generator=generator), dim=1)
+    inputs = 3 * F.normalize(torch.randn(1000, 200, generator=generator), dim=1)
     rows = TaskRows(mood("noise"), inputs[:100], [0.0 if row % 10 < 7 else 1.0 for row in range(100)])
     shares = []
     for frozen in (True, False):
@@ -140,21 +194,11 @@ def test_a_head_of_frozen_features_that_tell_nothing_answers_with_the_most_frequ
     assert shares[0] > 0.95 > 0.85 > shares[1]
 
 
-def unchanged(case: str) -> list[TaskRows]:
-    many = rows_along(mood("alone"), axis(0), MANY_ROWS + 1, seed=0)
-    return {
-        "labels that weigh the same": [imbalanced("macro_f1")],
-        "relatives": [rows_along(mood(f"task {seed}"), axis(seed), 20, seed) for seed in range(2)],
-        "many rows": [many],
-        "several labels": [TaskRows(Task.multi_label("topics", ["a", "b"]), many.inputs[:50], 25 * [(0,), (0, 1)])],
-    }[case]
-
-
-@pytest.mark.parametrize("case", ["labels that weigh the same", "relatives", "many rows", "several labels"])
-def test_other_heads_of_frozen_features_have_fixed_penalties(case: str) -> None:
-    data = unchanged(case)
-    for found, expected in zip(fit_related_heads(data, frozen=True), fit_related_heads(data), strict=True):
-        assert torch.equal(found.weight, expected.weight)
+@pytest.mark.parametrize("count", [2, MANY_ROWS + 1])
+def test_penalties_are_not_chosen_by_no_rows_or_many(count: int) -> None:
+    rows = rows_along(mood("alone"), axis(0), count, seed=0)
+    [found], [expected] = fit_related_heads([rows], frozen=True), fit_related_heads([rows])
+    assert torch.equal(found.weight, expected.weight)
 
 
 def imbalanced(metric: str) -> TaskRows:

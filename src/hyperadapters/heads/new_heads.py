@@ -21,12 +21,13 @@ from hyperadapters.heads.regression import (
     DEFAULT_PENALTY,
     LOGISTIC_PENALTIES,
     TaskRows,
-    fixed_ridge_head,
     label_tensor,
     label_weights,
+    left_out_rows,
     log_odds,
     minimize,
     penalized_logistic_head,
+    ridge_head,
     ridge_regression,
     scaled_weights,
 )
@@ -220,7 +221,7 @@ def fit_new_head(rows: TaskRows, related: Head | None = None) -> Head:
         known = None if related is None else scaled_weights(related, 1 / rows.scales)
         return scaled_weights(fit_new_head(rows.scaled(), known), rows.scales)
     if rows.task.kind == "regression":
-        return fixed_ridge_head(rows.inputs, rows.targets)
+        return ridge_head(rows.inputs, rows.targets, DEFAULT_PENALTY)
     if related is None:
         return _new_logistic_head(rows, None, DEFAULT_PENALTY)[0]
     head, scale = _new_logistic_head(rows, related, RELATED_PENALTY)
@@ -275,19 +276,11 @@ def left_out_fits(
     Returns:
         Each head with the examples that were left out of its fit; empty if no example can be left out.
     """
-    groups: dict[float, list[int]] = {}
-    for row, target in enumerate(rows.targets):
-        groups.setdefault(target if rows.task.kind == "classification" else 0.0, []).append(row)
-    generator = random.Random(seed)
-    examples = [[row for row in group if row < num_examples] for group in groups.values() if len(group) > 1]
-    shuffled = [generator.sample(group, len(group)) for group in examples]
-    found = []
-    for fold in range(FEW_SHOT_FOLDS):
-        left_out = sorted(row for group in shuffled for row in group[fold::FEW_SHOT_FOLDS])
-        if left_out:
-            kept = sorted(set(range(len(rows.targets))) - set(left_out))
-            found.append((fit_new_head(rows.subset(kept), related), rows.subset(left_out)))
-    return found
+    return [
+        (fit_new_head(rows.subset(kept), related), rows.subset(left_out))
+        for kept, left_out in left_out_rows(rows, FEW_SHOT_FOLDS, num_examples, seed)
+        if left_out
+    ]
 
 
 def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:

@@ -9,6 +9,7 @@ have another scale.
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -41,10 +42,11 @@ DEFAULT_PENALTY = 0.1
 """Penalty of `logistic_regression` where it cannot be chosen by cross-validation or where that would take too long."""
 BALANCED_METRICS = ("macro_f1", "balanced_accuracy")
 """Metrics in which all labels have the same weight."""
-PAIR_SCALES = (1.0, 3.0, 10.0)
+PAIR_SCALES = (0.3, 1.0, 10.0)
 """Factors on the inputs u + v, |u - v| and u . v of a pair (see `backbones.text_features`) in `fit_related_heads` and
 `fit_new_head`. u and v are directions, so the elements of |u - v| are small, and u . v is a single number: with equal
-factors, the penalty keeps the weights of what tells most about a pair small."""
+factors, the penalty would keep the weights of what tells most about a pair small, while those of u + v fit the noise of
+few rows."""
 TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 11))
 """Divisors of the logits with which heads are compared."""
 STANDARDIZED_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
@@ -54,7 +56,7 @@ FOLDS = 4
 """Maximum number of folds in the cross-validation of `logistic_regression`."""
 MANY_ROWS = 1000
 """Number of rows above which `logistic_regression` evaluates each penalty on one split instead of all folds, and
-`fit_related_heads` does not choose the penalty, which would take long and matters less."""
+`fit_related_heads` does not choose its penalties, which would take long and matters less."""
 MANY_LOGITS = 5_000_000
 """Number of rows times labels above which `logistic_regression` uses `DEFAULT_PENALTY`."""
 
@@ -200,19 +202,20 @@ def scaled_weights(head: Head, scales: Tensor) -> Head:
     return head._replace(weight=head.weight * scales)
 
 
-def fixed_ridge_head(inputs: Tensor, targets: Sequence[float]) -> Head:
-    """Fit a ridge regression with the penalty `DEFAULT_PENALTY` to standardised targets.
+def ridge_head(inputs: Tensor, targets: Sequence[float], penalty: float) -> Head:
+    """Fit a ridge regression to standardised targets.
 
     Args:
         inputs: Inputs of shape [N, F].
         targets: Target of each row, of length N.
+        penalty: L2 penalty.
 
     Returns:
         A head with a weight of shape [1, F] and a bias of shape [1] on the device of the inputs.
     """
     mean, std = target_scale(targets)
     standardized = (np.array(targets) - mean) / std
-    found = Ridge(DEFAULT_PENALTY).fit(inputs.cpu().numpy(), standardized)
+    found = Ridge(penalty).fit(inputs.cpu().numpy(), standardized)
     head = numpy_head(found.coef_[None], np.array([found.intercept_]), mean, std)
     return head._replace(weight=head.weight.to(inputs.device), bias=head.bias.to(inputs.device))
 
@@ -246,6 +249,37 @@ def penalized_logistic_head(
 
     minimize(cost, [weight, bias])
     return start._replace(weight=weight.detach(), bias=bias.detach())
+
+
+def left_out_rows(
+    rows: TaskRows, folds: int, num_examples: int | None = None, seed: int = 0
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Divide rows into those that a head is fitted to and those that are left out of the fit.
+
+    The examples of each label of a classification task, or all examples of another task, are left out in equal parts.
+    The only row of a label is never left out.
+
+    Args:
+        rows: Rows of the task, of which the first are examples. The others, such as names of labels, are never left
+            out.
+        folds: Number of parts.
+        num_examples: Number of examples. Default: all rows are examples.
+        seed: Seed of the division, which is the same one whenever seed and targets are the same.
+
+    Returns:
+        Iterator over the parts, each with the ascending indices of the kept rows and of the left-out rows, of which
+        there may be none.
+    """
+    groups: dict[float, list[int]] = {}
+    for row, target in enumerate(rows.targets):
+        groups.setdefault(target if rows.task.kind == "classification" else 0.0, []).append(row)
+    generator = random.Random(seed)
+    limit = len(rows.targets) if num_examples is None else num_examples
+    examples = [[row for row in group if row < limit] for group in groups.values() if len(group) > 1]
+    shuffled = [generator.sample(group, len(group)) for group in examples]
+    for fold in range(folds):
+        left_out = {row for group in shuffled for row in group[fold::folds]}
+        yield [row for row in range(len(rows.targets)) if row not in left_out], sorted(left_out)
 
 
 def minimize(cost: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:

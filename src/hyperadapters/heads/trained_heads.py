@@ -16,28 +16,33 @@ from torch import Tensor
 from hyperadapters.config import Task
 from hyperadapters.errors import DataError
 from hyperadapters.heads.regression import (
-    BALANCED_METRICS,
     DEFAULT_PENALTY,
+    FOLDS,
     MANY_ROWS,
     Array,
     TaskRows,
-    fixed_ridge_head,
+    head_losses,
     label_tensor,
     label_weights,
+    left_out_rows,
     log_odds,
     logistic_regression,
     numpy_head,
     penalized_logistic_head,
+    ridge_head,
     ridge_regression,
     scaled_weights,
 )
-from hyperadapters.heads.task_heads import Head, target_scale
+from hyperadapters.heads.task_heads import Head
 
 POOLED_PENALTY = 1.0
 """L2 penalty of the weights that `fit_related_heads` fits to the rows of all related tasks."""
 DISTANCE_PENALTY = 3.0
 """L2 penalty in `fit_related_heads` on the distance of the weights of a task from those of all related tasks. Their
 rows outnumber those of the task, so it is larger than `DEFAULT_PENALTY`."""
+PENALTY_FACTORS = (100.0, 10.0, 1.0, 0.1)
+"""Candidates for the factor of the penalties in `fit_related_heads`, chosen by the losses of left-out rows. Of several
+equally good ones the largest is chosen."""
 
 
 def fit_feature_head(
@@ -115,9 +120,9 @@ def fit_related_heads(data: Sequence[TaskRows], frozen: bool = False) -> list[He
     `DISTANCE_PENALTY`. For a task without relatives, :math:`W_0` is zero and :math:`\lambda` is `DEFAULT_PENALTY`. The
     penalties are fixed if the inputs depend on adapters that were trained on the same rows: left out of the regression
     alone, such rows are still predicted too well, so a penalty that is chosen on them is too small. For inputs of the
-    frozen backbone, a classification or regression task without relatives and with at most `MANY_ROWS` rows gets the
-    head of `fit_feature_head`, whose penalty is chosen by cross-validation, unless its first metric is one of
-    `BALANCED_METRICS`. Where the inputs tell nothing about the targets, it then answers with the most frequent label.
+    frozen backbone, all penalties of related tasks are multiplied by one of `PENALTY_FACTORS`, which is chosen by
+    cross-validation, unless a task has more than `MANY_ROWS` rows. Where the inputs tell nothing about the targets, the
+    most frequent label is then predicted.
 
     If the first metric of a task is one of `BALANCED_METRICS`, the factors :math:`c_i` give each label the same total
     weight; otherwise they are 1. The pooled regression does so if that is the case for any of its tasks.
@@ -144,22 +149,41 @@ def fit_related_heads(data: Sequence[TaskRows], frozen: bool = False) -> list[He
     for rows in data:
         _check_labels(rows.task, rows.targets)
     heads: dict[int, Head] = {}
-    for group in related_tasks([rows.task for rows in data]):
-        first = data[group[0]]
-        if len(group) > 1:
-            pooled = _pooled_weights([data[place] for place in group])
-            heads.update({place: fit_head(data[place], pooled) for place in group})
-        elif frozen and _has_chosen_penalty(first):
-            heads[group[0]] = _cross_validated_head(first)
-        else:
-            heads[group[0]] = fit_head(first)
+    for places in related_tasks([rows.task for rows in data]):
+        group = [data[place] for place in places]
+        factor = _chosen_factor(group) if frozen else 1.0
+        heads.update(zip(places, _fit_group(group, factor), strict=True))
     return [heads[place] for place in range(len(data))]
 
 
-def _has_chosen_penalty(rows: TaskRows) -> bool:
-    """Return whether the penalty of a task without relatives is chosen by cross-validation on frozen features."""
-    task = rows.task
-    return not task.is_multi_label and task.main_metric not in BALANCED_METRICS and len(rows.targets) <= MANY_ROWS
+def _fit_group(group: Sequence[TaskRows], factor: float) -> list[Head]:
+    """Fit the heads of related tasks, or that of a task without relatives, with penalties times a factor."""
+    related = _pooled_weights(group, factor) if len(group) > 1 else None
+    return [fit_head(rows, related, factor) for rows in group]
+
+
+def _chosen_factor(group: Sequence[TaskRows]) -> float:
+    """Choose one of `PENALTY_FACTORS` for related tasks by the losses of left-out rows."""
+    if any(len(rows.targets) > MANY_ROWS for rows in group):
+        return 1.0
+    losses = dict.fromkeys(PENALTY_FACTORS, 0.0)
+    for folds in zip(*(left_out_rows(rows, FOLDS) for rows in group), strict=True):
+        kept = [rows.subset(indices) for rows, (indices, _) in zip(group, folds, strict=True)]
+        left_out = [rows.subset(indices) for rows, (_, indices) in zip(group, folds, strict=True)]
+        for factor in losses:
+            heads = _fit_group(kept, factor)
+            losses[factor] += sum(map(_weighted_loss, heads, left_out))
+    return min(losses, key=losses.__getitem__) if any(losses.values()) else 1.0
+
+
+def _weighted_loss(head: Head, rows: TaskRows) -> float:
+    """Sum of the losses of rows, with the weights of their labels."""
+    if not rows.targets:
+        return 0.0
+    losses, weights = head_losses(head, rows), None
+    if rows.task.labels:
+        weights = label_weights(rows.labels, [rows.task])
+    return float((losses if weights is None else losses * weights[rows.labels]).sum())
 
 
 def related_tasks(tasks: Sequence[Task]) -> list[list[int]]:
@@ -178,49 +202,43 @@ def related_tasks(tasks: Sequence[Task]) -> list[list[int]]:
     return list(groups.values())
 
 
-def fit_head(rows: TaskRows, related: Mapping[str, Tensor] | None = None) -> Head:
+def fit_head(rows: TaskRows, related: Mapping[str, Tensor] | None = None, factor: float = 1.0) -> Head:
     """Fit the head of one task as described for `fit_related_heads`.
 
     Args:
         rows: Rows of the task; at least one of each label of a classification task.
         related: Weight of each label in related tasks, of shape [F], by the name of the label. It is not used for a
             regression task. Default: there are no related tasks.
+        factor: Factor of the penalty of the weight. Default: 1.
 
     Returns:
         A head with a weight of shape [C, F] and a bias of shape [C].
     """
     if rows.scales is not None:
         known = None if related is None else {name: weight / rows.scales for name, weight in related.items()}
-        return scaled_weights(fit_head(rows.scaled(), known), rows.scales)
+        return scaled_weights(fit_head(rows.scaled(), known, factor), rows.scales)
     task, inputs = rows.task, rows.inputs
     if task.kind == "regression":
-        return fixed_ridge_head(inputs, rows.targets)
+        return ridge_head(inputs, rows.targets, factor * DEFAULT_PENALTY)
     prior = inputs.new_zeros(len(task.labels), inputs.shape[1])
     if related is not None:
         prior = torch.stack([related[label] for label in task.labels])
     penalty = DEFAULT_PENALTY if related is None else DISTANCE_PENALTY
     start, labels = Head(prior, prior.new_zeros(len(prior))), rows.labels
-    return penalized_logistic_head(inputs, labels, start, penalty, label_weights(labels, [task]))
+    return penalized_logistic_head(inputs, labels, start, factor * penalty, label_weights(labels, [task]))
 
 
-def _cross_validated_head(rows: TaskRows) -> Head:
-    """Fit the head of a task without relatives to frozen features."""
-    scale = target_scale(rows.targets) if rows.task.kind == "regression" else ()
-    head = fit_feature_head(rows.task, rows.scaled().inputs.cpu().numpy(), rows.targets, *scale)
-    head = head._replace(weight=head.weight.to(rows.inputs.device), bias=head.bias.to(rows.inputs.device))
-    return head if rows.scales is None else scaled_weights(head, rows.scales)
-
-
-def _pooled_weights(group: Sequence[TaskRows]) -> dict[str, Tensor]:
+def _pooled_weights(group: Sequence[TaskRows], factor: float) -> dict[str, Tensor]:
     """Fit one logistic regression to the rows of related tasks; return the weight [F] of each label by its name."""
     if (scales := group[0].scales) is not None:
-        return {name: weight * scales for name, weight in _pooled_weights([rows.scaled() for rows in group]).items()}
+        scaled = _pooled_weights([rows.scaled() for rows in group], factor)
+        return {name: weight * scales for name, weight in scaled.items()}
     tasks, names = [rows.task for rows in group], group[0].task.labels
     inputs = torch.cat([rows.inputs for rows in group])
     order = [torch.tensor([names.index(name) for name in task.labels], device=inputs.device) for task in tasks]
     labels = torch.cat([_reordered(rows.labels, indices) for indices, rows in zip(order, group, strict=True)])
     start = Head(inputs.new_zeros(len(names), inputs.shape[1]), inputs.new_zeros(len(names)))
-    head = penalized_logistic_head(inputs, labels, start, POOLED_PENALTY, label_weights(labels, tasks))
+    head = penalized_logistic_head(inputs, labels, start, factor * POOLED_PENALTY, label_weights(labels, tasks))
     return dict(zip(names, head.weight, strict=True))
 
 
