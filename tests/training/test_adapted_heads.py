@@ -15,6 +15,7 @@ from hyperadapters import HyperAdapterModel, Task, TrainingArguments
 from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.errors import DataError, NotFiniteError
 from hyperadapters.heads.regression import TaskRows, head_losses, pair_scales
+from hyperadapters.heads.task_heads import Head
 from hyperadapters.heads.trained_heads import fit_related_heads
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.training import text_heads
@@ -222,3 +223,51 @@ def test_related_tasks_are_chosen_for_together() -> None:
     good, bad = (FittedHeads.fit(tasks, rows(train, 1), rows(validation, sign)) for sign in (1, -1))
     assert choose_heads(tasks, good, bad)[1] == [True, True]
     assert choose_heads(tasks, bad, good)[1] == [False, False]
+
+
+def with_losses(sign: float, *samples: list[float]) -> FittedHeads:
+    """Heads whose validation rows have the given losses times a sign at every temperature."""
+    heads = [Head(torch.full((2, 1), sign), torch.zeros(2)) for _ in samples]
+    return FittedHeads(heads, [sign * torch.tensor([sample] * len(TEMPERATURES)) for sample in samples])
+
+
+GAINS = {
+    "helps": [1.0, 1.2, 0.8, 1.1, 0.9, 1.0],
+    "helps too": [0.7, 0.9, 0.8, 1.1, 0.5, 0.8],
+    "uncertain": [-6.0, 5.0, -4.0, 4.0, -4.0, 4.0],
+    "one row": [-0.1],
+    "no rows": [],
+    "harms": [-4.0, -4.1, -3.9, -4.0, -4.05, -3.95],
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["uncertain"], [False]),
+        (["helps", "helps too", "uncertain", "one row", "no rows"], [True] * 5),
+        (["helps", "helps too", "harms"], [True, True, False]),
+        (["harms", "harms", "uncertain", "no rows"], [False, False, False, True]),
+        (["one row", "one row"], [False, False]),
+        (["no rows"], [True]),
+    ],
+)
+def test_what_adapters_do_for_most_tasks_decides_for_uncertain_ones(names: list[str], expected: list[bool]) -> None:
+    tasks = [Task.classification(f"task {index}", ["no", f"yes {index}"]) for index in range(len(names))]
+    samples = [GAINS[name] for name in names]
+    assert sum(GAINS["uncertain"]) < 0
+    adapted, frozen = with_losses(-0.5, *samples), with_losses(0.5, *samples)
+    heads, are_adapted = choose_heads(tasks, adapted, frozen)
+    assert are_adapted == expected
+    assert [bool(head.weight[0, 0] < 0) for head in heads] == expected
+
+
+def test_gains_of_numbers_do_not_depend_on_their_unit() -> None:
+    tasks = [Task.regression("size"), Task.classification("mood", ["bad", "good"])]
+    found = []
+    for unit in (1.0, 1000.0):
+        better, worse = ([unit**2 * 0.01 * row for row in range(9)], [unit**2 * 0.02 * row for row in range(9)])
+        adapted, frozen = with_losses(1.0, worse, [0.1, 0.2]), with_losses(1.0, better, [0.1, 0.2])
+        found.append(text_heads._gains(tasks, adapted, frozen, [0]))
+    torch.testing.assert_close(found[0], found[1])
+    assert float(found[0].sum()) == pytest.approx(-9 / 2 * (2 - 1) / 1.5)  # half of it at the mean variance

@@ -266,12 +266,11 @@ class FittedHeads:
 
     Attributes:
         heads: Heads of the T tasks.
-        losses: Sum of the losses of the validation rows of each task, for each of `TEMPERATURES` [T, K]; 0 for a task
-            without rows.
+        losses: Losses [K, N] of the N validation rows of each task, for each of the K `TEMPERATURES`.
     """
 
     heads: list[Head]
-    losses: Tensor
+    losses: list[Tensor]
 
     @classmethod
     def fit(cls, tasks: Sequence[Task], train: HeadRows, validation: HeadRows, frozen: bool = False) -> FittedHeads:
@@ -296,10 +295,12 @@ class FittedHeads:
 def choose_heads(tasks: Sequence[Task], adapted: FittedHeads, frozen: FittedHeads) -> tuple[list[Head], list[bool]]:
     """Choose for each task the heads that predict its validation rows better.
 
-    Adapters that were trained together help related tasks and may harm others. The heads with the higher likelihood of
-    the validation rows are chosen, together for all tasks that learn from each other (see
-    `heads.trained_heads.related_tasks`). Heads of adapted features are too confident, because the adapters have seen
-    the labels of the training rows. The likelihood is therefore that of the best temperature.
+    Adapters that were trained together help related tasks and may harm others. The heads are chosen by the likelihood
+    of the validation rows, together for all tasks that learn from each other (see `heads.trained_heads.related_tasks`).
+    Heads of adapted features are too confident, because the adapters have seen the labels of the training rows. The
+    likelihood is therefore that of the best temperature. A few dozen rows say little, so the gain of the adapters is
+    estimated by empirical Bayes: it is shrunk towards the mean gain of all groups of tasks, the more the less certain
+    it is and the less the groups differ.
 
     Args:
         tasks: Tasks of the model.
@@ -311,20 +312,52 @@ def choose_heads(tasks: Sequence[Task], adapted: FittedHeads, frozen: FittedHead
         validation rows, unless a task that it learns from has some.
     """
     heads, are_adapted = list(adapted.heads), [True] * len(tasks)
-    for group in map(torch.tensor, related_tasks(tasks)):
-        if frozen.losses[group].sum(dim=0).min() < adapted.losses[group].sum(dim=0).min():
-            for task_id in group.tolist():
+    groups = [group for group in related_tasks(tasks) if any(adapted.losses[task_id].numel() for task_id in group)]
+    gains = [_gains(tasks, adapted, frozen, group) for group in groups]
+    for group, gain in zip(groups, _shrunken_means(gains), strict=True):
+        if gain < 0:
+            for task_id in group:
                 heads[task_id], are_adapted[task_id] = frozen.heads[task_id], False
     return heads, are_adapted
 
 
-def _losses_by_task(tasks: Sequence[Task], heads: Sequence[Head], rows: HeadRows) -> Tensor:
-    """Compute the sum of the losses of the rows of each task, for each of `TEMPERATURES`; 0 for a task without rows."""
-    found = torch.zeros(len(tasks), len(TEMPERATURES))
-    for task_id, own in enumerate(rows.by_task(len(tasks))):
-        if own.examples:
-            of_task = TaskRows(tasks[task_id], own.features.float(), own.targets)
-            found[task_id] = torch.stack([head_losses(heads[task_id], of_task, one).sum() for one in TEMPERATURES])
+def _gains(tasks: Sequence[Task], adapted: FittedHeads, frozen: FittedHeads, group: Sequence[int]) -> Tensor:
+    """Compute by how much adapters increase the log-likelihood of each validation row of related tasks [N], in nats.
+
+    The heads have the temperature with the highest likelihood. The errors of a regression task are assumed to be
+    normally distributed with the same variance for both heads.
+    """
+    first, second = (_best(torch.cat([of.losses[task_id] for task_id in group], dim=1)) for of in (adapted, frozen))
+    if tasks[group[0]].kind == "regression":
+        variance = (first.mean() + second.mean()) / 2
+        return (second - first) / (2 * variance.clamp(min=1e-12))
+    return second - first
+
+
+def _best(losses: Tensor) -> Tensor:
+    """Return the losses [N] at the temperature with the smallest sum, of losses [K, N]."""
+    return losses[int(losses.sum(dim=1).argmin())]
+
+
+def _shrunken_means(samples: Sequence[Tensor]) -> list[float]:
+    """Estimate the means of samples by empirical Bayes, with the variance between samples by the method of moments."""
+    means = torch.stack([sample.mean() for sample in samples]) if samples else torch.empty(0)
+    if len(samples) < 2:
+        return means.tolist()
+    errors = torch.stack([sample.var(correction=0) / (len(sample) - 1) for sample in samples])
+    errors = errors.where(errors.isfinite(), errors.nan_to_num().max())  # nothing is known of a single row
+    between = (means.var() - errors.mean()).clamp(min=0)
+    share = (between / (between + errors)).nan_to_num()
+    return (share * means + (1 - share) * means.mean()).tolist()
+
+
+def _losses_by_task(tasks: Sequence[Task], heads: Sequence[Head], rows: HeadRows) -> list[Tensor]:
+    """Compute the losses [K, N] of the rows of each task, for each of `TEMPERATURES`."""
+    found = []
+    for task, head, own in zip(tasks, heads, rows.by_task(len(tasks)), strict=True):
+        of_task = TaskRows(task, own.features.float(), own.targets)
+        losses = [head_losses(head, of_task, one) for one in TEMPERATURES] if own.examples else []
+        found.append(torch.stack(losses) if losses else torch.empty(len(TEMPERATURES), 0))
     return found
 
 
