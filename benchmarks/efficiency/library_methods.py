@@ -247,6 +247,7 @@ class OwnLearner(TextHeadsLearner):
         of_tasks = task_rows(self.tasks, self.head_rows(regression_examples(self.model, train)))
         groups = [[rows] for rows in of_tasks] if fit == "own" else [of_tasks]
         heads = [head for group in groups for head in fit_related_heads(group, frozen=fit == "frozen")]
+        self._frozen_tasks = set()
         self.model.task_table.set_heads([head.rounded() for head in heads])
 
     def choose_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
