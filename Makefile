@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures report-figures packages lowest notebooks interop-adapterhub interop-torchao interop-wandb margins format clean
+.PHONY: demo serve-demo test test-all bench bench-scale bench-serving bench-runtime torture audit docs fuzz fuzz-atheris fuzz-server figures report-figures packages lowest notebooks interop-adapterhub interop-torchao interop-wandb margins format clean
 
 demo: .venv/demo-installed
 	$(BIN)/hyperadapters demo --output runs/demo --overwrite
@@ -12,11 +12,17 @@ serve-demo: .venv/serve-installed
 	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
 	$(BIN)/hyperadapters serve runs/demo
 
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# With the tests that take more than five seconds: clusters, servers that are killed, exports of each kind.
+test-all: .venv/dev-installed
+	$(PYTEST)
 
 bench: .venv/bench-installed
 	$(BIN)/python benchmarks/speed.py

@@ -723,6 +723,7 @@ def test_a_backbone_quantised_to_int8_answers_as_before(form: str) -> None:
 # Compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "form"), [("bert", "bottleneck"), ("bart", "bottleneck"), ("llama", "lora")])
 def test_compiled_layers_give_the_same_and_are_not_compiled_again_for_another_task(kind: str, form: str) -> None:
     model, batch = make_model(kind, form).double(), make_batch(kind)
@@ -766,6 +767,7 @@ def test_compiled_layers_of_a_deep_backbone_share_their_code(form: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_a_model_compiled_as_a_whole_gives_the_same() -> None:
     """Layers with and without adapters have the same code: what was compiled for one must not be used for the other."""
     model, batch = make_model("bert").double(), make_batch("bert")

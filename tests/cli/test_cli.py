@@ -89,6 +89,7 @@ def test_export_writes_a_task(cli: Cli, run: Path, lora_run: Path, tmp_path: Pat
         assert {path.name for path in (tmp_path / f"all-{target}").iterdir() if path.is_dir()} == {"mood", "tone"}
 
 
+@pytest.mark.slow
 def test_export_writes_all_tasks_for_the_runtime(cli: Cli, run: Path, tmp_path: Path) -> None:
     result = cli("export", run, "--format", "runtime", "--output", tmp_path / "out")
     assert (result.code, result.out, result.err) == (0, f"Written to {tmp_path / 'out'}/\n", "")

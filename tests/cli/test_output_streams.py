@@ -54,6 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_to_its_end(world: Path, tmp_path: Path) -> None:
     done = run("train", world / "recipe.yaml", "--output", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -61,6 +62,7 @@ def test_a_training_goes_on_to_its_end(world: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 @NEEDS_FULL_DEVICE
 def test_a_training_whose_log_cannot_be_written_leaves_its_result(world: Path, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
@@ -72,6 +74,7 @@ def test_a_training_whose_log_cannot_be_written_leaves_its_result(world: Path, t
     assert (tmp_path / "run" / "hyperadapter.json").is_file()
 
 
+@pytest.mark.slow
 @NEEDS_FULL_DEVICE
 def test_scores_are_written_where_they_cannot_be_printed(world: Path, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
@@ -82,6 +85,7 @@ def test_scores_are_written_where_they_cannot_be_printed(world: Path, tmp_path: 
     assert list(json.loads((tmp_path / "scores.json").read_text())["tasks"]) == [TASK]
 
 
+@pytest.mark.slow
 def test_answers_are_valid_json_in_an_encoding_that_lacks_some_of_their_characters(world: Path) -> None:
     done = run("predict", world / "run", "--input", world / "texts.jsonl", encoding="latin-1")
     assert done.returncode == 0, done.stderr
@@ -99,6 +103,7 @@ def test_answers_that_cannot_be_printed_are_an_error(world: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_ends_the_command_quietly(world: Path, tmp_path: Path) -> None:
     (tmp_path / "many.csv").write_text("text\n" + "red blue w1 w2\n" * 2000)
     command = [sys.executable, "-m", "hyperadapters.cli", "predict", str(world / "run")]
@@ -119,6 +124,7 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(world: Path, tmp_path
     assert "error:" not in errors
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes streams")
 def test_answers_to_a_closed_standard_output_are_discarded(world: Path) -> None:
     command = [sys.executable, "-m", "hyperadapters.cli", "predict", str(world / "run")]

@@ -96,6 +96,7 @@ def test_commands_on_an_encoder(tmp_path: Path) -> None:
         assert without(lines, errors) == [], command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])
 def test_commands_on_a_backbone_that_writes(kind: str, tmp_path: Path) -> None:
     recipe, run = write_run(tmp_path, kind, **(LORA if kind == "gpt2" else {"adapter_norm_input": False}))

@@ -59,6 +59,7 @@ def test_a_rare_label_among_many_rows_has_rows_on_both_sides_of_the_split() -> N
         assert logistic_regression(inputs, labels).predict(inputs).tolist() == labels
 
 
+@pytest.mark.slow
 def test_above_a_size_the_strength_is_fixed() -> None:
     inputs, labels = clusters(2000, 2)
     assert len(inputs) * 2000 > MANY_LOGITS
@@ -185,7 +186,7 @@ def test_text_heads_are_fitted_to_constant_numbers(num_rows: int) -> None:
     assert all(value.isfinite().all() for value in model.heads.state_dict().values())
 
 
-@pytest.mark.parametrize(("num_labels", "rows"), [(400, 3), (2000, 1)])
+@pytest.mark.parametrize(("num_labels", "rows"), [(400, 3), pytest.param(2000, 1, marks=pytest.mark.slow)])
 def test_a_task_of_many_labels_is_trained_to_the_end(num_labels: int, rows: int, tmp_path: Path) -> None:
     save_backbone(tmp_path / "bert")
     lines = [

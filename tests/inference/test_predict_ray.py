@@ -157,6 +157,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_a_killed_prediction_is_continued_without_predicting_a_shard_again(
     cluster: None,
     run: Path,

@@ -237,6 +237,7 @@ def test_texts_get_the_answers_of_the_model(pair: Exported) -> None:
     assert pair.model.tokenizer.model_max_length == 64
 
 
+@pytest.mark.slow
 def test_token_types_split_pairs_where_the_tokenizer_makes_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small_model("bert", PAIR_TASKS[:1], **FROZEN_TEXTS)
@@ -252,6 +253,7 @@ def test_token_types_split_pairs_where_the_tokenizer_makes_them(tmp_path: Path) 
     np.testing.assert_allclose(found, logits.numpy(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "style"), [("same", "plain"), ("same", "bert"), ("mood", "plain")])
 def test_adapted_texts_are_separated_in_the_graph(task: str, style: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

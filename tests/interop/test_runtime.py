@@ -178,7 +178,7 @@ def assert_same(found: list[Answer], expected: list[Prediction]) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["plus", *(pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "lora"))])
 def test_mixed_batches_get_the_answers_of_the_model(
     name: str, batch_size: int, exports: Callable[[str], Exported]
 ) -> None:
@@ -205,6 +205,7 @@ def test_the_task_of_all_inputs_can_be_named(plus: Exported) -> None:
     assert plus.runtime.predict(iter(())) == []
 
 
+@pytest.mark.slow
 def test_methods_that_cannot_route_answer_for_given_tasks(tmp_path: Path) -> None:
     model = make_method_model("roberta", "hyperformer")
     model.tokenizer = tokenizer_of("roberta")
@@ -215,6 +216,7 @@ def test_methods_that_cannot_route_answer_for_given_tasks(tmp_path: Path) -> Non
         runtime.predict(SINGLE_TEXTS)
 
 
+@pytest.mark.slow
 def test_graphs_do_not_depend_on_the_tasks(plus: Exported, tmp_path: Path) -> None:
     model = MODELS["plus"]()
     model.remove_task("mood")
@@ -223,6 +225,7 @@ def test_graphs_do_not_depend_on_the_tasks(plus: Exported, tmp_path: Path) -> No
         assert (tmp_path / "out" / name).read_bytes() == (plus.folder / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_int8_computes_with_integers_and_keeps_adapters(plus: Exported, tmp_path: Path) -> None:
     export_runtime(plus.model, tmp_path / "out", quantize="int8")
     operations = [node.op_type for node in onnx.load(tmp_path / "out" / "upper.onnx").graph.node]

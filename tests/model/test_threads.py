@@ -163,6 +163,7 @@ def test_a_pickled_model_answers_the_same_and_can_be_detached(
     assert [type(module) for module in backbone.modules()] == [type(module) for module in original.modules()]
 
 
+@pytest.mark.slow
 def test_a_model_reaches_another_process(tmp_path: Path) -> None:
     model = make_model(tmp_path, "bert")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -236,6 +236,7 @@ def found_in_memory(process: int, needles: dict[str, bytes]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (can_overwrite_free_memory() and Path("/proc/self/mem").exists()),
     reason="needs the allocator of glibc, and /proc to read the memory of a process",
@@ -406,6 +407,7 @@ def change_forever(folder: Path) -> None:
             editor.change(change, lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_at_any_moment_leaves_the_old_or_the_new_tasks(run_folder: Path) -> None:
     before = HyperAdapterModel.from_pretrained(run_folder)
     expected = task_digests(before)
@@ -427,6 +429,7 @@ def test_a_process_that_is_killed_at_any_moment_leaves_the_old_or_the_new_tasks(
 # Load
 
 
+@pytest.mark.slow
 def test_under_load_every_answer_is_that_of_the_version_it_names(run_folder: Path) -> None:
     """Other requests of a batch change the last bits of a sum, so numbers are compared to 1e-5: versions differ more.
 
@@ -480,6 +483,7 @@ def test_under_load_every_answer_is_that_of_the_version_it_names(run_folder: Pat
             assert row["answer"] == pytest.approx(expected.answer, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tasks_can_change_while_texts_are_generated(tmp_path: Path) -> None:
     model = make_model("t5")
     model.tokenizer = tiny_tokenizer()

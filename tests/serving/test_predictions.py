@@ -250,6 +250,7 @@ def test_metrics_count_predictions_by_task_with_a_bound_on_names(run_folder: Pat
     assert values['hyperadapters_adapter_cache_total{result="hit",task="other"}'] == 1  # the second input of "mood"
 
 
+@pytest.mark.slow
 def test_a_model_that_generates_answers_and_one_that_cannot_route_are_served(tmp_path: Path) -> None:
     for kind, model in (("t5", make_model("t5")), ("bert", make_method_model("bert", "task_adapter"))):
         model.tokenizer = tiny_tokenizer()

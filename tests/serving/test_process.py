@@ -45,6 +45,7 @@ def test_the_client_does_everything_that_the_server_offers(run_folder: Path) -> 
             client.add_task("new", EXAMPLES, labels=["a", "b"])
 
 
+@pytest.mark.slow
 def test_a_stopped_server_answers_what_it_has_accepted(run_folder: Path) -> None:
     found: list[int] = []
     with running_server(run_folder, "--max-wait-ms", "1500") as (address, process):
@@ -64,6 +65,7 @@ def test_a_stopped_server_answers_what_it_has_accepted(run_folder: Path) -> None
     assert found == [len(TEXTS)] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -119,6 +119,7 @@ class Load:
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="each of two replicas occupies a core")
 def test_tasks_reach_all_replicas_and_survive_one_of_them_and_a_restart(ray_server: tuple[Path, str]) -> None:
     folder, address = ray_server

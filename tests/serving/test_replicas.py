@@ -66,6 +66,7 @@ def test_a_change_that_is_done_is_seen_by_the_next_request_to_any_server(
     assert first.get(f"/v1/jobs/{removed['id']}").json() == removed
 
 
+@pytest.mark.slow
 def test_a_job_is_cancelled_through_another_server(run_folder: Path) -> None:
     with ExitStack() as stack:
         apps = [create_app(run_folder, ServerSettings(poll_seconds=0.05)) for _ in range(2)]
@@ -80,6 +81,7 @@ def test_a_job_is_cancelled_through_another_server(run_folder: Path) -> None:
         assert second.delete(f"/v1/jobs/{'0' * 32}").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_killed_server_leaves_no_worker_its_jobs_have_failed_and_ended_ones_are_kept(run_folder: Path) -> None:
     with (
         TestClient(create_app(run_folder), base_url=ADDRESS) as other,

@@ -98,6 +98,7 @@ def _recipe(folder: Path, form: str) -> Recipe:
     return parse(Recipe, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_adapting_a_frozen_language_model_to_tasks(world: Path, form: str, tmp_path: Path) -> None:
     run = train(_recipe(world, form), tmp_path / "run")

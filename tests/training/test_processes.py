@@ -23,7 +23,6 @@ from hyperadapters.data.sampling import MixedTaskBatchSampler
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model.model import HyperAdapterModel
 
-PROCESSES = (2, 3)
 FITTED = ("heads.", "method.adapter_scales")
 """Heads, and which tasks keep their adapters because heads that read them answer better, if by a last digit only."""
 TEXTS = ["w1 good", "w2 red"]
@@ -38,7 +37,7 @@ def free_port() -> int:
         return port
 
 
-@pytest.mark.parametrize("processes", PROCESSES)
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_compute_what_one_computes(processes: int, tmp_path: Path) -> None:
     trained(RESUMED, 1, tmp_path / "one", **SAVING)
     recipe = write_recipe(tmp_path / "data", shard_backbone=True, batch_size=12)
@@ -163,6 +162,7 @@ def write_recipe(folder: Path, **training: object) -> Path:
     return folder / "recipe.yaml"
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_several_processes(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "data")
     command = ["-m", "hyperadapters", "train", str(recipe), "--output"]

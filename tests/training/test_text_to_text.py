@@ -104,6 +104,7 @@ def _recipe(folder: Path) -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_adapting_a_frozen_t5_to_further_tasks(world: Path, tmp_path: Path) -> None:
     recipe = _recipe(world)
     run = train(recipe, tmp_path / "run")

@@ -207,7 +207,9 @@ def _full_disk(limit: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("limit", [200, 2000])  # of which one stops JSON files, and the other weights
-@pytest.mark.parametrize("target", ["peft-lora", "merged", "adapterhub", "onnx", "save"])
+@pytest.mark.parametrize(
+    "target", ["peft-lora", "merged", "adapterhub", pytest.param("onnx", marks=pytest.mark.slow), "save"]
+)
 def test_a_full_disk_ends_in_one_error_and_leaves_nothing(target: str, limit: int, tmp_path: Path) -> None:
     if target == "peft-lora":
         pytest.importorskip("peft")
