@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 from serving_helpers import EXAMPLES, TEXTS, running_server
 
@@ -48,7 +49,7 @@ def test_the_client_does_everything_that_the_server_offers(run_folder: Path) -> 
 @pytest.mark.slow
 def test_a_stopped_server_answers_what_it_has_accepted(run_folder: Path) -> None:
     found: list[int] = []
-    with running_server(run_folder, "--max-wait-ms", "1500") as (address, process):
+    with running_server(run_folder, "--max-wait-ms", "6000") as (address, process):
 
         def ask() -> None:
             with Client(address) as client:
@@ -57,7 +58,8 @@ def test_a_stopped_server_answers_what_it_has_accepted(run_folder: Path) -> None
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(0.5)
+        while f"queued_rows {4 * len(TEXTS)}.0" not in httpx2.get(f"{address}/metrics").text:
+            time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()

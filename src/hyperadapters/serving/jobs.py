@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
@@ -27,8 +28,11 @@ CANCELLATION_SECONDS = 5.0
 """Time for which the cancellation of a job of another server is waited for."""
 IDLE_SECONDS = 10.0
 """Time after the removal of a task after which an idle worker process is ended."""
-PROCESSES = multiprocessing.get_context("spawn")
-"""Where the worker process comes from. It is no copy of the server, which has threads."""
+CAN_COPY = "forkserver" in multiprocessing.get_all_start_methods()
+PROCESSES = multiprocessing.get_context("forkserver" if CAN_COPY else "spawn")
+"""Where the worker process comes from. It is no copy of the server, which has threads, but of a process that has only
+imported what a worker needs, which takes seconds. On Windows, each worker process imports it anew."""
+IMPORTED = ("hyperadapters.serving.worker", "hyperadapters.fewshot.add_task")
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +101,7 @@ class JobRunner:
         snapshot: Callable[[], Snapshot],
         switch: Callable[[], Awaitable[None]],
         observe: Callable[[Job], None],
+        backbone_module: str,
     ) -> None:
         """Store the settings.
 
@@ -106,9 +111,10 @@ class JobRunner:
             snapshot: Function that returns the tasks of the served model.
             switch: Function that lets the served model switch to the tasks in the folder.
             observe: Function that is called with each job that was running and has ended.
+            backbone_module: Name of the Python module of the backbone.
         """
         self._folder, self._max_jobs, self._snapshot = folder, max_jobs, snapshot
-        self._switch, self._observe = switch, observe
+        self._switch, self._observe, self._backbone_module = switch, observe, backbone_module
         self._store, self._saving = JobStore(folder), asyncio.Lock()
         self._jobs: dict[str, Job] = {}  # those that have not ended
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
@@ -120,6 +126,9 @@ class JobRunner:
 
     def start(self) -> None:
         """Start to make changes. Called in the event loop."""
+        if CAN_COPY:
+            PROCESSES.set_forkserver_preload([*IMPORTED, self._backbone_module])
+            forkserver.ensure_running()  # it imports meanwhile
         self._task = asyncio.create_task(self._run())
 
     async def stop(self, seconds: float) -> None:

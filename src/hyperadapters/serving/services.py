@@ -64,6 +64,7 @@ class Services:
             lambda: served.snapshot,
             self.switch,
             self.metrics.count_job,
+            type(served.model.backbone).__module__,
         )
 
     async def switch(self) -> None:
