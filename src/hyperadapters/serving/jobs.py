@@ -29,7 +29,7 @@ CANCELLATION_SECONDS = 5.0
 IDLE_SECONDS = 10.0
 """Time after the removal of a task after which an idle worker process is ended."""
 CAN_COPY = "forkserver" in multiprocessing.get_all_start_methods()
-PROCESSES = multiprocessing.get_context("forkserver" if CAN_COPY else "spawn")
+PROCESSES: Any = multiprocessing.get_context("forkserver" if CAN_COPY else "spawn")
 """Where the worker process comes from. It is no copy of the server, which has threads, but of a process that has only
 imported what a worker needs, which takes seconds. On Windows, each worker process imports it anew."""
 IMPORTED = ("hyperadapters.serving.worker", "hyperadapters.fewshot.add_task")
