@@ -82,7 +82,10 @@ def plan_quickstart(
     sizes = {name: sum(1 for _ in iterate_file(files["train"], delimiter)) for name, files in tasks.items()}
     for name, size in sizes.items():
         if size < MIN_ROWS:
-            raise DataError(f"{tasks[name]['train']}: expected at least {MIN_ROWS} rows to train on, found {size}")
+            raise DataError(
+                f"{tasks[name]['train']}: expected at least {MIN_ROWS} rows to train on, found {size}; label "
+                "more, or add the task to a model of other tasks with `hyperadapters add-task`"
+            )
     entries = [_entry(name, files, schemas[name], delimiter) for name, files in tasks.items()]
     settings = _settings(backbone, sum(sizes.values()))
     values = {**settings, "tasks": [entry.model_dump(by_alias=True, exclude_unset=True) for entry in entries]}
@@ -114,7 +117,7 @@ def _recipe_text(
     names = " ".join(printable(shlex.quote(str(path))) for path in paths)
     lines = [
         f"# Guessed by hyperadapters quickstart from {names}",
-        "# What is wrong can be corrected here; the same result again, or the corrected one, has:",
+        "# Correct here what is wrong. To train with it, or to get the same result again:",
         f"# hyperadapters train {printable(shlex.quote(str(output / 'recipe.yaml')))} --output NEW_FOLDER",
         yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).rstrip(),
         "tasks:",
@@ -172,13 +175,19 @@ def print_results(run: Run, output: Path, console: Console) -> None:
         table.add_row(escape(printable(task.name)), metric, baseline, f"{score:.4f}")
     console.print(table)
     folder = printable(shlex.quote(str(output)))
-    fields = " and ".join(f"'{field}'" for field in max((data.task.fields for data in run.tasks), key=len))
+    fields = " and ".join(f"a column '{field}'" for field in max((data.task.fields for data in run.tasks), key=len))
     lines = [
         f"The recipe, the checkpoint and metrics.json are in {output}/. To go on:",
-        f"  hyperadapters predict {folder} --input new.csv --output answers.csv   (new.csv has {fields})",
+        f"  hyperadapters predict {folder} --input new.csv --output answers.csv",
+        f"    (new.csv needs {fields}, whatever the names of the columns were here)",
         f"  hyperadapters serve {folder}",
         f"  hyperadapters check {printable(shlex.quote(str(output / 'recipe.yaml')))}",
         f"  hyperadapters train {printable(shlex.quote(str(output / 'recipe.yaml')))} --output NEW_FOLDER",
     ]
+    if len(run.tasks) == 1:
+        lines.append(
+            "The model has a single task and answers every text. To decline others, train it together with other "
+            "tasks, or calibrate it with foreign texts."
+        )
     for line in lines:
         console.print(escape(line), soft_wrap=True, highlight=False)

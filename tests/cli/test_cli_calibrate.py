@@ -61,7 +61,10 @@ def test_foreign_inputs_and_one_task_for_all_rows(cli: Cli, run: Path, tmp_path:
 
 def test_max_error_leaves_out_answers(cli: Cli, run: Path, tmp_path: Path) -> None:
     texts = write_lines(tmp_path / "texts.jsonl", [{"text": "w1 w2", "task": "mood"}])
-    answered = [json.loads(cli("predict", run, "--input", texts, *more).out) for more in ((), ("--max-error", 0.2))]
+    results = [cli("predict", run, "--input", texts, *more) for more in ((), ("--max-error", 0.2))]
+    answered = [json.loads(result.out) for result in results]
+    note = "note: --max-error leaves out all answers of mood"
+    assert [note in result.err for result in results] == [False, True]
     assert [row["task"] for row in answered] == ["mood", "mood"]
     assert answered[0]["answer"] in ("no", "yes")
     assert answered[1]["answer"] is None

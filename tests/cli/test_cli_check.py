@@ -86,6 +86,10 @@ def test_a_wrong_call_is_refused_and_nothing_is_written(
 def test_what_cannot_be_read_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("text,body,label\n" + "some words here,more words there,yes\n" * 3)
     (tmp_path / "two.csv").write_text("a,b,label\nsome words here,more words there,yes\nit is odd,it is even,no\n")
+    (tmp_path / "commas.csv").write_text("text,label\n" + "well, this is a text,yes\n" * 3)
+    assert_refused(
+        cli("check", tmp_path / "commas.csv"), "found none; rows that were skipped: 3, the first: ", "line 2"
+    )
     assert_refused(cli("check", tmp_path / "gone.csv"), "gone.csv: no such file")
     assert_refused(cli("check", tmp_path / "data.csv", "--label", "lable"), "Did you mean 'label'?")
     assert_refused(cli("check", tmp_path / "two.csv"), "two.csv: several columns could be the text: a, b")

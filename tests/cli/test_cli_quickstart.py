@@ -142,6 +142,7 @@ def test_guesses_can_be_overridden(tmp_path: Path, bert_folder: Path) -> None:
         ("a.csv", "text,label\n" + "some words here,yes\nmore words here,no\n" * 5, [], "expected at least 20 rows"),
         ("a.csv", "text,label\n", [], "expected at least one row"),
         ("a.csv", "text,label\nx y z,yes,1\n" * 30, [], "a.csv, line 2: expected 2 cells"),
+        ("a.csv", "text,label\n" + "w1 w2,yes\n" * 20, ["--delimiter", ";"], "the only column is 'text,label'"),
         ("a.txt", "some text", [], "unknown type '.txt'"),
         ("a.csv", "text,label\n" + "w1 w2,yes\nw3 w4,no\n" * 20, ["--label", "lable"], "Did you mean 'label'?"),
         ("a.csv", "text,label\n" + "w1 w2,yes\nw3 w4,no\n" * 20, ["--kind", "regresion"], "Did you mean 'regression'"),

@@ -84,7 +84,7 @@ def test_an_added_task_is_reported_saved_and_answers(
     assert ("the other tasks of this run will change" in result.err) == (fit == "shared")
     assert "'place': 3 examples, initialised with nearest" in result.out
     similar = ", ".join(f"{known.task} ({known.similarity:.3f})" for known in expected.neighbours)
-    assert f"most similar tasks: {similar}\n" in result.out
+    assert f"most similar tasks by prototypes: {similar}\n" in result.out
     assert re.search(
         rf"fit {fit}: \d+\.\d s" if fit == "none" else rf"fit {fit}: \d+ steps? \(leave-one-out\)", result.out
     )
@@ -104,7 +104,7 @@ def test_a_task_is_added_from_its_labels_alone(cli: Cli, run: Path, labels: list
     assert result.code == 0
     assert "'shade': 0 examples" in result.out
     assert re.search(
-        r"the name or description of a label counts as (1 example|\S+ examples)$", result.out, re.MULTILINE
+        r"description of each label counts like (1 more example|\S+ more examples) of it$", result.out, re.MULTILINE
     )
     assert re.search(r"^  fit head: \d+\.\d s$", result.out, re.MULTILINE)
     added = HyperAdapterModel.from_pretrained(run).tasks[-1]
@@ -217,7 +217,7 @@ def test_a_refitted_task_keeps_its_place(cli: Cli, tmp_path: Path, run: Path) ->
     result = cli("refit-task", run, "--name", "mood", "--examples", rows)
     assert result.code == 0
     assert "'mood': 3 examples, initialised with current" in result.out
-    assert "most similar tasks: colour (" in result.out
+    assert "most similar tasks by prototypes: colour (" in result.out
     assert names_in(run) == ["mood", "colour"]
 
 
@@ -295,7 +295,7 @@ def refused(cli: Cli, run: Path, arguments: list[object], *messages: str) -> Non
 @pytest.mark.parametrize(
     ("options", "messages"),
     [
-        (["--name", "mood"], ["task names must be different", "found 'mood' 2 times"]),
+        (["--name", "mood"], ["task 'mood' exists; choose another name, or fit it again"]),
         (["--name", "a/b"], ["name: must not contain path separators or control characters"]),
         (["--name", ".."], ["name: must not contain path separators"]),
         (["--name", "a\nb"], ["name: must not contain path separators or control characters"]),

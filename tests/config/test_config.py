@@ -396,7 +396,7 @@ def test_missing_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
 
 
 def test_folder_is_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="not a readable UTF-8 YAML file"):
+    with pytest.raises(RecipeError, match=r"expected a recipe, found a folder; a run has its recipe in recipe\.yaml"):
         load_recipe(tmp_path)
 
 

@@ -104,7 +104,9 @@ def test_an_empty_cell_is_no_text(empty: Any) -> None:
     [({"texts": "a"}, r"Did you mean 'texts'\? Found: texts"), ({"sentence": "a"}, "Found: sentence")],
 )
 def test_a_column_of_another_name_is_named(row: dict[str, str], advice: str) -> None:
-    with pytest.raises(DataError, match=rf"input 1: no column 'text'\. {advice}\. Rename the column"):
+    with pytest.raises(
+        DataError, match=rf"input 1: no column 'text'\. {advice}\. Rename a column to 'text'; a recipe can do this"
+    ):
         list(read_inputs([row], TASKS, "mood"))
 
 

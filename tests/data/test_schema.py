@@ -92,6 +92,7 @@ def test_usual_names_need_no_columns() -> None:
         ),
         ({"text": TEXTS, "label": CLASSES}, {"kind": "clasification"}, "Did you mean 'classification'"),
         ({"text": [], "label": []}, {}, "expected at least one row, found none"),
+        ({"text,label": TEXTS}, {}, "the only column is 'text,label'; give the delimiter of the file with --delimiter"),
     ],
 )
 def test_what_is_ambiguous_or_wrong_is_refused(columns: Any, options: Any, message: str) -> None:

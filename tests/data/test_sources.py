@@ -160,7 +160,10 @@ def test_line_that_is_no_json_object_is_reported_with_its_line(tmp_path: Path, l
 def test_wrong_number_of_cells_is_reported_with_its_line(tmp_path: Path, row: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f'text,label\n"x\ny",no\n{row}\n')
-    with pytest.raises(DataError, match=rf"line 4: expected 2 cells \(text, label\), found {row.count(',') + 1}"):
+    advice = "; put texts that contain the delimiter into quotation marks" if row.count(",") > 1 else ""
+    with pytest.raises(
+        DataError, match=rf"line 4: expected 2 cells \(text, label\), found {row.count(',') + 1}{advice}"
+    ):
         read_file(path)
 
 

@@ -882,7 +882,7 @@ PAIR = Task.classification("pair", ["a", "b"], fields=["text", "text_pair"])
 GOOD = [{"text": "w1", "label": "a"}, {"text": "w2", "label": "b"}]
 Wrong = tuple[Task, Any, dict[str, Any], type[HyperAdaptersError], str]
 WRONG: dict[str, Wrong] = {
-    "name taken": (Task.classification("mood", ["a", "b"]), GOOD, {}, TaskError, "found 'mood' 2 times"),
+    "name taken": (Task.classification("mood", ["a", "b"]), GOOD, {}, TaskError, "task 'mood' exists; choose another"),
     "one label": (Task(name="new"), GOOD[:1] * 3, {}, DataError, "needs at least two labels, found only 'a'"),
     "unknown label": (
         TWO,

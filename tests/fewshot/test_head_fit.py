@@ -229,8 +229,18 @@ def test_a_task_near_one_that_keeps_the_frozen_backbone_may_use_the_adapter(monk
         report = model.add_task(Task.classification("newer", ["off", "on"]), rows_of(("off", "on")))
     assert report.neighbours[0].task == "new"
     assert report.adapter_scale == float(model.pha.adapter_scales[4]) == DAMPING
-    monkeypatch.setattr(head_fit, "_is_clear", lambda gains: False)
-    assert model.refit_task("new", rows_of()).adapter_scale == float(model.pha.adapter_scales[3]) == 1.0
+
+
+@pytest.mark.parametrize(("gain", "scale"), [(-0.1, 0.0), (0.1, DAMPING), (10.0, 1.0)])
+def test_a_refit_to_the_same_examples_gives_the_same_task(
+    gain: float, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_fit, "_gains", lambda *_: torch.full((4,), gain))
+    model = fresh()
+    assert model.add_task(NEW, rows_of()).adapter_scale == scale
+    before = model.heads.head(3)
+    assert model.refit_task("new", rows_of()).adapter_scale == float(model.pha.adapter_scales[3]) == scale
+    torch.testing.assert_close(model.heads.head(3).weight, before.weight, atol=0, rtol=0)
 
 
 def test_further_training_gives_an_added_task_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,17 @@ def test_without_validation_rows_texts_like_the_training_rows_are_accepted(kind:
     assert sum(shares) / len(shares) >= 0.75
 
 
+@pytest.mark.parametrize("routing", ["densities", "prototypes"])
+def test_a_model_of_one_task_declines_nothing_but_texts_without_words(routing: str) -> None:
+    model = make_model("bert", routing=routing)
+    model.tokenizer = tiny_tokenizer()
+    for task in model.tasks[1:]:
+        model.remove_task(task.name)
+    calibrate(model, [Example(0, f"w{i} red") for i in range(8)], [Example(0, f"w{i} red") for i in range(8, 16)])
+    assert [found.accepted for found in model.route(["w1 red", "good blue", "yes"])] == [True] * 3
+    assert [found.task for found in model.predict(["good blue", " "])] == [model.tasks[0].name, None]
+
+
 def test_the_only_row_of_a_task_is_not_left_out() -> None:
     rows = [*rows_of_words(60)[:40], Example(2, "w21 w22 w23")]
     rows = [row for row in rows[:-1] if row.task_id != 2] + rows[-1:]

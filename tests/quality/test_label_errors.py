@@ -95,4 +95,4 @@ def test_a_sample_is_said() -> None:
 def test_few_rows_are_said() -> None:
     findings, [note] = check_label_errors(task(TRUE[:20], TRUE[:20]), Planes(), 120, seed=0)
     assert findings == []
-    assert "too few rows" in note
+    assert "needs at least 50 rows of labels with 5 rows or more, found 20." in note

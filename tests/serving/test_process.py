@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,8 +15,11 @@ import pytest
 from serving_helpers import EXAMPLES, TEXTS, running_server
 
 from hyperadapters.client import Client, ServerError
+from hyperadapters.errors import ServingError
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.model.model import HyperAdapterModel
+from hyperadapters.serving.server import serve
+from hyperadapters.serving.settings import ServerSettings
 
 
 def test_the_client_does_everything_that_the_server_offers(run_folder: Path) -> None:
@@ -65,6 +69,13 @@ def test_a_stopped_server_answers_what_it_has_accepted(run_folder: Path) -> None
             thread.join()
         assert process.wait(30) in (0, -signal.SIGTERM)
     assert found == [len(TEXTS)] * 4
+
+
+def test_a_port_that_is_in_use_is_named_before_the_model_is_loaded(run_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServingError, match=rf"127.0.0.1, port {port}: cannot be listened to: .*--port"):
+            serve(run_folder, ServerSettings(port=port), print)
 
 
 @pytest.mark.slow

@@ -194,6 +194,21 @@ def test_thresholds_keep_their_promise_for_the_rows_and_the_report_states_it() -
     assert report.declined == pytest.approx(np.mean([not accepted for accepted, _ in found]))
 
 
+def test_tasks_without_rows_keep_their_thresholds() -> None:
+    model = make_model("bert")
+    model.tokenizer = tiny_tokenizer()
+    rows = {task.name: [{"text": f"w{i} w{2 * i % 19} {task.name}"} for i in range(60)] for task in model.tasks}
+    model.calibrate(rows)
+    before = model.pha.thresholds.clone()
+    name = accepted_and_nearest(model, [row["text"] for row in rows["mood"]])[0][1]
+    kept = [task.name for task in model.tasks if task.name != name]
+    report = model.calibrate({name: [row for of_task in rows.values() for row in of_task][:50]}, false_decline_rate=0.2)
+    assert len({task for _, task in accepted_and_nearest(model, [row["text"] for row in rows["mood"]])}) > 1
+    changed = (model.pha.thresholds != before).tolist()
+    assert changed == [task.name == name for task in model.tasks]
+    assert {report.tasks[task].decline_bound for task in kept} == {None}
+
+
 def test_foreign_inputs_raise_all_thresholds_until_few_enough_are_accepted() -> None:
     model = make_model("bert")
     model.tokenizer = tiny_tokenizer()

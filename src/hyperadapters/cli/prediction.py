@@ -78,8 +78,9 @@ def predict(
     """Predict the targets of new inputs, and route those without a task."""
     from hyperadapters.errors import DataError, OutputError, TaskError, unknown_name
     from hyperadapters.inference.predict_files import OUTPUT_ENDINGS, predict_file
-    from hyperadapters.inference.predictor import Predictor
+    from hyperadapters.inference.predictor import Predictor, tasks_without_bounds
     from hyperadapters.utils.files import check_target
+    from hyperadapters.utils.texts import printable
 
     if output is not None:
         check_target(output, OUTPUT_ENDINGS)
@@ -117,6 +118,12 @@ def predict(
     predictor = Predictor.from_pretrained(
         folder, batch_size=batch_size, route=route, decline=decline, max_error=max_error
     )
+    if max_error is not None and store is None and (unknown := tasks_without_bounds(predictor.model)):
+        typer.echo(
+            f"note: --max-error leaves out all answers of {', '.join(map(printable, unknown))}, whose errors have no "
+            "bounds yet; `hyperadapters calibrate` sets them",
+            err=True,
+        )
     if store is not None:
         from hyperadapters.checkpoints.task_store import TaskStore
         from hyperadapters.inference.stored_tasks import StorePredictor

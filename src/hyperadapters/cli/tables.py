@@ -216,11 +216,11 @@ def print_fit(report: FitReport) -> None:
     """
     similar = ", ".join(f"{known.task} ({known.similarity:.3f})" for known in report.neighbours)
     typer.echo(f"'{report.task}': {counted(report.examples, 'example')}, initialised with {report.init}")
-    typer.echo(f"  most similar tasks: {similar or 'none'}")
+    typer.echo(f"  most similar tasks by prototypes: {similar or 'none'}")
     steps = f"{counted(report.steps, 'step')} ({report.stopping}), " if report.stopping != "none" else ""
     typer.echo(f"  fit {report.fit}: {steps}{report.seconds:.1f} s")
     if report.name_weight is not None:
         examples = "example" if report.name_weight == 1 else "examples"
-        typer.echo(f"  the name or description of a label counts as {report.name_weight:g} {examples}")
+        typer.echo(f"  the name or description of each label counts like {report.name_weight:g} more {examples} of it")
     for name, change in report.changes.items():
         typer.echo(f"  changed '{name}': adapter by {change.adapter:.2%}, its logits by {change.output:.4f} on average")

@@ -280,6 +280,8 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         nearby = [str(other) for other in path.parent.glob("*.yaml")] if is_folder(path.parent) else []
         raise RecipeError(f"{path}: no such recipe.{did_you_mean(str(path), nearby)}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: expected a recipe, found a folder; a run has its recipe in recipe.yaml") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: not a readable UTF-8 YAML file: {error}") from error
     if not isinstance(values, dict):

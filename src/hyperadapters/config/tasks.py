@@ -303,4 +303,6 @@ def check_task_names(tasks: tuple[Task, ...]) -> None:
         raise ValueError("expected at least one task, found none")
     if len(set(names)) < len(names):
         name, count = Counter(names).most_common(1)[0]
-        raise ValueError(f"task names must be different from each other, found '{name}' {count} times")
+        raise ValueError(
+            f"task names must be different from each other, found '{name}' {count} times; choose another name"
+        )

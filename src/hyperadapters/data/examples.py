@@ -320,7 +320,7 @@ def _cell(row: Row, name: str) -> object:
         raise DataError(
             f"{row.place}: no column '{name}'.{did_you_mean(name, row.values)} "
             f"Found: {', '.join(map(str, row.values))}. "
-            f"Rename the column, or in a recipe set its name in the source: columns: {{{name}: ...}}"
+            f"Rename a column to '{name}'; a recipe can do this for its data in the source: columns: {{{name}: COLUMN}}"
         )
     return row.values[name]
 

@@ -101,6 +101,8 @@ def infer_schema(
         raise DataError(f"{place}: expected at least one row, found none")
     names = dict.fromkeys(str(name) for row in rows for name in row.values)
     columns = {name: _Column.of(name, [row.values.get(name) for row in rows]) for name in names}
+    if len(columns) == 1 and any(mark in (only := next(iter(columns))) for mark in ",;|\t"):
+        raise DataError(f"{place}: the only column is '{only}'; give the delimiter of the file with --delimiter")
     given = [*texts, *([] if label is None else [label])]
     for name in given:
         if name not in columns:

@@ -26,6 +26,7 @@ from hyperadapters.data.rows import is_absent, plain
 from hyperadapters.data.stored_rows import Codec, collect
 from hyperadapters.errors import DataError, did_you_mean, shown, unknown_name
 from hyperadapters.utils.reading import is_file, is_folder, parse_json
+from hyperadapters.utils.texts import counted
 
 logger = logging.getLogger(__name__)
 
@@ -400,8 +401,10 @@ def _read_table(path: Path, delimiter: str, sniff: bool, bad_rows: BadRows) -> I
 
 
 def _cells_fault(path: Path, start: int, end: int, header: Sequence[str], cells: Sequence[str]) -> str:
-    fault = f"{path}, line {end}: expected {len(header)} cells ({', '.join(header)}), found {len(cells)}"
-    return fault + (f"; the row begins in line {start}, which contains a quotation mark" if start < end else "")
+    fault = f"{path}, line {end}: expected {counted(len(header), 'cell')} ({', '.join(header)}), found {len(cells)}"
+    if start < end:
+        return f"{fault}; the row begins in line {start}, which contains a quotation mark"
+    return fault + "; put texts that contain the delimiter into quotation marks" * (len(cells) > len(header))
 
 
 def _open_mark(path: Path, end: int, delimiter: str) -> str:

@@ -99,12 +99,16 @@ def infer_schemas(
         DataError: If a file cannot be read, or a column cannot be guessed.
         TaskError: If the kind is unknown.
     """
-    return {
-        name: infer_schema(
-            read_file(files["train"], delimiter, BadRows(on_bad_row)), str(files["train"]), texts, label, kind
-        )
-        for name, files in tasks.items()
-    }
+    schemas = {}
+    for name, files in tasks.items():
+        bad_rows = BadRows(on_bad_row)
+        rows = read_file(files["train"], delimiter, bad_rows)
+        if not rows and bad_rows.count:
+            raise DataError(
+                f"{files['train']}: expected at least one row that can be read, found none{bad_rows.note()}"
+            )
+        schemas[name] = infer_schema(rows, str(files["train"]), texts, label, kind)
+    return schemas
 
 
 def make_entry(name: str, files: TaskFiles, schema: Schema, **source: Any) -> TaskEntry:

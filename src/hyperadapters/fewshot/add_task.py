@@ -181,6 +181,8 @@ def add_task(
             f"task '{task.name}', {unread[0]}: is for backbones that generate their answers, and this model has task "
             "heads; remove it"
         )
+    if task.name in {known.name for known in model.tasks}:
+        raise TaskError(f"task '{task.name}' exists; choose another name, or fit it again with refit_task (refit-task)")
     fit = _checked_fit(model, fit)
     _check_choice("init", init, INITS)
     task, rows = _read_examples(task, examples, len(model.tasks), fit, is_new=True)
@@ -212,7 +214,8 @@ def refit_task(
         fit: Which parameters are trained besides the head; see `add_task`.
         init: How the prototype is initialised: as in `add_task`, or "current" for the present prototype. With
             "current", the values "adapter", "none" and "head" of `fit` also start from the task's present adapter,
-            which keeps its full effect with "head" if left-out examples do not prefer the frozen backbone.
+            which keeps its effect with "head" if left-out examples do not prefer the frozen backbone. If it has none,
+            it gets one as in `add_task`.
         k_per_label: Number of examples of each label to use; see `add_task`.
         max_steps: Maximum number of training steps; see `add_task`.
         seed: Seed of all random choices; see `add_task`.
@@ -267,7 +270,9 @@ def _fit(
         start = _start(model, init, fit, instances, similarity, task_id, seed)
         if fit == "head":
             related = _related_head(model, task, task_id)
-            fitted = fit_head(model, data, start, len(examples), related, init == "current", seed)
+            # The adapter of a task that goes without it was made for another task, or harmed this one.
+            is_own = init == "current" and task_id is not None and float(model.pha.adapter_scales[task_id]) > 0
+            fitted = fit_head(model, data, start, len(examples), related, is_own, seed)
         else:
             fitted = fit_task(model, data, start, fit, max_steps, seed, _known_heads(model, task, similarity, task_id))
         fitted_parts = TaskState(

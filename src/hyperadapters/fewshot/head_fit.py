@@ -53,8 +53,8 @@ def fit_head(
         start: Prototype and adapter to start from.
         num_examples: Number of examples.
         related: Mean head of known tasks with the same labels, in the order of this task. Default: there are none.
-        is_own: If True, the initial adapter is that of the task itself. It keeps its full effect, and it is kept unless
-            the frozen features are clearly better. Default: False.
+        is_own: If True, the initial adapter is that of the task itself. It keeps its effect unless the frozen features
+            are clearly better. Default: False.
         seed: Seed of the choice of left-out examples.
 
     Returns:

@@ -103,6 +103,21 @@ def check_heads_for_errors(model: HyperAdapterModel) -> None:
         raise TaskError("max_error: only for models with task heads, and this one generates its answers; remove it")
 
 
+def tasks_without_bounds(model: HyperAdapterModel) -> list[str]:
+    """Return the names of the classification tasks for which no shares of wrong answers are known.
+
+    Args:
+        model: Model with task heads, to which such tasks may have been added since it was calibrated.
+    """
+    assert model.heads is not None
+    is_known = (model.heads.error_bounds != 1).flatten(1).any(dim=1).tolist()
+    return [
+        task.name
+        for task, known in zip(model.tasks, is_known, strict=True)
+        if task.kind == "classification" and not known
+    ]
+
+
 def without_uncertain_answer(model: HyperAdapterModel, prediction: Prediction, max_error: float) -> Prediction:
     """Return a prediction, without its answer if left-out rows do not support it.
 

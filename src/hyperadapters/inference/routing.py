@@ -280,7 +280,8 @@ def calibrate(
     instance vectors of its training rows. The threshold of a task is the quantile `false_decline_rate` of the
     similarities of the validation rows that are most similar to it, or of its own rows if there are no such rows. It is
     not higher than the conformal threshold of the validation rows, so that at most this share of exchangeable inputs is
-    declined if there are at least 1 / `false_decline_rate` - 1 such rows (see `inference.conformal`).
+    declined if there are at least 1 / `false_decline_rate` - 1 such rows (see `inference.conformal`). A model with a
+    single task declines nothing.
 
     Args:
         model: Model, which is changed in place.
@@ -331,6 +332,8 @@ def calibrate(
         rows = similarity[: int(readable[: len(validation_examples)].sum())]
         for task_id, (threshold, _) in enumerate(conformal_thresholds(rows, false_decline_rate)):
             chosen[task_id] = min(float(chosen[task_id]), threshold)
+    if len(model.tasks) == 1:  # nothing was learned that tells other texts from those of the task
+        chosen = torch.full_like(chosen, -inf)
     model.task_table.set_thresholds(chosen - ROUNDING)
 
 

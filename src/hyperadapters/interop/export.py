@@ -69,7 +69,10 @@ def export(
     if quantize is not None:
         raise ExportError(f"quantize: only format '{RUNTIME}' can be quantised, found format '{target}'; remove it")
     if (task is None) != every:
-        raise TaskError("expected the name of a task or all tasks, found " + ("neither" if task is None else "both"))
+        raise TaskError(
+            "expected the name of a task (--task) or all tasks (--all), found "
+            + ("neither" if task is None else "both")
+        )
     # The ONNX graph is in float32, whatever the data type of the backbone's files is.
     dtype: Dtype | None = "float32" if target == "onnx" else None
     model = HyperAdapterModel.from_pretrained(folder, dtype=dtype).eval()

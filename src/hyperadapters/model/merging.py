@@ -51,7 +51,7 @@ def task_loras(
     if method.config.form != "lora":
         raise TaskError(
             "expected a model of form 'lora', found form 'bottleneck', whose adapters contain a ReLU and therefore are "
-            "no change of the backbone's weights; train a model with form 'lora'"
+            "no change of the backbone's weights; train a model with model.form: lora"
         )
     device, scale = next(method.parameters()).device, method.config.lora_scale
     weights = method.adapters(torch.tensor([task_id], device=device))

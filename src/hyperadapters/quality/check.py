@@ -153,4 +153,5 @@ def _label_errors(tasks: Sequence[CheckedTask], settings: CheckSettings) -> tupl
         found, more = check_label_errors(data, encoder, size, settings.seed)
         findings += found
         notes += more
-    return findings, [*notes, f"Label errors are searched with the features of the frozen encoder {name}."]
+    searched = [f"Label errors are searched with the features of the frozen encoder {name}."]
+    return findings, notes if len(notes) == len(chosen) else [*notes, *searched]

@@ -107,7 +107,10 @@ def check_label_errors(
         rows = _frequent([rows[place] for place in sample])
     names = sorted({str(row.target) for row in rows})
     if len(names) < 2 or len(rows) < MIN_ROWS:
-        return [], [f"{name}: label errors were not searched, because there are too few rows."]
+        return [], [
+            f"{name}: label errors were not searched, which needs at least {MIN_ROWS} rows of labels with {FOLDS} "
+            f"rows or more, found {len(rows)}."
+        ]
     labels = np.array([names.index(str(row.target)) for row in rows])
     probabilities = predicted_probabilities(encoder.features([row.texts for row in rows]), labels, seed)
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())

@@ -58,7 +58,8 @@ def check_rows(data: CheckedTask, on_bad_row: Literal["error", "skip"]) -> Itera
             name,
             0,
             "There are no test rows, so that nothing says how good a trained model is.",
-            "Add a test file, or hold rows out with source.held_out: {test: {from: train, size: 0.2}}.",
+            "Add a test file. `quickstart` holds rows out by itself, and a recipe does with source.held_out: {test: "
+            "{from: train, size: 0.2}}.",
         )
 
 

@@ -110,7 +110,9 @@ def _summary(report: QualityReport) -> Table:
     for title in titles:
         is_number = title not in ("task", "kind")
         table.add_column(title, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
-    table.columns[0].width = min(NAME_WIDTH, max(cell_len(printable(task.name)) for task in report.tasks))
+    table.columns[0].width = min(
+        NAME_WIDTH, max(len("task"), *(cell_len(printable(task.name)) for task in report.tasks))
+    )
     for row in cells:
         table.add_row(*(row[title] for title in titles))
     return table

@@ -173,7 +173,7 @@ def read_run(folder: Path) -> FinishedRun:
         RecipeError: If the recipe of the run is not valid.
     """
     if not is_folder(folder):
-        raise DataError(f"{folder}: expected the folder of a finished run, found no folder")
+        raise DataError(f"{folder}: expected the folder of a finished run or a result file (.jsonl), found neither")
     metrics = parse(Metrics, _json(folder / METRICS_FILE), DataError, str(folder / METRICS_FILE))
     missing = tuple(name for name in (DETAILS_FILE, RECIPE_FILE) if not (folder / name).exists())
     details = _without_details(folder, metrics) if DETAILS_FILE in missing else read_details(folder)

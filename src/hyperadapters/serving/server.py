@@ -9,6 +9,7 @@ from pathlib import Path
 import uvicorn
 
 from hyperadapters.checkpoints.format import stored_digest
+from hyperadapters.errors import ServingError
 from hyperadapters.serving.app import create_app
 from hyperadapters.serving.logs import configure_logs
 from hyperadapters.serving.memory import use_one_arena
@@ -42,10 +43,11 @@ def serve(folder: Path, settings: ServerSettings, tell: Callable[[str], None]) -
         tell: Function that is called with the address as soon as the server answers.
 
     Raises:
-        ServingError: If the settings are invalid.
+        ServingError: If the settings are invalid, or another program uses the port.
         CheckpointError: If the checkpoint is missing or damaged, or belongs to another backbone.
     """
     stored_digest(folder)  # before anything is started
+    _check_address(settings)
     configure_logs()
     use_one_arena()
     config = uvicorn.Config(
@@ -59,3 +61,15 @@ def serve(folder: Path, settings: ServerSettings, tell: Callable[[str], None]) -
         timeout_graceful_shutdown=int(settings.shutdown_seconds),
     )
     _Server(config, tell).run()
+
+
+def _check_address(settings: ServerSettings) -> None:
+    """Check that the server can listen, before the model is loaded."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        raise ServingError(
+            f"{settings.host}, port {settings.port}: cannot be listened to: {error.strerror}; choose another port with "
+            "--port (0: any free one), or another address with --host"
+        ) from None

@@ -83,11 +83,13 @@ def calibrate_model(
 ) -> CalibrationReport:
     """Calibrate a trained model on rows that it was not trained on, without training.
 
-    The thresholds of routing become conformal thresholds of the rows (see `inference.conformal`). If foreign inputs and
-    `false_accept_rate` are given, all thresholds are then raised by the same number, so that at most this share of
-    exchangeable foreign inputs is accepted; more inputs of known tasks may then be declined than `false_decline_rate`.
-    Temperatures, error bounds and the thresholds of multi-label tasks are those of the rows that have labels. Tasks
-    without rows keep theirs. If an error is raised, the model has not changed.
+    The thresholds of routing become conformal thresholds of the rows (see `inference.conformal`). Temperatures, error
+    bounds and the thresholds of multi-label tasks are those of the rows that have labels. Tasks without rows keep
+    theirs. (If such a task has no threshold of routing yet, it gets that of the rows which are most similar to it.)
+
+    If foreign inputs and `false_accept_rate` are given, the thresholds of all tasks are then raised by the same number,
+    so that at most this share of exchangeable foreign inputs is accepted; more inputs of known tasks may then be
+    declined than `false_decline_rate`. If an error is raised, the model has not changed.
 
     Args:
         model: Trained model, which is changed in place.
@@ -260,8 +262,11 @@ class _Routing:
         if not len(known):
             raise DataError("data: expected rows that contain words, found none")
         thresholds, bounds = model.pha.thresholds.clone(), dict[int, float]()
+        given = {example.task_id for example in examples}
         for task_id, (threshold, bound) in enumerate(conformal_thresholds(known, false_decline_rate)):
-            if math.isfinite(threshold):
+            # What is most similar to a task without rows belongs to another task, and says little about its inputs.
+            is_new = task_id in given or not math.isfinite(float(thresholds[task_id]))
+            if is_new and math.isfinite(threshold):
                 thresholds[task_id], bounds[task_id] = threshold - ROUNDING, bound
         accepted = None
         if foreign is not None and false_accept_rate is not None:

@@ -67,7 +67,7 @@ ADVICE = {
     GRADIENTS: f"lower {_SIZES}",
     OPTIMIZER: f"lower {_SIZES}",
     ACTIVATIONS: (
-        "lower training.batch_size and raise gradient_accumulation_steps, lower data.max_length, raise "
+        "lower training.batch_size and raise training.gradient_accumulation_steps, lower data.max_length, raise "
         "model.feature_layer, or set training.gradient_checkpointing"
     ),
     TEMPORARY: "lower training.batch_size, training.eval_batch_size or data.max_length",

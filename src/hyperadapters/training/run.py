@@ -414,7 +414,9 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> None:
     if output.is_dir() and any(output.iterdir()) and not holds_run:
         raise OutputError(f"{output}: expected an empty or new folder, or the folder of a run; found other files in it")
     if holds_run and not (resume or overwrite):
-        raise OutputError(f"{output}: already contains a run; use --overwrite to replace it or --resume to continue it")
+        raise OutputError(
+            f"{output}: already contains a run; use --overwrite to replace it, or train --resume to continue it"
+        )
     if resume and not holds_run:
         raise OutputError(f"{output}: nothing to resume: there is no run in it")
     if resume and (output / METRICS_FILE).is_file():
