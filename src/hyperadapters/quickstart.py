@@ -157,11 +157,12 @@ def _relative(path: str, folder: Path) -> str:
         return path
 
 
-def print_results(run: Run, output: Path, console: Console) -> None:
+def print_results(run: Run, recipe: Recipe, output: Path, console: Console) -> None:
     """Print the test scores beside those of the majority class, and what can be done with the model.
 
     Args:
         run: The finished run.
+        recipe: Its recipe.
         output: Its folder.
         console: Console to print to.
     """
@@ -175,11 +176,14 @@ def print_results(run: Run, output: Path, console: Console) -> None:
         table.add_row(escape(printable(task.name)), metric, baseline, f"{score:.4f}")
     console.print(table)
     folder = printable(shlex.quote(str(output)))
-    fields = " and ".join(f"a column '{field}'" for field in max((data.task.fields for data in run.tasks), key=len))
+    first = recipe.tasks[0]
+    columns = tuple(first.source.columns.get(field, field) for field in first.fields)
+    texts = (
+        "".join(f" --text {printable(shlex.quote(column))}" for column in columns) if columns != first.fields else ""
+    )
     lines = [
         f"The recipe, the checkpoint and metrics.json are in {output}/. To go on:",
-        f"  hyperadapters predict {folder} --input new.csv --output answers.csv",
-        f"    (new.csv needs {fields}, whatever the names of the columns were here)",
+        f"  hyperadapters predict {folder} --input new.csv{texts} --output answers.csv",
         f"  hyperadapters serve {folder}",
         f"  hyperadapters check {printable(shlex.quote(str(output / 'recipe.yaml')))}",
         f"  hyperadapters train {printable(shlex.quote(str(output / 'recipe.yaml')))} --output NEW_FOLDER",

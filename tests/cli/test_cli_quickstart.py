@@ -62,7 +62,7 @@ def test_a_file_becomes_a_run_and_its_recipe_reproduces_the_scores(cli: Cli, tmp
         "# The data have no validation and no test rows; these are held out.",
     ):
         assert comment in text
-    assert f"hyperadapters predict {output} --input new.csv" in result.out
+    assert f"hyperadapters predict {output} --input new.csv --text Utterance --output answers.csv" in result.out
     assert "majority class" in result.out
 
     again = cli("train", output / "recipe.yaml", "--output", tmp_path / "again")
@@ -71,8 +71,8 @@ def test_a_file_becomes_a_run_and_its_recipe_reproduces_the_scores(cli: Cli, tmp
     assert first["tasks"] == second["tasks"]
     assert first["tasks"]["mood"].keys() == {"validation", "test"}
 
-    (tmp_path / "new.csv").write_text("text\nw1 w2 good\n")
-    assert '"answer"' in cli("predict", output, "--input", tmp_path / "new.csv").out
+    (tmp_path / "new.csv").write_text("Utterance\nw1 w2 good\n")
+    assert '"answer"' in cli("predict", output, "--input", tmp_path / "new.csv", "--text", "Utterance").out
 
 
 def test_several_files_are_a_task_each(cli: Cli, tmp_path: Path, bert_folder: Path) -> None:

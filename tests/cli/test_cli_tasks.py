@@ -98,6 +98,24 @@ def test_an_added_task_is_reported_saved_and_answers(
     assert all(record["probabilities"].keys() == {"in", "out"} for record in records)
 
 
+def test_the_column_of_the_text_can_be_named(cli: Cli, tmp_path: Path, run: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("message,label\n" + "".join(f"w{n} {'red' if n % 2 else 'blue'},l{n % 2}\n" for n in range(8)))
+    named = ("--text", "message")
+    commands = [
+        ("add-task", run, "--name", "shade", "--examples", rows),
+        ("refit-task", run, "--name", "shade", "--examples", rows),
+        ("calibrate", run, "--inputs", rows, "--task", "shade"),
+        ("suggest", run, "--task", "shade", "--pool", rows),
+        ("predict", run, "--task", "shade", "--input", rows),
+    ]
+    for command in commands:
+        assert_refused(cli(*command), "rows.csv, line 2: no column 'text'. ", "--text COLUMN")
+        result = cli(*command, *named)
+        assert result.code == 0, result.err
+    assert [json.loads(line)["text"] for line in result.out.splitlines()][:2] == ["w0 blue", "w1 red"]
+
+
 @pytest.mark.parametrize("labels", [["red", "blue"], ["red=red red", "blue=the text is blue"]])
 def test_a_task_is_added_from_its_labels_alone(cli: Cli, run: Path, labels: list[str]) -> None:
     result = cli("add-task", run, "--name", "shade", *(part for label in labels for part in ("--label", label)))

@@ -26,7 +26,7 @@ from hyperadapters.data.loading import load_task
 from hyperadapters.data.rows import iterate_rows, plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, HyperAdaptersError, RecipeError, TaskError
-from hyperadapters.inference.inputs import read_inputs
+from hyperadapters.inference.inputs import read_inputs, with_texts
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
@@ -91,6 +91,20 @@ def test_an_empty_cell_is_no_task_and_no_second_text(empty: Any) -> None:
     assert list(read_inputs(frame, TASKS, "mood")) == [Example(0, "a")]
 
 
+def test_the_columns_of_texts_can_be_named() -> None:
+    row = Row({"text": "other", "id": 7, "b": "second", "a": "first"}, "a.csv, line 2")
+    assert list(with_texts([row], [])) == [row]
+    assert list(with_texts([row], ["a"])) == [Row({"text": "first", "id": 7, "b": "second"}, row.place)]
+    assert list(with_texts([row], ["a", "b"])) == [Row({"text": "first", "text_pair": "second", "id": 7}, row.place)]
+    assert list(with_texts([row], ["a", "text"])) == [
+        Row({"text": "first", "text_pair": "other", "id": 7, "b": "second"}, row.place)
+    ]
+    with pytest.raises(DataError, match=r"a.csv, line 2: Unknown column 'c'. Known: a, b, id, text"):
+        list(with_texts([row], ["c"]))
+    with pytest.raises(DataError, match="expected one or two columns of texts, found a, b, c"):
+        with_texts([row], ["a", "b", "c"])
+
+
 @pytest.mark.parametrize("empty", [None, float("nan"), pd.NA])
 def test_an_empty_cell_is_no_text(empty: Any) -> None:
     with pytest.raises(DataError, match=r"input 1: expected a string in 'text_pair', found (None|nan)"):
@@ -105,7 +119,8 @@ def test_an_empty_cell_is_no_text(empty: Any) -> None:
 )
 def test_a_column_of_another_name_is_named(row: dict[str, str], advice: str) -> None:
     with pytest.raises(
-        DataError, match=rf"input 1: no column 'text'\. {advice}\. Rename a column to 'text'; a recipe can do this"
+        DataError,
+        match=rf"input 1: no column 'text'\. {advice}\. Rename the column, give it to the command with --text COLUMN",
     ):
         list(read_inputs([row], TASKS, "mood"))
 

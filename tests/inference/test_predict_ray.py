@@ -246,6 +246,14 @@ def test_records_equal_those_of_the_local_engine(
     assert names(tmp_path) == ["in.jsonl", expected.name, output.name]
 
 
+def test_the_columns_of_texts_can_be_named(without_ray: list[int], run: Path, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"message": f"w{number}", "id": number} for number in range(6)])
+    output, expected = tmp_path / "ray.jsonl", tmp_path / "local.jsonl"
+    predict_file_with_ray(run, source, output, "colour", shard_rows=4, texts=["message"])
+    predict_file(Predictor.from_pretrained(run), source, "colour", expected, texts=["message"])
+    assert_equal(read(output), read(expected))
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
 def test_other_columns_are_those_of_the_local_engine(
     without_ray: list[int], run: Path, tmp_path: Path, ending: str

@@ -195,7 +195,7 @@ ROW = {"text": "w1", "label": "red"}
         (changed("colour", [{**ROW, "label": 2}]), "row 1: unknown label '2' of task 'colour'. Known: blue, red"),
         (
             changed("colour", [{"label": "red"}]),
-            "train_data, task 'colour', row 1: no column 'text'.* Rename a column to 'text'; a recipe can",
+            "train_data, task 'colour', row 1: no column 'text'.* Rename the column, give it to the",
         ),
         (changed("colour", ["red"]), "train_data, task 'colour', row 1: expected a mapping with text and label, found"),
         (changed("mood", [{**ROW, "label": "bad"}]), "train_data, task 'mood', row 1: no column 'text_pair'"),

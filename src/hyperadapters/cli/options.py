@@ -26,6 +26,12 @@ TextColumns = Annotated[
     list[str] | None,
     typer.Option("--text", help="Column of the text; repeat it for the second text of pairs. Default: it is guessed."),
 ]
+InputColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text", help="Column of the text; repeat it for the second text of pairs. Default: text and text_pair."
+    ),
+]
 LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of the label. Default: it is guessed.")]
 KindOption = Annotated[
     str | None,

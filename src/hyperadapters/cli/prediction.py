@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from hyperadapters.cli.app import PREDICTION, app
-from hyperadapters.cli.options import Delimiter, RunFolder
+from hyperadapters.cli.options import Delimiter, InputColumns, RunFolder
 
 ENGINES = ("local", "ray")
 """What predicts and serves: this process, or processes of Ray."""
@@ -53,6 +53,7 @@ def predict(
         float | None,
         typer.Option(help="Maximum share of wrong answers of a task; rows that are not certain enough get no answer."),
     ] = None,
+    text: InputColumns = None,
     delimiter: Delimiter = None,
     engine: Annotated[
         str,
@@ -113,6 +114,7 @@ def predict(
             progress=True,
             on_bad_row=cast(Any, on_bad_row),
             max_error=max_error,
+            texts=text or (),
         )
         return
     predictor = Predictor.from_pretrained(
@@ -138,6 +140,7 @@ def predict(
         delimiter=delimiter,
         tasks=cast(Any, chosen),
         on_bad_row=cast(Any, on_bad_row),
+        texts=text or (),
     )
 
 

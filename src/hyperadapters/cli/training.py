@@ -154,7 +154,7 @@ def quickstart(
     run = train_run(planned.recipe, output, overwrite=overwrite, progress=view)
     write_atomically(output / "recipe.yaml", planned.text.encode())
     if view == "auto":
-        print_results(run, output, Console())
+        print_results(run, planned.recipe, output, Console())
     elif view == "json":
         print_result(run.metrics)
 

@@ -317,10 +317,11 @@ def label_examples(tasks: Sequence[Task]) -> list[Example]:
 
 def _cell(row: Row, name: str) -> object:
     if name not in row.values:
+        option = "give it to the command with --text COLUMN, " if name in ("text", "text_pair") else ""
         raise DataError(
             f"{row.place}: no column '{name}'.{did_you_mean(name, row.values)} "
             f"Found: {', '.join(map(str, row.values))}. "
-            f"Rename a column to '{name}'; a recipe can do this for its data in the source: columns: {{{name}: COLUMN}}"
+            f"Rename the column, {option}or in a recipe set its name in the source: columns: {{{name}: ...}}"
         )
     return row.values[name]
 

@@ -169,3 +169,30 @@ def tasks_that_read(example: Example, number: int, known: Sequence[Task]) -> lis
         expected, found = ("a single text", "a pair of texts") if is_pair else ("a pair of texts", "a single text")
         raise DataError(f"input {number}: expected {expected}, which all tasks of the model read, found {found}")
     return task_ids
+
+
+def with_texts(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Row]:
+    """Return rows whose texts are in the columns text and text_pair.
+
+    Args:
+        rows: The rows.
+        columns: Columns of the first and of the second text. If there are none, the rows stay as they are.
+
+    Returns:
+        Iterator over the rows. Another column that is named text or text_pair is left out if a given one gets its name.
+
+    Raises:
+        DataError: If there are more than two columns, or, during the iteration, a row does not have one of them.
+    """
+    if len(columns) > 2:
+        raise DataError(f"expected one or two columns of texts, found {', '.join(columns)}")
+    return (_with_texts(row, columns) for row in rows) if columns else iter(rows)
+
+
+def _with_texts(row: Row, columns: Sequence[str]) -> Row:
+    texts = dict(zip(("text", "text_pair"), columns, strict=False))
+    for column in columns:
+        if column not in row.values:
+            raise DataError(f"{row.place}: {unknown_name('column', column, row.values)}")
+    others = {name: value for name, value in row.values.items() if name not in (*columns, *texts)}
+    return Row({**{name: row.values[column] for name, column in texts.items()}, **others}, row.place)

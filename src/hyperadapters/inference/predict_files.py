@@ -16,7 +16,7 @@ from hyperadapters.data.bad_rows import BadRows, OnBadRow
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row, iterate_file, iterate_standard_input
 from hyperadapters.errors import DataError, TaskError
-from hyperadapters.inference.inputs import ids_of_tasks, input_reader
+from hyperadapters.inference.inputs import ids_of_tasks, input_reader, with_texts
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.inference.stored_tasks import StorePredictor
 from hyperadapters.utils.files import check_target, open_atomically
@@ -34,6 +34,7 @@ def predict_file(
     delimiter: str | None = None,
     tasks: Sequence[str] | Literal["*"] | None = None,
     on_bad_row: OnBadRow = "error",
+    texts: Sequence[str] = (),
 ) -> None:
     """Predict the targets of the rows of a file, as the command `predict` does.
 
@@ -53,6 +54,7 @@ def predict_file(
             a row for each of them. Default: each row is answered for one task.
         on_bad_row: What is done with a row that cannot be read, see `data.bad_rows`: "error" (default), or "skip" to
             omit it from the output.
+        texts: Columns of the texts. Default: text and text_pair.
 
     Raises:
         DataError: If the input file or one of its rows is invalid. An existing output file is unchanged.
@@ -61,7 +63,7 @@ def predict_file(
         NotFiniteError: If the model computes a value that is not a finite number.
     """
     bad_rows = BadRows(on_bad_row)
-    rows, known = open_rows(input_file, task, tasks, delimiter, bad_rows), predictor.model.tasks
+    rows, known = open_rows(input_file, task, tasks, delimiter, bad_rows, texts), predictor.model.tasks
     if isinstance(predictor, StorePredictor):
         examples = predictor.read_rows(rows, task, bad_rows)
     else:
@@ -83,6 +85,7 @@ def open_rows(
     tasks: Sequence[str] | Literal["*"] | None,
     delimiter: str | None,
     bad_rows: BadRows,
+    texts: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Open the input of `predict_file` and return an iterator over its rows.
 
@@ -92,6 +95,7 @@ def open_rows(
         tasks: Names of several tasks, if there are any.
         delimiter: Delimiter of a CSV or TSV file, if it is given.
         bad_rows: What is done with bad rows.
+        texts: Columns of the texts. Default: text and text_pair.
 
     Raises:
         TaskError: If both `task` and `tasks` are given.
@@ -100,10 +104,10 @@ def open_rows(
     if task is not None and tasks is not None:
         raise TaskError("task and tasks: expected one of them, found both; remove one")
     if str(input_file) != "-":
-        return iterate_file(input_file, delimiter, bad_rows)
+        return with_texts(iterate_file(input_file, delimiter, bad_rows), texts)
     if delimiter is not None:
         raise DataError("standard input is read as JSON-lines, which has no delimiter; remove the delimiter")
-    return iterate_standard_input(bad_rows)
+    return with_texts(iterate_standard_input(bad_rows), texts)
 
 
 def read_rows(

@@ -86,6 +86,7 @@ def predict_file_with_ray(
     progress: bool = False,
     on_bad_row: OnBadRow = "error",
     max_error: float | None = None,
+    texts: Sequence[str] = (),
 ) -> None:
     """Predict the targets of the rows of a file with worker processes of Ray, as `predict_file` does with one process.
 
@@ -112,6 +113,7 @@ def predict_file_with_ray(
         progress: Whether to show a progress bar. Default: False.
         on_bad_row: What is done with a row that cannot be read, see `predict_file`. Default: "error".
         max_error: Maximum share of wrong answers of each task, see `Predictor`. Default: all rows are answered.
+        texts: Columns of the texts. Default: text and text_pair.
 
     Raises:
         MissingPackageError: If Ray is not installed.
@@ -134,7 +136,8 @@ def predict_file_with_ray(
     checkpoint = read_checkpoint(folder)[0]
     assert checkpoint.weights is not None
     bad_rows = BadRows(on_bad_row)
-    lines = _Lines(checkpoint, input_file, output, task, tasks, delimiter, bad_rows)
+    rows = open_rows(input_file, task, tasks, delimiter, bad_rows, texts)
+    lines = _Lines(checkpoint, rows, str(input_file), output, task, tasks, bad_rows)
     chosen: tuple[str, ...] | Literal["*"] | None = None if tasks is None else "*" if tasks == "*" else tuple(tasks)
     scoring = Scoring(str(folder), checkpoint.weights.sha256, task, chosen, batch_size, route, decline, max_error)
     expected = {
@@ -142,6 +145,7 @@ def predict_file_with_ray(
         "delimiter": delimiter,
         "shard_rows": shard_rows,
         "on_bad_row": on_bad_row,
+        "texts": list(texts),
     }
     shards = Shards(Path(os.path.abspath(f"{output}.shards")))
     make_folder(shards.folder)
@@ -202,14 +206,14 @@ class _Lines:
     def __init__(
         self,
         checkpoint: CheckpointConfig,
-        input_file: Path,
+        rows: Iterator[Row],
+        name: str,
         output: Path,
         task: str | None,
         tasks: Sequence[str] | Literal["*"] | None,
-        delimiter: str | None,
         bad_rows: BadRows,
     ) -> None:
-        rows, self._name = open_rows(input_file, task, tasks, delimiter, bad_rows), str(input_file)
+        self._name = name
         self._known, self._method = checkpoint.tasks, checkpoint.model.method
         self._all_tasks, self._routes = tasks == "*", task is None and tasks is None
         self._is_csv = output.suffix == ".csv"
