@@ -114,7 +114,7 @@ def test_other_tasks_and_fits_need_examples(base: HyperAdapterModel, task: Task,
 
 def test_other_models_and_refits_need_examples(model: HyperAdapterModel) -> None:
     with pytest.raises(DataError, match="no examples; expected at least one"):
-        make_model("bert").add_task(DESCRIBED)
+        make_model("bert").add_task(DESCRIBED.model_copy(update={"name": "hue"}))
     model.add_task(DESCRIBED)
     with pytest.raises(DataError, match=r"no examples; expected at least one of each label$"):
         model.refit_task("colour", [])
@@ -173,7 +173,7 @@ def test_a_weight_of_two_is_a_row_that_occurs_twice(metric: str) -> None:
     [
         ({"labels": {"a": "x", "b": "x"}}, "descriptions must be different from each other"),
         ({"labels": {"a": "x", "b": " "}}, "descriptions must have letters"),
-        ({"labels": {"a": "x", "b": 3}}, r"descriptions\.b: Input should be a valid string; found 3"),
+        ({"labels": {"a": "x", "b": 3}}, r"descriptions\.b: expected a valid string; found 3"),
         ({"labels": ["a", "b"], "descriptions": {"a": "x"}}, r"one text for each of \['a', 'b'\], found \['a'\]"),
         ({"labels": {"a": "x", "b": "y"}, "descriptions": {"a": "x", "b": "y"}}, "remove one of them"),
         ({"labels": {"a": "x", "b": "y"}, "fields": ("text", "text_pair")}, "only for .* tasks of single texts"),

@@ -36,6 +36,8 @@ NO_KEYS = (TEXT, LIST, MAPPING, "[key]")
 MAX_FAULTS = 100
 """Number of faults that an error message describes."""
 
+NUMBER_LIMIT = re.compile(r"Input should be ((greater|less) than|a multiple)")
+
 RENAMED_KEYS = {
     "label_words": "verbalizer",
     "cut": "held_out",
@@ -175,13 +177,16 @@ def _describe(model: type[BaseModel], fault: Any) -> str:
         return f"  {place}: unknown key, expected {fault['ctx']['expected']}.{did_you_mean(path[-1], _literals(fault))}"
     if fault["type"] == "missing":
         return f"  {place}: required, not given"
-    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    if fault["type"] == "value_error":
+        return f"  {place}: {fault['msg'].removeprefix('Value error, ')}"
+    found, nearest = shown(fault["input"]), ""
+    message = fault["msg"].replace("valid tuple", "list")
     if fault["type"] == "too_short":
         message = f"expected {fault['ctx']['min_length']} or more items"
     if fault["type"] == "literal_error":
-        message += "." + did_you_mean(shown(fault["input"]).strip("'"), _literals(fault))
-    found = "" if fault["type"] == "value_error" else f"; found {shown(fault['input'])}"
-    return f"  {place}: {message}{found}"
+        nearest = did_you_mean(found.strip("'"), _literals(fault))
+    message = NUMBER_LIMIT.sub(r"expected a number \1", message).replace("Input should be", "expected")
+    return f"  {place}: {message}; found {found}{'.' * bool(nearest)}{nearest}"
 
 
 def _literals(fault: Any) -> list[str]:
