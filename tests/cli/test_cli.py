@@ -108,9 +108,12 @@ def test_export_says_what_serving_engines_would_not_take(cli: Cli, lora_run: Pat
     [
         (["--task", "mood", "--format", "peft"], ["Unknown format 'peft'. Did you mean 'peft-lora'?", "adapterhub"]),
         (["--task", "moood", "--format", "onnx"], ["Unknown task 'moood'. Did you mean 'mood'?"]),
-        (["--format", "onnx"], ["expected the name of a task or all tasks, found neither"]),
-        (["--task", "mood", "--all", "--format", "onnx"], ["expected the name of a task or all tasks, found both"]),
-        (["--task", "mood", "--format", "peft-lora"], ["train a model with form 'lora'"]),
+        (["--format", "onnx"], ["expected the name of a task (--task) or all tasks (--all), found neither"]),
+        (
+            ["--task", "mood", "--all", "--format", "onnx"],
+            ["expected the name of a task (--task) or all tasks (--all), found both"],
+        ),
+        (["--task", "mood", "--format", "peft-lora"], ["train a model with model.form: lora"]),
         (
             ["--task", "mood", "--format", "runtime"],
             ["format 'runtime' has all tasks in one folder, found task 'mood'"],
