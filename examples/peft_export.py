@@ -41,10 +41,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 tasks = [Task.text_to_text(name, template="{text} :") for name in ROWS]
-model = HyperAdapterModel(tiny_backbone(), tasks, ModelConfig(form="lora", lora_rank=8), backbone_name="tiny")
+model = HyperAdapterModel(tiny_backbone(), tasks, ModelConfig(form="lora", lora_rank=8))
 model.tokenizer = tiny_tokenizer()
 data = {name: [{"text": text, "label": label} for text, label in rows] for name, rows in ROWS.items()}
-Trainer(model, data, args=TrainingArguments(max_steps=60, learning_rate=1e-2, logging_steps=30)).train()
+Trainer(model, data, args=TrainingArguments(max_steps=60, learning_rate=1e-3, logging_steps=30)).train()
 print([row.text for row in model.predict(data["mood"], task="mood")])
 
 with tempfile.TemporaryDirectory() as folder:

@@ -98,21 +98,26 @@ def test_an_added_task_is_reported_saved_and_answers(
     assert all(record["probabilities"].keys() == {"in", "out"} for record in records)
 
 
-def test_the_column_of_the_text_can_be_named(cli: Cli, tmp_path: Path, run: Path) -> None:
+def test_the_columns_of_the_text_and_the_label_can_be_named(cli: Cli, tmp_path: Path, run: Path) -> None:
     rows = tmp_path / "rows.csv"
-    rows.write_text("message,label\n" + "".join(f"w{n} {'red' if n % 2 else 'blue'},l{n % 2}\n" for n in range(8)))
-    named = ("--text", "message")
+    rows.write_text("message,class\n" + "".join(f"w{n} {'red' if n % 2 else 'blue'},l{n % 2}\n" for n in range(8)))
     commands = [
-        ("add-task", run, "--name", "shade", "--examples", rows),
-        ("refit-task", run, "--name", "shade", "--examples", rows),
-        ("calibrate", run, "--inputs", rows, "--task", "shade"),
-        ("suggest", run, "--task", "shade", "--pool", rows),
-        ("predict", run, "--task", "shade", "--input", rows),
+        (True, "add-task", run, "--name", "shade", "--examples", rows),
+        (True, "refit-task", run, "--name", "shade", "--examples", rows),
+        (True, "calibrate", run, "--inputs", rows, "--task", "shade"),
+        (False, "suggest", run, "--task", "shade", "--pool", rows),
+        (False, "predict", run, "--task", "shade", "--input", rows),
     ]
-    for command in commands:
-        assert_refused(cli(*command), "rows.csv, line 2: no column 'text'. ", "--text COLUMN")
-        result = cli(*command, *named)
+    for reads_labels, *command in commands:
+        texts, labels = ("--text", "message"), ("--label-column", "class")
+        assert_refused(cli(*command, *(labels if reads_labels else ())), "line 2: no column 'text'. ", "--text COLUMN")
+        if command[0] in ("add-task", "refit-task"):
+            assert_refused(cli(*command, *texts), "line 2: no column 'label'. ", "--label-column COLUMN")
+        without = cli(*command, *texts) if command[0] == "calibrate" else None
+        result = cli(*command, *texts, *(labels if reads_labels else ()))
         assert result.code == 0, result.err
+        if without is not None:  # the temperature, which needs labels, is missing
+            assert len(re.findall(r"\d\.\d{3}", without.out)) == len(re.findall(r"\d\.\d{3}", result.out)) - 1
     assert [json.loads(line)["text"] for line in result.out.splitlines()][:2] == ["w0 blue", "w1 red"]
 
 

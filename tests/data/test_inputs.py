@@ -26,7 +26,7 @@ from hyperadapters.data.loading import load_task
 from hyperadapters.data.rows import iterate_rows, plain
 from hyperadapters.data.sources import Row
 from hyperadapters.errors import DataError, HyperAdaptersError, RecipeError, TaskError
-from hyperadapters.inference.inputs import read_inputs, with_texts
+from hyperadapters.inference.inputs import read_inputs, with_columns
 from hyperadapters.inference.predictor import Predictor
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.model.model import HyperAdapterModel
@@ -93,16 +93,24 @@ def test_an_empty_cell_is_no_task_and_no_second_text(empty: Any) -> None:
 
 def test_the_columns_of_texts_can_be_named() -> None:
     row = Row({"text": "other", "id": 7, "b": "second", "a": "first"}, "a.csv, line 2")
-    assert list(with_texts([row], [])) == [row]
-    assert list(with_texts([row], ["a"])) == [Row({"text": "first", "id": 7, "b": "second"}, row.place)]
-    assert list(with_texts([row], ["a", "b"])) == [Row({"text": "first", "text_pair": "second", "id": 7}, row.place)]
-    assert list(with_texts([row], ["a", "text"])) == [
+    assert list(with_columns([row], [])) == [row]
+    assert list(with_columns([row], ["a"])) == [Row({"text": "first", "id": 7, "b": "second"}, row.place)]
+    assert list(with_columns([row], ["a", "b"])) == [Row({"text": "first", "text_pair": "second", "id": 7}, row.place)]
+    assert list(with_columns([row], ["a", "text"])) == [
         Row({"text": "first", "text_pair": "other", "id": 7, "b": "second"}, row.place)
     ]
     with pytest.raises(DataError, match=r"a.csv, line 2: Unknown column 'c'. Known: a, b, id, text"):
-        list(with_texts([row], ["c"]))
+        list(with_columns([row], ["c"]))
     with pytest.raises(DataError, match="expected one or two columns of texts, found a, b, c"):
-        with_texts([row], ["a", "b", "c"])
+        with_columns([row], ["a", "b", "c"])
+
+
+def test_the_column_of_the_label_can_be_named() -> None:
+    row = Row({"text": "first", "label": "draft", "class": "yes", "id": 7}, "a.csv, line 2")
+    assert list(with_columns([row], [], "class")) == [Row({"label": "yes", "text": "first", "id": 7}, row.place)]
+    assert list(with_columns([row], ["class"], "label")) == [Row({"text": "yes", "label": "draft", "id": 7}, row.place)]
+    with pytest.raises(DataError, match=r"a.csv, line 2: Unknown column 'clas'. Did you mean 'class'\?"):
+        list(with_columns([row], [], "clas"))
 
 
 @pytest.mark.parametrize("empty", [None, float("nan"), pd.NA])

@@ -18,7 +18,7 @@ LINES = {
     r"left: bakery, library\n",
     "matching_pairs": r"accuracy on other pairs: [01]\.\d\d\n(.* -> .* \([01]\.\d\d\)\n){3}",
     "t5_generation": r"capital \{'France': 'Paris', 'Japan': 'Tokyo', .*\ncurrency \{'France': 'euro', ",
-    "peft_export": r"\['happy', 'unhappy', 'happy', 'unhappy'\]\nmood: PEFT continues with 'happy', .* \de-\d\d\n"
+    "peft_export": r"\['happy', 'unhappy', 'happy', 'unhappy'\]\nmood: PEFT continues with 'happy', .* \de[+-]\d\d\n"
     r"noun: PEFT continues with 'song', ",
     "serving": r"help: (delivery|refund)\nfilm: (good|bad)\ntasks now: help, film, urgent\nurgent: (yes|no)\n",
 }

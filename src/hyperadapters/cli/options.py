@@ -32,6 +32,7 @@ InputColumns = Annotated[
         "--text", help="Column of the text; repeat it for the second text of pairs. Default: text and text_pair."
     ),
 ]
+NamedLabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of the label. Default: label.")]
 LabelColumn = Annotated[str | None, typer.Option("--label", help="Column of the label. Default: it is guessed.")]
 KindOption = Annotated[
     str | None,

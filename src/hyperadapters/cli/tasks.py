@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from hyperadapters.cli.app import TASKS, app
-from hyperadapters.cli.options import Delimiter, ExamplesFile, FitOption, InputColumns, PerLabel, RunFolder, Seed
+from hyperadapters.cli.options import (
+    Delimiter,
+    ExamplesFile,
+    FitOption,
+    InputColumns,
+    NamedLabelColumn,
+    PerLabel,
+    RunFolder,
+    Seed,
+)
 from hyperadapters.cli.tables import print_calibration, print_fit
 from hyperadapters.utils.texts import counted
 
@@ -56,6 +65,7 @@ def add_task(
     ] = "nearest",
     seed: Seed = 0,
     text: InputColumns = None,
+    label_column: NamedLabelColumn = None,
     delimiter: Delimiter = None,
 ) -> None:
     """Add a task to a run from a few examples or from its labels alone. Other tasks only change with --fit shared."""
@@ -63,11 +73,11 @@ def add_task(
     from hyperadapters.data.sources import read_file
     from hyperadapters.errors import TaskError
     from hyperadapters.inference.batches import best_device
-    from hyperadapters.inference.inputs import with_texts
+    from hyperadapters.inference.inputs import with_columns
 
     if examples is None and not label:
         raise TaskError(f"task '{name}': expected --examples, or labels with --label; found neither")
-    rows = [] if examples is None else list(with_texts(read_file(examples, delimiter), text or ()))
+    rows = [] if examples is None else list(with_columns(read_file(examples, delimiter), text or (), label_column))
     fields = ["text", "text_pair"] if any(row.values.get("text_pair") for row in rows) else ["text"]
     described = {"name": name, "kind": kind, "fields": fields, "metrics": metric or [], "template": template}
     task = parse(Task, {**described, "labels": _labels(label or [])}, TaskError)
@@ -93,14 +103,15 @@ def refit_task(
     ] = "current",
     seed: Seed = 0,
     text: InputColumns = None,
+    label_column: NamedLabelColumn = None,
     delimiter: Delimiter = None,
 ) -> None:
     """Fit a task of a run to new examples. Other tasks only change with --fit shared."""
     from hyperadapters.data.sources import read_file
     from hyperadapters.inference.batches import best_device
-    from hyperadapters.inference.inputs import with_texts
+    from hyperadapters.inference.inputs import with_columns
 
-    rows = list(with_texts(read_file(examples, delimiter), text or ()))
+    rows = list(with_columns(read_file(examples, delimiter), text or (), label_column))
     _announce(fit)
     with _changed_model(folder) as model:
         model.to(best_device())
@@ -153,21 +164,22 @@ def calibrate(
         float | None, typer.Option(help="Maximum share of foreign inputs that are accepted.")
     ] = None,
     text: InputColumns = None,
+    label_column: NamedLabelColumn = None,
     delimiter: Delimiter = None,
 ) -> None:
     """Set thresholds of routing, temperatures and error bounds from new rows, without training."""
     from hyperadapters.data.sources import read_file
     from hyperadapters.errors import DataError
     from hyperadapters.inference.batches import best_device
-    from hyperadapters.inference.inputs import with_texts
+    from hyperadapters.inference.inputs import with_columns
 
     data: dict[str, list[Any]] = {}
-    for row in with_texts(read_file(inputs, delimiter), text or ()):
+    for row in with_columns(read_file(inputs, delimiter), text or (), label_column):
         name = task or row.values.get("task")
         if not isinstance(name, str) or not name:
             raise DataError(f"{row.place}: expected a task in the column 'task', found none; add it, or use --task")
         data.setdefault(name, []).append(row)
-    outside = None if foreign is None else list(with_texts(read_file(foreign, delimiter), text or ()))
+    outside = None if foreign is None else list(with_columns(read_file(foreign, delimiter), text or ()))
     with _changed_model(folder) as model:
         model.to(best_device())
         report = model.calibrate(data, outside, false_decline_rate, false_accept_rate)
@@ -208,14 +220,14 @@ def suggest(
     from hyperadapters.fewshot.suggest import suggest as suggest_rows
     from hyperadapters.fewshot.suggest import suggested_rows
     from hyperadapters.inference.batches import best_device
-    from hyperadapters.inference.inputs import with_texts
+    from hyperadapters.inference.inputs import with_columns
     from hyperadapters.inference.predict_files import OUTPUT_ENDINGS, as_json, write_records
     from hyperadapters.model.model import HyperAdapterModel
     from hyperadapters.utils.files import check_target
 
     if output is not None:
         check_target(output, OUTPUT_ENDINGS)
-    rows = list(with_texts(read_file(pool, delimiter), text or ()))
+    rows = list(with_columns(read_file(pool, delimiter), text or ()))
     model = HyperAdapterModel.from_pretrained(folder).to(best_device())
     records = suggested_rows(rows, suggest_rows(model, task, rows, k, cast(Any, strategy), seed))
     if output is not None:

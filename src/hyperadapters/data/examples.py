@@ -317,11 +317,12 @@ def label_examples(tasks: Sequence[Task]) -> list[Example]:
 
 def _cell(row: Row, name: str) -> object:
     if name not in row.values:
-        option = "give it to the command with --text COLUMN, " if name in ("text", "text_pair") else ""
+        option = "--label-column" if name == "label" else "--text"
         raise DataError(
             f"{row.place}: no column '{name}'.{did_you_mean(name, row.values)} "
             f"Found: {', '.join(map(str, row.values))}. "
-            f"Rename the column, {option}or in a recipe set its name in the source: columns: {{{name}: ...}}"
+            f"Rename the column, give it to the command with {option} COLUMN, or in a recipe set its name in the "
+            f"source: columns: {{{name}: ...}}"
         )
     return row.values[name]
 

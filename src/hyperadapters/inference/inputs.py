@@ -171,28 +171,33 @@ def tasks_that_read(example: Example, number: int, known: Sequence[Task]) -> lis
     return task_ids
 
 
-def with_texts(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[Row]:
-    """Return rows whose texts are in the columns text and text_pair.
+def with_columns(rows: Iterable[Row], texts: Sequence[str], label: str | None = None) -> Iterator[Row]:
+    """Return rows whose texts are in the columns text and text_pair, and whose label is in the column label.
 
     Args:
         rows: The rows.
-        columns: Columns of the first and of the second text. If there are none, the rows stay as they are.
+        texts: Columns of the first and of the second text. If there are none, the columns of texts keep their names.
+        label: Column of the label. If None, it keeps its name.
 
     Returns:
-        Iterator over the rows. Another column that is named text or text_pair is left out if a given one gets its name.
+        Iterator over the rows. Another column that is named text, text_pair or label is left out if a given one gets
+        its name.
 
     Raises:
-        DataError: If there are more than two columns, or, during the iteration, a row does not have one of them.
+        DataError: If there are more than two columns of texts, or, during the iteration, a row does not have one of the
+            columns.
     """
-    if len(columns) > 2:
-        raise DataError(f"expected one or two columns of texts, found {', '.join(columns)}")
-    return (_with_texts(row, columns) for row in rows) if columns else iter(rows)
+    if len(texts) > 2:
+        raise DataError(f"expected one or two columns of texts, found {', '.join(texts)}")
+    columns = dict(zip(("text", "text_pair"), texts, strict=False))
+    if label is not None:
+        columns["label"] = label
+    return (_with_columns(row, columns) for row in rows) if columns else iter(rows)
 
 
-def _with_texts(row: Row, columns: Sequence[str]) -> Row:
-    texts = dict(zip(("text", "text_pair"), columns, strict=False))
-    for column in columns:
+def _with_columns(row: Row, columns: Mapping[str, str]) -> Row:
+    for column in columns.values():
         if column not in row.values:
             raise DataError(f"{row.place}: {unknown_name('column', column, row.values)}")
-    others = {name: value for name, value in row.values.items() if name not in (*columns, *texts)}
-    return Row({**{name: row.values[column] for name, column in texts.items()}, **others}, row.place)
+    others = {name: value for name, value in row.values.items() if name not in (*columns, *columns.values())}
+    return Row({**{name: row.values[column] for name, column in columns.items()}, **others}, row.place)

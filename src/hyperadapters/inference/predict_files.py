@@ -16,7 +16,7 @@ from hyperadapters.data.bad_rows import BadRows, OnBadRow
 from hyperadapters.data.examples import Example
 from hyperadapters.data.sources import Row, iterate_file, iterate_standard_input
 from hyperadapters.errors import DataError, TaskError
-from hyperadapters.inference.inputs import ids_of_tasks, input_reader, with_texts
+from hyperadapters.inference.inputs import ids_of_tasks, input_reader, with_columns
 from hyperadapters.inference.predictor import Prediction, Predictor
 from hyperadapters.inference.stored_tasks import StorePredictor
 from hyperadapters.utils.files import check_target, open_atomically
@@ -104,10 +104,10 @@ def open_rows(
     if task is not None and tasks is not None:
         raise TaskError("task and tasks: expected one of them, found both; remove one")
     if str(input_file) != "-":
-        return with_texts(iterate_file(input_file, delimiter, bad_rows), texts)
+        return with_columns(iterate_file(input_file, delimiter, bad_rows), texts)
     if delimiter is not None:
         raise DataError("standard input is read as JSON-lines, which has no delimiter; remove the delimiter")
-    return with_texts(iterate_standard_input(bad_rows), texts)
+    return with_columns(iterate_standard_input(bad_rows), texts)
 
 
 def read_rows(
