@@ -145,6 +145,44 @@ def test_a_removed_task_is_not_found_any_more(tmp_path: Path) -> None:
     assert "size" in store
 
 
+@pytest.mark.parametrize("settings", [{}, {"centroids_per_task": 2}])
+def test_a_copy_has_the_present_tasks_and_nothing_of_earlier_ones(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_store, "COPIED_TASKS", 2)
+    model = lived_in("bert", **settings)
+    store = _store(tmp_path / "store", model)
+    expected = _contents(tmp_path / "store")
+    store.append(model, ["size"], replace=True)
+    store.append(_renamed(model, "2"), ["mood2"])
+    store.remove(["size", "mood2"])
+    store.append(lived_in("bert", **settings), ["size"])
+
+    copied = store.copy(tmp_path / "copy")
+    assert [task.name for task in copied] == [task.name for task in store] == ["colour", "mood", "size"]
+    assert copied.config.tasks == 3
+    found = _contents(tmp_path / "copy")
+    assert {name: len(content) for name, content in found.items() if name != "task_store.json"} == {
+        name: len(content) for name, content in expected.items() if name != "task_store.json"
+    }
+    model = lived_in("bert", **settings)
+    before = {task.name: _outputs(model, "bert", task.name) for task in model.tasks}
+    copied.load(model, before)
+    for name, output in before.items():
+        assert_same(_outputs(model, "bert", name), output)
+
+
+def test_a_damaged_store_is_not_copied(tmp_path: Path) -> None:
+    store = _store(tmp_path / "store", lived_in("bert"))
+    path = tmp_path / "store" / "records.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match=r"records\.bin: task 2 has another checksum"):
+        store.copy(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    with pytest.raises(OutputError, match="already exists"):
+        store.copy(tmp_path / "store")
+
+
 def test_models_with_other_shared_parts_are_refused(tmp_path: Path) -> None:
     model = lived_in("bert")
     store = _store(tmp_path / "store", model)

@@ -68,6 +68,12 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(cli: Cli, run: Path
     assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
     assert cli("store", run, tmp_path / "store", "--replace").code == 0
     assert len(TaskStore.open(tmp_path / "store")) == 2
+    assert_refused(cli("copy-store", tmp_path / "none", tmp_path / "copy"), "no task store here")
+    assert_refused(cli("copy-store", tmp_path / "store", tmp_path / "store"), "already exists")
+    result = cli("copy-store", tmp_path / "store", tmp_path / "copy")
+    assert result == (0, f"The task store {tmp_path / 'copy'} has 2 tasks\n", "")
+    for name, content in before.items():
+        assert len((tmp_path / "copy" / name).read_bytes()) == len(content) or name == "task_store.json"
     assert_refused(
         cli("predict", run, "--input", texts, "--store", tmp_path / "store", "--tasks", "mood"),
         "--store: not valid with --tasks, --route or --engine",

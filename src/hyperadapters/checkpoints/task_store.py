@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -39,13 +39,38 @@ from hyperadapters.core import most_similar
 from hyperadapters.errors import CheckpointError, TaskError, shown
 from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.model.tasks import TaskState
-from hyperadapters.utils.files import locked
+from hyperadapters.utils.files import locked, new_folder
 
 BLOCK = 65536
 """Number of keys that are compared at a time. Its product with the size of a number is a multiple of a page's size."""
 
+COPIED_TASKS = 4096
+"""Number of tasks that are copied at a time."""
+COUNTS = ("tasks", "keys", "removed", "record_bytes")
+"""Fields of `StoreConfig` that count the values of files."""
+
 Score = Callable[[Tensor, Tensor], Tensor]
 """Returns the similarities [B, N] to N keys [N, k], given the numbers of texts [N] of their tasks' densities."""
+
+
+class PackedTasks(NamedTuple):
+    """Tasks as they are appended to a store.
+
+    Attributes:
+        records: Packed definition and tensors of each task.
+        names: Hash of the name of each task [T].
+        thresholds: Similarity of each task below which routed inputs are declined [T].
+        key_counts: Number of keys of each task [T].
+        keys: Keys of all tasks [N, k].
+        owners: Kind and number of texts of the task of each key, without its number [N].
+    """
+
+    records: list[bytes]
+    names: Array
+    thresholds: Array
+    key_counts: Array
+    keys: Array
+    owners: Array
 
 
 class TaskStore:
@@ -357,10 +382,10 @@ class TaskStore:
                     "earlier one (replace=True, --replace)"
                 )
             if states:
-                self._append(model, states, sorted(earlier.values()))
+                self._append(self._pack(model, states), sorted(earlier.values()))
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove tasks. Their records stay in the files, but are not found any more.
+        """Remove tasks. Their records are not found any more, but stay in the files; see `copy`.
 
         Args:
             names: Names of the tasks.
@@ -376,34 +401,75 @@ class TaskStore:
             removed = np.array(sorted(self.known_ids(names).values()), NUMBER)
             self._commit({"removed.bin": removed}, {"removed": len(removed)})
 
-    def _append(self, model: HyperAdapterModel, states: Sequence[TaskState], replaced: Collection[int]) -> None:
-        keys, counts, texts = self._make_keys(model, states)
-        records = [pack(state) for state in states]
-        sizes = np.array([len(record) for record in records])
-        ends, key_ends = np.cumsum(sizes), np.cumsum(counts)
-        tasks = np.zeros(len(states), TASK)
+    def copy(self, folder: str | Path) -> Self:
+        """Copy the tasks to a new store, without what the files contain of removed and replaced tasks.
+
+        All checksums are compared. The new store has the same tasks in the same order, with other numbers.
+
+        Args:
+            folder: Folder to create.
+
+        Returns:
+            The new store.
+
+        Raises:
+            CheckpointError: If files are damaged. There is no new store then.
+            OutputError: If the folder exists and is not empty, or cannot be written.
+        """
+        self.refresh()
+        with new_folder(folder) as new:
+            create_files(new, self.config.model_copy(update={**dict.fromkeys(COUNTS, 0), "most_keys": 1}))
+            copied = type(self)(new)
+            for start in range(0, self.config.tasks, COPIED_TASKS):
+                stop = min(start + COPIED_TASKS, self.config.tasks)
+                task_ids = [task_id for task_id in range(start, stop) if task_id not in self._removed]
+                if task_ids:
+                    copied._append(self._packed(task_ids), ())
+                for column in (self._tasks, self._names, self._keys, self._owners, self._records):
+                    column.release()
+        return type(self)(Path(folder))
+
+    def _packed(self, task_ids: list[int]) -> PackedTasks:
+        """Return tasks of this store in the form in which they are appended to another one."""
+        records = [self._checked(task_id)[1] for task_id in task_ids]
+        tasks = self._tasks.values[task_ids]
+        counts = tasks["num_keys"].astype(np.int64)
+        places = np.repeat(tasks["first_key"].astype(np.int64) - np.cumsum(counts) + counts, counts)
+        places += np.arange(counts.sum())
+        return PackedTasks(
+            records,
+            self._names.values[task_ids],
+            tasks["threshold"],
+            counts,
+            self._keys.values[places],
+            self._owners.values[places],
+        )
+
+    def _append(self, added: PackedTasks, replaced: Collection[int]) -> None:
+        sizes = np.array([len(record) for record in added.records])
+        ends, key_ends = np.cumsum(sizes), np.cumsum(added.key_counts)
+        tasks = np.zeros(len(sizes), TASK)
         tasks["start"], tasks["size"] = self.config.record_bytes + ends - sizes, sizes
-        tasks["first_key"], tasks["num_keys"] = self.config.keys + key_ends - counts, counts
-        tasks["threshold"] = [state.threshold for state in states]
-        owners = np.zeros(len(keys), OWNER)
-        owners["task"] = self.config.tasks + np.repeat(np.arange(len(states)), counts)
-        owners["is_pair"] = np.repeat([state.task.is_pair for state in states], counts)
-        owners["texts"] = np.repeat(texts, counts)
-        for row, record, stop, count in zip(tasks, records, key_ends.tolist(), counts.tolist(), strict=True):
+        tasks["first_key"], tasks["num_keys"] = self.config.keys + key_ends - added.key_counts, added.key_counts
+        tasks["threshold"] = added.thresholds
+        owners = added.owners.copy()
+        owners["task"] = self.config.tasks + np.repeat(np.arange(len(tasks)), added.key_counts)
+        for row, record, stop in zip(tasks, added.records, key_ends.tolist(), strict=True):
+            keys = slice(stop - int(row["num_keys"]), stop)
             row["record_sha256"] = np.void(record_digest(record))
-            row["keys_crc32"] = zlib.crc32(keys[stop - count : stop].tobytes())
-            row["owners_crc32"] = zlib.crc32(owners[stop - count : stop].tobytes())
+            row["keys_crc32"] = zlib.crc32(added.keys[keys].tobytes())
+            row["owners_crc32"] = zlib.crc32(owners[keys].tobytes())
             row["crc32"] = zlib.crc32(row.tobytes()[: -NUMBER.itemsize])
         columns: dict[str, Array] = {
             "tasks.bin": tasks,
-            "names.bin": np.array([name_hash(state.task.name) for state in states], NAME),
-            "keys.bin": keys,
+            "names.bin": added.names,
+            "keys.bin": added.keys,
             "owners.bin": owners,
-            "records.bin": np.frombuffer(b"".join(records), np.uint8),
+            "records.bin": np.frombuffer(b"".join(added.records), np.uint8),
             "removed.bin": np.array(replaced, NUMBER),
         }
-        added = {"tasks": len(tasks), "keys": len(keys), "removed": len(replaced), "record_bytes": int(ends[-1])}
-        self._commit(columns, added, int(counts.max()))
+        counts = {"tasks": len(tasks), "keys": len(owners), "removed": len(replaced), "record_bytes": int(ends[-1])}
+        self._commit(columns, counts, int(added.key_counts.max()))
 
     def _commit(self, columns: dict[str, Array], added: dict[str, int], most_keys: int = 0) -> None:
         changed = {name: getattr(self.config, name) + number for name, number in added.items()}
@@ -412,8 +478,8 @@ class TaskStore:
         self.refresh()
 
     @torch.no_grad()
-    def _make_keys(self, model: HyperAdapterModel, states: Sequence[TaskState]) -> tuple[Array, Array, Array]:
-        """Return the keys of tasks, the number of keys of each task, and the number of texts of its density."""
+    def _pack(self, model: HyperAdapterModel, states: Sequence[TaskState]) -> PackedTasks:
+        """Return tasks of a model in the form in which they are appended."""
         if self.config.routing == "densities":
             assert model.pha.densities is not None
             densities = torch.stack([state.density for state in states])
@@ -423,7 +489,17 @@ class TaskStore:
             vectors = [state.centroids if len(state.centroids) else state.prototype[None] for state in states]
             keys = normalize(torch.cat(vectors).float(), dim=-1)
             counts, texts = np.array([len(of_task) for of_task in vectors]), np.zeros(len(states))
-        return keys.float().cpu().numpy(), counts, texts
+        owners = np.zeros(len(keys), OWNER)
+        owners["is_pair"] = np.repeat([state.task.is_pair for state in states], counts)
+        owners["texts"] = np.repeat(texts, counts)
+        return PackedTasks(
+            [pack(state) for state in states],
+            np.array([name_hash(state.task.name) for state in states], NAME),
+            np.array([state.threshold for state in states]),
+            counts,
+            keys.float().cpu().numpy(),
+            owners,
+        )
 
     def check_model(self, model: HyperAdapterModel) -> None:
         """Check that the tasks belong to a model.

@@ -265,6 +265,20 @@ def store(
     typer.echo(f"The task store {store_folder} has {counted(len(opened), 'task')}")
 
 
+@app.command(
+    rich_help_panel=TASKS, epilog="[bold]Example[/bold]\n\nhyperadapters copy-store stores/helpdesk stores/compact"
+)
+def copy_store(
+    store_folder: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the task store.")],
+    target: Annotated[Path, typer.Argument(metavar="COPY", help="Folder to create.")],
+) -> None:
+    """Copy a task store without what its files contain of removed and replaced tasks."""
+    from hyperadapters.checkpoints.task_store import TaskStore
+
+    copied = TaskStore.open(store_folder).copy(target)
+    typer.echo(f"The task store {target} has {counted(len(copied), 'task')}")
+
+
 @contextmanager
 def _changed_model(folder: Path) -> Iterator[HyperAdapterModel]:
     """Load the model of a run, and save it when the context is left. Other commands that change the run wait."""
