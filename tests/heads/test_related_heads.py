@@ -222,7 +222,7 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     balanced = LogisticRegression(C=2 / DEFAULT_PENALTY, tol=1e-10, max_iter=10_000, class_weight="balanced")
     expected = balanced.fit(rows.inputs.numpy(), rows.targets).coef_[0]
     head = fit_related_heads([rows])[0]
-    torch.testing.assert_close(margin(head, rows.task), torch.tensor(expected), atol=1e-3, rtol=0)
+    torch.testing.assert_close(margin(head, rows.task), torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_one_row_of_each_label_is_enough() -> None:

@@ -21,6 +21,7 @@ from hyperadapters.heads.regression import (
     DEFAULT_PENALTY,
     LOGISTIC_PENALTIES,
     TaskRows,
+    label_cost,
     label_tensor,
     label_weights,
     left_out_rows,
@@ -29,6 +30,7 @@ from hyperadapters.heads.regression import (
     penalized_logistic_head,
     ridge_head,
     ridge_regression,
+    row_space,
     scaled_weights,
 )
 from hyperadapters.heads.task_heads import Head, target_losses, target_scale
@@ -231,23 +233,26 @@ def fit_new_head(rows: TaskRows, related: Head | None = None) -> Head:
 
 def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> tuple[Head, float]:
     """Minimise the cost of `fit_new_head`, where the factor may be negative; return the head and the factor."""
-    inputs, labels, num_labels = rows.inputs, rows.labels, len(rows.task.labels)
+    num_labels, bias = len(rows.task.labels), rows.inputs.new_zeros(len(rows.task.labels))
     if related is None:  # The factor is multiplied by zero and stays at its start.
-        related = Head(inputs.new_zeros(num_labels, inputs.shape[1]), inputs.new_zeros(num_labels))
-    known, factors = F.linear(inputs, related.weight, related.bias), _row_factors(rows)
-    weight = inputs.new_zeros(num_labels, inputs.shape[1]).requires_grad_()
-    bias = inputs.new_zeros(num_labels).requires_grad_()
-    scale = inputs.new_full((), RELATED_SCALE).requires_grad_()
+        related = Head(rows.inputs.new_zeros(num_labels, rows.inputs.shape[1]), bias)
+    known = F.linear(rows.inputs, related.weight, related.bias).double()
+    inputs, basis = row_space(rows.inputs)
+    cost_of_labels = label_cost(rows.labels, num_labels, _row_factors(rows))
 
-    def cost() -> Tensor:
-        logits = F.linear(inputs, weight, bias) + scale * known
-        loss = (factors * target_losses(logits, labels)).sum()
-        distance = RELATED_SCALE_PENALTY * (scale - RELATED_SCALE).square()
-        return loss + penalty / 2 * (weight.square().sum() + bias.square().sum()) + distance / 2
+    def cost(weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, list[Tensor]]:
+        loss, of_logits = cost_of_labels(F.linear(inputs, weight, bias) + scale * known)
+        distance = scale - RELATED_SCALE
+        loss = loss + penalty / 2 * (weight.square().sum() + bias.square().sum())
+        return loss + RELATED_SCALE_PENALTY / 2 * distance.square(), [
+            of_logits.T @ inputs + penalty * weight,
+            of_logits.sum(dim=0) + penalty * bias,
+            (of_logits * known).sum() + RELATED_SCALE_PENALTY * distance,
+        ]
 
-    minimize(cost, [weight, bias, scale])
-    factor = scale.detach()
-    return Head(weight.detach() + factor * related.weight, bias.detach() + factor * related.bias), float(factor)
+    start = rows.inputs.new_zeros(num_labels, len(basis)), bias, rows.inputs.new_full((), RELATED_SCALE)
+    weight, bias, scale = minimize(cost, start)
+    return Head(weight @ basis + scale * related.weight, bias + scale * related.bias), float(scale)
 
 
 def _row_factors(rows: TaskRows) -> Tensor:

@@ -52,6 +52,8 @@ TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 11))
 STANDARDIZED_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
 """Candidates for C = 1 / penalty of `standardized_regression`. They are smaller than those of `LOGISTIC_PENALTIES`
 because the squared norm of a standardised input is about d, and that of the inputs of a head is about 1 or 2."""
+MAX_GRADIENT = 1e-6
+"""Largest element of the gradient at which `minimize` stops."""
 FOLDS = 4
 """Maximum number of folds in the cross-validation of `logistic_regression`."""
 MANY_ROWS = 1000
@@ -238,17 +240,21 @@ def penalized_logistic_head(
     Returns:
         A head with a weight of shape [C, F] and a bias of shape [C].
     """
-    weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
-    of_labels = None if of_labels is None else of_labels.to(inputs)
+    start_logits, start_bias = F.linear(inputs, start.weight).double(), start.bias.double()
+    coordinates, basis = row_space(inputs)
+    factors = 1.0 if of_labels is None else of_labels[labels]
+    cost_of_labels = label_cost(labels, len(start.bias), factors)
+    bias_penalty = DEFAULT_PENALTY if labels.ndim == 2 else 0.0
 
-    def cost() -> Tensor:
-        loss = target_losses(F.linear(inputs, weight, bias), labels, of_labels, "sum")
-        if labels.ndim == 2:
-            loss = loss + DEFAULT_PENALTY / 2 * (bias - start.bias).square().sum()
-        return loss + penalty / 2 * (weight - start.weight).square().sum()
+    def cost(distance: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+        loss, of_logits = cost_of_labels(start_logits + F.linear(coordinates, distance, bias))
+        bias_distance = bias - start_bias
+        loss = loss + penalty / 2 * distance.square().sum() + bias_penalty / 2 * bias_distance.square().sum()
+        of_distance = of_logits.T @ coordinates + penalty * distance
+        return loss, [of_distance, of_logits.sum(dim=0) + bias_penalty * bias_distance]
 
-    minimize(cost, [weight, bias])
-    return start._replace(weight=weight.detach(), bias=bias.detach())
+    distance, bias = minimize(cost, [start.weight.new_zeros(len(start.bias), len(basis)), start.bias])
+    return start._replace(weight=start.weight + distance @ basis, bias=bias)
 
 
 def left_out_rows(
@@ -282,23 +288,86 @@ def left_out_rows(
         yield [row for row in range(len(rows.targets)) if row not in left_out], sorted(left_out)
 
 
-def minimize(cost: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:
-    """Minimise a convex differentiable cost with L-BFGS, also inside `torch.no_grad`.
+def row_space(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the coordinates of rows in an orthonormal basis, which has as many vectors as there are rows at most.
+
+    The weight of a regression with an L2 penalty is a combination of the rows, so it can be fitted to the coordinates,
+    which are much shorter than few rows of many elements.
 
     Args:
-        cost: Function that computes the cost, a scalar, from the present values of the parameters.
-        parameters: Leaf tensors that require gradients; they are changed in place.
+        inputs: Inputs of shape [N, F].
+
+    Returns:
+        Coordinates [N, R] in float64, and the basis [R, F] in the type of the inputs, where R is the smaller one of N
+        and F.
     """
-    optimizer = torch.optim.LBFGS(list(parameters), max_iter=50, line_search_fn="strong_wolfe")
+    basis, coordinates = torch.linalg.qr(inputs.double().T)
+    return coordinates.T, basis.T.to(inputs)
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = cost()
-        loss.backward()
-        return loss
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+def label_cost(
+    labels: Tensor, num_labels: int, factors: Tensor | float = 1.0
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return a function that computes the sum of the losses of rows and its gradient.
+
+    Args:
+        labels: Labels of the rows, as returned by `label_tensor`.
+        num_labels: Number C of labels.
+        factors: Factor of the loss of each row [N]. Default: 1.
+
+    Returns:
+        Function of logits [N, C] in float64. It returns the sum of the losses of `target_losses`, a scalar, and its
+        derivatives with respect to the logits [N, C].
+    """
+    is_multi_label = labels.ndim == 2
+    expected = labels.double() if is_multi_label else F.one_hot(labels, num_labels).double()
+    factors = torch.as_tensor(factors).to(expected).expand(len(labels))
+
+    def cost(logits: Tensor) -> tuple[Tensor, Tensor]:
+        if is_multi_label:
+            losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").sum(dim=1)
+            probabilities = logits.sigmoid()
+        else:
+            logarithms = logits.log_softmax(dim=1)
+            losses = -(logarithms * expected).sum(dim=1)
+            probabilities = logarithms.exp()
+        return losses @ factors, (probabilities - expected) * factors[:, None]
+
+    return cost
+
+
+def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor]]], start: Sequence[Tensor]) -> list[Tensor]:
+    """Minimise a convex differentiable cost with L-BFGS.
+
+    It is computed in float64 and until the gradient is so small that the result does not depend on the order of sums.
+
+    Args:
+        cost: Function of tensors in float64 with the shapes of `start`. It returns the cost, a scalar, and its
+            derivatives with respect to each tensor.
+        start: Values at which the search starts.
+
+    Returns:
+        The values with the lowest cost, with the types and on the devices of `start`.
+    """
+    from scipy.optimize import minimize as scipy_minimize  # takes half a second, which predictions do not need
+
+    sizes = [tensor.numel() for tensor in start]
+
+    def values(flat: Array) -> list[Tensor]:
+        parts = torch.from_numpy(flat).split(sizes)
+        return [part.view(tensor.shape).to(tensor.device) for part, tensor in zip(parts, start, strict=True)]
+
+    def flat_values(tensors: Sequence[Tensor]) -> Array:
+        found: Array = torch.cat([tensor.detach().double().flatten().cpu() for tensor in tensors]).numpy()
+        return found
+
+    def flat_cost(flat: Array) -> tuple[float, Array]:
+        value, gradients = cost(*values(flat))
+        return float(value), flat_values(gradients)
+
+    options = {"ftol": 0.0, "gtol": MAX_GRADIENT}
+    found = scipy_minimize(flat_cost, flat_values(start), jac=True, method="L-BFGS-B", options=options)
+    return [value.to(tensor.dtype) for value, tensor in zip(values(found.x), start, strict=True)]
 
 
 def ridge_regression(inputs: Array, targets: Array) -> RidgeCV:

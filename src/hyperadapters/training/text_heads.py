@@ -31,8 +31,16 @@ from hyperadapters.data.loading import subset
 from hyperadapters.data.memory import read_train_and_eval_data
 from hyperadapters.data.stored_rows import joined
 from hyperadapters.errors import TaskError, check_int
-from hyperadapters.heads.regression import TEMPERATURES, TaskRows, head_losses, label_tensor, minimize, pair_scales
-from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features, target_losses
+from hyperadapters.heads.regression import (
+    TEMPERATURES,
+    TaskRows,
+    head_losses,
+    label_cost,
+    label_tensor,
+    minimize,
+    pair_scales,
+)
+from hyperadapters.heads.task_heads import Head, TaskHeads, scaled_features
 from hyperadapters.heads.trained_heads import fit_feature_head, fit_related_heads, related_tasks
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.inference.finite import check_answers
@@ -443,22 +451,26 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
         The shares of the regression and of the trained head.
     """
     first = F.linear(rows.inputs(hidden_size), regression.weight, regression.bias)
-    second = torch.stack([logits[: len(trained.bias)] for logits in rows.logits]).float()
+    second = torch.stack([logits[: len(trained.bias)] for logits in rows.logits])
     if not second.isfinite().all():
         return PRIOR
+    first, second = first.double(), second.double()
     if task.kind != "regression":
-        labels = label_tensor(task, rows.targets)
+        cost_of_labels = label_cost(label_tensor(task, rows.targets), len(task.labels))
     else:
         targets = torch.tensor(rows.targets)
         second = (second - trained.target_mean) / trained.target_std
         targets = (targets - trained.target_mean) / trained.target_std
         variance = float((first[:, 0] - targets).square().mean().clamp(min=1e-6))
 
-    def cost(shares: Tensor) -> Tensor:
+    def cost(shares: Tensor) -> tuple[Tensor, Tensor]:
         logits = shares[0] * first + shares[1] * second
         if task.kind == "regression":
-            return (logits[:, 0] - targets).square().sum() / (2 * variance)
-        return target_losses(logits, labels, reduction="sum")
+            errors = logits - targets[:, None]
+            loss, of_logits = errors.square().sum() / (2 * variance), errors / variance
+        else:
+            loss, of_logits = cost_of_labels(logits)
+        return loss, torch.stack([(of_logits * first).sum(), (of_logits * second).sum()])
 
     found = _best_shares(cost, torch.ones(2))
     if (found < 0).any():  # The cost is convex: if a share is negative, its best non-negative value is zero.
@@ -469,24 +481,24 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
     return first_share, second_share
 
 
-def _best_shares(cost: Callable[[Tensor], Tensor], free: Tensor) -> Tensor:
+def _best_shares(cost: Callable[[Tensor], tuple[Tensor, Tensor]], free: Tensor) -> Tensor:
     """Minimise the cost of the shares plus the penalty on their distance from `PRIOR`.
 
     Args:
-        cost: Function of the shares [2].
+        cost: Function of the shares [2] that returns the cost and its derivatives [2].
         free: 1 for each share that may vary, 0 for one that is fixed at zero, of shape [2].
 
     Returns:
         The best shares, of shape [2].
     """
     prior = torch.tensor(PRIOR)
-    shares = prior.clone().requires_grad_()
 
-    def penalized() -> Tensor:
-        return cost(free * shares) + PRIOR_STRENGTH / 2 * (free * (shares - prior)).square().sum()
+    def penalized(shares: Tensor) -> tuple[Tensor, list[Tensor]]:
+        loss, of_shares = cost(free * shares)
+        distance = free * (shares - prior)
+        return loss + PRIOR_STRENGTH / 2 * distance.square().sum(), [free * of_shares + PRIOR_STRENGTH * distance]
 
-    minimize(penalized, [shares])
-    return free * shares.detach()
+    return free * minimize(penalized, [prior])[0]
 
 
 def _combined(regression: Head, trained: Head, shares: tuple[float, float]) -> Head:
