@@ -29,6 +29,8 @@ from efficiency.summary import (
 from efficiency.training_loop import BUDGETS
 
 NOTHING = "Not measured yet."
+FORMER = "_with_former_heads"
+"""End of the names of arms in rows that were made before the heads had their present penalties."""
 MARKED = re.compile(
     r"(<!-- (?:table|figure): (\S+) -->\n)((?:(?!<!-- (?:table|figure): ).)*?)(<!-- end -->)", re.DOTALL
 )
@@ -56,7 +58,7 @@ def tables(found: dict[str, Columns], trials: list[Row]) -> dict[str, str]:
     """
     made = {
         "suites": suites_table(found, sizes_of(found)) if found else NOTHING,
-        "suites-32": suites_table(found, [32]) if 32 in sizes_of(found) else NOTHING,
+        "suites-32": suites_table(found, [32], FORMER) if 32 in sizes_of(found) else NOTHING,
         "parts": parts_table(found["all"]) if "all" in found else NOTHING,
         "plus-differences": differences_table(found, "plus", minus_base=False) if found else NOTHING,
         "pha-differences": differences_table(found, "pha", minus_base=True) if found else NOTHING,
@@ -71,12 +73,20 @@ def tables(found: dict[str, Columns], trials: list[Row]) -> dict[str, str]:
     return made
 
 
-def suites_table(found: dict[str, Columns], sizes: Sequence[Size]) -> str:
-    """Scores by size, arm and suite, and the mean of the four suites of which `all` consists."""
+def suites_table(found: dict[str, Columns], sizes: Sequence[Size], without: str | None = None) -> str:
+    """Scores by size, arm and suite, and the mean of the four suites of which `all` consists.
+
+    Args:
+        found: columns by suite and size.
+        sizes: training rows a task.
+        without: end of the names of arms that are left out.
+    """
     body = []
     for n in sizes:
         of_size = {suite: columns.get(n, {}) for suite, columns in found.items()}
         for arm in arms_of(of_size):
+            if without is not None and arm.endswith(without):
+                continue
             cells = [score_cell(of_size[suite], arm) if of_size.get(suite) else MISSING for suite in SUITES]
             body.append(
                 [size_label(n), label(arm), *cells, mean_cell([of_size.get(suite, {}) for suite in PARTS], arm)]

@@ -58,7 +58,7 @@ def table_rows(name: str) -> list[list[str]]:
 
 
 def test_the_comparison_has_the_rows_of_the_table_that_is_made_from_the_result_files() -> None:
-    rows = [row for row in table_rows("suites") if row[0] == "n = 32"]
+    rows = [row for row in table_rows("suites") if row[0] == "n = 32" and "former heads" not in row[1]]
     found = README.partition("<!-- table: suites-32 -->")[2].partition("<!-- end -->")[0].strip().splitlines()[2:]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in found] == rows != []
 

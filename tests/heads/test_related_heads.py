@@ -19,12 +19,14 @@ from hyperadapters.heads.regression import (
     DEFAULT_PENALTY,
     FOLDS,
     MANY_ROWS,
+    MAX_GRADIENT,
     TaskRows,
     head_losses,
     left_out_rows,
     pair_scales,
+    penalized_logistic_head,
 )
-from hyperadapters.heads.task_heads import Head
+from hyperadapters.heads.task_heads import Head, target_losses
 from hyperadapters.heads.trained_heads import PENALTY_FACTORS, POOLED_PENALTY, fit_head, fit_related_heads
 
 SIZE = 6
@@ -307,3 +309,26 @@ def test_the_comparison_of_a_pair_counts_more_than_the_sum_of_its_texts() -> Non
         for head in (fit_related_heads([few])[0], fit_related_heads([few._replace(scales=None)])[0])
     ]
     assert right[0] > 0.9 > right[1]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("count", [5, 40])
+def test_a_fitted_head_is_where_the_cost_has_no_slope(count: int, multi_label: bool) -> None:
+    """With fewer rows than elements and with more, computed once more by autograd, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, SIZE, generator=generator)
+    labels = torch.arange(count) % 3
+    if multi_label:
+        labels = F.one_hot(labels, 3).float()
+    start, penalty = Head(torch.randn(3, SIZE, generator=generator), torch.zeros(3)), 0.5
+    head = penalized_logistic_head(inputs, labels, start, penalty)
+    weight, bias = head.weight.double().requires_grad_(), head.bias.double().requires_grad_()
+    loss = target_losses(F.linear(inputs.double(), weight, bias), labels, reduction="sum")
+    cost = loss + penalty / 2 * (weight - start.weight.double()).square().sum()
+    if multi_label:
+        cost = cost + DEFAULT_PENALTY / 2 * bias.square().sum()
+    # The head is rounded to float32, and the slope changes with it by the curvature, which is N |x|^2 / 2 at most.
+    largest = float(head.weight.abs().max()) * torch.finfo(torch.float32).eps
+    tolerance = MAX_GRADIENT + largest * (penalty + float(inputs.square().sum()) / 2) * SIZE
+    for slope in torch.autograd.grad(cost, [weight, bias]):
+        assert float(slope.abs().max()) <= tolerance

@@ -236,7 +236,7 @@ def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> 
     num_labels, bias = len(rows.task.labels), rows.inputs.new_zeros(len(rows.task.labels))
     if related is None:  # The factor is multiplied by zero and stays at its start.
         related = Head(rows.inputs.new_zeros(num_labels, rows.inputs.shape[1]), bias)
-    known = F.linear(rows.inputs, related.weight, related.bias).double()
+    known = F.linear(rows.inputs, related.weight, related.bias).cpu().double()
     inputs, basis = row_space(rows.inputs)
     cost_of_labels = label_cost(rows.labels, num_labels, _row_factors(rows))
 

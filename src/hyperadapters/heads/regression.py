@@ -240,7 +240,7 @@ def penalized_logistic_head(
     Returns:
         A head with a weight of shape [C, F] and a bias of shape [C].
     """
-    start_logits, start_bias = F.linear(inputs, start.weight).double(), start.bias.double()
+    start_logits, start_bias = F.linear(inputs, start.weight).cpu().double(), start.bias.cpu().double()
     coordinates, basis = row_space(inputs)
     factors = 1.0 if of_labels is None else of_labels[labels]
     cost_of_labels = label_cost(labels, len(start.bias), factors)
@@ -298,10 +298,13 @@ def row_space(inputs: Tensor) -> tuple[Tensor, Tensor]:
         inputs: Inputs of shape [N, F].
 
     Returns:
-        Coordinates [N, R] in float64, and the basis [R, F] in the type of the inputs, where R is the smaller one of N
-        and F.
+        Coordinates [N, R] in float64 on the CPU, and the basis [R, F] in the type and on the device of the inputs. R is
+        the smaller one of N and F.
     """
-    basis, coordinates = torch.linalg.qr(inputs.double().T)
+    rows = inputs.cpu().double()
+    if rows.shape[0] >= rows.shape[1]:
+        return rows, torch.eye(rows.shape[1]).to(inputs)
+    basis, coordinates = torch.linalg.qr(rows.T)
     return coordinates.T, basis.T.to(inputs)
 
 
@@ -316,11 +319,11 @@ def label_cost(
         factors: Factor of the loss of each row [N]. Default: 1.
 
     Returns:
-        Function of logits [N, C] in float64. It returns the sum of the losses of `target_losses`, a scalar, and its
-        derivatives with respect to the logits [N, C].
+        Function of logits [N, C] in float64 on the CPU. It returns the sum of the losses of `target_losses`, a scalar,
+        and its derivatives with respect to the logits [N, C].
     """
     is_multi_label = labels.ndim == 2
-    expected = labels.double() if is_multi_label else F.one_hot(labels, num_labels).double()
+    expected = (labels if is_multi_label else F.one_hot(labels, num_labels)).cpu().double()
     factors = torch.as_tensor(factors).to(expected).expand(len(labels))
 
     def cost(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -339,11 +342,12 @@ def label_cost(
 def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor]]], start: Sequence[Tensor]) -> list[Tensor]:
     """Minimise a convex differentiable cost with L-BFGS.
 
-    It is computed in float64 and until the gradient is so small that the result does not depend on the order of sums.
+    It is computed in float64 on the CPU, and until the gradient is so small that the result does not depend on the
+    order of sums.
 
     Args:
-        cost: Function of tensors in float64 with the shapes of `start`. It returns the cost, a scalar, and its
-            derivatives with respect to each tensor.
+        cost: Function of tensors with the shapes of `start`, in float64 on the CPU. It returns the cost, a scalar, and
+            its derivatives with respect to each tensor.
         start: Values at which the search starts.
 
     Returns:
@@ -355,10 +359,10 @@ def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor]]], start: Sequen
 
     def values(flat: Array) -> list[Tensor]:
         parts = torch.from_numpy(flat).split(sizes)
-        return [part.view(tensor.shape).to(tensor.device) for part, tensor in zip(parts, start, strict=True)]
+        return [part.view(tensor.shape) for part, tensor in zip(parts, start, strict=True)]
 
     def flat_values(tensors: Sequence[Tensor]) -> Array:
-        found: Array = torch.cat([tensor.detach().double().flatten().cpu() for tensor in tensors]).numpy()
+        found: Array = torch.cat([tensor.cpu().double().flatten() for tensor in tensors]).numpy()
         return found
 
     def flat_cost(flat: Array) -> tuple[float, Array]:
@@ -367,7 +371,7 @@ def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor]]], start: Sequen
 
     options = {"ftol": 0.0, "gtol": MAX_GRADIENT}
     found = scipy_minimize(flat_cost, flat_values(start), jac=True, method="L-BFGS-B", options=options)
-    return [value.to(tensor.dtype) for value, tensor in zip(values(found.x), start, strict=True)]
+    return [value.to(tensor) for value, tensor in zip(values(found.x), start, strict=True)]
 
 
 def ridge_regression(inputs: Array, targets: Array) -> RidgeCV:

@@ -454,7 +454,7 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
     second = torch.stack([logits[: len(trained.bias)] for logits in rows.logits])
     if not second.isfinite().all():
         return PRIOR
-    first, second = first.double(), second.double()
+    first, second = first.cpu().double(), second.cpu().double()
     if task.kind != "regression":
         cost_of_labels = label_cost(label_tensor(task, rows.targets), len(task.labels))
     else:
