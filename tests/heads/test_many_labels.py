@@ -25,7 +25,8 @@ from hyperadapters.training.run import train
 from hyperadapters.training.text_heads import fit_text_heads
 
 SIZES: dict[str, Any] = {"adapter_dim": 2, "prototype_dim": 8, "hidden_dim": 8}
-COUNTS = [(2, 1), (2, 600), (77, 1), (77, 20), (400, 1), (400, 2), (400, 3), (2000, 1), (2000, 2)]
+LARGE = [pytest.param(*counts, marks=pytest.mark.slow) for counts in ((400, 2), (2000, 1), (2000, 2))]
+COUNTS = [(2, 1), (2, 600), (77, 1), (77, 20), (400, 1), (400, 3), *LARGE]
 
 
 def clusters(num_labels: int, rows: int, width: int = 12) -> tuple[np.ndarray[Any, Any], list[int]]:

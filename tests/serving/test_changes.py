@@ -520,6 +520,7 @@ ACTIONS: dict[str, Callable[[TestClient], Any]] = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(actions=st.lists(st.sampled_from(sorted(ACTIONS)), min_size=1, max_size=5))
 def test_any_order_of_changes_gives_what_the_folder_has(changing: tuple[TestClient, Path], actions: list[str]) -> None:

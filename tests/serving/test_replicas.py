@@ -133,6 +133,7 @@ def labels_of(body: Any) -> set[str]:
     return {row["label"] for row in body["examples"]}
 
 
+@pytest.mark.slow
 def test_a_cancelled_addition_is_not_done_because_another_server_has_added_the_name(
     replicas: tuple[TestClient, TestClient],
 ) -> None:
@@ -155,6 +156,7 @@ def start_slow(client: Any, name: str) -> str:
     return job
 
 
+@pytest.mark.slow
 def test_many_requests_at_once_see_a_change_that_is_done(replicas: tuple[TestClient, TestClient]) -> None:
     first, second = replicas
 

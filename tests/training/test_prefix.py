@@ -37,7 +37,7 @@ def _rows(task: int, count: int) -> list[dict[str, str]]:
     return rows
 
 
-@pytest.fixture(params=["bert", "roberta", "t5-half", "t5-whole"])
+@pytest.fixture(params=["bert", pytest.param("roberta", marks=pytest.mark.slow), "t5-half", "t5-whole"])
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """A recipe of three epochs with dropout everywhere it may be."""
     kind = request.param.partition("-")[0]

@@ -252,7 +252,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
         train(recipe, tmp_path / "broken", resume=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_state_and_the_run_is_resumed_bit_for_bit(tmp_path: Path, number: int) -> None:
     recipe = load_recipe(write_recipe(tmp_path), ["training.max_steps=50"])
     whole = train(recipe, tmp_path / "whole")
