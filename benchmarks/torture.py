@@ -1,10 +1,11 @@
-"""Trainings and changes of tasks that are killed, disks that are full, files that are damaged, and a million rows.
+"""Killed trainings and changes of tasks, full disks, damaged files, made-up inputs, and a million rows.
 
-    python benchmarks/torture.py [--kills 20] [--rows 1000000] [--only FIGURE ...] [--output PATH]
+    python benchmarks/torture.py [--kills 20] [--inputs 2000] [--rows 1000000] [--only FIGURE ...] [--output PATH]
 
-Everything is done by the command line in processes of its own, on a small model with random weights, for two figures
-at a time. Writes a row for each figure to benchmarks/results/reliability.jsonl. The faults of disks need Linux and the
-right to mount a file system in memory. Takes less than a quarter of an hour on two cores.
+Everything is done in processes of its own, on a small model with random weights, for two figures at a time. Writes a
+row for each figure to benchmarks/results/reliability.jsonl. The faults of disks need Linux and the right to mount a
+file system in memory, and the made-up inputs need the packages of the tests. Takes less than a quarter of an hour on
+two cores.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 from torture_parts.small_run import TASKS, command, finished, rows, weights, write_recipe
@@ -34,7 +37,8 @@ from hyperadapters.model.model import HyperAdapterModel
 from hyperadapters.serving.served_model import task_digests
 from hyperadapters.training.states import FILES, is_complete, last_checkpoint, trainer_checkpoints
 
-RESULTS = Path(__file__).parent / "results" / "reliability.jsonl"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "reliability.jsonl"
 TRAINING = {"max_steps": 200, "eval_steps": 2}
 LARGE_DISK = "64m"
 JOBS = 2
@@ -44,6 +48,7 @@ JOBS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--inputs", type=int, default=2_000, help="of each fuzz test")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--only", nargs="+", choices=sorted(FIGURES), default=list(FIGURES))
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -269,6 +274,22 @@ def _named(path: Path, damage: Any, load: Callable[[], object], generator: rando
         path.write_bytes(contents)
 
 
+# Made-up inputs
+
+
+def fuzzed_inputs(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the fuzz tests, each of which sends inputs to one reader, with inputs that differ from run to run."""
+    report = folder / "report.xml"
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/fuzz", "--junitxml", report]
+    environment = {**os.environ, "HYPERADAPTERS_FUZZ": str(arguments.inputs), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(pytest, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if not report.exists():
+        raise SystemExit(f"the fuzz tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    cases = ElementTree.parse(report).findall(".//testcase")
+    failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    return {"inputs_of_each": arguments.inputs, "readers": len(cases), "failed": failed}
+
+
 # Many rows
 
 
@@ -309,6 +330,7 @@ FIGURES = {  # the longest first
     "kills_of_a_training": kills_of_a_training,
     "kills_of_a_change": kills_of_a_change,
     "faults_of_a_disk": faults_of_a_disk,
+    "fuzzed_inputs": fuzzed_inputs,
     "damaged_files": damaged_files,
 }
 

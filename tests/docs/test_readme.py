@@ -87,8 +87,21 @@ def test_the_numbers_of_the_text_are_those_of_the_tables() -> None:
     assert f"it adds nothing ({main[0]}, {main[2]})" in PROSE
     head, *rows = table_rows("scores-main")
     scores = {row[0]: row[head.index("n = 100")].removesuffix(" (3)") for row in rows}
-    assert f"and plain heads: {scores['PHA']}, against {scores['LoRA, per task']} of LoRA for each task" in PROSE
+    assert f"of the twelve tasks: {scores['PHA']}, against {scores['LoRA, per task']} of LoRA for each task" in PROSE
     assert f"{scores['adapter, shared']} of one shared adapter, and {scores['linear probe']} of a linear probe" in PROSE
+
+
+def test_the_numbers_of_related_tasks_with_plain_heads_are_those_of_the_tables() -> None:
+    def scores(suite: str) -> list[str]:
+        head, *rows = table_rows(f"scores-{suite}")
+        found = {row[0]: row[head.index("n = 32")].removesuffix(" (3)") for row in rows}
+        return [found[arm] for arm in ("PHA", "adapter, per task", "adapter, shared", "HyperFormer++ style")]
+
+    published, alone, shared, hyperformer = scores("fdu")
+    assert f"({published} against {alone}), as are one shared adapter ({shared})" in PROSE
+    assert f"and HyperFormer ({hyperformer}). On the intents" in PROSE
+    published, alone, shared, _ = scores("hwu64")
+    assert f"({published} against {alone} and {shared})" in PROSE
 
 
 def test_the_numbers_about_new_tasks_are_those_of_the_table() -> None:
