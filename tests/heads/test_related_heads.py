@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.errors import DataError
-from hyperadapters.heads import trained_heads
+from hyperadapters.heads import regression, trained_heads
 from hyperadapters.heads.new_heads import fit_new_head
 from hyperadapters.heads.regression import (
     DEFAULT_PENALTY,
@@ -313,8 +313,11 @@ def test_the_comparison_of_a_pair_counts_more_than_the_sum_of_its_texts() -> Non
 
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("count", [5, 40])
-def test_a_fitted_head_is_where_the_cost_has_no_slope(count: int, multi_label: bool) -> None:
-    """With fewer rows than elements and with more, computed once more by autograd, in float64."""
+def test_a_fitted_head_is_where_the_cost_has_no_slope(
+    count: int, multi_label: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer rows than elements and with more, in several blocks; computed once more by autograd, in float64."""
+    monkeypatch.setattr(regression, "BLOCK_ROWS", 16)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(count, SIZE, generator=generator)
     labels = torch.arange(count) % 3

@@ -237,11 +237,11 @@ def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> 
     if related is None:  # The factor is multiplied by zero and stays at its start.
         related = Head(rows.inputs.new_zeros(num_labels, rows.inputs.shape[1]), bias)
     known = F.linear(rows.inputs, related.weight, related.bias).cpu().double()
-    inputs, basis = row_space(rows.inputs)
-    cost_of_labels = label_cost(rows.labels, num_labels, _row_factors(rows))
+    coordinates, basis = row_space(rows.inputs)
+    inputs, labels, factors = coordinates.double(), rows.labels.cpu(), _row_factors(rows).cpu()
 
     def cost(weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, list[Tensor]]:
-        loss, of_logits = cost_of_labels(F.linear(inputs, weight, bias) + scale * known)
+        loss, of_logits = label_cost(F.linear(inputs, weight, bias) + scale * known, labels, factors)
         distance = scale - RELATED_SCALE
         loss = loss + penalty / 2 * (weight.square().sum() + bias.square().sum())
         return loss + RELATED_SCALE_PENALTY / 2 * distance.square(), [

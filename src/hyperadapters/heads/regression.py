@@ -54,6 +54,8 @@ STANDARDIZED_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
 because the squared norm of a standardised input is about d, and that of the inputs of a head is about 1 or 2."""
 MAX_GRADIENT = 1e-6
 """Largest element of the gradient at which `minimize` stops."""
+BLOCK_ROWS = 16384
+"""Number of rows of which `penalized_logistic_head` holds a copy in float64 at a time."""
 FOLDS = 4
 """Maximum number of folds in the cross-validation of `logistic_regression`."""
 MANY_ROWS = 1000
@@ -240,18 +242,27 @@ def penalized_logistic_head(
     Returns:
         A head with a weight of shape [C, F] and a bias of shape [C].
     """
-    start_logits, start_bias = F.linear(inputs, start.weight).cpu().double(), start.bias.cpu().double()
     coordinates, basis = row_space(inputs)
-    factors = 1.0 if of_labels is None else of_labels[labels]
-    cost_of_labels = label_cost(labels, len(start.bias), factors)
+    start_bias = start.bias.cpu().double()
+    factors = inputs.new_ones(len(inputs)) if of_labels is None else of_labels.to(inputs)[labels]
+    of_rows = coordinates, F.linear(inputs, start.weight).cpu(), labels.cpu(), factors.cpu()
+    blocks = list(zip(*(tensor.split(BLOCK_ROWS) for tensor in of_rows), strict=True))
     bias_penalty = DEFAULT_PENALTY if labels.ndim == 2 else 0.0
 
     def cost(distance: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
-        loss, of_logits = cost_of_labels(start_logits + F.linear(coordinates, distance, bias))
         bias_distance = bias - start_bias
-        loss = loss + penalty / 2 * distance.square().sum() + bias_penalty / 2 * bias_distance.square().sum()
-        of_distance = of_logits.T @ coordinates + penalty * distance
-        return loss, [of_distance, of_logits.sum(dim=0) + bias_penalty * bias_distance]
+        loss = penalty / 2 * distance.square().sum() + bias_penalty / 2 * bias_distance.square().sum()
+        of_distance, of_bias = penalty * distance, bias_penalty * bias_distance
+        for block, start_logits, block_labels, block_factors in blocks:
+            block = block.double()
+            logits = start_logits + F.linear(block, distance, bias)
+            block_loss, of_logits = label_cost(logits, block_labels, block_factors)
+            loss, of_distance, of_bias = (
+                loss + block_loss,
+                of_distance + of_logits.T @ block,
+                of_bias + of_logits.sum(0),
+            )
+        return loss, [of_distance, of_bias]
 
     distance, bias = minimize(cost, [start.weight.new_zeros(len(start.bias), len(basis)), start.bias])
     return start._replace(weight=start.weight + distance @ basis, bias=bias)
@@ -298,45 +309,34 @@ def row_space(inputs: Tensor) -> tuple[Tensor, Tensor]:
         inputs: Inputs of shape [N, F].
 
     Returns:
-        Coordinates [N, R] in float64 on the CPU, and the basis [R, F] in the type and on the device of the inputs. R is
-        the smaller one of N and F.
+        Coordinates [N, R] on the CPU, in float64 if R < F, and the basis [R, F] in the type and on the device of the
+        inputs. R is the smaller one of N and F.
     """
-    rows = inputs.cpu().double()
+    rows = inputs.cpu()
     if rows.shape[0] >= rows.shape[1]:
         return rows, torch.eye(rows.shape[1]).to(inputs)
-    basis, coordinates = torch.linalg.qr(rows.T)
+    basis, coordinates = torch.linalg.qr(rows.double().T)
     return coordinates.T, basis.T.to(inputs)
 
 
-def label_cost(
-    labels: Tensor, num_labels: int, factors: Tensor | float = 1.0
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return a function that computes the sum of the losses of rows and its gradient.
+def label_cost(logits: Tensor, labels: Tensor, factors: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """Compute the sum of the losses of rows and its gradient.
 
     Args:
+        logits: Logits of shape [N, C].
         labels: Labels of the rows, as returned by `label_tensor`.
-        num_labels: Number C of labels.
         factors: Factor of the loss of each row [N]. Default: 1.
 
     Returns:
-        Function of logits [N, C] in float64 on the CPU. It returns the sum of the losses of `target_losses`, a scalar,
-        and its derivatives with respect to the logits [N, C].
+        The sum of the losses of `target_losses`, a scalar, and its derivatives with respect to the logits [N, C].
     """
-    is_multi_label = labels.ndim == 2
-    expected = (labels if is_multi_label else F.one_hot(labels, num_labels)).cpu().double()
-    factors = torch.as_tensor(factors).to(expected).expand(len(labels))
-
-    def cost(logits: Tensor) -> tuple[Tensor, Tensor]:
-        if is_multi_label:
-            losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").sum(dim=1)
-            probabilities = logits.sigmoid()
-        else:
-            logarithms = logits.log_softmax(dim=1)
-            losses = -(logarithms * expected).sum(dim=1)
-            probabilities = logarithms.exp()
-        return losses @ factors, (probabilities - expected) * factors[:, None]
-
-    return cost
+    if labels.ndim == 1:
+        expected, probabilities = F.one_hot(labels, logits.shape[1]), logits.softmax(dim=1)
+    else:
+        expected, probabilities = labels, logits.sigmoid()
+    losses = target_losses(logits, labels) * factors
+    of_rows = factors[:, None] if isinstance(factors, Tensor) else factors
+    return losses.sum(), (probabilities - expected) * of_rows
 
 
 def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor]]], start: Sequence[Tensor]) -> list[Tensor]:

@@ -456,7 +456,7 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
         return PRIOR
     first, second = first.cpu().double(), second.cpu().double()
     if task.kind != "regression":
-        cost_of_labels = label_cost(label_tensor(task, rows.targets), len(task.labels))
+        labels = label_tensor(task, rows.targets)
     else:
         targets = torch.tensor(rows.targets)
         second = (second - trained.target_mean) / trained.target_std
@@ -469,7 +469,7 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
             errors = logits - targets[:, None]
             loss, of_logits = errors.square().sum() / (2 * variance), errors / variance
         else:
-            loss, of_logits = cost_of_labels(logits)
+            loss, of_logits = label_cost(logits, labels)
         return loss, torch.stack([(of_logits * first).sum(), (of_logits * second).sum()])
 
     found = _best_shares(cost, torch.ones(2))
