@@ -130,7 +130,8 @@ def _changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     if isinstance(value, list) and isinstance(key, int) and key < len(value):
         inner = [] if not rest and new is REMOVED else [_changed(value[key], rest, new)]
         return [*value[:key], *inner, *value[key + 1 :]]
-    if not isinstance(value, dict) or (rest and key not in value):
+    # A list may have been replaced by a mapping, whose keys in JSON are texts.
+    if not isinstance(value, dict) or not isinstance(key, str) or (rest and key not in value):
         return value
     if not rest and new is REMOVED:
         return {name: inner for name, inner in value.items() if name != key}
