@@ -106,9 +106,13 @@ def test_the_numbers_of_related_tasks_with_plain_heads_are_those_of_the_tables()
 
 def test_the_numbers_about_new_tasks_are_those_of_the_table() -> None:
     head, *rows = table_rows("suite-transfer-differences")
-    frozen, shared = (
-        head.index(f"minus logistic regression {what}")
-        for what in ("on text features", "with the shared adapter of the other tasks")
+    frozen, lora, shared = (
+        head.index(f"minus {what}")
+        for what in (
+            "logistic regression on text features",
+            "LoRA, text heads",
+            "logistic regression with the shared adapter of the other tasks",
+        )
     )
     found = {(row[0], row[1]): row for row in rows if row[2].startswith("PHA+")}
 
@@ -120,7 +124,9 @@ def test_the_numbers_about_new_tasks_are_those_of_the_table() -> None:
     assert f"{intents[0]}, {intents[1]} and {intents[2]} on the intents" in PROSE
     assert f"{posts[0]}, {posts[1]} and {posts[2]} on the posts" in PROSE
     mean = differences("**mean**", shared)
-    assert f"as good ({mean[0]}, {mean[1]} and {mean[2]} points of difference)" in PROSE
+    assert f"as good as `plus` ({mean[0]}, {mean[1]} and {mean[2]} points of difference)" in PROSE
+    mean = differences("**mean**", lora)
+    assert f"{mean[0]}, {mean[1]} and {mean[2]} points above a LoRA for the new task with the same heads" in PROSE
 
 
 def test_the_number_of_supported_model_types_is_right() -> None:
