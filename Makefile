@@ -43,7 +43,8 @@ bench-runtime: .venv/bench-installed
 	test -f runs/demo/hyperadapter.json || $(BIN)/hyperadapters demo --output runs/demo --overwrite
 	$(BIN)/python benchmarks/runtime.py --tasks $(TASKS) $(if $(DATA),--data $(DATA))
 
-# Kills, full disks, damaged files, made-up inputs and a million rows. Mounts file systems in memory, which needs root on Linux.
+# Kills, full disks, damaged files, made-up inputs and a million rows. Mounts file systems in memory, which needs root on
+# Linux.
 torture: .venv/bench-installed .venv/dev-installed
 	$(BIN)/python benchmarks/torture.py
 

@@ -4,7 +4,7 @@
 
 Everything is done in processes of its own, on a small model with random weights, for two figures at a time. Writes a
 row for each figure to benchmarks/results/reliability.jsonl. The faults of disks need Linux and the right to mount a
-file system in memory, and the made-up inputs need the packages of the tests. Takes less than a quarter of an hour on
+file system in memory, and the made-up inputs need the packages of the tests. Takes about a quarter of an hour on
 two cores.
 """
 

@@ -43,12 +43,12 @@ CAPTIONS = {
 }
 """Of the figures of a suite."""
 MIDDLE = (100, 32)
-"""Size of figures of one column: the first of these that there is."""
+"""Sizes of figures of one column: the one with the most arms is drawn."""
 
 
 def figures(suite: str, found: Columns) -> dict[str, tuple[str, Figure | None]]:
     """Caption and figure, if there are rows to show, by the name of its marker and file."""
-    n = next((n for n in MIDDLE if n in found), MIDDLE[0])
+    n = max(MIDDLE, key=lambda n: len(found.get(n, {})))  # of several with as many arms, the first
     column = found.get(n, {})
     drawn = {"sample_efficiency": curves(found), "ablations": ablations(column), "parameters": parameters(column, n)}
     end, of_suite = ("", "") if suite == "main" else (f"_{suite}", f", suite {suite}")

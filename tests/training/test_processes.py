@@ -80,8 +80,9 @@ def assert_same_training(case: str, found: dict[str, Any], expected: dict[str, A
             assert row[name] == pytest.approx(other[name], rel=LOSS_TOLERANCE, abs=1e-6), (case, name)
     assert_same_state(case, found, expected)
     assert found["metrics"] == pytest.approx(expected["metrics"], rel=LOSS_TOLERANCE), case
+    tolerance = 1e-3 if has_rounded_heads(case) else 1e-4
     for answer, other in zip(found["answers"], expected["answers"], strict=True):
-        assert answer == (pytest.approx(other, abs=1e-4) if isinstance(other, dict | float) else other), case
+        assert answer == (pytest.approx(other, abs=tolerance) if isinstance(other, dict | float) else other), case
 
 
 def assert_same_state(case: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -89,7 +90,9 @@ def assert_same_state(case: str, found: dict[str, Any], expected: dict[str, Any]
         if value.numel():
             largest = max(1.0, float(value.abs().max()))
             difference = (found["state"][name].double() - value.double()).abs().max().item()
-            assert difference <= 1e-4 * largest, (case, name)
+            is_rounded = has_rounded_heads(case) and name.startswith("heads.")
+            tolerance = torch.finfo(torch.float16).eps if is_rounded else 1e-4
+            assert difference <= tolerance * largest, (case, name)
 
 
 def sharded(case: str) -> bool:
@@ -104,6 +107,11 @@ def assert_same_run(folder: Path, alone: Path) -> None:
     models = [HyperAdapterModel.from_pretrained(path) for path in (folder, alone)]
     first, second = ([row.probabilities for row in Predictor(model)(TEXTS, task="mood")] for model in models)
     assert [pytest.approx(row, abs=1e-3) for row in first] == second
+
+
+def has_rounded_heads(case: str) -> bool:
+    """Whether the weights of heads are rounded to float16, where two that nearly agree may become neighbours."""
+    return bool(CASES[case]["model"]["preset"] == "plus")
 
 
 @pytest.mark.parametrize(("rows", "batch_size", "replicas"), [(37, 12, 3), (5, 4, 4), (24, 8, 2), (3, 8, 5)])

@@ -454,7 +454,7 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
     second = torch.stack([logits[: len(trained.bias)] for logits in rows.logits])
     if not second.isfinite().all():
         return PRIOR
-    first, second = first.cpu().double(), second.cpu().double()
+    first, second = first.double(), second.double()
     if task.kind != "regression":
         labels = label_tensor(task, rows.targets)
     else:
