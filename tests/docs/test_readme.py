@@ -80,6 +80,9 @@ def test_the_numbers_of_the_text_are_those_of_the_tables() -> None:
     }
     for suite, text in places.items():
         assert f"{shared[suite]}) {text}" in PROSE
+    copied = differences["adapter, shared, then per task, text heads"]
+    intents, reviews = (copied[suite].replace(" (", ", ") for suite in ("hwu64", "fdu"))
+    assert f"worse on the intents ({intents}) and slightly better on the reviews ({reviews})" in PROSE
     without = differences["PHA+ without adapters"]
     reviews, intents, main = (without[suite].partition(" (") for suite in ("fdu", "hwu64", "main"))
     assert f"{reviews[0]} (95 % interval {reviews[2]}) to its heads without adapters on the reviews" in PROSE
