@@ -28,8 +28,11 @@ TEXT_TASKS = [task for task in TASKS if task.kind == "classification" and len(ta
 ROWS = 6
 GLOBAL_BATCH = 12
 CASES: dict[str, dict[str, Any]] = {
-    "plus": {"model": {"preset": "plus"}},
-    "plus-sum": {"model": {"preset": "plus"}, "arguments": {"reduction": "sum", "learning_rate": 1e-4}},
+    "plus": {"model": {"preset": "plus", "token_dropout": 0.0}},
+    "plus-sum": {
+        "model": {"preset": "plus", "token_dropout": 0.0},
+        "arguments": {"reduction": "sum", "learning_rate": 1e-4},
+    },
     "paper-accumulation": {"model": {"preset": "paper"}, "arguments": {"gradient_accumulation_steps": 2}},
     "contrast-of-step": {
         "model": {"preset": "paper"},
@@ -41,7 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "t5": {"model": {"preset": "paper"}, "kind": "t5", "arguments": {"label_smoothing_factor": 0.1}},
     "t5-official": {"model": {"preset": "official"}, "kind": "t5"},
     "gpt2": {"model": {"preset": "paper"}, "kind": "gpt2"},
-    "sharded-plus": {"model": {"preset": "plus"}, "arguments": {"shard_backbone": True}},
+    "sharded-plus": {"model": {"preset": "plus", "token_dropout": 0.0}, "arguments": {"shard_backbone": True}},
     "sharded-t5": {
         "model": {"preset": "paper", "frozen_encoder_layers": 1},
         "kind": "t5",

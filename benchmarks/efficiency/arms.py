@@ -48,7 +48,7 @@ def own(rate: float, **settings: Any) -> Arm:
 
 
 def own_texts(rate: float, **settings: Any) -> Arm:
-    """The same with the heads of `plus`."""
+    """The same with the heads and the token dropout of `plus`."""
     return own(rate, **text_heads.SETTINGS, **settings)
 
 
@@ -88,6 +88,8 @@ ARMS = {
     "plus_no_texts": plus(head_inputs="adapted"),
     "plus_no_names": plus(label_names=False),
     "plus_no_contrast": plus(contrast="none"),
+    "plus_no_token_dropout": plus(token_dropout=0.0),
+    "plus_no_phases": Arm(partial(train_own, {"preset": "plus"}, phases=False), PLUS_RATE),
     "plus_no_related": Arm(partial(train_own, {"preset": "plus"}, heads="own"), PLUS_RATE),
     "plus_no_refit": Arm(partial(train_own, {"preset": "plus"}, heads="trained"), PLUS_RATE),
     "plus_no_hypernetwork": own_texts(PLUS_RATE, method="task_adapter"),

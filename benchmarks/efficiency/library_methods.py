@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -32,9 +32,11 @@ from hyperadapters.core import masked_mean
 from hyperadapters.data.examples import Example
 from hyperadapters.heads.trained_heads import fit_related_heads
 from hyperadapters.inference.batches import batches_by_length
+from hyperadapters.methods.base import Selection
 from hyperadapters.model.output import HyperAdapterOutput
-from hyperadapters.training.optimizers import learning_rates
+from hyperadapters.training.optimizers import learning_rates, training_phases
 from hyperadapters.training.text_heads import (
+    ADAPTER_FACTORS,
     FittedHeads,
     HeadRows,
     choose_heads,
@@ -52,7 +54,12 @@ COUNTED_BY_TASK = ("method.prototypes.", "heads.")
 
 
 def train_own(
-    settings: dict[str, Any], setting: Setting, cell: Cell, rate: float, heads: HeadFit = "chosen"
+    settings: dict[str, Any],
+    setting: Setting,
+    cell: Cell,
+    rate: float,
+    heads: HeadFit = "chosen",
+    phases: bool = True,
 ) -> Trained:
     """Train a `HyperAdapterModel`.
 
@@ -64,9 +71,10 @@ def train_own(
         heads: how heads that read adapted texts are fitted after training: "chosen" as `plus` does, "related" without
             the choice between adapted and frozen features, "own" each to the rows of its task alone, "trained" not at
             all, "frozen" to frozen features.
+        phases: whether a common adapter is trained before the rest of the hypernetwork, or with it in all steps.
     """
     torch.manual_seed(cell.seed)
-    learner = OwnLearner(settings, setting, cell)
+    learner = OwnLearner(settings, setting, cell, phases)
     found = _fit(learner, setting, cell, setting.budget(cell).steps, rate)
     return _trained(learner, cell, _finish(learner, setting, cell, found, heads))
 
@@ -146,9 +154,10 @@ def _trained(learner: OwnLearner, cell: Cell, found: Fit) -> Trained:
 class OwnLearner(TextHeadsLearner):
     """A model of this library, fed with cached states."""
 
-    def __init__(self, settings: dict[str, Any], setting: Setting, cell: Cell) -> None:
+    def __init__(self, settings: dict[str, Any], setting: Setting, cell: Cell, phases: bool = True) -> None:
         """Args: as `train_own`."""
         super().__init__()
+        self._phases = phases
         self.tasks = [data.task for data in cell.tasks]
         shared = {"feature_layer": setting.first_layer}
         if settings.get("form") != "lora":
@@ -161,7 +170,7 @@ class OwnLearner(TextHeadsLearner):
         set_target_scales(self.model.heads, cell.tasks)
         self._texts, self._states, self._head_features = setting.texts, setting.states, setting.head_features
         self._reads_texts = False
-        self._frozen_tasks: set[int] = set()
+        self._factors = [1.0] * len(self.tasks)
 
     @property
     def numbers_by_task(self) -> int:
@@ -190,11 +199,13 @@ class OwnLearner(TextHeadsLearner):
         heads = HEAD_LEARNING_RATE if config.head_inputs == "adapted" else None
         retriever = RETRIEVER_LEARNING_RATE if self.model.method.can_route else None
         rates = learning_rates(config, rate, heads, retriever)
+        phases = training_phases(config) if self._phases else {"": (0.0, 1.0)}
         groups = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 own_rate = next(rate for prefix, rate in rates.items() if name.startswith(prefix))
-                groups.append({"params": [parameter], "lr": own_rate})
+                phase = next(phase for prefix, phase in phases.items() if name.startswith(prefix))
+                groups.append({"params": [parameter], "lr": own_rate, "phase": phase})
         return groups
 
     def loss(self, examples: Sequence[Example]) -> Tensor:
@@ -206,13 +217,13 @@ class OwnLearner(TextHeadsLearner):
 
     def logits(self, examples: Sequence[Example]) -> Tensor:
         """Of each row under its own task [B, C]."""
-        is_frozen = torch.tensor([example.task_id in self._frozen_tasks for example in examples])
+        factors = torch.tensor([self._factors[example.task_id or 0] for example in examples])
         parts = []
-        for rows, context in (((~is_frozen).nonzero(), nullcontext()), (is_frozen.nonzero(), self._without_adapters())):
-            batch = [examples[row] for row in rows[:, 0].tolist()]
-            if batch:
-                with context:
-                    parts.append((rows[:, 0], self._run(batch, self._frozen(batch)).logits))
+        for factor in factors.unique().tolist():
+            rows = (factors == factor).nonzero()[:, 0]
+            batch = [examples[row] for row in rows.tolist()]
+            with self._with_factor(factor):
+                parts.append((rows, self._run(batch, self._frozen(batch)).logits))
         if len(parts) == 1:
             return parts[0][1]
         logits = parts[0][1].new_zeros(len(examples), max(part.shape[1] for _, part in parts))
@@ -247,30 +258,37 @@ class OwnLearner(TextHeadsLearner):
         of_tasks = task_rows(self.tasks, self.head_rows(regression_examples(self.model, train)))
         groups = [[rows] for rows in of_tasks] if fit == "own" else [of_tasks]
         heads = [head for group in groups for head in fit_related_heads(group, frozen=fit == "frozen")]
-        self._frozen_tasks = set()
+        self._factors = [1.0] * len(self.tasks)
         self.model.task_table.set_heads([head.rounded() for head in heads])
 
     def choose_heads(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """Replace heads that read adapted texts by those that `plus` fits after training, with the same choice."""
         examples = regression_examples(self.model, train)
-        adapted = FittedHeads.fit(self.tasks, self.head_rows(examples), self.head_rows(validation))
-        with self._without_adapters():
-            frozen = FittedHeads.fit(self.tasks, self.head_rows(examples), self.head_rows(validation), frozen=True)
-        heads, are_adapted = choose_heads(self.tasks, adapted, frozen)
-        self._frozen_tasks = {task_id for task_id, is_adapted in enumerate(are_adapted) if not is_adapted}
+        candidates = []
+        for factor in ADAPTER_FACTORS:
+            with self._with_factor(factor):
+                rows = self.head_rows(examples), self.head_rows(validation)
+            candidates.append(FittedHeads.fit(self.tasks, *rows, frozen=factor == 0))
+        chosen = choose_heads(self.tasks, candidates)
+        heads = [candidates[index].heads[task_id] for task_id, index in enumerate(chosen)]
+        self._factors = [ADAPTER_FACTORS[index] for index in chosen]
         self.model.task_table.set_heads([head.rounded() for head in heads])
 
     @contextmanager
-    def _without_adapters(self) -> Iterator[None]:
-        """Let all adapters, of whatever method, change nothing: their weights are zero meanwhile."""
-        kept = {parameter: parameter.data for parameter in self.model.method.parameters()}
+    def _with_factor(self, factor: float) -> Iterator[None]:
+        """Multiply the outputs of all adapters, of whatever method, by a factor."""
+        method = self.model.method
+        select = method.select
+
+        def scaled(*arguments: Any, **options: Any) -> Selection:
+            selected = select(*arguments, **options)
+            return selected._replace(weights=selected.weights.scaled(factor))
+
+        method.select = scaled
         try:
-            for parameter in kept:
-                parameter.data = torch.zeros_like(parameter.data)
             yield
         finally:
-            for parameter, data in kept.items():
-                parameter.data = data
+            del method.select
 
     def set_text_heads(self, fitted_to: HeadRows, validation: HeadRows) -> None:
         """Replace the heads."""

@@ -17,8 +17,8 @@ from hyperadapters.data.examples import Example, label_examples
 from hyperadapters.inference.batches import batches_by_length, device_of, to_device
 from hyperadapters.training.text_heads import HeadRows
 
-SETTINGS = {"head_inputs": "adapted_texts", "label_names": True}
-"""Those of `ModelConfig` that give a method of this library the heads of the preset `plus`."""
+SETTINGS = {"head_inputs": "adapted_texts", "label_names": True, "token_dropout": 0.3}
+"""Those of `ModelConfig` that give a method of this library the heads of the preset `plus`, and its token dropout."""
 FROZEN_SETTINGS = {"head_inputs": "pair_features", "label_names": True}
 """Those that give it the heads of the former preset, which read frozen features besides the adapted states."""
 

@@ -1,7 +1,8 @@
 """The one training loop of all arms: equal budgets, one schedule, one rule for stopping and for the state that is kept.
 
 AdamW without weight decay, linear warm-up and decay, gradients clipped; the state with the best mean validation score
-is kept, and training stops when several evaluations in a row bring no better one.
+is kept, and training stops when several evaluations in a row bring no better one. A parameter group may have a phase of
+its own, in which it passes through the whole schedule.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hyperadapters.data.examples import Example
 from hyperadapters.data.sampling import MixedTaskBatchSampler
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.training.metrics import score
+from hyperadapters.training.optimizers import phased_schedule
 
 HEAD_LEARNING_RATE = 3e-3
 """Of the heads, in every arm but those whose heads read directions (`optimizers.DIRECTIONS_LEARNING_RATE`)."""
@@ -154,7 +156,7 @@ def fit(
     """
     started = time.monotonic()
     optimizer = torch.optim.AdamW(learner.groups(rate), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
+    schedule = phased_schedule(optimizer, lambda step: _share_of_rate(step, steps), steps)
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     batches = _batches([example.task_id or 0 for example in train], lengths, batch_size, seed)
     every = -(-steps // budget.evaluations)

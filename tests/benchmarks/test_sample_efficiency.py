@@ -619,11 +619,11 @@ def test_tasks_that_harmful_adapters_do_not_help_are_answered_without_them(
     chosen.choose_heads(train, rows)
     alone.fit_heads(train, "frozen")
     assert all(map(torch.equal, before, chosen.model.method.parameters()))
-    frozen = [row for row in rows if row.task_id in chosen._frozen_tasks]
+    frozen = [row for row in rows if chosen._factors[row.task_id] == 0]
     assert frozen
     assert torch.equal(chosen.logits(frozen), alone.logits(frozen))
     mixed = [*frozen[:3], *(row for row in rows if row not in frozen), *frozen[3:]]
     assert torch.allclose(chosen.logits(mixed)[:3, :2], alone.logits(mixed)[:3, :2], rtol=1e-4, atol=1e-4)
     chosen.fit_heads(train)
-    assert chosen._frozen_tasks == set()
+    assert set(chosen._factors) == {1.0}
     assert not torch.allclose(chosen.logits(frozen), alone.logits(frozen))

@@ -86,6 +86,12 @@ def test_names_of_labels_are_examples_for_heads_only(kind: str) -> None:
         HyperAdapterModel(tiny_backbone(kind), TEXTS, ModelConfig(label_names=True))
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart", "gpt2"])
+def test_only_encoders_mask_tokens_in_training(kind: str) -> None:
+    with pytest.raises(RecipeError, match="token_dropout: the setting is for encoders"):
+        HyperAdapterModel(tiny_backbone(kind), TEXTS, ModelConfig(token_dropout=0.1))
+
+
 def test_a_frozen_encoder_has_no_shared_adapters_to_size() -> None:
     config = ModelConfig(frozen_encoder_layers=2, shared_adapter_dim=8)
     with pytest.raises(RecipeError, match="shared_adapter_dim: with all encoder layers frozen there are no shared"):

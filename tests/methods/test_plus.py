@@ -33,17 +33,17 @@ from hyperadapters.training.text_heads import fit_text_heads
 
 
 def settings_of(config: ModelConfig) -> tuple[object, ...]:
-    return config.codes, config.common_adapter, config.head_inputs, config.label_names
+    return config.codes, config.common_adapter, config.head_inputs, config.label_names, config.token_dropout
 
 
-PLUS = ("trunk", True, "adapted_texts", True)
-PAPER = ("trunk", False, "adapted", False)
+PLUS = ("trunk", True, "adapted_texts", True, 0.3)
+PAPER = ("trunk", False, "adapted", False, 0.0)
 
 
 def test_the_preset_sets_what_is_not_given() -> None:
     assert settings_of(parse(ModelConfig, {"preset": "plus"})) == PLUS
     kept = parse(ModelConfig, {"preset": "plus", "common_adapter": False, "codes": "orthogonal"})
-    assert settings_of(kept) == ("orthogonal", False, "adapted_texts", True)
+    assert settings_of(kept) == ("orthogonal", False, "adapted_texts", True, 0.3)
     assert settings_of(ModelConfig()) == PAPER
 
 
@@ -55,7 +55,7 @@ def test_it_is_the_default_of_encoders_only() -> None:
     other = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(method="hyperformer"))
     assert (other.adapter_config.preset, *settings_of(other.adapter_config)) == ("paper", *PAPER)
     given = HyperAdapterModel(tiny_backbone("bert"), PAIR_TASKS, ModelConfig(common_adapter=False)).adapter_config
-    assert (given.preset, *settings_of(given)) == ("plus", "trunk", False, "adapted_texts", True)
+    assert (given.preset, *settings_of(given)) == ("plus", "trunk", False, "adapted_texts", True, 0.3)
 
 
 def test_a_backbone_without_heads_is_refused() -> None:

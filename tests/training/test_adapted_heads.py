@@ -206,9 +206,8 @@ def test_heads_that_are_right_and_too_confident_are_chosen() -> None:
     adapted = FittedHeads.fit([task], rows(100 * sure, train), rows(100 * signs[:, None], examples))
     noise = 0.01 * torch.randn(64, 1, generator=generator)
     frozen = FittedHeads.fit([task], rows(noise, train), rows(noise, examples))
-    heads, are_adapted = choose_heads([task], adapted, frozen)
-    assert are_adapted == [True]
-    plain = [float(head_losses(head, TaskRows(task, signs[:, None] * 100, targets)).sum()) for head in heads]
+    assert choose_heads([task], [adapted, frozen]) == [0]
+    plain = [float(head_losses(head, TaskRows(task, signs[:, None] * 100, targets)).sum()) for head in adapted.heads]
     assert plain[0] > 64 * 0.6931  # worse than guessing, unless its temperature is fitted
 
 
@@ -221,8 +220,8 @@ def test_related_tasks_are_chosen_for_together() -> None:
         return HeadRows(of, torch.tensor([[sign * (2.0 * float(one.target or 0) - 1)] for one in of]))
 
     good, bad = (FittedHeads.fit(tasks, rows(train, 1), rows(validation, sign)) for sign in (1, -1))
-    assert choose_heads(tasks, good, bad)[1] == [True, True]
-    assert choose_heads(tasks, bad, good)[1] == [False, False]
+    assert choose_heads(tasks, [good, bad]) == [0, 0]
+    assert choose_heads(tasks, [bad, good]) == [1, 1]
 
 
 def with_losses(sign: float, *samples: list[float]) -> FittedHeads:
@@ -257,17 +256,27 @@ def test_what_adapters_do_for_most_tasks_decides_for_uncertain_ones(names: list[
     samples = [GAINS[name] for name in names]
     assert sum(GAINS["uncertain"]) < 0
     adapted, frozen = with_losses(-0.5, *samples), with_losses(0.5, *samples)
-    heads, are_adapted = choose_heads(tasks, adapted, frozen)
-    assert are_adapted == expected
-    assert [bool(head.weight[0, 0] < 0) for head in heads] == expected
+    assert [index == 0 for index in choose_heads(tasks, [adapted, frozen])] == expected
 
 
-def test_gains_of_numbers_do_not_depend_on_their_unit() -> None:
+def test_weaker_adapters_are_chosen_where_they_are_best() -> None:
+    """The second candidate is best for most tasks, the first and the third for one task each."""
+    tasks = [Task.classification(f"task {index}", ["no", f"yes {index}"]) for index in range(6)]
+    losses = [[1.0, 0.5, 0.8]] * 4 + [[0.1, 2.5, 2.8], [2.8, 2.5, 0.1]]
+    noise = torch.tensor([-0.02, 0.01, 0.03, -0.01, -0.02, 0.01])
+    candidates = [
+        with_losses(1.0, *[(losses[task_id][index] + noise).tolist() for task_id in range(6)]) for index in range(3)
+    ]
+    assert choose_heads(tasks, candidates) == [1, 1, 1, 1, 0, 2]
+    assert choose_heads(tasks, [candidates[0]] * 3) == [0] * 6
+
+
+def test_losses_of_numbers_do_not_depend_on_their_unit() -> None:
     tasks = [Task.regression("size"), Task.classification("mood", ["bad", "good"])]
     found = []
     for unit in (1.0, 1000.0):
         better, worse = ([unit**2 * 0.01 * row for row in range(9)], [unit**2 * 0.02 * row for row in range(9)])
-        adapted, frozen = with_losses(1.0, worse, [0.1, 0.2]), with_losses(1.0, better, [0.1, 0.2])
-        found.append(text_heads._gains(tasks, adapted, frozen, [0]))
+        candidates = with_losses(1.0, worse, [0.1, 0.2]), with_losses(1.0, better, [0.1, 0.2])
+        found.append(text_heads._losses_of_group(tasks, candidates, [0]))
     torch.testing.assert_close(found[0], found[1])
-    assert float(found[0].sum()) == pytest.approx(-9 / 2 * (2 - 1) / 1.5)  # half of it at the mean variance
+    assert found[0].sum(dim=1).tolist() == pytest.approx([9 / 2 * 2 / 1.5, 9 / 2 / 1.5])  # half of it at the mean

@@ -10,7 +10,7 @@ import torch
 from helpers import tiny_backbone, tiny_tokenizer
 
 from hyperadapters import HyperAdapterModel, Task, Trainer, TrainingArguments
-from hyperadapters.config import ModelConfig
+from hyperadapters.config import ModelConfig, parse
 from hyperadapters.errors import RecipeError
 
 TASKS = [Task.classification("colour", ["blue", "red"]), Task.classification("mood", ["bad", "good"])]
@@ -23,7 +23,8 @@ ROWS = {
 def make_trainer(kind: str, preset: str, folder: Path, dropout: float = 0.0, **arguments: Any) -> Trainer:
     torch.manual_seed(1)
     sizes = {"hidden_dropout_prob": dropout} if dropout else {}
-    config = ModelConfig(adapter_dim=4, preset=preset, **{"feature_layer": 1} if kind == "bert" else {})  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"adapter_dim": 4, "preset": preset, "token_dropout": 0.0}
+    config = parse(ModelConfig, settings | ({"feature_layer": 1} if kind == "bert" else {}))
     model = HyperAdapterModel(tiny_backbone(kind, **sizes), TASKS, config).double()
     model.tokenizer = tiny_tokenizer()
     options = {"output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": 4, **arguments}

@@ -473,9 +473,55 @@ def rates_by_parameter(model: Any, **settings: Any) -> dict[str, float]:
 def test_parts_of_a_model_with_a_common_adapter_have_their_own_default_learning_rates() -> None:
     rates = rates_by_parameter(make_model("plus"))
     assert rates["method.hypernetwork.common.down_weight"] == 1e-3
-    assert rates["method.hypernetwork.up_weight.weight"] == rates["method.hypernetwork.layer_embeddings"] == 5e-6
+    assert rates["method.hypernetwork.up_weight.weight"] == rates["method.hypernetwork.layer_embeddings"] == 5e-5
     assert rates["method.prototypes.weight"] == rates["method.retriever.up.weight"] == 3e-3
     assert rates["heads.bias"] == 1e-2
+
+
+class AtStep(TrainerCallback):
+    """Keeps the trained parameters after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.parameters = step, dict[str, torch.Tensor]()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == self.step:
+            self.parameters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant", "cosine"])
+def test_the_common_adapter_is_trained_before_the_generated_part(schedule: str) -> None:
+    model = make_model("plus")
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    callback = AtStep(3)
+    args = TrainingArguments(**{**SHORT, "eval_steps": 100, "lr_scheduler_type": schedule})
+    trainer = Trainer(model, make_data(), args=args, callbacks=[callback])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_finish", lambda: None)
+        trainer.train()
+    changed: dict[str, list[bool]] = {"common": [], "generated": [], "other": []}
+    for name, first in before.items():
+        half, last = callback.parameters[name], model.get_parameter(name).detach()
+        found = [not torch.equal(first, half), not torch.equal(half, last)]
+        if name.startswith("method.hypernetwork.common."):
+            assert found == [True, False], name
+        elif name.startswith("method.hypernetwork."):
+            assert not found[0], name
+            changed["generated"].append(found[1])
+        else:
+            changed["other"] += found
+    assert any(changed["generated"])
+    assert any(changed["other"])
+
+
+def test_an_optimizer_of_ones_own_trains_all_parts_in_all_steps() -> None:
+    model = make_model("plus")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = model.method.hypernetwork.get_parameter("up_bias.bias").detach().clone()
+    callback = AtStep(1)
+    args = TrainingArguments(**{**SHORT, "lr_scheduler_type": "constant"})
+    Trainer(model, make_data(), args=args, callbacks=[callback], optimizers=(optimizer, None)).train()
+    assert not torch.equal(callback.parameters["method.hypernetwork.up_bias.bias"], before)
 
 
 def test_learning_rates_of_parts_can_be_set() -> None:

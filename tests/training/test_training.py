@@ -541,7 +541,7 @@ def test_parts_learn_at_their_own_rates(tmp_path: Path) -> None:
     assert rate[id(model.heads.bias)] == (0.5, 0.0)
     assert rate[id(model.method.retriever.down.weight)] == (0.25, 0.1)
     assert rate[id(model.method.hypernetwork.common["up_weight"])] == (0.001, 0.1)
-    assert rate[id(model.method.hypernetwork.up_weight.weight)] == (5e-6, 0.1)
+    assert rate[id(model.method.hypernetwork.up_weight.weight)] == (5e-5, 0.1)
 
 
 def test_a_run_without_validation_rows_keeps_the_last_state(tmp_path: Path) -> None:

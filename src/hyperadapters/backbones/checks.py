@@ -194,6 +194,10 @@ def _check_generates_text(config: ModelConfig) -> None:
             f"head_inputs: '{config.head_inputs}' (preset 'plus' sets it) is for encoders, which have task heads; "
             "this backbone generates its answers as text: use preset 'paper'"
         )
+    if config.token_dropout:
+        raise RecipeError(
+            "token_dropout: the setting is for encoders, and this backbone generates its answers as text; remove it"
+        )
     if config.features != "layer":
         raise RecipeError(
             f"features: '{config.features}' is for encoders, and this backbone generates its answers as text; remove it"

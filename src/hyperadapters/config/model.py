@@ -16,7 +16,13 @@ Method = Literal["pha", "hyperformer", "hyperdecoder", "shared_adapter", "task_a
 
 
 PRESETS = {
-    "plus": {"common_adapter": True, "head_inputs": "adapted_texts", "label_names": True, "routing": "densities"}
+    "plus": {
+        "common_adapter": True,
+        "head_inputs": "adapted_texts",
+        "label_names": True,
+        "routing": "densities",
+        "token_dropout": 0.3,
+    }
 }
 """For each preset, its settings that differ from the defaults."""
 
@@ -58,8 +64,9 @@ class ModelConfig(StrictModel):
         method: Source of the adapters: "pha" (default), or one of the methods that it is compared with (see
             docs/methods.md). Only "pha" routes, has contrastive losses, and adds tasks to a trained model.
         preset: "paper"; "official", which reproduces the arithmetic of the released code (see docs/faithfulness.md); or
-            "plus", which changes the defaults of `common_adapter`, `head_inputs`, `label_names` and `routing` (see
-            docs/plus.md). Default: "plus" for encoder backbones with method "pha", "paper" otherwise.
+            "plus", which changes the defaults of `common_adapter`, `head_inputs`, `label_names`, `routing` and
+            `token_dropout` (see docs/plus.md). Default: "plus" for encoder backbones with method "pha", "paper"
+            otherwise.
         prototype_dim: Size p of a prototype, an instance vector, a layer embedding and a code of the hypernetwork.
             Default: 64.
         hidden_dim: Number of hidden units of the retriever and of the hypernetwork's trunk. Default: 128.
@@ -107,6 +114,8 @@ class ModelConfig(StrictModel):
         label_names: If True, the name of a label is an additional example of it in classification tasks with single
             texts, for the head weights that are fitted to features of the frozen backbone and for new tasks. For
             encoder backbones. Default: False.
+        token_dropout: Probability with which a token is masked in training, for the layers above the frozen ones and
+            for the heads. The first token of a sequence is always kept. For encoder backbones. Default: 0.
     """
 
     method: Method = "pha"
@@ -133,6 +142,7 @@ class ModelConfig(StrictModel):
     common_adapter: bool = False
     head_inputs: Literal["adapted", "text_features", "pair_features", "adapted_texts"] = "adapted"
     label_names: bool = False
+    token_dropout: Float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod

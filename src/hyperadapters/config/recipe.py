@@ -101,7 +101,7 @@ class TrainingConfig(StrictModel):
         retriever_learning_rate: Learning rate of the retriever, which receives gradients only from the contrastive
             losses with method "pha", and of the prototypes if there is a common adapter. Default: 3e-3 with a common
             adapter, and `learning_rate` otherwise.
-        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter. Default: 5e-6
+        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter. Default: 5e-5
             with a common adapter, and `learning_rate` otherwise.
         weight_decay: Weight decay. Default: 0.
         warmup_steps: Number of warm-up steps of the linear schedule. Default: 0.

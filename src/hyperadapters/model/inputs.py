@@ -49,6 +49,21 @@ def prepare_inputs(
     return given
 
 
+def mask_tokens(inputs: Mapping[str, Tensor], probability: float) -> dict[str, Tensor]:
+    """Mask tokens at random, except for the first token of each sequence.
+
+    Args:
+        inputs: Inputs [B, S] by name, including an attention mask.
+        probability: Probability with which a token is masked.
+
+    Returns:
+        The inputs with another attention mask.
+    """
+    mask = inputs["attention_mask"]
+    is_kept = (torch.rand(mask.shape, device=mask.device) >= probability) | (mask.cumsum(dim=1) == 1)
+    return {**inputs, "attention_mask": mask * is_kept}
+
+
 def _check_inputs(inputs: Mapping[str, Tensor]) -> None:
     """Raise TaskError unless `input_ids` are integers [B, S], and all other inputs are tensors of their shape."""
     ids = inputs["input_ids"]

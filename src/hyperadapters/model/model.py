@@ -39,6 +39,7 @@ from hyperadapters.model.inputs import (
     check_loss_settings,
     check_task_ids,
     check_token_ids,
+    mask_tokens,
     prepare_inputs,
 )
 from hyperadapters.model.merging import Lora, Merged, check_can_merge, task_loras
@@ -418,6 +419,10 @@ class HyperAdapterModel(nn.Module):
         embeddings = partial(self._embeddings, inputs)
         excluded = self._tasks_of_other_inputs(inputs)
         selector = BatchSelector(self.method, task_ids, route, sequence_rows(inputs), embeddings, excluded)
+        if self.training and self.adapter_config.token_dropout:
+            if frozen_output is None and self.has_frozen_layers:
+                frozen_output = self.passes.forward_frozen_layers(inputs)
+            inputs = mask_tokens(inputs, self.adapter_config.token_dropout)
         output, lower_output = self.passes.run_batch(
             inputs, selector, decoder_input_ids, output_hidden_states, lower_output, frozen_output
         )

@@ -67,7 +67,7 @@ class TrainingArguments(transformers.TrainingArguments):
         retriever_learning_rate: Learning rate of the retriever, which with method "pha" only the contrastive losses
             reach, and of the prototypes if there is a common adapter; default: 3e-3 with a common adapter, otherwise
             `learning_rate`.
-        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter; default: 5e-6
+        hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter; default: 5e-5
             with a common adapter, otherwise `learning_rate`.
         sampling: How batches are drawn from the tasks: "proportional" to their numbers of rows, by "temperature"
             (rows ** (1 / sampling_temperature)), or "balanced" (all tasks alike).

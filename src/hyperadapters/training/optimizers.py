@@ -1,4 +1,4 @@
-"""Learning rates of the parts of a model, and the optimizer of the released implementation."""
+"""Learning rates of the parts of a model, when they are trained, and the optimizer of the released implementation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from hyperadapters.config import ModelConfig
 
@@ -16,10 +17,13 @@ COMMON_LEARNING_RATE = 1e-3
 """Default learning rate of a common adapter."""
 RETRIEVER_LEARNING_RATE = 3e-3
 """Default learning rate of the retriever and the prototypes of a model with a common adapter."""
-HYPERNETWORK_LEARNING_RATE = 5e-6
+HYPERNETWORK_LEARNING_RATE = 5e-5
 """Default learning rate of a hypernetwork with a common adapter, except for this adapter. A generated weight is a sum
 over the elements of a code, so that it moves with many weights at once. At the rate of an adapter, the generated part
 would fit the training rows of each task within a few dozen steps."""
+COMMON_SHARE = 0.5
+"""Share of the training steps, from the first, in which a common adapter is trained. The rest of the hypernetwork is
+trained in the other steps, so that it learns only what the common adapter has not learned from all tasks."""
 DIRECTIONS_LEARNING_RATE = 1e-2
 """Default for heads that read normalised vectors. Hidden states are longer, for example by a factor of 7 on MiniLM."""
 
@@ -66,6 +70,46 @@ def learning_rates(
         "method.hypernetwork.": hypernetwork_learning_rate or HYPERNETWORK_LEARNING_RATE,
         "": learning_rate,
     }
+
+
+def training_phases(config: ModelConfig) -> dict[str, tuple[float, float]]:
+    """Return the training steps in which the parts of a model are trained.
+
+    Args:
+        config: Settings of the model with all defaults resolved.
+
+    Returns:
+        Begin and end as shares of all steps, by the beginning of the names of the parameters, of which the first that
+        matches applies.
+    """
+    if not config.common_adapter:
+        return {"": (0.0, 1.0)}
+    return {
+        "method.hypernetwork.common.": (0.0, COMMON_SHARE),
+        "method.hypernetwork.": (COMMON_SHARE, 1.0),
+        "": (0.0, 1.0),
+    }
+
+
+def phased_schedule(optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], num_steps: int) -> LambdaLR:
+    """Make a scheduler in which each parameter group passes through a schedule during its own phase.
+
+    Outside its phase, the learning rate of a group is zero.
+
+    Args:
+        optimizer: Optimizer whose groups may have a `phase`, a value of `training_phases`. Default: all steps.
+        schedule: Function that returns the factor of the learning rate at a step, of a training with `num_steps` steps.
+        num_steps: Number of training steps.
+
+    Returns:
+        The scheduler.
+    """
+
+    def of_phase(begin: float, end: float) -> Callable[[int], float]:
+        first, last = begin * num_steps, end * num_steps
+        return lambda step: schedule(int((step - first) / (end - begin))) if first <= step < last else 0.0
+
+    return LambdaLR(optimizer, [of_phase(*group.get("phase", (0.0, 1.0))) for group in optimizer.param_groups])
 
 
 class OfficialAdamW(torch.optim.Optimizer):

@@ -3,8 +3,9 @@
 Heads that read adapted texts (`head_inputs` "adapted_texts") are trained together with the adapters. Afterwards, they
 are replaced by regularised regressions on the adapted features of all training rows, where tasks with the same labels
 learn from each other (see `heads.trained_heads.fit_related_heads`). A head that is trained by gradient descent on few
-rows fits them exactly; the regression generalises better. Tasks whose validation rows are predicted better without
-adapters lose them (see `choose_heads`).
+rows fits them exactly; the regression generalises better. The outputs of the adapters of each task are multiplied by
+the one of `ADAPTER_FACTORS` with which its validation rows are predicted best (see `choose_heads`); a task that is
+predicted better without adapters loses them.
 
 The other heads also read frozen text features (`head_inputs` "text_features" or "pair_features"). While the adapters
 are trained, these heads read the adapted hidden states only. Afterwards, a regularised regression is fitted for each
@@ -56,6 +57,10 @@ HEAD_ROWS = 200_000
 """Number of training rows, and of validation rows, of all tasks whose features are computed; of a task with more than
 its share there are at least two rows of each label. All features are in memory at the same time, and more rows hardly
 change a linear model."""
+ADAPTER_FACTORS = (1.0, 0.5, 0.0)
+"""Candidates for the factor of the outputs of a task's adapters, where heads read adapted texts. The features of few
+rows are overfitted by the adapters that were trained on them, and those of adapters between the trained ones and none
+at all are often better than both (Wortsman et al., CVPR 2022). Of several equally good ones the first is chosen."""
 SHARES_UNCHECKED = (1.0, 0.5)
 """Shares of the regression and of the trained head for a task without validation rows."""
 
@@ -121,7 +126,7 @@ def fit_text_heads(
         model: Trained model with `head_inputs` other than "adapted". Its heads are replaced.
         train: Training examples of all tasks, with task ids and targets.
         validation: Validation examples, with task ids and targets. A task without any gets `SHARES_UNCHECKED`, or keeps
-            its adapter if the heads read adapted texts; see `choose_heads`.
+            its adapters as they are if the heads read adapted texts; see `choose_heads`.
         batch_size: Number of examples in a forward pass.
 
     Raises:
@@ -152,7 +157,7 @@ def fit_heads(
         model: Trained model. Its heads are replaced.
         train_data: Training data of all tasks, in any form that `Trainer` accepts.
         eval_data: Validation data of some or all tasks, in the same forms. A task without any gets `SHARES_UNCHECKED`,
-            or keeps its adapter if the heads read adapted texts; see `choose_heads`.
+            or keeps its adapters as they are if the heads read adapted texts; see `choose_heads`.
         batch_size: Number of rows in a forward pass. Default: 64.
 
     Raises:
@@ -247,25 +252,35 @@ def _with_rows(features: Tensor, found: Tensor, rows: Sequence[int], count: int)
 def _set_adapted_heads(
     model: HyperAdapterModel, train: Sequence[Example], validation: Sequence[Example], batch_size: int
 ) -> None:
-    """Fit heads to adapted features, and switch off the adapters of tasks that are predicted better without them."""
-
-    def fitted(frozen: bool) -> FittedHeads:
-        computed = _adapted_rows(model, train, batch_size), _adapted_rows(model, validation, batch_size)
-        return FittedHeads.fit(model.tasks, *computed, frozen)
-
-    found = fitted(frozen=False)
-    heads = found.heads
+    """Fit heads to adapted features, and choose the factor of the outputs of each task's adapters."""
+    candidates = []
     if validation and model.method.can_change_tasks:
         scales = model.pha.adapter_scales
         trained = scales.clone()
         try:
-            scales.zero_()
-            frozen = fitted(frozen=True)
+            for factor in ADAPTER_FACTORS:
+                scales.copy_(factor * trained)
+                candidates.append(_fitted_heads(model, train, validation, batch_size, frozen=factor == 0))
         finally:
             scales.copy_(trained)
-        heads, are_adapted = choose_heads(model.tasks, found, frozen)
-        scales.mul_(scales.new_tensor(are_adapted))
+        chosen = choose_heads(model.tasks, candidates)
+        scales.mul_(scales.new_tensor([ADAPTER_FACTORS[index] for index in chosen]))
+    else:
+        candidates.append(_fitted_heads(model, train, validation, batch_size))
+        chosen = [0] * len(model.tasks)
+    heads = [candidates[index].heads[task_id] for task_id, index in enumerate(chosen)]
     model.task_table.set_heads([head.rounded() for head in heads])
+
+
+def _fitted_heads(
+    model: HyperAdapterModel,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    batch_size: int,
+    frozen: bool = False,
+) -> FittedHeads:
+    computed = _adapted_rows(model, train, batch_size), _adapted_rows(model, validation, batch_size)
+    return FittedHeads.fit(model.tasks, *computed, frozen)
 
 
 @dataclass(frozen=True)
@@ -300,46 +315,51 @@ class FittedHeads:
         return cls(heads, _losses_by_task(tasks, heads, validation))
 
 
-def choose_heads(tasks: Sequence[Task], adapted: FittedHeads, frozen: FittedHeads) -> tuple[list[Head], list[bool]]:
-    """Choose for each task the heads that predict its validation rows better.
+def choose_heads(tasks: Sequence[Task], candidates: Sequence[FittedHeads]) -> list[int]:
+    """Choose for each task the heads that predict its validation rows best.
 
     Adapters that were trained together help related tasks and may harm others. The heads are chosen by the likelihood
     of the validation rows, together for all tasks that learn from each other (see `heads.trained_heads.related_tasks`).
     Heads of adapted features are too confident, because the adapters have seen the labels of the training rows. The
-    likelihood is therefore that of the best temperature. A few dozen rows say little, so the gain of the adapters is
-    estimated by empirical Bayes: it is shrunk towards the mean gain of all groups of tasks, the more the less certain
-    it is and the less the groups differ.
+    likelihood is therefore that of the best temperature. A few dozen rows say little, so the gain of a candidate over
+    the one that is best in the mean of all groups of tasks is estimated by empirical Bayes: it is shrunk towards its
+    mean over all groups, the more the less certain it is and the less the groups differ.
 
     Args:
         tasks: Tasks of the model.
-        adapted: Heads that read adapted features.
-        frozen: Heads that read the features of the frozen backbone.
+        candidates: Heads of all tasks that read different features, such as those of adapters and of the frozen
+            backbone. Of several equally good ones the first is chosen.
 
     Returns:
-        Heads of the tasks, and whether each of them is that of the adapted features. They are for a task without
-        validation rows, unless a task that it learns from has some.
+        Index of the chosen candidate for each task. It is 0 for a task without validation rows, unless a task that it
+        learns from has some.
     """
-    heads, are_adapted = list(adapted.heads), [True] * len(tasks)
-    groups = [group for group in related_tasks(tasks) if any(adapted.losses[task_id].numel() for task_id in group)]
-    gains = [_gains(tasks, adapted, frozen, group) for group in groups]
-    for group, gain in zip(groups, _shrunken_means(gains), strict=True):
-        if gain < 0:
-            for task_id in group:
-                heads[task_id], are_adapted[task_id] = frozen.heads[task_id], False
-    return heads, are_adapted
+    chosen = [0] * len(tasks)
+    has_rows = [of_task.numel() > 0 for of_task in candidates[0].losses]
+    groups = [group for group in related_tasks(tasks) if any(has_rows[task_id] for task_id in group)]
+    if not groups:
+        return chosen
+    losses = [_losses_of_group(tasks, candidates, group) for group in groups]
+    best = int(torch.stack([of_group.mean(dim=1) for of_group in losses]).mean(dim=0).argmin())
+    gains = [
+        _shrunken_means([of_group[best] - of_group[index] for of_group in losses]) for index in range(len(candidates))
+    ]
+    for group, index in zip(groups, torch.tensor(gains).argmax(dim=0).tolist(), strict=True):
+        for task_id in group:
+            chosen[task_id] = index
+    return chosen
 
 
-def _gains(tasks: Sequence[Task], adapted: FittedHeads, frozen: FittedHeads, group: Sequence[int]) -> Tensor:
-    """Compute by how much adapters increase the log-likelihood of each validation row of related tasks [N], in nats.
+def _losses_of_group(tasks: Sequence[Task], candidates: Sequence[FittedHeads], group: Sequence[int]) -> Tensor:
+    """Compute the loss [K, N] of each validation row of related tasks with each of K candidates, in nats.
 
-    The heads have the temperature with the highest likelihood. The errors of a regression task are assumed to be
-    normally distributed with the same variance for both heads.
+    The heads have the temperature with the smallest loss. The errors of a regression task are assumed to be normally
+    distributed with the same variance for all candidates.
     """
-    first, second = (_best(torch.cat([of.losses[task_id] for task_id in group], dim=1)) for of in (adapted, frozen))
+    losses = torch.stack([_best(torch.cat([of.losses[task_id] for task_id in group], dim=1)) for of in candidates])
     if tasks[group[0]].kind == "regression":
-        variance = (first.mean() + second.mean()) / 2
-        return (second - first) / (2 * variance.clamp(min=1e-12))
-    return second - first
+        return losses / (2 * losses.mean().clamp(min=1e-12))
+    return losses
 
 
 def _best(losses: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import transformers
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerControl
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
@@ -46,7 +47,7 @@ from hyperadapters.training.calibration import calibrate_heads
 from hyperadapters.training.evaluation import Evaluation, evaluate, predict_together, score_predictions
 from hyperadapters.training.interruption import Interruption
 from hyperadapters.training.loss_means import LossMeans
-from hyperadapters.training.optimizers import OfficialAdamW, learning_rates
+from hyperadapters.training.optimizers import OfficialAdamW, learning_rates, phased_schedule, training_phases
 from hyperadapters.training.prefix_cache import GIB, FrozenPrefix
 from hyperadapters.training.sharding import is_sharded, num_processes, process_index, shard_layers, wait_for_all
 from hyperadapters.training.states import check_intact, is_complete, last_checkpoint, write_files
@@ -313,9 +314,10 @@ class Trainer(transformers.Trainer):
         return {**self.data_collator(examples), "rows": torch.tensor(rows)}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Return the optimizer, with parameter groups by learning rate and weight decay.
+        """Return the optimizer, with parameter groups by learning rate, weight decay and phase.
 
-        Their learning rates are those of `optimizers.learning_rates`.
+        Their learning rates are those of `optimizers.learning_rates`, and their phases those of
+        `optimizers.training_phases`.
 
         Args:
             model: Unused.
@@ -329,21 +331,42 @@ class Trainer(transformers.Trainer):
                 args.retriever_learning_rate,
                 args.hypernetwork_learning_rate,
             )
+            phases = training_phases(self.model.adapter_config)
             decayed = set(self.get_decay_parameter_names(self.model))
-            groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+            groups: dict[tuple[float, float, tuple[float, float]], list[torch.nn.Parameter]] = {}
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     rate = next(rate for part, rate in rates.items() if name.startswith(part))
+                    phase = next(phase for part, phase in phases.items() if name.startswith(part))
                     decay = args.weight_decay if name in decayed else 0.0
-                    groups.setdefault((rate, decay), []).append(parameter)
+                    groups.setdefault((rate, decay, phase), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
             if self.model.adapter_config.preset == "official":
                 optimizer_class, options = OfficialAdamW, {"lr": args.learning_rate}
             self.optimizer = optimizer_class(
-                [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
+                [
+                    {"params": params, "lr": rate, "weight_decay": decay, "phase": phase}
+                    for (rate, decay, phase), params in groups.items()
+                ],
                 **options,
             )
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return the learning rate scheduler, in which the parts of a model with a common adapter have their phases.
+
+        Args:
+            num_training_steps: Number of training steps.
+            optimizer: Optimizer of the scheduler. Default: that of the Trainer.
+        """
+        is_given = self.lr_scheduler is not None  # type: ignore[has-type]
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if not is_given and self.model.adapter_config.common_adapter and isinstance(scheduler, LambdaLR):
+            schedule = scheduler.lr_lambdas[0]
+            scheduler = self.lr_scheduler = phased_schedule(scheduler.optimizer, schedule, num_training_steps)
+        return scheduler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
