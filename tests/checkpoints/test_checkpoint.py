@@ -684,6 +684,7 @@ def test_checkpoints_of_earlier_versions_of_the_library_answer_as_they_did(versi
     largest = max(4.0, float(logits.detach().abs().masked_fill(logits.isinf(), 0).max()))
     torch.testing.assert_close(logits, expected["logits"].float(), rtol=0, atol=rounding(100, largest=largest))
     assert model.adapter_config.common_adapter == (version >= 6)
+    assert model.adapter_config.token_dropout == 0
     assert torch.equal(model(**batch).task_ids, expected["routed"])
     if version == 4:
         assert model.tokenizer(["a", "b"])["input_ids"] == [[2], [3]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import ENCODERS, HEAD_TASKS, make_batch, make_plus_model, stirred
@@ -26,9 +28,14 @@ def test_each_token_but_the_first_is_masked_with_the_given_probability() -> None
     assert share == pytest.approx(0.7, abs=0.012)  # five standard deviations of the mean of 39,800 draws
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"feature_layer": 0}, {"features": "backbone"}, {"feature_layer": 0, "features": "backbone"}]
+)
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_tokens_are_masked_in_training_only_and_above_the_frozen_layers(kind: str) -> None:
-    model, plain = (stirred(make_plus_model(HEAD_TASKS, kind, token_dropout=share)).double() for share in (0.5, 0.0))
+def test_tokens_are_masked_in_training_only_and_not_for_the_retriever(kind: str, settings: dict[str, Any]) -> None:
+    model, plain = (
+        stirred(make_plus_model(HEAD_TASKS, kind, token_dropout=share, **settings)).double() for share in (0.5, 0.0)
+    )
     batch = make_batch(kind)
     inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "task_ids")}
     for module in model.backbone.modules():

@@ -514,6 +514,14 @@ def test_the_common_adapter_is_trained_before_the_generated_part(schedule: str) 
     assert any(changed["other"])
 
 
+def test_a_schedule_that_depends_on_scores_is_refused_with_a_common_adapter() -> None:
+    args = TrainingArguments(**{**SHORT, "lr_scheduler_type": "reduce_lr_on_plateau"})
+    data, message = make_data(), "lr_scheduler_type: with a common adapter, .* found 'reduce_lr_on_plateau'"
+    with pytest.raises(RecipeError, match=message):
+        Trainer(make_model("plus"), data, data, args=args).train()
+    Trainer(make_model("plus", common_adapter=False), data, data, args=args).train()
+
+
 def test_an_optimizer_of_ones_own_trains_all_parts_in_all_steps() -> None:
     model = make_model("plus")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

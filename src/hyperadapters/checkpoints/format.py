@@ -554,8 +554,10 @@ def _parse(values: Any, where: str, has_old_names: bool) -> CheckpointConfig:
         tasks.extend(map(_task, lines))
     if isinstance(values, dict) and isinstance(values.get("model"), dict):
         settings = convert_settings(values["model"]) if has_old_names else values["model"]
-        # Up to format 5 there were no common adapter and no densities, which the preset "plus" has now.
-        values["model"] = drop_settings_without_effect({"common_adapter": False, "routing": "prototypes", **settings})
+        # Up to format 5 there were no common adapter and no densities, which the preset "plus" has now. Files without
+        # `token_dropout`, which may have any format, are those of models that were trained without it.
+        former = {"common_adapter": False, "routing": "prototypes", "token_dropout": 0.0}
+        values["model"] = drop_settings_without_effect({**former, **settings})
     return parse(CheckpointConfig, values, CheckpointError, where)
 
 

@@ -104,7 +104,8 @@ class TrainingConfig(StrictModel):
         hypernetwork_learning_rate: Learning rate of the hypernetwork without its common adapter. Default: 5e-5
             with a common adapter, and `learning_rate` otherwise.
         weight_decay: Weight decay. Default: 0.
-        warmup_steps: Number of warm-up steps of the linear schedule. Default: 0.
+        warmup_steps: Number of warm-up steps of the linear schedule. A common adapter and the rest of its hypernetwork,
+            which are trained in one half of the steps each, have half as many. Default: 0.
         max_grad_norm: Norm to which gradients are clipped. Default: 1.
         label_smoothing: Label smoothing of the task loss in [0, 1). Default: 0.
         reduction: Reduction of the task loss over tokens of a generated text or rows of a head, "mean" (default) or
@@ -113,7 +114,8 @@ class TrainingConfig(StrictModel):
             is kept. Default: 500.
         false_decline_rate: Fraction of the inputs of a task that may be declined in routing, which determines the
             similarity threshold (see `inference.routing`). Default: 0.05.
-        early_stopping_patience: Number of evaluations without improvement after which training stops. Default: never.
+        early_stopping_patience: Number of evaluations without improvement after which training stops. A model with a
+            common adapter that stops in the first half of the steps has no generated part. Default: never.
         skip_nonfinite: Number of training steps that may be skipped because their loss or gradients are not finite;
             one more ends the training. Default: 0.
         contrast_batch: Rows that the instance contrast compares with gradient accumulation: those of a "micro-batch"

@@ -41,8 +41,9 @@ class PHA(Method):
         densities: Densities of the tasks' texts, by which inputs are routed once they are fitted; None if the setting
             `routing` is "prototypes".
         hypernetwork: Module that generates adapters from prototypes and layer embeddings, w = H([k ; e]).
-        adapter_scales: Factors [T] of the outputs of the generated adapters. They may differ from 1 for tasks that were
-            added to a trained model; further training sets them to 1.
+        adapter_scales: Factors [T] of the outputs of the generated adapters. They may differ from 1 for tasks that are
+            predicted better with weaker adapters or without (see `training.text_heads`) and for tasks that were added
+            to a trained model; further training sets them to 1.
         own_adapters: Adapters that belong to one task each, by task id as a string.
         thresholds: Similarities [T] below which an input routed to a task is declined. Minus infinity means that
             no input is declined.

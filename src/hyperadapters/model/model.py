@@ -419,12 +419,13 @@ class HyperAdapterModel(nn.Module):
         embeddings = partial(self._embeddings, inputs)
         excluded = self._tasks_of_other_inputs(inputs)
         selector = BatchSelector(self.method, task_ids, route, sequence_rows(inputs), embeddings, excluded)
+        read = inputs
         if self.training and self.adapter_config.token_dropout:
-            if frozen_output is None and self.has_frozen_layers:
+            if lower_output is None and frozen_output is None:
                 frozen_output = self.passes.forward_frozen_layers(inputs)
-            inputs = mask_tokens(inputs, self.adapter_config.token_dropout)
+            read = mask_tokens(inputs, self.adapter_config.token_dropout)
         output, lower_output = self.passes.run_batch(
-            inputs, selector, decoder_input_ids, output_hidden_states, lower_output, frozen_output
+            read, selector, decoder_input_ids, output_hidden_states, lower_output, frozen_output
         )
         task_ids = selector.selected
         if self.heads is None:
@@ -432,7 +433,7 @@ class HyperAdapterModel(nn.Module):
         else:
             known = None if lower_output is None else lower_output.head_features
             features = self.read_features(inputs, selector.features, task_ids) if known is None else known
-            logits = self.heads(self._plain_head_inputs(output, inputs), features, task_ids)
+            logits = self.heads(self._plain_head_inputs(output, read), features, task_ids)
         losses = task_loss = None
         if labels is not None:
             task_loss = self.task_loss(logits, labels, task_ids, label_smoothing, reduction, processes)

@@ -80,8 +80,9 @@ class TrainingArguments(transformers.TrainingArguments):
             disk, otherwise none.
         prefix_cache_dtype: Type in which they are kept, "float32" or "float16".
         prefix_cache_gb: GiB of memory that "auto" may take in all.
-        early_stopping_patience: Number of evaluations without a better score after which training stops; default: it
-            does not stop early.
+        early_stopping_patience: Number of evaluations without a better score after which training stops. A model with a
+            common adapter that stops in the first half of the steps has no generated part. Default: it does not stop
+            early.
         false_decline_rate: Share of a task's own inputs that may be declined when they are routed.
         skip_nonfinite: Number of training steps that may be skipped because their loss or gradients are not finite. It
             is counted anew when a training is resumed.

@@ -16,7 +16,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerControl
+from transformers import EarlyStoppingCallback, PrinterCallback, SchedulerType, TrainerCallback, TrainerControl
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, PredictionOutput, TrainOutput
 from transformers.utils.import_utils import is_in_notebook
@@ -88,8 +88,9 @@ class Trainer(transformers.Trainer):
     """`transformers.Trainer` for a `HyperAdapterModel`.
 
     Accelerate, mixed precision, gradient accumulation, loggers and resuming work as in `transformers.Trainer`. After
-    `train`, the model is ready for use: the best state is loaded if there are evaluation data, heads that read frozen
-    features are fitted (see `HyperAdapterModel.fit_heads`), routing is calibrated, and the model is in evaluation mode.
+    `train`, the model is ready for use: the best state is loaded if there are evaluation data, heads that read features
+    of the texts are fitted (see `HyperAdapterModel.fit_heads`), routing is calibrated, and the model is in evaluation
+    mode.
 
     The contrastive losses are computed over the rows of one forward pass, which with gradient accumulation is one
     micro-batch. With `contrast_batch="step"`, the instance contrast sees the rows of all micro-batches of a step.
@@ -132,7 +133,8 @@ class Trainer(transformers.Trainer):
             args: Settings. Default: `TrainingArguments()`.
             callbacks: Callbacks, as for `transformers.Trainer`.
             optimizers: Optimizer and learning rate scheduler. Default: AdamW with parameter groups by learning rate,
-                and a linear schedule.
+                and a linear schedule, in which a common adapter is trained in the first half of the steps and the rest
+                of its hypernetwork in the second. An optimizer or scheduler of your own trains both in all steps.
 
         Raises:
             DataError: If a row is invalid. The message names the task and the row.
@@ -360,13 +362,22 @@ class Trainer(transformers.Trainer):
         Args:
             num_training_steps: Number of training steps.
             optimizer: Optimizer of the scheduler. Default: that of the Trainer.
+
+        Raises:
+            RecipeError: If the model has a common adapter and the schedule does not depend on the step alone.
         """
         is_given = self.lr_scheduler is not None  # type: ignore[has-type]
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if not is_given and self.model.adapter_config.common_adapter and isinstance(scheduler, LambdaLR):
-            schedule = scheduler.lr_lambdas[0]
-            scheduler = self.lr_scheduler = phased_schedule(scheduler.optimizer, schedule, num_training_steps)
-        return scheduler
+        if is_given or not self.model.adapter_config.common_adapter:
+            return scheduler
+        if not isinstance(scheduler, LambdaLR):
+            name = SchedulerType(self.args.lr_scheduler_type).value
+            raise RecipeError(
+                "lr_scheduler_type: with a common adapter, expected a schedule that depends on the step alone, such as "
+                f"'linear' or 'cosine', found '{name}'; choose one of these, or set common_adapter to False"
+            )
+        self.lr_scheduler = phased_schedule(scheduler.optimizer, scheduler.lr_lambdas[0], num_training_steps)
+        return self.lr_scheduler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
