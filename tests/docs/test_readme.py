@@ -71,23 +71,21 @@ def test_the_numbers_of_the_text_are_those_of_the_tables() -> None:
         if row[0] == "n = 32"
     }
     shared = differences["adapter, shared, text heads"]
-    places = {
-        "fdu": "on the reviews",
-        "hwu64": "on the intents",
-        "tweeteval": "on the posts",
-        "main": "on the twelve tasks",
-        "all": "in one model of all 51",
-    }
-    for suite, text in places.items():
-        assert f"{shared[suite]}) {text}" in PROSE
-    copied = differences["adapter, shared, then per task, text heads"]
-    intents, reviews = (copied[suite].replace(" (", ", ") for suite in ("hwu64", "fdu"))
-    assert f"worse on the intents ({intents}) and slightly better on the reviews ({reviews})" in PROSE
+    assert f"{shared['hwu64']}) on the intents, {shared['tweeteval']}) on the posts, and {shared['fdu']})" in PROSE
+    older = differences["adapter, shared, text heads without token dropout"]
+    assert f"A shared adapter without token dropout is {older['all']}) below `plus` in one model of all 51" in PROSE
+    copied = differences["adapter, shared, then per task, text heads without token dropout"]
+    assert f"{copied['hwu64']}) on the intents, {copied['fdu']}) on the reviews, and {copied['all']}) in" in PROSE
+    former = differences["PHA+ without token dropout and phases"]
+    low, high = former["fdu"].partition(" (")[2].replace("-", "").split(" to ")
+    assert f"scored {former['hwu64']}) less on the intents" in PROSE
+    assert f"{former['fdu'].partition(' (')[0].replace('-', '')} ({high} to {low}) more on the reviews" in PROSE
+    assert float(former["all"].partition(" (")[2].partition(" to ")[0]) < 0 < float(former["all"].split(" to ")[1])
     without = differences["PHA+ without adapters"]
     reviews, intents, main = (without[suite].partition(" (") for suite in ("fdu", "hwu64", "main"))
     assert f"{reviews[0]} (95 % interval {reviews[2]}) to its heads without adapters on the reviews" in PROSE
     assert f"{intents[0]} ({intents[2]}) on the intents" in PROSE
-    assert f"it adds nothing ({main[0]}, {main[2]})" in PROSE
+    assert f"it adds nothing ({main[0]}, {main[2]}; one seed)" in PROSE
     head, *rows = table_rows("scores-main")
     scores = {row[0]: row[head.index("n = 100")].removesuffix(" (3)") for row in rows}
     assert f"of the twelve tasks: {scores['PHA']}, against {scores['LoRA, per task']} of LoRA for each task" in PROSE
