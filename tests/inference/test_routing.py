@@ -623,7 +623,7 @@ def test_a_model_of_two_passes_is_saved_and_loaded(tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "backbone", "bert")
     model = HyperAdapterModel.from_backbone(str(folder), HEAD_TASKS, features="backbone", feature_layer=1)
     model.save_pretrained(tmp_path / "run")
-    loaded, batch = HyperAdapterModel.from_pretrained(tmp_path / "run").eval(), make_batch("bert")
+    loaded, batch = HyperAdapterModel.from_pretrained(tmp_path / "run"), make_batch("bert")
     model.eval()
     assert loaded.adapter_config == model.adapter_config
     assert torch.equal(loaded(**batch).instances, model(**batch).instances)

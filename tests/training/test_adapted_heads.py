@@ -100,6 +100,17 @@ def test_tasks_whose_validation_rows_are_predicted_better_without_adapters_lose_
     assert chosen.pha.adapter_scales[1] == 0
 
 
+def test_halved_adapters_have_the_heads_that_were_fitted_to_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, validation = data_of(pair_examples()), data_of(pair_examples(36)[24:])
+    half, chosen = fresh(), fresh()
+    half.pha.adapter_scales.fill_(0.5)
+    half.fit_heads(train)
+    monkeypatch.setattr(text_heads, "choose_heads", lambda tasks, candidates: [1] * len(tasks))
+    chosen.fit_heads(train, validation)
+    assert chosen.pha.adapter_scales.tolist() == [0.5] * len(PAIR_TASKS)
+    assert all(map(torch.equal, weights(chosen), weights(half)))
+
+
 def loss(model: HyperAdapterModel, task: Task, rows: list[Example]) -> float:
     """Squared error, or cross-entropy with the best temperature."""
     found = list(Predictor(model)(rows))

@@ -279,6 +279,7 @@ def _fitted_heads(
     batch_size: int,
     frozen: bool = False,
 ) -> FittedHeads:
+    """Fit heads to the features of the model as it is, with the present factors of its adapters."""
     computed = _adapted_rows(model, train, batch_size), _adapted_rows(model, validation, batch_size)
     return FittedHeads.fit(model.tasks, *computed, frozen)
 
