@@ -13,7 +13,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShu
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from hyperadapters.config import Task
@@ -370,7 +371,8 @@ def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor]]], start: Sequen
         return float(value), flat_values(gradients)
 
     options = {"ftol": 0.0, "gtol": MAX_GRADIENT}
-    found = scipy_minimize(flat_cost, flat_values(start), jac=True, method="L-BFGS-B", options=options)
+    with one_blas_thread():
+        found = scipy_minimize(flat_cost, flat_values(start), jac=True, method="L-BFGS-B", options=options)
     return [value.to(tensor) for value, tensor in zip(values(found.x), start, strict=True)]
 
 
@@ -408,7 +410,7 @@ def logistic_regression(inputs: Array, labels: Sequence[int]) -> LogisticRegress
     counts = Counter(labels)
     folds = min(FOLDS, min(counts.values()))
     plain = LogisticRegression(C=1 / DEFAULT_PENALTY, max_iter=2000)
-    with _expected_warnings():
+    with one_blas_thread(), _expected_warnings():
         if folds < 2 or len(labels) * len(counts) > MANY_LOGITS:
             return plain.fit(inputs, labels)
         cv: Any = StratifiedKFold(folds, shuffle=True, random_state=0)
@@ -442,6 +444,19 @@ def _one_split(labels: Array, folds: int) -> tuple[Array, Array]:
             return kept, left_out
     kept, left_out = next(StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels))
     return kept, left_out
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Limit the BLAS of NumPy and SciPy to one thread while a regression is fitted.
+
+    An iteration of L-BFGS takes less time than their threads need to start and to wait for each other, and threads that
+    wait keep those of PyTorch from the cores: on two cores, heads of few rows took ten to twenty times as long.
+
+    Returns:
+        Context manager, which restores the number of threads.
+    """
+    limits: AbstractContextManager[object] = threadpool_limits(1, "blas")
+    return limits
 
 
 @contextmanager
@@ -494,5 +509,5 @@ def standardized_regression(features: Array, targets: Array, strength: float, is
         regressor = DummyClassifier()
     else:
         regressor = LogisticRegression(C=strength, max_iter=2000)
-    with _expected_warnings():
+    with one_blas_thread(), _expected_warnings():
         return make_pipeline(StandardScaler(), regressor).fit(features, targets)

@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
+from hyperadapters.heads.regression import one_blas_thread
 from hyperadapters.quality.features import TextEncoder
 from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, RowExample
 from hyperadapters.quality.rows import CheckedTask
@@ -67,7 +68,8 @@ def predicted_probabilities(features: Array, labels: Array, seed: int) -> Array:
     """
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     model = LogisticRegression(max_iter=1000)
-    found: Array = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+    with one_blas_thread():
+        found: Array = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
     return found
 
 
