@@ -15,7 +15,7 @@ from hyperadapters.data.examples import label_examples
 from hyperadapters.errors import DataError, TaskError
 from hyperadapters.heads.name_weights import NAME_WEIGHTS, choose_name_weight
 from hyperadapters.heads.new_heads import fit_new_head, left_out_fits
-from hyperadapters.heads.regression import DEFAULT_PENALTY, TaskRows
+from hyperadapters.heads.regression import DEFAULT_PENALTY, TEMPERATURES, TaskRows, head_losses
 from hyperadapters.inference.routing import calibrate
 from hyperadapters.serving.served_model import task_digests
 
@@ -138,22 +138,20 @@ def test_descriptions_are_kept_in_checkpoints_cards_and_digests(model: HyperAdap
 
 
 def test_the_weight_of_names_is_the_one_that_predicts_left_out_examples_best() -> None:
-    generator = torch.Generator().manual_seed(0)
-    task = Task.classification("t", ["no", "yes"])
-    inputs = torch.randn(14, 5, generator=generator)
-    targets = [row % 2 for row in range(14)]
-    inputs[:, 0] += 2 * torch.tensor(targets)
-    rows = TaskRows(task, inputs, targets)
+    """At the best temperature: here, heavy names make a head more certain, but it predicts better without them."""
+    generator = torch.Generator().manual_seed(1)
+    inputs, targets = torch.randn(14, 50, generator=generator), [row % 2 for row in range(14)]
+    inputs[:, 0] += 3 * torch.tensor(targets)
+    inputs[12:] = torch.randn(2, 50, generator=generator)
+    rows = TaskRows(Task.classification("t", ["no", "yes"]), torch.nn.functional.normalize(inputs), targets)
     found = choose_name_weight(rows, 12, seed=1)
-    losses = {}
+    losses: dict[float, list[float]] = {}
     for weight in NAME_WEIGHTS:
-        weighted = rows._replace(weights=torch.tensor([1.0] * 12 + [weight] * 2))
-        fits = left_out_fits(weighted, 12, seed=1)
-        logits = [(head, left, left.inputs @ head.weight.T + head.bias) for head, left in fits]
-        losses[weight] = sum(
-            float(torch.nn.functional.cross_entropy(values, left.labels, reduction="sum")) for _, left, values in logits
-        )
-    assert found.name_weight == min(losses, key=losses.__getitem__)
+        fits = left_out_fits(rows._replace(weights=torch.tensor([1.0] * 12 + [weight] * 2)), 12, seed=1)
+        losses[weight] = [sum(float(head_losses(*fit, divisor).sum()) for fit in fits) for divisor in TEMPERATURES]
+    assert found.name_weight == min(losses, key=lambda weight: min(losses[weight]))
+    at_one = TEMPERATURES.index(1.0)
+    assert found.name_weight != min(losses, key=lambda weight: losses[weight][at_one])
     assert choose_name_weight(rows.subset(range(12)), 12).name_weight == NAME_WEIGHTS[0]  # there are no names
 
 

@@ -22,8 +22,8 @@ from hyperadapters.config import Task
 from hyperadapters.fewshot.fit import DAMPING, FitExamples, Fitted, Start, initial_adapter
 from hyperadapters.heads.calibration import LabelledLogits, fit_temperature, no_rows
 from hyperadapters.heads.name_weights import choose_name_weight
-from hyperadapters.heads.new_heads import MIN_VARIANCE, fit_new_head, left_out_fits
-from hyperadapters.heads.regression import TEMPERATURES, TaskRows, head_losses, pair_scales
+from hyperadapters.heads.new_heads import MIN_VARIANCE, fit_new_head, left_out_fits, left_out_losses
+from hyperadapters.heads.regression import TaskRows, pair_scales
 from hyperadapters.heads.task_heads import Head, target_scale
 from hyperadapters.heads.thresholds import fit_thresholds
 from hyperadapters.model.model import HyperAdapterModel
@@ -111,26 +111,19 @@ def _choose_effect(gains: Tensor, has_related: bool, is_own: bool) -> float:
 def _gains(frozen: LeftOutFits, adapted: LeftOutFits) -> Tensor:
     """Compute by how much the adapted features raise the log-likelihood of each left-out example, in nats.
 
-    Heads of few examples are too confident or not confident enough, and the more so the more an adapter separates the
-    labels. The likelihood is therefore that of the best temperature for either kind of features.
+    The likelihood is that of the best temperature for either kind of features; see `left_out_losses`.
 
     The numbers of a regression task are assumed to be normally distributed around the predictions, with the same
     variance for both kinds of features.
     """
     if not frozen:
         return torch.zeros(1)
-    of_frozen, of_adapted = map(_losses, (frozen, adapted))
+    of_frozen, of_adapted = map(left_out_losses, (frozen, adapted))
     gains = of_frozen - of_adapted
     if frozen[0][1].task.labels:
         return gains
     variance = target_scale([target for _, rows in frozen for target in rows.targets])[1] ** 2
     return gains / (of_frozen + of_adapted).mean().clamp(min=MIN_VARIANCE * variance)
-
-
-def _losses(fits: LeftOutFits) -> Tensor:
-    """Compute the losses of the left-out examples with the best of `TEMPERATURES`."""
-    losses = [torch.cat([head_losses(*fit, temperature) for fit in fits]) for temperature in TEMPERATURES]
-    return min(losses, key=lambda found: float(found.sum()))
 
 
 def _calibrated(model: HyperAdapterModel, task: Task, head: Head, left_out: LeftOutFits) -> Head:

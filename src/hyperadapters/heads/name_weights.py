@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hyperadapters.heads.new_heads import FEW_SHOT_MANY_LOGITS, left_out_fits
-from hyperadapters.heads.regression import TaskRows, head_losses
+from hyperadapters.heads.new_heads import FEW_SHOT_MANY_LOGITS, left_out_fits, left_out_losses
+from hyperadapters.heads.regression import TaskRows
 from hyperadapters.heads.task_heads import Head
 
 NAME_WEIGHTS = (10.0, 3.0, 1.0, 0.0)
@@ -27,12 +27,12 @@ class WeightedRows(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Sum of the losses of the left-out examples."""
-        return sum(float(head_losses(*fit).sum()) for fit in self.left_out)
+        """Sum of the losses of the left-out examples at the best temperature; heavy names make a head more certain."""
+        return float(left_out_losses(self.left_out).sum()) if self.left_out else 0.0
 
 
 def choose_name_weight(rows: TaskRows, num_examples: int, seed: int = 0) -> WeightedRows:
-    """Choose the weight of the names of labels with the highest likelihood of left-out examples.
+    """Choose the weight of the names of labels with the highest likelihood of left-out examples; see `left_out_losses`.
 
     There is no choice without examples, if a label has no example, or with more than `FEW_SHOT_MANY_LOGITS` rows times
     labels.

@@ -20,7 +20,9 @@ from hyperadapters.data.targets import Target
 from hyperadapters.heads.regression import (
     DEFAULT_PENALTY,
     LOGISTIC_PENALTIES,
+    TEMPERATURES,
     TaskRows,
+    head_losses,
     label_cost,
     label_tensor,
     label_weights,
@@ -286,6 +288,22 @@ def left_out_fits(
         for kept, left_out in left_out_rows(rows, FEW_SHOT_FOLDS, num_examples, seed)
         if left_out
     ]
+
+
+def left_out_losses(fits: Sequence[tuple[Head, TaskRows]]) -> Tensor:
+    """Compute the losses of left-out examples at the best temperature.
+
+    Heads of few examples are too confident or not confident enough, depending on what they are fitted to. Kinds of
+    inputs and of fits can only be compared if the temperature is the best one for each.
+
+    Args:
+        fits: Result of `left_out_fits`, which is not empty.
+
+    Returns:
+        Losses [N] (see `head_losses`) at the one of `TEMPERATURES` with the smallest sum.
+    """
+    losses = [torch.cat([head_losses(*fit, temperature) for fit in fits]) for temperature in TEMPERATURES]
+    return min(losses, key=lambda found: float(found.sum()))
 
 
 def mean_head(inputs: Tensor, labels: Tensor, num_labels: int) -> Head:
