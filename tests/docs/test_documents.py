@@ -13,6 +13,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 HISTORY = {"CHANGELOG.md"}
 """Documents that also name files of earlier versions."""
+LINE_LENGTH = 120
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -48,6 +49,14 @@ def test_named_files_of_the_project_exist(document: Path) -> None:
     names = set(re.findall(r"`([\w/]+\.py)`", document.read_text(encoding="utf-8")))
     missing = [name for name in sorted(names) if not _exists(name)]
     assert missing == []
+
+
+@each_document
+def test_lines_are_no_longer_than_those_of_the_code(document: Path) -> None:
+    """Except for tables, pictures, headings, quoted messages, and words that cannot be broken, such as links."""
+    lines = _without_code(document.read_text(encoding="utf-8")).splitlines()
+    long = [line for line in lines if len(line) > LINE_LENGTH and not line.startswith(("|", "!", "#", ">"))]
+    assert [line for line in long if len(line.split()) > 2] == []
 
 
 def _exists(name: str) -> bool:
