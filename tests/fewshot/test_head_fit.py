@@ -93,7 +93,7 @@ def test_labels_of_known_tasks_are_believed(labels: tuple[str, str]) -> None:
     model = with_fitted_heads(make_plus_model(head_inputs="adapted_texts", label_names=False))
     few = [{"text": "w1 w2", "label": "good"}, {"text": "w2 w1", "label": "bad"}]
     report = model.add_task(Task.classification("tone", list(labels)), few)
-    assert report.adapter_scale == DAMPING
+    assert report.adapter_scale == 1.0
     unseen = rows_of(("bad", "good"), 24)
     answers = [prediction.answer for prediction in model.predict([row["text"] for row in unseen], task="tone")]
     assert sum(answer == row["label"] for answer, row in zip(answers, unseen, strict=True)) > 0.9 * len(unseen)
@@ -123,8 +123,9 @@ def test_a_gain_is_clear_if_it_is_large_and_not_due_to_a_few_examples(gains: lis
     [
         ([0.5] * 8, 1.0, 1.0, 1.0),
         ([0.2] * 8, 1.0, 1.0, DAMPING),
-        ([0.0], DAMPING, 1.0, 0.0),
-        ([-0.2] * 8, DAMPING, 1.0, 0.0),
+        ([0.0], 1.0, 1.0, 0.0),
+        ([-0.2] * 8, 1.0, 1.0, 0.0),
+        ([-4.0, 1.0, -0.5, 0.5], DAMPING, 1.0, 0.0),
         ([-0.5] * 8, 0.0, 0.0, 0.0),
     ],
 )

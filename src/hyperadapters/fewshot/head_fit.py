@@ -2,9 +2,10 @@
 
 The features of the examples are computed with the adapter of a similar task and with the frozen backbone. Left-out
 examples decide between the full effect of the adapter, half of it, and none. A few examples say little, so the decision
-is regularised: if there are known tasks with the same labels, the adapter has its full effect if the left-out examples
-are predicted better with it, and at least half of it unless they are predicted clearly worse. Otherwise it has its full
-effect only if they are predicted clearly better, and half of it if they are predicted better.
+is regularised: if there are known tasks with the same labels, the adapter has its full effect unless the left-out
+examples are predicted worse with it by more than `MARGIN`, and at least half of it unless they are predicted clearly
+worse. Otherwise it has its full effect only if they are predicted clearly better, and half of it if they are predicted
+better.
 
 The names or descriptions of labels are rows of their own. Left-out examples choose their weight on the frozen features
 (`heads.name_weights`).
@@ -102,10 +103,10 @@ def _choose_effect(gains: Tensor, has_related: bool, is_own: bool) -> float:
     """
     if is_own:
         return 0.0 if _is_clear(-gains) else 1.0
-    is_better = float(gains.sum()) > 0
+    gain = float(gains.sum())
     if has_related:
-        return 1.0 if is_better else 0.0 if _is_clear(-gains) else DAMPING
-    return 1.0 if _is_clear(gains) else DAMPING if is_better else 0.0
+        return 1.0 if gain >= -MARGIN else 0.0 if _is_clear(-gains) else DAMPING
+    return 1.0 if _is_clear(gains) else DAMPING if gain > 0 else 0.0
 
 
 def _gains(frozen: LeftOutFits, adapted: LeftOutFits) -> Tensor:
