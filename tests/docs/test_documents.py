@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "hyperadapters"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"])
+OTHERS = (ROOT / "benchmarks", ROOT / "examples", PACKAGE / "demo_data")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(folder / "README.md" for folder in OTHERS)])
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 HISTORY = {"CHANGELOG.md"}
 """Documents that also name files of earlier versions."""

@@ -99,6 +99,13 @@ def test_labels_of_known_tasks_are_believed(labels: tuple[str, str]) -> None:
     assert sum(answer == row["label"] for answer, row in zip(answers, unseen, strict=True)) > 0.9 * len(unseen)
 
 
+@pytest.mark.parametrize("init", ["mixture", "mean_instance", "random"])
+def test_only_the_adapter_of_a_task_with_the_same_labels_is_trusted(init: str) -> None:
+    model = with_fitted_heads(make_plus_model(head_inputs="adapted_texts", label_names=False))
+    few = [{"text": "w1 w2", "label": "good"}, {"text": "w2 w1", "label": "bad"}]
+    assert model.add_task(Task.classification("tone", ["bad", "good"]), few, init=init).adapter_scale == 0.0
+
+
 def test_without_relatives_and_without_left_out_examples_the_frozen_backbone_is_kept() -> None:
     few = [{"text": "w1 w2", "label": "no"}, {"text": "w3 w4", "label": "yes"}]
     assert fresh(label_names=False).add_task(NEW, few).adapter_scale == 0.0
@@ -133,9 +140,9 @@ def test_the_effect_of_an_adapter_follows_from_its_gains_and_from_related_tasks(
     gains: list[float], of_related: float, of_own: float, of_others: float
 ) -> None:
     found = torch.tensor(gains)
-    assert head_fit._choose_effect(found, has_related=True, is_own=False) == of_related
-    assert head_fit._choose_effect(found, has_related=False, is_own=True) == of_own
-    assert head_fit._choose_effect(found, has_related=False, is_own=False) == of_others
+    assert head_fit._choose_effect(found, is_related=True, is_own=False) == of_related
+    assert head_fit._choose_effect(found, is_related=False, is_own=True) == of_own
+    assert head_fit._choose_effect(found, is_related=False, is_own=False) == of_others
 
 
 def test_heads_that_are_too_confident_are_compared_at_the_best_temperature() -> None:

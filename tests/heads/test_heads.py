@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_info
 from tolerance import rounding
 from torch import Tensor
 
 from hyperadapters.config import Task
-from hyperadapters.heads.regression import few_shot_probe, minimize
+from hyperadapters.heads.regression import few_shot_probe
 from hyperadapters.heads.task_heads import Head, TaskHeads, wide_inputs
 
 TASKS = [Task.classification("a", ["x", "y"]), Task.regression("b"), Task.classification("c", ["x", "y", "z"])]
@@ -168,22 +167,3 @@ def test_the_few_shot_probe_learns_from_directions() -> None:
     inputs = directions[[1, 0, 0, 1]] * np.array([[100.0], [0.1], [5.0], [2.0]])
     assert few_shot_probe(examples, labels, inputs) == [1, 0, 0, 1]
     assert few_shot_probe(examples[:2], labels[:2], inputs) == [1, 0, 0, 1]
-
-
-def test_a_regression_is_fitted_with_one_thread_of_blas() -> None:
-    """Threads of SciPy's BLAS that wait took the cores from PyTorch, which made fits ten times as slow."""
-    before, during = _blas_threads(), []
-    if not before:
-        pytest.skip("threadpoolctl knows no BLAS of this machine")
-
-    def cost(value: Tensor) -> tuple[Tensor, list[Tensor]]:
-        during.extend(_blas_threads())
-        return value.square().sum(), [2 * value]
-
-    minimize(cost, [torch.ones(2)])
-    assert set(during) == {1}
-    assert _blas_threads() == before
-
-
-def _blas_threads() -> list[int]:
-    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]

@@ -267,7 +267,7 @@ def _fit(
         instances = data.instance_vectors(len(routed)) if fit == "head" else instance_vectors(model, routed)
         points = density_points(model, routed) if model.pha.routes_by_densities else torch.empty(0)
         similarity = model.pha.prototypes.similarity(instances).mean(dim=0).detach()
-        start = _start(model, init, fit, instances, similarity, task_id, seed)
+        start = _start(model, task, init, fit, instances, similarity, task_id, seed)
         if fit == "head":
             related = _related_head(model, task, task_id)
             # The adapter of a task that goes without it was made for another task, or harmed this one.
@@ -346,13 +346,21 @@ def _related_head(model: HyperAdapterModel, task: Task, task_id: int | None) -> 
     heads = [
         (model.heads.head(index), [known.labels.index(label) for label in task.labels])
         for index, known in enumerate(model.tasks)
-        if index != task_id
-        and (known.kind, known.is_pair, set(known.labels)) == (task.kind, task.is_pair, set(task.labels))
+        if index != task_id and _is_related(known, task)
     ]
-    if not heads or not task.labels:
+    if not heads:
         return None
     weight = torch.stack([head.weight[order] for head, order in heads]).mean(dim=0)
     return Head(weight, torch.stack([head.bias[order] for head, order in heads]).mean(dim=0))
+
+
+def _is_related(known: Task, task: Task) -> bool:
+    """Return whether two tasks have the same label names, the same kind and the same kind of input."""
+    return bool(task.labels) and (known.kind, known.is_pair, set(known.labels)) == (
+        task.kind,
+        task.is_pair,
+        set(task.labels),
+    )
 
 
 def _checked_fit(model: HyperAdapterModel, fit: Fit | None) -> Fit:
@@ -414,6 +422,7 @@ def _neighbours(model: HyperAdapterModel, similarity: Tensor, task_id: int | Non
 @torch.no_grad()
 def _start(
     model: HyperAdapterModel,
+    task: Task,
     init: Init,
     fit: Fit,
     instances: Tensor,
@@ -430,14 +439,16 @@ def _start(
     if init in ("current", "nearest"):
         assert chosen is not None
         own = str(chosen) in model.pha.own_adapters
+        is_related = init == "nearest" and _is_related(model.tasks[chosen], task)
         if fit == "adapter" or (fit in ("none", "head") and own):
             adapter = model.method.adapters(torch.tensor([chosen], device=prototypes.device))
             keeps_effect = init == "current" or fit in ("none", "head")
-            return Start(prototypes[chosen], adapter if keeps_effect else _damped(model, adapter))
+            start = adapter if keeps_effect else _damped(model, adapter)
+            return Start(prototypes[chosen], start, is_related=is_related)
         scale = float(model.pha.adapter_scales[chosen])
         if fit == "head":
             scale = scale or 1.0  # the frozen backbone was chosen for a task before; this one has a choice again
-        return Start(prototypes[chosen], scale=scale if fit in ("none", "head") else 1.0)
+        return Start(prototypes[chosen], scale=scale if fit in ("none", "head") else 1.0, is_related=is_related)
     if init == "mixture":
         return _generated(
             model, fit, (known / model.adapter_config.temperature).softmax(dim=0).to(prototypes) @ prototypes

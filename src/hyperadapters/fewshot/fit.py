@@ -59,11 +59,13 @@ class Start(NamedTuple):
         adapter: Adapter weights of one task, each of shape [L, 1, ...], or None if the hypernetwork is to generate them
             from the prototype.
         scale: Factor of the outputs of the generated adapter. Default: 1.
+        is_related: Whether the adapter is that of a known task with the same labels and kind of input. Default: False.
     """
 
     prototype: Tensor
     adapter: AdapterWeights | None = None
     scale: float = 1.0
+    is_related: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 The features of the examples are computed with the adapter of a similar task and with the frozen backbone. Left-out
 examples decide between the full effect of the adapter, half of it, and none. A few examples say little, so the decision
-is regularised: if there are known tasks with the same labels, the adapter has its full effect unless the left-out
-examples are predicted worse with it by more than `MARGIN`, and at least half of it unless they are predicted clearly
-worse. Otherwise it has its full effect only if they are predicted clearly better, and half of it if they are predicted
-better.
+is regularised: the adapter of a task with the same labels has its full effect unless the left-out examples are
+predicted worse with it by more than `MARGIN`, and at least half of it unless they are predicted clearly worse. Another
+adapter has its full effect only if they are predicted clearly better, and half of it if they are predicted better.
 
 The names or descriptions of labels are rows of their own. Left-out examples choose their weight on the frozen features
 (`heads.name_weights`).
@@ -31,7 +30,7 @@ from hyperadapters.model.model import HyperAdapterModel
 
 MARGIN = 2.0
 """Gain in the log-likelihood of the left-out examples, in nats, up to which one choice is not clearly better than the
-other."""
+other, and loss up to which the adapter of a related task keeps its full effect."""
 STANDARD_ERRORS = 2.0
 """Number of standard errors of that gain up to which one choice is not clearly better than the other."""
 
@@ -76,7 +75,7 @@ def fit_head(
         return rows, left_out_fits(rows, num_examples, related, seed)
 
     adapted, left_out = with_effect(1.0)
-    scale = _choose_effect(_gains(of_frozen, left_out), related is not None, is_own)
+    scale = _choose_effect(_gains(of_frozen, left_out), start.is_related, is_own)
     if scale == DAMPING:
         adapted, left_out = with_effect(DAMPING)
     head = fit_new_head(adapted, related) if scale else fit_new_head(frozen)
@@ -90,12 +89,12 @@ LeftOutFits = Sequence[tuple[Head, TaskRows]]
 """Heads, each with the examples that were left out of its fit."""
 
 
-def _choose_effect(gains: Tensor, has_related: bool, is_own: bool) -> float:
+def _choose_effect(gains: Tensor, is_related: bool, is_own: bool) -> float:
     """Choose the effect of an adapter by the gains [N] in the log-likelihood of left-out examples.
 
     Args:
         gains: Result of `_gains`.
-        has_related: Whether there are known tasks with the same labels.
+        is_related: Whether the adapter is that of a known task with the same labels.
         is_own: Whether the adapter is that of the task itself.
 
     Returns:
@@ -104,7 +103,7 @@ def _choose_effect(gains: Tensor, has_related: bool, is_own: bool) -> float:
     if is_own:
         return 0.0 if _is_clear(-gains) else 1.0
     gain = float(gains.sum())
-    if has_related:
+    if is_related:
         return 1.0 if gain >= -MARGIN else 0.0 if _is_clear(-gains) else DAMPING
     return 1.0 if _is_clear(gains) else DAMPING if gain > 0 else 0.0
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from hyperadapters.heads.new_heads import FEW_SHOT_MANY_LOGITS, left_out_fits, left_out_losses
-from hyperadapters.heads.regression import TaskRows
+from hyperadapters.heads.regression import TEMPERATURES, TaskRows
 from hyperadapters.heads.task_heads import Head
 
 NAME_WEIGHTS = (10.0, 3.0, 1.0, 0.0)
 """Candidates for the weight of a name, where an example has the weight 1. The first is taken if there is no choice."""
+
+NAME_TEMPERATURES = tuple(temperature for temperature in TEMPERATURES if temperature <= 1)
+"""Temperatures at which the weights are compared. Heads of few examples are not confident enough, and heavy names make
+them more confident, whether or not they help. Higher temperatures would forgive names that mislead: at the highest, all
+weights are about equal."""
 
 
 class WeightedRows(NamedTuple):
@@ -27,12 +32,14 @@ class WeightedRows(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Sum of the losses of the left-out examples at the best temperature; heavy names make a head more certain."""
-        return float(left_out_losses(self.left_out).sum()) if self.left_out else 0.0
+        """Sum of the losses of the left-out examples, at the best of `NAME_TEMPERATURES`."""
+        return float(left_out_losses(self.left_out, NAME_TEMPERATURES).sum()) if self.left_out else 0.0
 
 
 def choose_name_weight(rows: TaskRows, num_examples: int, seed: int = 0) -> WeightedRows:
-    """Choose the weight of the names of labels with the highest likelihood of left-out examples; see `left_out_losses`.
+    """Choose the weight of the names of labels with the highest likelihood of left-out examples.
+
+    The likelihood is that of the best of `NAME_TEMPERATURES`.
 
     There is no choice without examples, if a label has no example, or with more than `FEW_SHOT_MANY_LOGITS` rows times
     labels.

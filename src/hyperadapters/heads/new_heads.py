@@ -290,7 +290,7 @@ def left_out_fits(
     ]
 
 
-def left_out_losses(fits: Sequence[tuple[Head, TaskRows]]) -> Tensor:
+def left_out_losses(fits: Sequence[tuple[Head, TaskRows]], temperatures: Sequence[float] = TEMPERATURES) -> Tensor:
     """Compute the losses of left-out examples at the best temperature.
 
     Heads of few examples are too confident or not confident enough, depending on what they are fitted to. Kinds of
@@ -298,11 +298,13 @@ def left_out_losses(fits: Sequence[tuple[Head, TaskRows]]) -> Tensor:
 
     Args:
         fits: Result of `left_out_fits`, which is not empty.
+        temperatures: Candidates, of which the one with the smallest sum of losses is taken. Temperatures do not change
+            the losses of regression tasks. Default: `TEMPERATURES`.
 
     Returns:
-        Losses [N] (see `head_losses`) at the one of `TEMPERATURES` with the smallest sum.
+        Losses [N]; see `head_losses`.
     """
-    losses = [torch.cat([head_losses(*fit, temperature) for fit in fits]) for temperature in TEMPERATURES]
+    losses = [torch.cat([head_losses(*fit, temperature) for fit in fits]) for temperature in temperatures]
     return min(losses, key=lambda found: float(found.sum()))
 
 

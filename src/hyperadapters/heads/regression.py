@@ -13,7 +13,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,12 +26,12 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShu
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from hyperadapters.config import Task
 from hyperadapters.data.targets import multi_hot
 from hyperadapters.heads.task_heads import Head, target_losses, target_scale
+from hyperadapters.utils.blas import one_blas_thread
 
 Array = np.ndarray[Any, Any]
 RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -220,7 +220,8 @@ def ridge_head(inputs: Tensor, targets: Sequence[float], penalty: float) -> Head
     """
     mean, std = target_scale(targets)
     standardized = (np.array(targets) - mean) / std
-    found = Ridge(penalty).fit(inputs.cpu().numpy(), standardized)
+    with one_blas_thread():
+        found = Ridge(penalty).fit(inputs.cpu().numpy(), standardized)
     head = numpy_head(found.coef_[None], np.array([found.intercept_]), mean, std)
     return head._replace(weight=head.weight.to(inputs.device), bias=head.bias.to(inputs.device))
 
@@ -386,7 +387,8 @@ def ridge_regression(inputs: Array, targets: Array) -> RidgeCV:
     Returns:
         The fitted scikit-learn estimator.
     """
-    return RidgeCV(RIDGE_STRENGTHS).fit(inputs, targets)
+    with one_blas_thread():
+        return RidgeCV(RIDGE_STRENGTHS).fit(inputs, targets)
 
 
 def logistic_regression(inputs: Array, labels: Sequence[int]) -> LogisticRegression:
@@ -444,19 +446,6 @@ def _one_split(labels: Array, folds: int) -> tuple[Array, Array]:
             return kept, left_out
     kept, left_out = next(StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels))
     return kept, left_out
-
-
-def one_blas_thread() -> AbstractContextManager[object]:
-    """Limit the BLAS of NumPy and SciPy to one thread while a regression is fitted.
-
-    An iteration of L-BFGS takes less time than their threads need to start and to wait for each other, and threads that
-    wait keep those of PyTorch from the cores: on two cores, heads of few rows took ten to twenty times as long.
-
-    Returns:
-        Context manager, which restores the number of threads.
-    """
-    limits: AbstractContextManager[object] = threadpool_limits(1, "blas")
-    return limits
 
 
 @contextmanager

@@ -17,10 +17,10 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from hyperadapters.heads.regression import one_blas_thread
 from hyperadapters.quality.features import TextEncoder
 from hyperadapters.quality.findings import MAX_EXAMPLES, CheckedRow, Finding, RowExample
 from hyperadapters.quality.rows import CheckedTask
+from hyperadapters.utils.blas import one_blas_thread
 from hyperadapters.utils.texts import counted, printable
 
 FOLDS = 5
