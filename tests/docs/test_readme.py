@@ -125,8 +125,9 @@ def test_the_numbers_about_new_tasks_are_those_of_the_table() -> None:
     assert f"{reviews[0]}, {reviews[1]} and {reviews[2]} points on the reviews" in PROSE
     assert f"{intents[0]}, {intents[1]} and {intents[2]} on the intents" in PROSE
     assert f"{posts[0]}, {posts[1]} and {posts[2]} on the posts" in PROSE
-    mean = differences("**mean**", shared)
-    assert f"as good as `plus` ({mean[0]}, {mean[1]} and {mean[2]} points of difference)" in PROSE
+    few, more, most = (found["**mean**", k][shared].replace("+", "").partition(";")[0] for k in ("4", "16", "32"))
+    assert f"`plus` is {few.replace(' (', ' points (')}) better with four examples" in PROSE
+    assert f"cannot be told apart ({more.replace(' (', ', ')}, and {most.replace(' (', ', ')})" in PROSE
     mean = differences("**mean**", lora)
     assert f"{mean[0]}, {mean[1]} and {mean[2]} points above a LoRA for the new task with the same heads" in PROSE
 
