@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,22 +138,44 @@ def test_descriptions_are_kept_in_checkpoints_cards_and_digests(model: HyperAdap
     assert task_digests(model)["colour"] != before
 
 
-def test_the_weight_of_names_is_the_one_that_predicts_left_out_examples_best() -> None:
-    """At the best temperature: here, heavy names make a head more certain, but it predicts better without them."""
-    generator = torch.Generator().manual_seed(1)
-    inputs, targets = torch.randn(14, 50, generator=generator), [row % 2 for row in range(14)]
-    inputs[:, 0] += 3 * torch.tensor(targets)
-    inputs[12:] = torch.randn(2, 50, generator=generator)
-    rows = TaskRows(Task.classification("t", ["no", "yes"]), torch.nn.functional.normalize(inputs), targets)
-    found = choose_name_weight(rows, 12, seed=1)
-    losses: dict[float, list[float]] = {}
+def rows_with_names(size: int, distance: float, seed: int) -> TaskRows:
+    """Twelve random examples of two labels, which differ in their first element, and a name of each."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, targets = torch.randn(14, size, generator=generator), [row % 2 for row in range(14)]
+    inputs[:12, 0] += distance * torch.tensor(targets[:12])
+    inputs[12:] = torch.randn(2, size, generator=generator)
+    return TaskRows(Task.classification("t", ["no", "yes"]), torch.nn.functional.normalize(inputs), targets)
+
+
+def losses_of_weights(rows: TaskRows) -> dict[float, dict[float, float]]:
+    """The loss of left-out examples by the weight of names and the temperature."""
+    found = {}
     for weight in NAME_WEIGHTS:
         fits = left_out_fits(rows._replace(weights=torch.tensor([1.0] * 12 + [weight] * 2)), 12, seed=1)
-        losses[weight] = [sum(float(head_losses(*fit, divisor).sum()) for fit in fits) for divisor in TEMPERATURES]
-    assert found.name_weight == min(losses, key=lambda weight: min(losses[weight]))
-    at_one = TEMPERATURES.index(1.0)
-    assert found.name_weight != min(losses, key=lambda weight: losses[weight][at_one])
+        found[weight] = {
+            divisor: sum(float(head_losses(*fit, divisor).sum()) for fit in fits) for divisor in TEMPERATURES
+        }
+    return found
+
+
+def best_weight(losses: dict[float, dict[float, float]], divisors: Sequence[float]) -> float:
+    return min(losses, key=lambda weight: min(losses[weight][divisor] for divisor in divisors))
+
+
+def test_the_weight_of_names_is_the_one_that_predicts_left_out_examples_best() -> None:
+    """At the best temperature: here, heavy names make a head more certain, but it predicts better without them."""
+    rows = rows_with_names(size=50, distance=3.0, seed=1)
+    losses, found = losses_of_weights(rows), choose_name_weight(rows, 12, seed=1).name_weight
+    assert found == best_weight(losses, [divisor for divisor in TEMPERATURES if divisor <= 1])
+    assert found != best_weight(losses, [1.0])
     assert choose_name_weight(rows.subset(range(12)), 12).name_weight == NAME_WEIGHTS[0]  # there are no names
+
+
+def test_names_that_mislead_are_not_forgiven_at_high_temperatures() -> None:
+    rows = rows_with_names(size=4, distance=0.0, seed=24)
+    losses, found = losses_of_weights(rows), choose_name_weight(rows, 12, seed=1).name_weight
+    assert found == best_weight(losses, [divisor for divisor in TEMPERATURES if divisor <= 1])
+    assert found < best_weight(losses, TEMPERATURES)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])

@@ -27,7 +27,7 @@ def _two_threads() -> Iterator[None]:
 
 
 def test_heads_are_fitted_with_one_thread() -> None:
-    """Threads of SciPy's BLAS that waited kept those of PyTorch from the cores: fits took ten times as long."""
+    """Threads of SciPy's BLAS that waited kept those of PyTorch from the cores."""
     during = set()
 
     def cost(value: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -38,6 +38,7 @@ from hyperadapters.errors import DataError, TaskError, check_int, check_seed, un
 from hyperadapters.fewshot.fit import BATCH_SIZE, DAMPING, Fit, FitExamples, Start, Stopping, fit_task
 from hyperadapters.fewshot.head_fit import fit_head
 from hyperadapters.heads.task_heads import Head
+from hyperadapters.heads.trained_heads import related_tasks
 from hyperadapters.inference.batches import batches_by_length
 from hyperadapters.inference.routing import (
     ROUNDING,
@@ -355,12 +356,8 @@ def _related_head(model: HyperAdapterModel, task: Task, task_id: int | None) -> 
 
 
 def _is_related(known: Task, task: Task) -> bool:
-    """Return whether two tasks have the same label names, the same kind and the same kind of input."""
-    return bool(task.labels) and (known.kind, known.is_pair, set(known.labels)) == (
-        task.kind,
-        task.is_pair,
-        set(task.labels),
-    )
+    """Return whether two tasks learn from each other; see `heads.trained_heads.related_tasks`."""
+    return len(related_tasks([known, task])) == 1
 
 
 def _checked_fit(model: HyperAdapterModel, fit: Fit | None) -> Fit:
@@ -443,8 +440,8 @@ def _start(
         if fit == "adapter" or (fit in ("none", "head") and own):
             adapter = model.method.adapters(torch.tensor([chosen], device=prototypes.device))
             keeps_effect = init == "current" or fit in ("none", "head")
-            start = adapter if keeps_effect else _damped(model, adapter)
-            return Start(prototypes[chosen], start, is_related=is_related)
+            adapter = adapter if keeps_effect else _damped(model, adapter)
+            return Start(prototypes[chosen], adapter, is_related=is_related)
         scale = float(model.pha.adapter_scales[chosen])
         if fit == "head":
             scale = scale or 1.0  # the frozen backbone was chosen for a task before; this one has a choice again

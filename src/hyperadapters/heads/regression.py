@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize as scipy_minimize
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
@@ -355,8 +356,6 @@ def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor]]], start: Sequen
     Returns:
         The values with the lowest cost, with the types and on the devices of `start`.
     """
-    from scipy.optimize import minimize as scipy_minimize  # takes half a second, which predictions do not need
-
     sizes = [tensor.numel() for tensor in start]
 
     def values(flat: Array) -> list[Tensor]:
