@@ -185,8 +185,8 @@ def test_a_weight_of_two_is_a_row_that_occurs_twice(metric: str) -> None:
     targets = [0, 1, 0, 1, 0, 1]
     weighted = fit_new_head(TaskRows(task, inputs, targets, torch.tensor([1.0] * 5 + [2.0])))
     twice = fit_new_head(TaskRows(task, torch.cat([inputs, inputs[5:]]), [*targets, 1]))
-    # Two solutions of a strongly convex problem differ by at most the gradient at which L-BFGS stops over the penalty.
-    torch.testing.assert_close(weighted.weight, twice.weight, rtol=0, atol=1e-5 / DEFAULT_PENALTY)
+    # Both are solutions of one strongly convex problem, which are rounded to the type of the inputs.
+    torch.testing.assert_close(weighted.weight, twice.weight, rtol=0, atol=1e-7 / DEFAULT_PENALTY)
 
 
 @pytest.mark.parametrize(

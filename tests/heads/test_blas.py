@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
-from hyperadapters.heads.regression import minimize
+from hyperadapters.heads.regression import Products, minimize
 from hyperadapters.utils.blas import one_blas_thread
 
 
@@ -30,9 +30,9 @@ def test_heads_are_fitted_with_one_thread() -> None:
     """Threads of SciPy's BLAS that waited kept those of PyTorch from the cores."""
     during = set()
 
-    def cost(value: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def cost(value: Tensor) -> tuple[Tensor, list[Tensor], Products]:
         during.update(num_threads())
-        return value.square().sum(), [2 * value]
+        return value.square().sum(), [2 * value], lambda change: [2 * change]
 
     minimize(cost, [torch.ones(2)])
     assert during == {1}

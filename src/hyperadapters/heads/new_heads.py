@@ -21,6 +21,7 @@ from hyperadapters.heads.regression import (
     DEFAULT_PENALTY,
     LOGISTIC_PENALTIES,
     TEMPERATURES,
+    Products,
     TaskRows,
     head_losses,
     label_cost,
@@ -242,15 +243,24 @@ def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> 
     coordinates, basis = row_space(rows.inputs)
     inputs, labels, factors = coordinates.double(), rows.labels.cpu(), _row_factors(rows).cpu()
 
-    def cost(weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, list[Tensor]]:
-        loss, of_logits = label_cost(F.linear(inputs, weight, bias) + scale * known, labels, factors)
-        distance = scale - RELATED_SCALE
-        loss = loss + penalty / 2 * (weight.square().sum() + bias.square().sum())
-        return loss + RELATED_SCALE_PENALTY / 2 * distance.square(), [
+    def of_values(of_logits: Tensor, weight: Tensor, bias: Tensor, distance: Tensor) -> list[Tensor]:
+        return [
             of_logits.T @ inputs + penalty * weight,
             of_logits.sum(dim=0) + penalty * bias,
             (of_logits * known).sum() + RELATED_SCALE_PENALTY * distance,
         ]
+
+    def cost(weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, list[Tensor], Products]:
+        of_rows = label_cost(F.linear(inputs, weight, bias) + scale * known, labels, factors)
+        distance = scale - RELATED_SCALE
+        loss = of_rows.loss + penalty / 2 * (weight.square().sum() + bias.square().sum())
+        loss = loss + RELATED_SCALE_PENALTY / 2 * distance.square()
+
+        def products(weight: Tensor, bias: Tensor, scale: Tensor) -> list[Tensor]:
+            of_logits = of_rows.products(F.linear(inputs, weight, bias) + scale * known)
+            return of_values(of_logits, weight, bias, scale)
+
+        return loss, of_values(of_rows.of_logits, weight, bias, distance), products
 
     start = rows.inputs.new_zeros(num_labels, len(basis)), bias, rows.inputs.new_full((), RELATED_SCALE)
     weight, bias, scale = minimize(cost, start)

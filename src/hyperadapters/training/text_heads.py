@@ -34,6 +34,8 @@ from hyperadapters.data.stored_rows import joined
 from hyperadapters.errors import TaskError, check_int
 from hyperadapters.heads.regression import (
     TEMPERATURES,
+    LabelCost,
+    Products,
     TaskRows,
     head_losses,
     label_cost,
@@ -484,14 +486,22 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
         targets = (targets - trained.target_mean) / trained.target_std
         variance = float((first[:, 0] - targets).square().mean().clamp(min=1e-6))
 
-    def cost(shares: Tensor) -> tuple[Tensor, Tensor]:
+    def of_shares(of_logits: Tensor) -> Tensor:
+        return torch.stack([(of_logits * first).sum(), (of_logits * second).sum()])
+
+    def cost(shares: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         logits = shares[0] * first + shares[1] * second
         if task.kind == "regression":
             errors = logits - targets[:, None]
             loss, of_logits = errors.square().sum() / (2 * variance), errors / variance
+            of_rows = LabelCost(loss, of_logits, lambda change: change / variance)
         else:
-            loss, of_logits = label_cost(logits, labels)
-        return loss, torch.stack([(of_logits * first).sum(), (of_logits * second).sum()])
+            of_rows = label_cost(logits, labels)
+
+        def products(change: Tensor) -> Tensor:
+            return of_shares(of_rows.products(change[0] * first + change[1] * second))
+
+        return of_rows.loss, of_shares(of_rows.of_logits), products
 
     found = _best_shares(cost, torch.ones(2))
     if (found < 0).any():  # The cost is convex: if a share is negative, its best non-negative value is zero.
@@ -502,11 +512,12 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
     return first_share, second_share
 
 
-def _best_shares(cost: Callable[[Tensor], tuple[Tensor, Tensor]], free: Tensor) -> Tensor:
+def _best_shares(cost: Callable[[Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]], free: Tensor) -> Tensor:
     """Minimise the cost of the shares plus the penalty on their distance from `PRIOR`.
 
     Args:
-        cost: Function of the shares [2] that returns the cost and its derivatives [2].
+        cost: Function of the shares [2] that returns the cost, its derivatives [2], and a function that multiplies its
+            second derivatives by a change of the shares [2].
         free: 1 for each share that may vary, 0 for one that is fixed at zero, of shape [2].
 
     Returns:
@@ -514,10 +525,15 @@ def _best_shares(cost: Callable[[Tensor], tuple[Tensor, Tensor]], free: Tensor) 
     """
     prior = torch.tensor(PRIOR)
 
-    def penalized(shares: Tensor) -> tuple[Tensor, list[Tensor]]:
-        loss, of_shares = cost(free * shares)
+    def penalized(shares: Tensor) -> tuple[Tensor, list[Tensor], Products]:
+        loss, of_shares, products = cost(free * shares)
         distance = free * (shares - prior)
-        return loss + PRIOR_STRENGTH / 2 * distance.square().sum(), [free * of_shares + PRIOR_STRENGTH * distance]
+        loss = loss + PRIOR_STRENGTH / 2 * distance.square().sum()
+        return (
+            loss,
+            [free * of_shares + PRIOR_STRENGTH * distance],
+            lambda change: [free * products(free * change) + PRIOR_STRENGTH * free * change],
+        )
 
     return free * minimize(penalized, [prior])[0]
 

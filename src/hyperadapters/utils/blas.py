@@ -18,11 +18,11 @@ _LOCK = Lock()
 def one_blas_thread() -> Iterator[None]:
     """Limit BLAS to one thread while a regression is fitted.
 
-    An iteration of L-BFGS takes less time than the threads of BLAS need to start and to wait for each other, and those
-    that wait keep the threads of PyTorch from the cores, so that fits of few rows took many times as long. The limit
-    holds for the whole process and for each BLAS that threadpoolctl finds, which may be that of PyTorch as well. If
-    another Python thread has set the limit, it is left as it is, so that it is always restored by the thread that has
-    set it (OpenBLAS ignores other threads).
+    An iteration takes less time than the threads of BLAS need to start and to wait for each other, and those that wait
+    keep the threads of PyTorch from the cores, so that fits of few rows took many times as long. The limit holds for
+    the whole process and for each BLAS that threadpoolctl finds, which may be that of PyTorch as well. If another
+    Python thread has set the limit, it is left as it is, so that it is always restored by the thread that has set it
+    (OpenBLAS ignores other threads).
 
     Yields:
         Nothing.
