@@ -303,6 +303,28 @@ def test_training_resumes_from_its_checkpoints_to_the_same_state(
     assert_same_state(state_of(model), expected)
 
 
+def test_a_training_that_ended_before_its_heads_were_fitted_makes_no_further_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers makes one more step if it resumes from the last one."""
+    options = {**SHORT, "lr_scheduler_type": "constant", "max_steps": 7, "eval_steps": 7, "save_strategy": "steps"}
+
+    def die(trainer: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    whole = make_model()
+    trained(whole, make_data(), make_data(6, seed=1), **options, save_steps=7, output_dir=tmp_path / "a")
+    arguments = TrainingArguments(**options, save_steps=7, output_dir=tmp_path / "b")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_finish", die)
+        Trainer(make_model(), make_data(), make_data(6, seed=1), arguments).train()
+    resumed = make_model()
+    trainer = Trainer(resumed, make_data(), make_data(6, seed=1), arguments)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == trainer.state.max_steps
+    assert_same_state(state_of(resumed), state_of(whole))
+
+
 def test_a_recipe_and_the_trainer_give_the_same_model(tmp_path: Path) -> None:
     data, backbone = make_data(), save_backbone(tmp_path / "backbone", "bert", initializer_range=0.3)
     entries = []

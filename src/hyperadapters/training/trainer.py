@@ -720,6 +720,11 @@ class Trainer(transformers.Trainer):
         if process_index() == 0:
             write_files(state)
 
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        # A run that died while its heads were fitted has no step left, and transformers would make one nevertheless.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **options)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_state(self.model, Path(resume_from_checkpoint))
 
