@@ -17,8 +17,9 @@ MISSING = "\N{EN DASH}"
 METHODS = {
     "probe": "logistic regression",
     "probe_texts": "the same on text features",
-    "lora": "LoRA",
+    "lora_texts": "LoRA, text heads",
     "none": "retrieval only",
+    "head": "`head`",
     "prototype": "`prototype`",
     "adapter": "`adapter`",
 }

@@ -10,8 +10,8 @@ from efficiency.data import SUITES
 from efficiency.document_tables import NOTHING, difference_cell
 from efficiency.summary import Row, arm_order, difference, label
 
-COMPARED = ("probe", "probe_texts", "lora")
-"""Methods that the adapters of a run are compared with."""
+COMPARED = ("probe", "probe_texts", "lora_texts")
+"""Methods that a new task of a run is compared with."""
 SUITE_COMPARED = ("probe_texts", "probe_names", "lora_texts", "adapter_shared_texts", "lora_shared_texts")
 """Methods that the models of a suite are compared with: those that do not call `add_task`."""
 SUITE_METHODS = {
@@ -34,18 +34,18 @@ def tables(of_run: list[Row], of_suites: list[Row]) -> dict[str, str]:
 
 
 def transfer_differences(rows: list[Row]) -> str:
-    """`adapter` minus what it is compared with by k, for each task over draws, and for all over (task, draw)."""
+    """The fit `head` minus what it is compared with by k, for each task over draws, and for all over (task, draw)."""
     scores = transfer_scores(rows)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     present = [method for method in COMPARED if any(row["method"] == method for row in rows)]
     body = []
     for k in sorted({k for k, _ in scores}):
-        ours = scores.get((k, "adapter"), {})
+        ours = scores.get((k, "head"), {})
         for task in (*tasks, None):
             chosen = {pair: score for pair, score in ours.items() if task in (pair[0], None)}
             cells = [difference_cell(difference(chosen, scores.get((k, method), {}))) for method in present]
             body.append([str(k), task or "**all**", *cells])
-    return markdown(["k", "task", *(f"`adapter` minus {METHODS[method]}" for method in present)], body)
+    return markdown(["k", "task", *(f"`head` minus {METHODS[method]}" for method in present)], body)
 
 
 def named(rows: list[Row]) -> list[Row]:

@@ -232,7 +232,7 @@ def test_learning_rates() -> None:
 
 
 def test_transfer() -> None:
-    scores = {("a", 0, "probe"): 0.5, ("a", 1, "probe"): 0.6, ("b", 0, "probe"): 0.7, ("a", 0, "adapter"): 0.8}
+    scores = {("a", 0, "probe"): 0.5, ("a", 1, "probe"): 0.6, ("b", 0, "probe"): 0.7, ("a", 0, "head"): 0.8}
     rows = [
         {"task": task, "k": 4, "seed": seed, "method": method, "score": score, "seconds": 1.0}
         for (task, seed, method), score in scores.items()

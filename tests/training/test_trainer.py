@@ -309,15 +309,16 @@ def test_a_training_that_ended_before_its_heads_were_fitted_makes_no_further_ste
     """transformers makes one more step if it resumes from the last one."""
     options = {**SHORT, "lr_scheduler_type": "constant", "max_steps": 7, "eval_steps": 7, "save_strategy": "steps"}
 
-    def die(trainer: Trainer) -> None:
+    def die() -> None:
         raise KeyboardInterrupt
 
     whole = make_model()
     trained(whole, make_data(), make_data(6, seed=1), **options, save_steps=7, output_dir=tmp_path / "a")
     arguments = TrainingArguments(**options, save_steps=7, output_dir=tmp_path / "b")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_finish", die)
-        Trainer(make_model(), make_data(), make_data(6, seed=1), arguments).train()
+    died = Trainer(make_model(), make_data(), make_data(6, seed=1), arguments)
+    monkeypatch.setattr(died, "_finish", die)
+    with pytest.raises(KeyboardInterrupt):
+        died.train()
     resumed = make_model()
     trainer = Trainer(resumed, make_data(), make_data(6, seed=1), arguments)
     trainer.train(resume_from_checkpoint=True)
