@@ -63,16 +63,31 @@ def test_the_comparison_has_the_rows_of_the_table_that_is_made_from_the_result_f
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in found] == rows != []
 
 
-def test_the_numbers_of_the_text_are_those_of_the_tables() -> None:
+def differences_of_plus(size: str) -> dict[str, dict[str, str]]:
+    """PHA+ minus each arm by suite, without the last bracket."""
     head, *rows = table_rows("plus-differences")
-    differences = {
+    return {
         row[1]: {suite: cell.replace("+", "").partition(";")[0] for suite, cell in zip(head, row, strict=True)}
         for row in rows
-        if row[0] == "n = 32"
+        if row[0] == size
     }
+
+
+def test_the_numbers_of_the_text_are_those_of_the_tables() -> None:
+    differences = differences_of_plus("n = 32")
+    more_rows = differences_of_plus("n = 100")["adapter, shared, text heads"]
+    assert f"with 100 rows a task, {more_rows['fdu']}) on the reviews, {more_rows['hwu64']}) on the intents" in PROSE
+    assert f"nothing on the posts ({more_rows['tweeteval'].replace(' (', ', ')})" in PROSE
     shared = differences["adapter, shared, text heads"]
     assert f"{shared['hwu64']}) on the intents, {shared['tweeteval']}) on the posts, {shared['fdu']}) on the" in PROSE
     assert f"{shared['main']}) on the twelve tasks, and {shared['all']}) in one model of all 51 tasks" in PROSE
+    alone = differences["PHA+ without hypernetwork"]
+    assert f"`plus` scores {alone['fdu']}) more on the reviews" in PROSE
+    intents, posts = (alone[suite].replace(" (", ", ", 1) for suite in ("hwu64", "tweeteval"))
+    assert f"On the intents ({intents}) and the posts ({posts}) the two" in PROSE
+    low_rank = differences["LoRA of rank 32, shared, text heads without token dropout"]["fdu"]
+    assert low_rank == "-0.7 (-1.3 to -0.1"
+    assert "A shared LoRA of rank 32 scores 0.7 (0.1 to 1.3) more than `plus` on the reviews" in PROSE
     copied = differences["adapter, shared, then per task, text heads"]
     assert f"{copied['all']}) more in the model of all 51 tasks and {copied['fdu']}) more on the reviews" in PROSE
     intents, posts = (copied[suite].replace(" (", ", ", 1) for suite in ("hwu64", "tweeteval"))

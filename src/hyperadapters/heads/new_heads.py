@@ -256,9 +256,9 @@ def _new_logistic_head(rows: TaskRows, related: Head | None, penalty: float) -> 
         loss = of_rows.loss + penalty / 2 * (weight.square().sum() + bias.square().sum())
         loss = loss + RELATED_SCALE_PENALTY / 2 * distance.square()
 
-        def products(weight: Tensor, bias: Tensor, scale: Tensor) -> list[Tensor]:
-            of_logits = of_rows.products(F.linear(inputs, weight, bias) + scale * known)
-            return of_values(of_logits, weight, bias, scale)
+        def products(weight_change: Tensor, bias_change: Tensor, scale_change: Tensor) -> list[Tensor]:
+            of_logits = of_rows.products(F.linear(inputs, weight_change, bias_change) + scale_change * known)
+            return of_values(of_logits, weight_change, bias_change, scale_change)
 
         return loss, of_values(of_rows.of_logits, weight, bias, distance), products
 

@@ -56,10 +56,18 @@ TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 11))
 STANDARDIZED_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
 """Candidates for C = 1 / penalty of `standardized_regression`. They are smaller than those of `LOGISTIC_PENALTIES`
 because the squared norm of a standardised input is about d, and that of the inputs of a head is about 1 or 2."""
-MEAN_CHANGE = 1e-9
-"""Mean change of a value in one step of Newton's method below which `minimize` stops."""
+MAX_GRADIENT = 1e-5
+"""Euclidean norm of the gradient up to which `minimize` takes a cost for minimised."""
+SOLVERS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("Newton-CG", {"xtol": 1e-13, "maxiter": 1000}),
+    ("trust-ncg", {"gtol": MAX_GRADIENT, "maxiter": 1000}),
+)
+"""Methods of SciPy and their options, each of which begins where the last one has ended. The first one goes on until
+the cost does not fall any more: its steps are inexact, and if the inputs have different scales, a small one does not
+mean that the end is near. Where its line search fails at the start, as with saturated probabilities, the second one
+does the work, and otherwise it has nothing to do."""
 BLOCK_ROWS = 16384
-"""Number of rows of which `penalized_logistic_head` holds a copy in float64 at a time."""
+"""Number of rows of whose inputs `penalized_logistic_head` holds a copy in float64 at a time."""
 FOLDS = 4
 """Maximum number of folds in the cross-validation of `logistic_regression`."""
 MANY_ROWS = 1000
@@ -271,12 +279,12 @@ def penalized_logistic_head(
         loss = penalty / 2 * distance.square().sum() + bias_penalty / 2 * bias_distance.square().sum()
         loss = loss + torch.stack([of_block.loss for of_block in costs]).sum()
 
-        def products(distance: Tensor, bias: Tensor) -> list[Tensor]:
+        def products(distance_change: Tensor, bias_change: Tensor) -> list[Tensor]:
             of_logits = (
-                of_block.products(F.linear(block.double(), distance, bias))
+                of_block.products(F.linear(block.double(), distance_change, bias_change))
                 for (block, *_), of_block in zip(blocks, costs, strict=True)
             )
-            return of_values(of_logits, distance, bias)
+            return of_values(of_logits, distance_change, bias_change)
 
         return loss, of_values((of_block.of_logits for of_block in costs), distance, bias_distance), products
 
@@ -339,7 +347,7 @@ class LabelCost(NamedTuple):
     """The sum of the losses of N rows and its derivatives with respect to their logits.
 
     Attributes:
-        loss: Sum of the losses of `target_losses`, a scalar.
+        loss: Sum of the losses, a scalar.
         of_logits: First derivatives [N, C].
         products: Function that multiplies the second derivatives by a direction of the logits [N, C].
     """
@@ -350,7 +358,7 @@ class LabelCost(NamedTuple):
 
 
 def label_cost(logits: Tensor, labels: Tensor, factors: Tensor | float = 1.0) -> LabelCost:
-    """Compute the sum of the losses of rows and its derivatives.
+    """Compute the sum of the losses of `target_losses` and its derivatives.
 
     Args:
         logits: Logits of shape [N, C].
@@ -380,9 +388,9 @@ def label_cost(logits: Tensor, labels: Tensor, factors: Tensor | float = 1.0) ->
 def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor], Products]], start: Sequence[Tensor]) -> list[Tensor]:
     """Minimise a convex cost with Newton's method, whose steps are found by conjugate gradients.
 
-    It is computed in float64 on the CPU, and until the values change so little that the result does not depend on the
-    order of sums. Features of different scales need many steps of a method that knows first derivatives only: with the
-    features of pairs of texts, L-BFGS takes several times as many passes over the rows, and ends less close.
+    It is computed in float64 on the CPU, and until the cost does not fall any more, so that the result does not depend
+    on the order of sums. Features of different scales need many steps of a method that knows first derivatives only:
+    with the features of pairs of texts, L-BFGS takes several times as many passes over the rows, and ends less close.
 
     Args:
         cost: Function of tensors with the shapes of `start`, in float64 on the CPU. It returns the cost, a scalar, its
@@ -390,7 +398,8 @@ def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor], Products]], sta
         start: Values at which the search starts.
 
     Returns:
-        The values with the lowest cost, with the types and on the devices of `start`.
+        The values with the lowest cost, with the types and on the devices of `start`. They are those of `start` if the
+        derivatives there are not finite.
     """
     sizes = [tensor.numel() for tensor in start]
     products_at: dict[bytes, Products] = {}
@@ -404,8 +413,8 @@ def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor], Products]], sta
         return found
 
     def flat_cost(flat: Array) -> tuple[float, Array]:
-        value, gradients, products = cost(*values(flat))
         products_at.clear()
+        value, gradients, products = cost(*values(flat))
         products_at[flat.tobytes()] = products
         return float(value), flat_values(gradients)
 
@@ -414,16 +423,14 @@ def minimize(cost: Callable[..., tuple[Tensor, Sequence[Tensor], Products]], sta
             flat_cost(flat)
         return flat_values(products_at[flat.tobytes()](*values(direction)))
 
+    found = flat_values(start)
     with one_blas_thread():
-        found = scipy_minimize(
-            flat_cost,
-            flat_values(start),
-            jac=True,
-            hessp=flat_products,
-            method="Newton-CG",
-            options={"xtol": MEAN_CHANGE},
-        )
-    return [value.to(tensor) for value, tensor in zip(values(found.x), start, strict=True)]
+        if not np.isfinite(flat_cost(found)[1]).all():
+            return list(start)
+        for method, options in SOLVERS:
+            result = scipy_minimize(flat_cost, found, jac=True, hessp=flat_products, method=method, options=options)
+            found = result.x
+    return [value.to(tensor) for value, tensor in zip(values(found), start, strict=True)]
 
 
 def ridge_regression(inputs: Array, targets: Array) -> RidgeCV:

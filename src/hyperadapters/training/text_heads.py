@@ -457,6 +457,10 @@ def set_text_heads(model: HyperAdapterModel, train: HeadRows, validation: HeadRo
     model.task_table.set_heads(made)
 
 
+_CostOfShares = Callable[[Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
+"""Returns the cost of shares [2], its derivatives [2], and a function that multiplies its second derivatives."""
+
+
 def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_size: int) -> tuple[float, float]:
     """Choose the shares of the regression's and the trained head's logits by regularised maximum likelihood.
 
@@ -512,12 +516,11 @@ def _shares(task: Task, rows: HeadRows, regression: Head, trained: Head, hidden_
     return first_share, second_share
 
 
-def _best_shares(cost: Callable[[Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]], free: Tensor) -> Tensor:
+def _best_shares(cost: _CostOfShares, free: Tensor) -> Tensor:
     """Minimise the cost of the shares plus the penalty on their distance from `PRIOR`.
 
     Args:
-        cost: Function of the shares [2] that returns the cost, its derivatives [2], and a function that multiplies its
-            second derivatives by a change of the shares [2].
+        cost: Cost of the shares without the penalty.
         free: 1 for each share that may vary, 0 for one that is fixed at zero, of shape [2].
 
     Returns:

@@ -721,8 +721,11 @@ class Trainer(transformers.Trainer):
             write_files(state)
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        # A run that died while its heads were fitted has no step left, and transformers would make one nevertheless.
-        if self.state.global_step < self.state.max_steps:
+        # A run that has made all of its `max_steps` and died while its heads were fitted has no step left, and
+        # transformers would make one nevertheless.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
             super()._run_epoch(*arguments, **options)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
