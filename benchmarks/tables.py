@@ -17,7 +17,7 @@ MISSING = "\N{EN DASH}"
 METHODS = {
     "probe": "logistic regression",
     "probe_texts": "the same on text features",
-    "lora_texts": "LoRA, text heads",
+    "lora": "LoRA",
     "none": "retrieval only",
     "head": "`head`",
     "prototype": "`prototype`",

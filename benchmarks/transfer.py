@@ -6,16 +6,16 @@
 
 The first adds four held-out tasks to the run with k examples a label, for each seed, and scores them on (500 rows of)
 their test files. It appends one JSON object a cell to benchmarks/results/transfer.jsonl. The logistic regression reads
-the frozen backbone's features of a row ("probe"), or what the heads of `plus` read of it ("probe_texts"). LoRA has the
-heads of `plus` ("lora_texts"). With --catalogue, tasks of the catalogue are added instead, without LoRA, and on
-backbones that generate text without a regression.
+the frozen backbone's features of a row ("probe"), or what the heads of `plus` read of it ("probe_texts"). LoRA is
+PEFT's, in the layers above the third, at the rate that the sample-efficiency benchmark chose. With --catalogue, tasks
+of the catalogue are added instead, without LoRA, and on backbones that generate text without a regression.
 
 The last holds every fourth task of a suite out and trains the models on the others, as the arms of the
 sample-efficiency benchmark at their first learning rates. Its rows are in suite_transfer.jsonl. The logistic regression
 reads frozen features of the texts ("probe_names": with the names of labels as examples), and LoRA has the heads of
 `plus`.
 
-Cells already there are skipped.
+Cells already there are skipped. Needs peft.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from efficiency.arms import ARMS
 from efficiency.data import MAX_LENGTHS, SUITES, read_size
 from efficiency.experiment import Setting
-from efficiency.few_shot import BASELINES, lora_texts
+from efficiency.few_shot import BASELINES, lora
 from efficiency.suite_transfer import DRAWS, TransferRunner
 from efficiency.training_loop import BUDGETS
 
@@ -106,9 +106,9 @@ def cell(
         make, known = features[method]
         answers = few_shot_probe(make(model, few), labels, known)
         report: dict[str, Any] = {"seconds": time.monotonic() - started}
-    elif method == "lora_texts":
+    elif method == "lora":
         assert setting is not None
-        answers = list(lora_texts(setting, task, few, splits["test"], seed))
+        answers = list(lora(setting, task, few, splits["test"], seed))
         report = {"seconds": time.monotonic() - started}
     else:
         fitted = model.add_task(task, few, fit=method, seed=seed)
@@ -157,15 +157,10 @@ def transfer_to_new(run: Path, folder: Path, names: list[str] | None, output: Pa
             features["probe"] = (frozen_features, frozen_features(model, splits["test"]))
         if reads_texts:
             features["probe_texts"] = (text_features, text_features(model, splits["test"]))
-        methods = (
-            *features,
-            *(() if setting is None else ("lora_texts",)),
-            "none",
-            "head" if reads_texts else "adapter",
-        )
+        baselines = (*features, *(() if setting is None else ("lora",)))
         for k in SHOTS:
             for seed in SEEDS:
-                for method in methods:
+                for method in (*baselines, "none", "head" if reads_texts else "adapter"):
                     if (task.name, k, seed, method) in done:
                         continue
                     row = cell(model, setting, task, splits, features, method, k, seed)

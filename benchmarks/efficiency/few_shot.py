@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from efficiency import finetuning_baselines
+from efficiency.baseline_networks import Network
 from efficiency.experiment import Cell, Setting
 from efficiency.library_methods import OwnLearner
 from efficiency.text_heads import SETTINGS
@@ -64,6 +66,18 @@ def _adapted_features(model: HyperAdapterModel, examples: Sequence[Example]) -> 
         task_ids = torch.zeros(len(rows), dtype=torch.long, device=model.device)
         found |= zip(rows, model.head_inputs(inputs, task_ids).cpu().numpy(), strict=True)
     return np.stack([found[row] for row in range(len(examples))])
+
+
+def lora(
+    setting: Setting, task: Task, few: Sequence[Example], inputs: Sequence[Example], seed: int
+) -> list[int | float]:
+    """Answers to inputs by PEFT's LoRA with a plain head; the arguments are those of `probe_texts`."""
+    few, inputs = _numbered(few), _numbered(inputs)
+    torch.manual_seed(seed)
+    data = (TaskData(task, {"train": few}),)
+    network = Network(finetuning_baselines.lora(setting, 1), data, setting.hidden_size)
+    _fit(setting, network, few, seed)
+    return network.answers(inputs)
 
 
 def lora_texts(

@@ -10,7 +10,7 @@ from efficiency.data import SUITES
 from efficiency.document_tables import NOTHING, difference_cell
 from efficiency.summary import Row, arm_order, difference, label
 
-COMPARED = ("probe", "probe_texts", "lora_texts")
+COMPARED = ("probe", "probe_texts", "lora")
 """Methods that a new task of a run is compared with."""
 SUITE_COMPARED = ("probe_texts", "probe_names", "lora_texts", "adapter_shared_texts", "lora_shared_texts")
 """Methods that the models of a suite are compared with: those that do not call `add_task`."""
