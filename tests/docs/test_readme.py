@@ -147,5 +147,16 @@ def test_the_numbers_about_new_tasks_are_those_of_the_table() -> None:
     assert f"{mean[0]}, {mean[1]} and {mean[2]} points above a LoRA for the new task with the same heads" in PROSE
 
 
+def test_the_numbers_about_the_task_that_fails_are_those_of_the_table() -> None:
+    head, *rows = table_rows("transfer")
+    few, more = (
+        [row[head.index(method)].partition(" ")[0] for method in ("`head`", "the same on text features")]
+        for row in rows
+        if row[0] in ("4", "16") and row[1] == "cb"
+    )
+    assert f"scores {few[0]} % with four examples of each label ({few[1]} % for the regression)" in PROSE
+    assert f"and {more[0]} % with 16 ({more[1]} %)" in PROSE
+
+
 def test_the_number_of_supported_model_types_is_right() -> None:
     assert f"\n{len(ARCHITECTURES)} model types of transformers are supported" in README
