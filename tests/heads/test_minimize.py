@@ -130,7 +130,7 @@ def test_a_start_whose_answers_are_certain_and_wrong() -> None:
     assert gradient_at_the_fitted_head(inputs, labels, start, 0.1) <= MAX_GRADIENT
 
 
-def squares(value: Tensor) -> tuple[Tensor, list[Tensor], Products]:
+def fourth_powers(value: Tensor) -> tuple[Tensor, list[Tensor], Products]:
     return (value**4).sum(), [4 * value**3], lambda change: [12 * value**2 * change]
 
 
@@ -144,19 +144,19 @@ def test_second_derivatives_are_those_of_the_values_that_are_asked_for(monkeypat
         return SimpleNamespace(x=start)
 
     monkeypatch.setattr(regression, "scipy_minimize", solve)
-    minimize(squares, [torch.tensor([1.0, 2.0])])
+    minimize(fourth_powers, [torch.tensor([1.0, 2.0])])
     for values in found:
         assert values.tolist() == [12, 48]
     assert found
 
 
 def test_the_result_has_the_type_of_the_start() -> None:
-    (found,) = minimize(squares, [torch.zeros(2)])
+    (found,) = minimize(fourth_powers, [torch.zeros(2)])
     assert found.tolist() == [0, 0]
     assert found.dtype == torch.float32
 
 
 def test_a_start_that_is_not_finite_is_left_as_it_is() -> None:
     """The products of conjugate gradients would not end for a long time."""
-    (found,) = minimize(squares, [torch.tensor([float("nan"), 1.0])])
+    (found,) = minimize(fourth_powers, [torch.tensor([float("nan"), 1.0])])
     assert found.isnan().tolist() == [True, False]

@@ -56,7 +56,7 @@ TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 11))
 STANDARDIZED_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1)
 """Candidates for C = 1 / penalty of `standardized_regression`. They are smaller than those of `LOGISTIC_PENALTIES`
 because the squared norm of a standardised input is about d, and that of the inputs of a head is about 1 or 2."""
-MAX_GRADIENT = 1e-5
+MAX_GRADIENT = 1e-6
 """Euclidean norm of the gradient up to which `minimize` takes a cost for minimised."""
 SOLVERS: tuple[tuple[str, dict[str, float]], ...] = (
     ("Newton-CG", {"xtol": 1e-13, "maxiter": 1000}),
